@@ -1,0 +1,20 @@
+"""Pure functional transforms over parameter pytrees that make trained networks smaller and train small ones.
+
+    small = jc.at(jc.matrices, jc.hashed(keep=1/8))(params)      # a pytree in, a pytree out
+    logits = model.apply(jc.materialize(small), x)               # any model, unchanged
+
+See README.md for a tour.
+"""
+
+from jaxcompress.arrays.atoms import DesignedAtoms
+from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
+from jaxcompress.arrays.convolved import ConvolvedArray, as_function
+from jaxcompress.arrays.factored import FactoredArray
+from jaxcompress.arrays.hashed import HashedArray
+from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.transforms.base import Transform, second_moments
+from jaxcompress.transforms.combinators import at, chain, identity, partition
+from jaxcompress.transforms.leafwise import LeafTransform, convolved, factored, hashed, initialize, vocabulary
+from jaxcompress.transforms.paths import matrices

@@ -1,0 +1,113 @@
+"""Designed atoms: a matrix of features that is recomputed wherever it is used, so it stores nothing.
+
+Column f of `atoms` (m, k) is one feature of the m inputs. "dct": orthonormal cosines over the input grid, lowest
+frequencies first; on a grid of several axes they are products of cosines, in the order of their frequency's norm.
+"random": the same cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
+preferred direction. A function of the grid's coordinates gives anything else. Costs m k operations to recompute
+(cosines are taken once per grid axis), and no storage.
+
+Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for the signed transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.permutation import mix, permute
+
+NAMES = ("dct", "random")
+
+
+@compact_array
+class DesignedAtoms(CompactArray):
+    """The first `count` atoms of a designed vocabulary on an input grid, in float32.
+
+    Attributes:
+        rule: "dct", "random", or a function from the grid's coordinates, integers (m, axes), to (m, atoms).
+        grid: the sizes of the input axes; their product is m.
+        count: how many atoms.
+        seed: the order and the signs of "random".
+    """
+
+    rule: str | Callable[[jax.Array], jax.Array] = static(default="dct")
+    grid: tuple[int, ...] = static(default=())
+    count: int = static(default=0)
+    seed: int = static(default=0)
+
+    def materialize(self) -> jax.Array:
+        if callable(self.rule):
+            return jnp.asarray(self.rule(coordinates(self.grid)), jnp.float32)[:, : self.count]
+        if self.rule == "dct":
+            return cosines(self.grid, low_frequencies(self.grid)[: self.count])
+        m = math.prod(self.grid)
+        order = permute(jnp.arange(m, dtype=jnp.uint32)[: self.count], m, self.seed).astype(jnp.int32)
+        sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(jnp.float32)
+        return sign[:, None] * cosines((m,), order[:, None])
+
+    def _leading(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return jnp.dtype("float32")
+
+    def _summary(self) -> str:
+        name = getattr(self.rule, "__name__", str(self.rule))
+        return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}"
+
+
+def coordinates(grid: tuple[int, ...]) -> jax.Array:
+    """The integer coordinates of a grid's points, row-major: (m, axes)."""
+    return jnp.stack(jnp.meshgrid(*(jnp.arange(size) for size in grid), indexing="ij"), axis=-1).reshape(-1, len(grid))
+
+
+def low_frequencies(grid: tuple[int, ...]) -> np.ndarray:
+    """Every cosine frequency of a grid, lowest norm (in cycles per sample) first: integers (m, axes)."""
+    frequencies = np.stack(np.meshgrid(*(np.arange(size) for size in grid), indexing="ij"), axis=-1).reshape(-1, len(grid))
+    norms = np.sum((frequencies / np.asarray(grid)) ** 2, axis=1)
+    return frequencies[np.argsort(norms.round(12), kind="stable")]
+
+
+def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.Array:
+    """Orthonormal products of cosines (DCT-II): (m, k) for integer frequencies (k, axes)."""
+    product = jnp.ones((1, frequencies.shape[0]), jnp.float32)
+    for axis, size in enumerate(grid):
+        frequency = jnp.asarray(frequencies[:, axis], jnp.int32)
+        # the phase is reduced in integers, so that large grids lose no accuracy
+        phase = ((2 * jnp.arange(size, dtype=jnp.int32)[:, None] + 1) * frequency) % jnp.int32(4 * size)
+        wave = jnp.cos(phase.astype(jnp.float32) * jnp.float32(math.pi / (2 * size)))
+        wave = wave * jnp.where(frequency == 0, jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size)))
+        product = (product[:, None, :] * wave[None, :, :]).reshape(-1, frequencies.shape[0])
+    return product
+
+
+def check_rule(rule: object, grid: tuple[int, ...]) -> int:
+    """How many atoms a rule can give on a grid.
+
+    Raises:
+        ValueError: for an unknown name, or a function whose result is no matrix with a row for each grid point.
+    """
+    m = math.prod(grid)
+    if callable(rule):
+        shape = jax.eval_shape(rule, jax.ShapeDtypeStruct((m, len(grid)), jnp.int32)).shape
+        if len(shape) != 2 or shape[0] != m:
+            raise ValueError(
+                f"atoms: the function {encode_name(rule)} returned shape {shape} for {m} grid points, expected ({m}, atoms)"
+            )
+        return shape[1]
+    if rule not in NAMES:
+        raise ValueError(
+            f"atoms={rule!r} is unknown: expected one of {', '.join(map(repr, (*NAMES, 'learned')))}, "
+            "a matrix (inputs, atoms), or a function of the grid's coordinates"
+        )
+    return m
+
+
+def encode_name(rule: object) -> str:
+    return getattr(rule, "__qualname__", repr(rule))

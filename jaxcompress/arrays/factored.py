@@ -1,0 +1,177 @@
+"""Rotate one matrix and cut: a product of rank r, stored as r of its own columns and how the others follow.
+
+`W = C [I T] P`: C (m, r) holds r columns of the product, T (r, n-r) says how the rest follow from them, P puts the
+columns back in place. That is r (m + n - r) numbers rather than r (m + n), so full rank costs exactly the dense
+count, plus one bit a column for the choice. The choice is a submatrix of nearly the largest volume, so no entry of T
+exceeds 1.01 and rounding does not grow. With more columns than rows the rows are chosen instead. Forward:
+2 r (m + n - r) operations a row.
+
+Source: Eckart and Young 1936; whitening as in SVD-LLM (arXiv:2403.07378); maxvol, Goreinov et al. 2010.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.layout import StaticArray
+
+
+@compact_array
+class FactoredArray(CompactArray):
+    """A matrix of low rank: some of its lines, and the mixing that makes the others.
+
+    Attributes:
+        lines: the chosen columns (..., m, r), or the chosen rows (..., r, n) when `by_rows`.
+        mixing: the other columns from the chosen (..., r, n-r), or the other rows (..., m-r, r).
+        chosen: which columns (or rows) the lines are; empty at full rank, where they are all.
+        by_rows: whether the lines are rows.
+    """
+
+    lines: jax.Array
+    mixing: jax.Array
+    chosen: StaticArray = static(default=StaticArray(np.zeros(0, bool)))
+    by_rows: bool = static(default=False)
+
+    def materialize(self) -> jax.Array:
+        if self._full:
+            return self.lines
+        if self.by_rows:
+            return jnp.concatenate([self.lines, self.mixing @ self.lines], axis=-2)[..., self._places, :]
+        return jnp.concatenate([self.lines, self.lines @ self.mixing], axis=-1)[..., self._places]
+
+    def _multiply(self, x: jax.Array) -> jax.Array:
+        if self._full:
+            return x @ self.lines
+        if self.by_rows:
+            return (x[..., self._lines] + x[..., self._others] @ self.mixing) @ self.lines
+        kept = x @ self.lines
+        return jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
+
+    def _take(self, rows: jax.Array) -> jax.Array:
+        if self.by_rows and not self._full:
+            return self._matrix()[rows]
+        return self._multiply_rows(self.lines[rows])
+
+    def _multiply_rows(self, kept: jax.Array) -> jax.Array:
+        return kept if self._full else jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
+
+    def _leading(self) -> tuple[int, ...]:
+        return self.lines.shape[:-2]
+
+    def _summary(self) -> str:
+        return f"rank {self.rank}"
+
+    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        return {} if self.by_rows else {"lines": metric}
+
+    @property
+    def rank(self) -> int:
+        return self.lines.shape[-2 if self.by_rows else -1]
+
+    @property
+    def _full(self) -> bool:
+        return self.chosen.array.size == 0
+
+    @property
+    def _lines(self) -> np.ndarray:
+        return np.flatnonzero(self.chosen.array)
+
+    @property
+    def _others(self) -> np.ndarray:
+        return np.flatnonzero(~self.chosen.array)
+
+    @property
+    def _places(self) -> np.ndarray:
+        return np.argsort(np.concatenate([self._lines, self._others]))
+
+    @classmethod
+    def fit(cls, matrix: np.ndarray, rank: int, *, metric: np.ndarray | None = None) -> FactoredArray:
+        """The product of rank `rank` with the least squared error, in float64 on the host.
+
+        Args:
+            matrix: (..., m, n); a stack shares one choice of lines.
+            rank: between 1 and min(m, n).
+            metric: (..., m, m) second moments of the inputs; the error is then that of the outputs.
+        """
+        target = np.asarray(matrix, np.float64)
+        *leading, m, n = target.shape
+        by_rows = m < n
+        stored = lambda value: jnp.asarray(value.reshape(*leading, *value.shape[-2:]), matrix.dtype)
+        if rank == min(m, n):
+            empty = np.zeros((*leading, 0, m) if by_rows else (*leading, n, 0))
+            return cls(stored(target), stored(empty), by_rows=by_rows, dims=(m, n))
+        target = target.reshape(-1, m, n)
+        right = principal_outputs(target, metric, rank)  # (stack, n, r), orthonormal columns
+        if by_rows:
+            left, upper = np.linalg.qr(target @ right)  # the product is left @ (upper @ right')
+            chosen, mixing, block = dominant_lines(left)
+            lines = block @ upper @ right.mT
+            mixing = mixing.mT
+        else:
+            chosen, mixing, block = dominant_lines(right)
+            lines = target @ right @ block.mT
+        return cls(stored(lines), stored(mixing), chosen=StaticArray(chosen), by_rows=by_rows, dims=(m, n))
+
+    @staticmethod
+    def numbers(m: int, n: int, rank: int) -> float:
+        """What rank `rank` costs to store."""
+        return rank * (m + n - rank) + (min(m, n) / 32 if rank < min(m, n) else 0)
+
+
+def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) -> np.ndarray:
+    """The output directions (stack, n, r) that carry most of the outputs' energy: projecting on them is the best rank r."""
+    stack, m, n = target.shape
+    if metric is None:
+        root = None
+        weighted = target
+    else:
+        # a trace of the plain metric settles what the data do not see
+        metric = np.broadcast_to(np.asarray(metric, np.float64), (stack, m, m))
+        values, vectors = np.linalg.eigh(metric)
+        values = np.maximum(values, 1e-10 * np.maximum(values[:, -1:], np.finfo(float).tiny))
+        root = np.sqrt(values)[:, :, None] * vectors.mT
+        weighted = root @ target
+    if n <= m:
+        first = max(0, n - rank)
+        return np.stack([scipy.linalg.eigh(w.T @ w, subset_by_index=[first, n - 1])[1][:, ::-1] for w in weighted])
+    left = np.stack([scipy.linalg.eigh(w @ w.T, subset_by_index=[m - rank, m - 1])[1][:, ::-1] for w in weighted])
+    return np.linalg.qr(weighted.mT @ left)[0]
+
+
+def dominant_lines(basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose r of n rows of a basis so that every other row is a small mixture of them.
+
+    Args:
+        basis: (stack, n, r), of full column rank; the whole stack shares one choice.
+        limit: no mixing entry is larger (their geometric mean over a stack).
+
+    Returns:
+        The choice as n booleans, the mixing (stack, r, n-r) and the chosen rows (stack, r, r), in the order of n.
+    """
+    stack, n, r = basis.shape
+    order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[1]
+    inside, outside = order[:r].copy(), order[r:].copy()
+    for sweep in range(sweeps):
+        if sweep % 64 == 0:  # fresh, so that the rank-one updates gather no error
+            coefficients = np.linalg.solve(basis[:, inside].mT, basis[:, outside].mT)  # (stack, r, n-r)
+        with np.errstate(divide="ignore"):
+            gain = np.log(np.abs(coefficients)).mean(axis=0)
+        i, j = np.unravel_index(np.argmax(gain), gain.shape)
+        if gain[i, j] <= np.log(limit):
+            break
+        # exchanging lines i and j multiplies the volume by |coefficient|: a rank-one update (Sherman and Morrison)
+        pivot = coefficients[:, i, j].copy()
+        column = coefficients[:, :, j].copy()
+        column[:, i] -= 1
+        row = coefficients[:, i, :].copy()
+        row[:, j] += 1
+        coefficients = coefficients - column[:, :, None] * row[:, None, :] / pivot[:, None, None]
+        inside[i], outside[j] = outside[j], inside[i]
+    chosen = np.zeros(n, bool)
+    chosen[inside] = True
+    block = basis[:, chosen]
+    return chosen, np.linalg.solve(block.mT, basis[:, ~chosen].mT), block

@@ -1,0 +1,107 @@
+"""Hashed weight sharing: every entry of the matrix is plus or minus one of K shared numbers.
+
+`W[i, j] = sign(i, j) * table[h(i, j)]`, where h and sign are integer arithmetic on the position and a seed. h is
+balanced: a seeded permutation of the positions, modulo K, so every number is used equally often, give or take
+one. Stored: K numbers. Forward: the dense product, 2 m n operations a row, and about 70 integer operations for
+each shared run of the matrix, once a call.
+
+Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not balanced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.arrays.projection import project
+
+
+@compact_array
+class HashedArray(CompactArray):
+    """A matrix whose entries are signed look-ups in a small table.
+
+    Attributes:
+        table: (..., K) shared numbers.
+        seed: which hash.
+        block: how many neighbours along the outputs are shared as one run; a shorter run ends a row that is no
+            multiple of it.
+    """
+
+    table: jax.Array
+    seed: int = static(default=0)
+    block: int = static(default=1)
+
+    def materialize(self) -> jax.Array:
+        m, n = self.matrix_shape
+        return self._rows(jnp.arange(m, dtype=jnp.uint32), n)
+
+    def _take(self, rows: jax.Array) -> jax.Array:
+        return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])
+
+    def _leading(self) -> tuple[int, ...]:
+        return self.table.shape[:-1]
+
+    def _summary(self) -> str:
+        return f"block={self.block}" if self.block > 1 else ""
+
+    def _rows(self, rows: jax.Array, n: int) -> jax.Array:
+        """The given rows of the matrix: (..., *rows.shape, n)."""
+        m, size = self.matrix_shape[0], self.table.shape[-1]
+        start, sign = run_starts(rows, m, n, self.block, self.seed)
+        if n % self.block == 0 and size % self.block == 0:
+            runs = self.table.reshape(*self.table.shape[:-1], size // self.block, self.block)
+            index = (start // np.uint32(self.block)) % np.uint32(size // self.block)
+            # the index is in range by construction; astype: gathers take signed indices
+            shared = runs.at[..., index.astype(jnp.int32), :].get(mode="promise_in_bounds")
+            signed = shared * sign[..., None].astype(shared.dtype)
+            return signed.reshape(*signed.shape[:-2], n)
+        offset = jnp.arange(self.block, dtype=jnp.uint32)
+        index = (start[..., None] + offset) % np.uint32(size)
+        index = index.reshape(*rows.shape, -1)[..., :n].astype(jnp.int32)
+        sign = jnp.repeat(sign, self.block, axis=-1)[..., :n]
+        return self.table.at[..., index].get(mode="promise_in_bounds") * sign.astype(self.table.dtype)
+
+    @classmethod
+    def fit(cls, matrix: np.ndarray, size: int, *, seed: int = 0, block: int = 1, metric: np.ndarray | None = None) -> HashedArray:
+        """The table of `size` numbers with the least squared error: signed means over each number's entries.
+
+        Args:
+            matrix: (..., m, n).
+            size: K; at K = m n the array is the dense matrix.
+            seed: which hash.
+            block: entries shared as one run.
+            metric: (..., m, m) second moments of the inputs; the error is then that of the outputs, found by
+                conjugate gradients from the plain means.
+        """
+        leading, dims = matrix.shape[:-2], matrix.shape[-2:]
+        matrix = jnp.asarray(matrix)
+        empty = cls(jnp.zeros((*leading, size), matrix.dtype), seed=seed, block=block, dims=dims)
+        (sums,) = jax.vjp(lambda table: dataclasses.replace(empty, table=table)._matrix(), empty.table)[1](matrix)
+        uses = -(-(np.prod(dims) - np.arange(size)) // size)
+        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses, matrix.dtype))
+        return array if metric is None else project(array, matrix, metric)
+
+
+def run_starts(rows: jax.Array, m: int, n: int, block: int, seed: int) -> tuple[jax.Array, jax.Array]:
+    """Where each run of each given row begins in the endless sequence that fills the table again and again.
+
+    Whole runs are laid in a seeded order, then the shorter runs that end the rows, so that the sequence modulo any
+    table size uses every number equally often, give or take one.
+
+    Returns:
+        uint32 starts and +-1 signs (int8), both of shape (*rows.shape, runs in a row).
+    """
+    whole, rest = divmod(n, block)
+    run = rows[..., None] * np.uint32(whole) + jnp.arange(whole, dtype=jnp.uint32)
+    start = permute(run, m * whole, seed) * np.uint32(block) if whole else run
+    identity = run
+    if rest:
+        tail = np.uint32(m * whole * block) + permute(rows, m, seed ^ 0x7A11) * np.uint32(rest)
+        start = jnp.concatenate([start, tail[..., None]], axis=-1)
+        identity = jnp.concatenate([identity, (rows + np.uint32(m * whole))[..., None]], axis=-1)
+    return start, jnp.where(mix(identity, seed ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1))

@@ -1,0 +1,131 @@
+"""Which dimensions of a weight are a matrix's inputs and which its outputs.
+
+Dense kernels (in, out), Equinox's (out, in), attention's (model, heads, size) and convolutions
+(height, width, in, out) are all one plain matrix (m, n) read through a `MatrixAxes`; reading costs a transpose
+and a reshape and stores nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixAxes:
+    """The roles of a weight's dimensions; those in neither role are a stack and come first.
+
+    Args:
+        inputs: the position or positions that are contracted with the input.
+        outputs: the position or positions that the product has.
+
+    Positions are those of numpy. They are kept negative, counted from the end, so that stacking layers in
+    front changes nothing.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.MatrixAxes(inputs=0, outputs=(1, 2)).resolve(ndim=3)
+        MatrixAxes(inputs=(-3,), outputs=(-2, -1))
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs"):
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, int) else tuple(int(axis) for axis in value)
+            if not value:
+                raise ValueError(f"MatrixAxes needs at least one dimension in {name}, got none")
+            object.__setattr__(self, name, value)
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions the matrix takes, without a stack."""
+        return len(self.inputs) + len(self.outputs)
+
+    def resolve(self, ndim: int) -> MatrixAxes:
+        """These roles for an array of `ndim` dimensions, as negative positions.
+
+        Raises:
+            ValueError: when a position is out of range or named twice, or a stack dimension does not come first.
+        """
+        negative = [axis - ndim if axis >= 0 else axis for axis in self.inputs + self.outputs]
+        if sorted(negative) != list(range(-self.ndim, 0)) or self.ndim > ndim:
+            raise ValueError(
+                f"{self} does not fit an array of {ndim} dimensions: inputs and outputs are together its last "
+                "dimensions, each once, and a stack comes first (jnp.moveaxis helps)"
+            )
+        return MatrixAxes(tuple(negative[: len(self.inputs)]), tuple(negative[len(self.inputs) :]))
+
+    def swapped(self) -> MatrixAxes:
+        """Inputs as outputs and outputs as inputs."""
+        return MatrixAxes(self.outputs, self.inputs)
+
+    def reversed(self, ndim: int) -> MatrixAxes:
+        """The same roles after all `ndim` dimensions are put in reverse order."""
+        return MatrixAxes(tuple(-ndim - 1 - a for a in self.inputs), tuple(-ndim - 1 - a for a in self.outputs))
+
+    def matrix_shape(self, dims: tuple[int, ...]) -> tuple[int, int]:
+        """(m, n) for the given sizes of the last dimensions."""
+        return math.prod(dims[a] for a in self.inputs), math.prod(dims[a] for a in self.outputs)
+
+    def to_matrix(self, array: Any) -> Any:
+        """An array of this layout as plain matrices (..., m, n); numpy stays numpy."""
+        if self == MATRIX:
+            return array
+        leading = array.shape[: array.ndim - self.ndim]
+        order = [*range(len(leading)), *(array.ndim + axis for axis in self.inputs + self.outputs)]
+        return array.transpose(order).reshape(*leading, *self.matrix_shape(array.shape))
+
+    def from_matrix(self, matrix: Any, dims: tuple[int, ...] | None) -> Any:
+        """Plain matrices (..., m, n) as arrays of this layout, with trailing sizes `dims`."""
+        if self == MATRIX:
+            return matrix
+        assert dims is not None, "a layout other than (in, out) needs its sizes"
+        leading = matrix.shape[:-2]
+        split = matrix.reshape(*leading, *(dims[axis] for axis in self.inputs + self.outputs))
+        sources = [len(leading) + i for i in range(self.ndim)]
+        targets = [len(leading) + self.ndim + axis for axis in self.inputs + self.outputs]
+        return (np if isinstance(matrix, np.ndarray) else jnp).moveaxis(split, sources, targets)
+
+
+MATRIX = MatrixAxes((-2,), (-1,))
+"""The plain layout: (in, out)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StaticArray:
+    """A boolean numpy array as part of a tree's structure: compared and hashed by content, the digest cached.
+
+    An integer child would break `jax.grad` and every optimizer, so a choice that cannot be avoided is static.
+    It is counted: one bit an entry.
+    """
+
+    array: np.ndarray
+    digest: str = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        array = np.ascontiguousarray(self.array, dtype=bool)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "digest", hashlib.sha256(array.tobytes()).hexdigest())
+
+    @property
+    def words(self) -> float:
+        """The size in 32-bit numbers."""
+        return self.array.size / 32
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticArray) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"StaticArray({self.array.size} bits, {int(self.array.sum())} set)"

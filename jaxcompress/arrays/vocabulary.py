@@ -1,0 +1,80 @@
+"""Feature vocabularies: every column of the matrix is a mixture of a few shared features of the inputs.
+
+`W = atoms @ codes` with atoms (m, k) and codes (k, n). Designed atoms are recomputed and cost nothing to store:
+k n numbers; learned or given atoms are stored too: k (m + n). Forward: `(x @ atoms) @ codes`, 2 k (m + n) operations
+a row.
+
+Source: Denil et al. 2013 (arXiv:1306.0543); LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.atoms import DesignedAtoms
+from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
+
+
+@compact_array
+class VocabularyArray(CompactArray):
+    """A matrix written as features (atoms) times mixing coefficients (codes).
+
+    Attributes:
+        atoms: (..., m, k): `DesignedAtoms`, or stored numbers.
+        codes: (..., k, n).
+    """
+
+    atoms: CompactArray | jax.Array
+    codes: CompactArray | jax.Array
+
+    linear_in = "codes"
+
+    def materialize(self) -> jax.Array:
+        return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
+
+    def _multiply(self, x: jax.Array) -> jax.Array:
+        return (x @ self._dense_atoms()) @ self.codes
+
+    def _take(self, rows: jax.Array) -> jax.Array:
+        return self._dense_atoms()[rows] @ self.codes
+
+    def _leading(self) -> tuple[int, ...]:
+        return self.codes.shape[:-2]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.codes.dtype
+
+    def _summary(self) -> str:
+        return self.atoms._summary() if isinstance(self.atoms, CompactArray) else f"{self.atoms.shape[-1]} stored atoms"
+
+    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        atoms = np.asarray(self._dense_atoms(), np.float64)
+        gram = atoms.mT @ (atoms if metric is None else metric @ atoms)
+        return {"atoms": metric, "codes": gram}
+
+    def _dense_atoms(self) -> jax.Array:
+        # atoms may be stored as anything, designed ones in float32: the codes say in which dtype to compute
+        return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(self.codes.dtype)
+
+    @classmethod
+    def fit(cls, matrix: np.ndarray, atoms: CompactArray | np.ndarray, *, metric: np.ndarray | None = None) -> VocabularyArray:
+        """The codes with the least squared error, in float64 on the host.
+
+        Args:
+            matrix: (..., m, n).
+            atoms: (..., m, k), designed or numbers to store.
+            metric: (..., m, m) second moments of the inputs; what they do not see is fitted plainly.
+        """
+        dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
+        target = np.asarray(matrix, np.float64)
+        codes = np.linalg.pinv(dense) @ target
+        if metric is not None:
+            weighted = np.asarray(metric, np.float64) @ dense
+            codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
+                weighted.mT @ (target - dense @ codes)
+            )
+        stored = atoms if isinstance(atoms, DesignedAtoms) or is_compact(atoms) else jnp.asarray(dense, matrix.dtype)
+        return cls(stored, jnp.asarray(codes, matrix.dtype), dims=matrix.shape[-2:])

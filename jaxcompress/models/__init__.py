@@ -1,0 +1,1 @@
+"""Ordinary Flax models that know nothing of the rest."""

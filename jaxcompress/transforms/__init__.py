@@ -1,0 +1,1 @@
+"""Params to params: transforms and the combinators that compose them."""

@@ -1,0 +1,117 @@
+"""A transform is a pure function from parameters to parameters that prints and compares.
+
+`transform(params, moments)` gives the new tree; `transform.apply(params, moments)` gives the moments that go with it,
+too. Moments are a tree like the parameters with a matrix, the second moments of a weight's inputs, or None at every
+leaf. Transforms run eagerly on the host, since sizes depend on values. The cost is the transform's own fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.transforms.paths import named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """Where in a tree a transform works: the name in front, and whether its leaves were picked by name."""
+
+    prefix: str = ""
+    by_name: bool = False
+
+
+class Transform:
+    """The base of every transform; a subclass gives `_apply`."""
+
+    def __call__(self, params: Any, moments: Any = None) -> Any:
+        """The transformed parameters; the given ones are not changed."""
+        return self.apply(params, moments)[0]
+
+    def apply(self, params: Any, moments: Any = None) -> tuple[Any, Any]:
+        """The transformed parameters, and the moments of their inputs.
+
+        Args:
+            params: any pytree of arrays and compact arrays.
+            moments: a tree with a (..., m, m) matrix or None at each leaf of `params`; None knows nothing.
+
+        Raises:
+            ValueError: for a NaN or an infinity in a selected leaf, moments that do not fit, a keep out of reach.
+            TypeError: under `jax.jit` and its like, or for a leaf that was picked by name and is no weight.
+        """
+        check_tree(params)
+        check_moments(params, moments)
+        return self._apply(params, moments, Scope()), moments
+
+    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        raise NotImplementedError
+
+
+def check_tree(params: Any) -> None:
+    """Refuse traced values: the sizes of the result depend on data."""
+    for name, leaf in named_leaves(params):
+        if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(leaf)):
+            raise TypeError(
+                f"{name or 'params'}: a transform was called under a JAX transformation; call it outside jax.jit, "
+                "jax.grad and jax.vmap, then use the parameters that it gives under them"
+            )
+
+
+def moments_by_name(moments: Any) -> dict[str, Any]:
+    """The matrices of a moments tree by leaf name."""
+    return dict(named_leaves(moments))
+
+
+def check_moments(params: Any, moments: Any) -> None:
+    """Refuse moments that belong to no leaf; shapes are checked where they are used."""
+    leaves = [name for name, _ in named_leaves(params)]
+    unknown = sorted(set(moments_by_name(moments)) - set(leaves))
+    if unknown:
+        raise ValueError(f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}")
+
+
+def map_leaves(visit: Any, params: Any, moments: Any, scope: Scope) -> Any:
+    """A tree with `visit(name, leaf, metric)` in place of every leaf; a compact array is one leaf."""
+    metrics = moments_by_name(moments)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_compact)
+    names = [name for name, _ in named_leaves(params)]
+    return jax.tree_util.tree_unflatten(
+        treedef, [visit(name, leaf, metrics.get(name)) for name, (_, leaf) in zip(names, flat, strict=True)]
+    )
+
+
+def second_moments(x: Any) -> jax.Array:
+    """The second moments of a layer's inputs: the metric in which a weight's error is the error of its outputs.
+
+    Args:
+        x: (..., m) inputs, all leading dimensions being examples.
+
+    Returns:
+        (m, m): the mean of `x x'`, in float32.
+
+    Raises:
+        ValueError: without examples, or for a NaN or an infinity.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.second_moments(jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+        Array([[5., 1.],
+               [1., 2.]], dtype=float32)
+    """
+    x = np.asarray(x)
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(f"second_moments expects inputs (..., examples, m) with at least one example, got shape {x.shape}")
+    if not np.isfinite(x.astype(np.float32)).all():
+        raise ValueError("second_moments: the inputs contain NaN or infinity; remove or repair those examples")
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
+    return jnp.matmul(rows.T, jnp.asarray(rows), precision="highest") / np.float32(len(rows))
+
+
+def child_moments(node: CompactArray, metric: Any) -> dict[str, Any]:
+    """The metric of each child of a compact array, given that of the array's inputs."""
+    return node._child_metrics(None if metric is None else np.asarray(metric, np.float64))

@@ -1,0 +1,181 @@
+"""Transforms made of transforms: one after another, by pattern, by label, or none.
+
+`chain` is associative with `identity` as its unit; `at` picks leaves by pattern and `partition` by label, each leaf
+once. They cost what the transforms in them cost.
+
+Source: the combinators of optax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
+from jaxcompress.transforms.paths import Selector, is_literal, join, named_leaves, names_within, select
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Chain(Transform):
+    """Transforms in order, each on what the one before gave."""
+
+    transforms: tuple[Transform, ...]
+
+    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        for transform in self.transforms:
+            params = transform._apply(params, moments, scope)
+        return params
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.transforms))})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class At(Transform):
+    """A transform on the leaves that a pattern picks, all others untouched."""
+
+    pattern: str | Selector
+    transform: Transform
+
+    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        matched = 0
+        inner = dataclasses.replace(scope, by_name=is_literal(self.pattern))
+
+        def visit(prefix: str, name: str, leaf: Any, metric: Any) -> Any:
+            nonlocal matched
+            if select(self.pattern, name, leaf):
+                matched += 1
+                return self.transform._apply(leaf, metric, dataclasses.replace(inner, prefix=join(prefix, name)))
+            if not isinstance(leaf, CompactArray):
+                return leaf
+            metrics = None
+            changes = {}
+            for child in leaf._children:
+                below = join(name, child)
+                if not any(select(self.pattern, join(below, n), None) for n in names_within(getattr(leaf, child))) and not callable(
+                    self.pattern
+                ):
+                    continue
+                metrics = child_moments(leaf, metric) if metrics is None else metrics
+                changes[child] = visit(prefix, below, getattr(leaf, child), metrics.get(child))
+            return dataclasses.replace(leaf, **changes) if changes else leaf
+
+        result = map_leaves(lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments, scope)
+        if not matched:
+            raise ValueError(f"at({self.pattern!r}) matches no leaf; there are: {', '.join(names_within(params)) or 'none'}")
+        return result
+
+    def __repr__(self) -> str:
+        return f"at({self.pattern!r}, {self.transform!r})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Partition(Transform):
+    """A transform for each label, and a label for each leaf."""
+
+    transforms: tuple[tuple[str, Transform], ...]
+    labels: Any = dataclasses.field(compare=False)
+
+    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        labels = self.labels(params) if callable(self.labels) else self.labels
+        table = dict(self.transforms)
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
+        try:
+            broadcast = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_compact), labels, params)
+            flat = treedef.flatten_up_to(broadcast)
+        except ValueError as error:
+            raise ValueError(f"partition: the labels do not fit the parameters: {error}") from None
+        names = [name for name, _ in named_leaves(params)]
+        wrong = {name: label for name, label in zip(names, flat, strict=True) if label not in table}
+        if wrong:
+            raise ValueError(f"partition has transforms for the labels {sorted(table)}, but these leaves have others: {wrong}")
+        by_name = dict(zip(names, flat, strict=True))
+
+        def visit(name: str, leaf: Any, metric: Any) -> Any:
+            return table[by_name[name]]._apply(leaf, metric, dataclasses.replace(scope, prefix=join(scope.prefix, name)))
+
+        return map_leaves(visit, params, moments, scope)
+
+    def __repr__(self) -> str:
+        return f"partition({dict(self.transforms)!r}, {self.labels!r})"
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms one after another; keeps multiply along the way.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.chain(jc.vocabulary(keep=1/2), jc.at("**/codes", jc.hashed(keep=1/4)))
+        chain(vocabulary(keep=0.5), at('**/codes', hashed(keep=0.25)))
+    """
+    _check_transforms("chain", transforms)
+    flat = [inner for t in transforms for inner in (t.transforms if isinstance(t, Chain) else (t,))]
+    return flat[0] if len(flat) == 1 else Chain(tuple(flat))
+
+
+def identity() -> Transform:
+    """The transform that changes nothing: the unit of `chain`.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.chain(jc.identity(), jc.hashed(keep=1/2)) == jc.hashed(keep=1/2)
+        True
+    """
+    return Chain(())
+
+
+def at(pattern: str | Selector, transform: Transform) -> Transform:
+    """Apply a transform to the leaves whose names a pattern matches.
+
+    Args:
+        pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on the tree as
+            received; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a compact array
+            before its children and stops there; to nest, name the child: `**/kernel/codes`.
+        transform: what to do there; it sees the leaf as its whole tree.
+
+    Raises:
+        ValueError: when called, for a pattern that matches nothing; the message lists what there was.
+        TypeError: when called, for a leaf that is picked by name (no wildcard in the pattern's last part) and
+            cannot be compacted.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> params = {"first": {"kernel": jnp.ones((4, 8))}, "last": {"kernel": jnp.ones((8, 2))}}
+        >>> jc.at("first/*", jc.hashed(keep=1/4))(params)["first"]["kernel"]
+        HashedArray((4, 8) float32, 8 stored = 1/4)
+    """
+    _check_transforms("at", (transform,))
+    if not (isinstance(pattern, str) or callable(pattern)):
+        raise TypeError(f"at expects a pattern string or a selector (name, leaf) -> bool, got {pattern!r}")
+    return At(pattern, transform)
+
+
+def partition(transforms: Mapping[str, Transform], labels: Any | Callable[[Any], Any]) -> Transform:
+    """Give every leaf a label and every label a transform.
+
+    Args:
+        transforms: a transform for each label.
+        labels: a tree of strings like the (dense) parameters or a prefix of it, or a function from parameters to one.
+
+    Raises:
+        ValueError: when called, for labels without a transform or of another structure.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> params = {"body": jnp.ones((4, 8)), "head": jnp.ones((8, 2))}
+        >>> small = jc.partition({"shrink": jc.hashed(keep=1/4), "stay": jc.identity()}, {"body": "shrink", "head": "stay"})(params)
+        >>> small["body"].stored_numbers, small["head"].shape
+        (8, (8, 2))
+    """
+    _check_transforms("partition", transforms.values())
+    return Partition(tuple(transforms.items()), labels)
+
+
+def _check_transforms(what: str, transforms: Any) -> None:
+    for transform in transforms:
+        if not isinstance(transform, Transform):
+            raise TypeError(f"{what} expects transforms such as jc.hashed(keep=1/8), got {transform!r}")

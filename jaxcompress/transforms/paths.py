@@ -1,0 +1,98 @@
+"""Names and patterns for the leaves of any parameter tree.
+
+A leaf's name is its path, parts joined by "/", alike for linen, nnx, equinox, haiku and plain containers. A pattern
+matches part by part: `*` and `?` within one part, `**` for any number of parts. A compact array is one leaf; only a
+pattern that names one of its children looks inside.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcompress.arrays.base import CompactArray, is_compact
+
+Selector = Callable[[str, Any], bool]
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The name of a key path; nnx's `.value` attribute is left out, a dictionary key "value" is not."""
+    parts = []
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
+            continue
+        part = next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
+        parts.append(str(part))
+    return "/".join(parts)
+
+
+def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, leaf) of every leaf, compact arrays as one leaf."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]:
+        yield join(prefix, leaf_name(path)), leaf
+
+
+def names_within(tree: Any) -> list[str]:
+    """Every name a pattern can meet: leaves, and the children of compact arrays."""
+    names: list[str] = []
+    for name, leaf in named_leaves(tree):
+        names.append(name)
+        if isinstance(leaf, CompactArray):
+            for child in leaf._children:
+                names += [join(join(name, child), inner) for inner in names_within(getattr(leaf, child))]
+    return names
+
+
+def join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern such as `**/kernel` or `encoder/*/bias` matches a whole name.
+
+    Example:
+        >>> from jaxcompress.transforms.paths import matches
+        >>> matches("**/kernel", "dense_0/kernel"), matches("*", "dense_0/kernel")
+        (True, False)
+    """
+    return _match(tuple(pattern.split("/")), tuple(name.split("/")) if name else ())
+
+
+@functools.cache
+def _match(pattern: tuple[str, ...], name: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(_match(pattern[1:], name[skip:]) for skip in range(len(name) + 1))
+    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _match(pattern[1:], name[1:])
+
+
+class _Matrices:
+    """The selector `jc.matrices`: float leaves of two dimensions, and compact arrays."""
+
+    def __call__(self, name: str, leaf: Any) -> bool:
+        if is_compact(leaf):
+            return True
+        return getattr(leaf, "ndim", 0) == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+    def __repr__(self) -> str:
+        return "jc.matrices"
+
+
+matrices = _Matrices()
+"""Selects every matrix of a tree in any framework: `jc.at(jc.matrices, transform)`."""
+
+
+def select(pattern: str | Selector, name: str, leaf: Any) -> bool:
+    """Whether a pattern or a selector picks a leaf."""
+    return bool(pattern(name, leaf)) if callable(pattern) else matches(pattern, name)
+
+
+def is_literal(pattern: str | Selector) -> bool:
+    """Whether a pattern picks leaves by name: no wildcard in its last part."""
+    return isinstance(pattern, str) and not set("*?[") & set(pattern.rsplit("/", 1)[-1])
