@@ -6,6 +6,8 @@
 See README.md for a tour.
 """
 
+from jaxcompress.analysis.frontier import Frontier, frontier
+from jaxcompress.analysis.report import Report, report
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
 from jaxcompress.arrays.convolved import ConvolvedArray, as_function
@@ -13,8 +15,47 @@ from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.checkpoint import load, save
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.leafwise import LeafTransform, convolved, factored, hashed, initialize, vocabulary
 from jaxcompress.transforms.paths import matrices
+
+__all__ = [
+    "CompactArray",
+    "ConvolvedArray",
+    "DesignedAtoms",
+    "FactoredArray",
+    "FitState",
+    "Frontier",
+    "HashedArray",
+    "LeafTransform",
+    "MatrixAxes",
+    "Report",
+    "Transform",
+    "VocabularyArray",
+    "as_function",
+    "at",
+    "chain",
+    "compact_array",
+    "convolved",
+    "cross_entropy",
+    "factored",
+    "fit",
+    "frontier",
+    "hashed",
+    "identity",
+    "initialize",
+    "load",
+    "materialize",
+    "matmul",
+    "matrices",
+    "partition",
+    "report",
+    "save",
+    "second_moments",
+    "static",
+    "stored_numbers",
+    "vocabulary",
+]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from functools import partial
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
@@ -22,8 +21,11 @@ from flax import serialization
 
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes, StaticArray
 
-static = partial(dataclasses.field, metadata={"static": True})
-"""A dataclass field that is part of the structure (sizes, seeds), not of the stored numbers."""
+
+def static(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the structure (a size, a seed), not of the stored numbers."""
+    return dataclasses.field(default=default, kw_only=kw_only, metadata={"static": True})
+
 
 registered: dict[str, type[CompactArray]] = {}
 """Every compact array type by class name: what a checkpoint may name."""

@@ -83,7 +83,6 @@ class Unreachable(ValueError):
     def __init__(self, least: float, why: str):
         super().__init__(why)
         self.least = least
-        self.why = why
 
 
 class PerLeaf:
@@ -144,9 +143,8 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
             raise Unreachable(1, f"keep={keep:g} of {m} x {n} is less than one number")
         array = transform.fit(matrix, numbers, metric, path)
     except Unreachable as error:
-        raise ValueError(
-            f"{where}: {error.why}; the least keep this form reaches on {m} x {n} is {math.ceil(error.least / (m * n) * 1e6) / 1e6:g}"
-        ) from None
+        least = math.ceil(error.least / (m * n) * 1e6) / 1e6
+        raise Unreachable(error.least, f"{where}: {error}; the least keep this form reaches on {m} x {n} is {least:g}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     dims = values.shape[values.ndim - axes.ndim :]

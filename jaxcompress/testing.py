@@ -1,0 +1,231 @@
+"""The laws of the library as checks for your own array types and transforms.
+
+`check_array` and `check_transform` raise an AssertionError that says which law fails and by how much; they take a second
+or two. The same checks run on the library's own arrays and transforms in its tests.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import serialization
+
+from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
+from jaxcompress.checkpoint import load, save
+from jaxcompress.transforms.base import Transform
+from jaxcompress.transforms.combinators import chain, identity
+from jaxcompress.transforms.paths import named_leaves
+
+
+def check_array(array: CompactArray, *, export: bool = True) -> None:
+    """Check every law that one compact array can be held to.
+
+    Args:
+        array: an instance of the type, unstacked, of float32 children.
+        export: also lower value and gradient for CPU, CUDA and TPU (the slowest check).
+
+    Raises:
+        AssertionError: naming the law.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> from jaxcompress.testing import check_array
+        >>> check_array(jc.hashed(keep=1/4)(jnp.ones((6, 4))), export=False)
+    """
+    dense = array.materialize()
+    _require(array.shape == dense.shape, f"shape: the array says {array.shape}, materialize gives {dense.shape}")
+    _require(array.dtype == dense.dtype, f"dtype: the array says {array.dtype}, materialize gives {dense.dtype}")
+    _require(array.ndim == array.axes.ndim, f"check_array takes an unstacked array, got shape {array.shape}")
+    _check_count(array)
+    _check_meaning(array, dense)
+    _check_gradient(array, dense)
+    _check_dtype(array)
+    _check_stack(array)
+    _check_tree(array, dense)
+    _check_round_trip(array)
+    if export:
+        _check_export(array)
+
+
+def check_transform(transform: Transform, params: Any, moments: Any = None) -> None:
+    """Check every law that a shape-keeping transform can be held to, on one tree.
+
+    Args:
+        transform: the transform.
+        params: a tree of float32 leaves, not to be changed.
+        moments: handed to the transform.
+
+    Raises:
+        AssertionError: naming the law.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> from jaxcompress.testing import check_transform
+        >>> check_transform(jc.hashed(keep=1/4), {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)})
+    """
+    before = jax.tree.map(np.array, params)
+    small = transform(params, moments)
+    _require(_same_bits(before, params), "purity: the given parameters were changed")
+    _require(_same_bits(small, transform(params, moments)), "purity: a second call gave other numbers")
+    old, new = dict(named_leaves(params)), dict(named_leaves(small))
+    _require(old.keys() == new.keys(), f"transparency: the tree's leaves changed from {sorted(old)} to {sorted(new)}")
+    for name, leaf in new.items():
+        if hasattr(leaf, "shape"):
+            same = leaf.shape == old[name].shape and leaf.dtype == old[name].dtype
+            _require(same, f"meaning: {name} changed from {old[name].shape} {old[name].dtype} to {leaf.shape} {leaf.dtype}")
+        if is_compact(leaf) and leaf.ndim == leaf.axes.ndim:
+            check_array(leaf, export=False)
+    _require(stored_numbers(small) <= stored_numbers(params), "honest count: more numbers are stored than before")
+    for unit in (chain(transform, identity()), chain(identity(), transform)):
+        _require(_same_bits(small, unit(params, moments)), "composition: identity is not the unit of chain")
+    _require(transform == transform and bool(repr(transform)), "a transform must print and compare")
+    try:
+        jax.jit(transform)(params)
+    except TypeError:
+        pass
+    else:
+        raise AssertionError("purity: a transform called under jax.jit must raise a TypeError, since sizes depend on data")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _close(actual: Any, expected: Any, message: str, tol: float = 2e-5) -> None:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    _require(actual.shape == expected.shape, f"{message}: shape {actual.shape}, expected {expected.shape}")
+    scale = np.abs(expected).max(initial=0) + 1e-6
+    gap = np.abs(actual - expected).max(initial=0) / scale
+    _require(bool(gap <= tol), f"{message}: relative error {gap:.2g}, at most {tol:g} is allowed")
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def _noise(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def _check_count(array: CompactArray) -> None:
+    children = sum(stored_numbers(getattr(array, name)) for name in array._children)
+    _require(array.stored_numbers >= children, f"honest count: {array.stored_numbers} numbers, and the children hold {children}")
+    leaves = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(array))
+    _require(array.stored_numbers >= leaves, f"honest count: {array.stored_numbers} numbers, and the leaves hold {leaves}")
+    for leaf in jax.tree.leaves(array):
+        _require(jnp.issubdtype(leaf.dtype, jnp.floating), f"children must be float arrays, got {leaf.dtype}: make it static")
+
+
+def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
+    sizes = tuple(dense.shape[axis] for axis in array.axes.inputs)
+    for axes, count in ((array.axes, sizes), (array.axes.swapped(), tuple(dense.shape[axis] for axis in array.axes.outputs))):
+        x = _noise((3, *count), 1)
+        _close(matmul(x, array, axes), matmul(x, dense, axes), f"meaning: matmul(x, A) over {axes}")
+    if array.axes.ndim != 2:
+        return
+    rows, columns = dense.shape
+    for shape in ((rows,), (3, rows), (2, 3, rows)):
+        x = _noise(shape, 2)
+        _close(x @ array, x @ dense, f"meaning: x @ A for x of shape {shape}")
+        _close(np.asarray(x) @ array, x @ dense, "meaning: x @ A for a numpy x")
+    for shape in ((columns,), (columns, 3)):
+        x = _noise(shape, 3)
+        _close(array @ x, dense @ x, f"meaning: A @ x for x of shape {shape}")
+    _close(array.T.materialize(), dense.T, "meaning: A.T")
+    _close(_noise((3, columns), 4) @ array.T, _noise((3, columns), 4) @ dense.T, "meaning: x @ A.T")
+    picked = jnp.array([[0, rows - 1], [-1, 0]])
+    _close(array.take(picked), jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
+    _require(bool(jnp.isnan(array.take(jnp.array([rows]))).all()), "meaning: A.take of a row that is not there must be NaN")
+
+
+def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
+    x, g = _noise((3, array.matrix_shape[0]), 5), _noise((3, array.matrix_shape[1]), 6)
+    expected = jax.vjp(lambda a: a._matrix(), array)[1](x.T @ g)[0]
+    for name, product in (
+        ("grad", array.__class__._multiply),
+        ("grad under jit", jax.jit(lambda a, x: a._multiply(x))),
+        ("grad under remat", jax.checkpoint(lambda a, x: a._multiply(x))),
+    ):
+        actual = jax.grad(lambda a, product=product: jnp.sum(product(a, x) * g))(array)
+        for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            _close(got, want, f"gradient: {name} is not the transpose of materialize", 1e-4)
+    optimizer = optax.adam(1e-3)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(array)) if leaf.ndim)
+    stored = sum(leaf.size for leaf in jax.tree.leaves(array) if leaf.ndim)
+    _require(numbers == 2 * stored, f"transparency: adam keeps {numbers} numbers for {stored} stored ones")
+
+
+def _check_dtype(array: CompactArray) -> None:
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), array)
+    if not jax.tree.leaves(half):
+        return
+    _require(half.dtype == jnp.bfloat16, f"bfloat16: a tree of bfloat16 children has dtype {half.dtype}")
+    _require(half.materialize().dtype == jnp.bfloat16, "bfloat16: materialize leaves the children's dtype")
+    with jax.numpy_dtype_promotion("strict"):
+        x = _noise((3, array.matrix_shape[0]), 7, jnp.bfloat16)
+        _require(half._multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype")
+        array._multiply(x.astype(jnp.float32))
+        array.materialize()
+
+
+def _check_stack(array: CompactArray) -> None:
+    if not jax.tree.leaves(array):
+        return
+    layers = [array, jax.tree.map(lambda leaf: 2 * leaf, array), jax.tree.map(lambda leaf: leaf - 1, array)]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    dense = jnp.stack([layer.materialize() for layer in layers])
+    _require(
+        stack.shape == dense.shape, f"stack: shape {stack.shape}, expected {dense.shape}: write materialize with leading '...'"
+    )
+    _require(stack.stored_numbers >= 3 * sum(leaf.size for leaf in jax.tree.leaves(array)), "stack: numbers are not counted")
+    _close(stack.materialize(), dense, "stack: materialize of three layers; write it with leading '...' dimensions")
+    x = _noise((3, 4, array.matrix_shape[0]), 8)
+    plain = stack.axes.to_matrix(dense)
+    product = lambda a, x: a._multiply(x)
+    _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
+    _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)
+    _close(jax.vmap(product, in_axes=(0, None))(stack, x[0]), x[0] @ plain, "stack: under vmap with in_axes", 1e-4)
+    _close(jax.lax.scan(lambda _, a: (None, product(a, x[0])), None, stack)[1], x[0] @ plain, "stack: under scan", 1e-4)
+    axes = jax.tree.map(lambda _: 0, array)
+    _close(jax.vmap(product, in_axes=(axes, None))(stack, x[0]), x[0] @ plain, "stack: under vmap with a tree of in_axes", 1e-4)
+
+
+def _check_tree(array: CompactArray, dense: jax.Array) -> None:
+    leaves, treedef = jax.tree.flatten(array)
+    for filler in (None, 0, "label", object()):
+        repr(jax.tree.unflatten(treedef, [filler] * len(leaves)))
+    _require(len(repr(array)) < 200, f"the repr is {len(repr(array))} letters long; keep it short")
+    _require(jax.jit(lambda a: a)(array).shape == dense.shape, "transparency: the array does not pass jit")
+    shaped = jax.eval_shape(lambda a: a, array)
+    _require(shaped.shape == dense.shape and shaped.dtype == dense.dtype, "transparency: eval_shape loses shape or dtype")
+    _close(jax.jit(lambda a: a.materialize())(array), dense, "transparency: materialize under jit")
+    if leaves:
+        add = jax.jit(lambda a: jax.tree.map(lambda leaf: leaf + 1, a), donate_argnums=0)
+        moved = add(jax.tree.map(jnp.array, array))
+        _require(jax.tree.structure(moved) == treedef, "transparency: donation changes the structure")
+
+
+def _check_round_trip(array: CompactArray) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "array.safetensors")
+        save(path, {"a": array})
+        _require(_same_bits(load(path, like={"a": array}), {"a": array}), "round trip: save then load gives other numbers")
+    state = serialization.to_bytes(array)
+    _require(_same_bits(serialization.from_bytes(array, state), array), "round trip: flax's to_bytes gives other numbers")
+
+
+def _check_export(array: CompactArray) -> None:
+    x = jax.ShapeDtypeStruct((3, array.matrix_shape[0]), array.dtype)
+    program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum(a._multiply(x) ** 2)))
+    exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(array, x)
+    numbers = _noise(x.shape, 9, array.dtype)
+    _close(exported.call(array, numbers)[0], program(array, numbers)[0], "export: another result after jax.export", 1e-4)
