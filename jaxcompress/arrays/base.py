@@ -61,7 +61,8 @@ def compact_array(cls: Class) -> Class:
         raise TypeError(f"@compact_array expects a subclass of CompactArray, got {cls.__name__}: derive it from jc.CompactArray")
     if "materialize" in cls.__dict__:
         dense_matrix = cls.__dict__["materialize"]
-        cls._matrix = lambda self: dense_matrix(self._with_dense_children())
+        # jitted, so that an eager call is one compiled program rather than one for each operation
+        cls._matrix = jax.jit(lambda self: dense_matrix(self._with_dense_children()))
         del cls.materialize
     cls = dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
     fields = dataclasses.fields(cls)

@@ -11,13 +11,14 @@ Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not b
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, static
-from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.arrays.permutation import Seed, mix, permute
 from jaxcompress.arrays.projection import project
 
 
@@ -51,20 +52,8 @@ class HashedArray(CompactArray):
 
     def _rows(self, rows: jax.Array, n: int) -> jax.Array:
         """The given rows of the matrix: (..., *rows.shape, n)."""
-        m, size = self.matrix_shape[0], self.table.shape[-1]
-        start, sign = run_starts(rows, m, n, self.block, self.seed)
-        if n % self.block == 0 and size % self.block == 0:
-            runs = self.table.reshape(*self.table.shape[:-1], size // self.block, self.block)
-            index = (start // np.uint32(self.block)) % np.uint32(size // self.block)
-            # the index is in range by construction; astype: gathers take signed indices
-            shared = runs.at[..., index.astype(jnp.int32), :].get(mode="promise_in_bounds")
-            signed = shared * sign[..., None].astype(shared.dtype)
-            return signed.reshape(*signed.shape[:-2], n)
-        offset = jnp.arange(self.block, dtype=jnp.uint32)
-        index = (start[..., None] + offset) % np.uint32(size)
-        index = index.reshape(*rows.shape, -1)[..., :n].astype(jnp.int32)
-        sign = jnp.repeat(sign, self.block, axis=-1)[..., :n]
-        return self.table.at[..., index].get(mode="promise_in_bounds") * sign.astype(self.table.dtype)
+        seed = jnp.uint32(self.seed & 0xFFFFFFFF)
+        return _look_up(self.table, rows, seed, m=self.matrix_shape[0], n=n, block=self.block)
 
     @classmethod
     def fit(cls, matrix: np.ndarray, size: int, *, seed: int = 0, block: int = 1, metric: np.ndarray | None = None) -> HashedArray:
@@ -87,7 +76,26 @@ class HashedArray(CompactArray):
         return array if metric is None else project(array, matrix, metric)
 
 
-def run_starts(rows: jax.Array, m: int, n: int, block: int, seed: int) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too
+def _look_up(table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int, block: int) -> jax.Array:
+    """The given rows of the matrix that a table means: (..., *rows.shape, n)."""
+    size = table.shape[-1]
+    start, sign = run_starts(rows, m, n, block, seed)
+    if n % block == 0 and size % block == 0:
+        runs = table.reshape(*table.shape[:-1], size // block, block)
+        index = (start // np.uint32(block)) % np.uint32(size // block)
+        # the index is in range by construction; astype: gathers take signed indices
+        shared = runs.at[..., index.astype(jnp.int32), :].get(mode="promise_in_bounds")
+        signed = shared * sign[..., None].astype(shared.dtype)
+        return signed.reshape(*signed.shape[:-2], n)
+    offset = jnp.arange(block, dtype=jnp.uint32)
+    index = (start[..., None] + offset) % np.uint32(size)
+    index = index.reshape(*rows.shape, -1)[..., :n].astype(jnp.int32)
+    sign = jnp.repeat(sign, block, axis=-1)[..., :n]
+    return table.at[..., index].get(mode="promise_in_bounds") * sign.astype(table.dtype)
+
+
+def run_starts(rows: jax.Array, m: int, n: int, block: int, seed: Seed) -> tuple[jax.Array, jax.Array]:
     """Where each run of each given row begins in the endless sequence that fills the table again and again.
 
     Whole runs are laid in a seeded order, then the shorter runs that end the rows, so that the sequence modulo any

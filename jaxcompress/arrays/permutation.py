@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ import numpy as np
 ROUNDS = 4
 
 
-Seed = int | jax.Array
-"""A Python integer, or a uint32 scalar inside a program; both give the same numbers."""
+Seed = Any
+"""A Python integer below 2**32, or a uint32 scalar inside a program; both give the same numbers."""
 
 
 def mix(value: jax.Array, seed: Seed) -> jax.Array:

@@ -1,0 +1,246 @@
+"""The main job in one run: train a real classifier, compress it four ways and by two compositions, and look.
+
+The data are the 1,797 handwritten digits that scikit-learn ships, the network a Flax MLP 64-256-256-10. Every recipe gets
+the same budget, a fraction of the numbers of the *whole* network, and the same short fine-tuning; beside them stand
+magnitude pruning, with its indices counted, and a plain net that is small from the start. It is a demonstration: the
+claims are the tables in tests/benchmarks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from jaxcompress.analysis.frontier import Frontier, Point, fraction
+from jaxcompress.analysis.report import flops
+from jaxcompress.arrays.base import matmul, stored_numbers
+from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.models.mlp import MLP
+from jaxcompress.training.fit import cross_entropy, fit
+from jaxcompress.transforms.base import Transform, second_moments
+from jaxcompress.transforms.combinators import at, chain
+from jaxcompress.transforms.leafwise import Unreachable, convolved, factored, hashed, vocabulary
+
+KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
+WIDTHS = (256, 256, 10)
+TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 300, 64
+GENEROSITY = 8
+"""How many times the share of the others the small last kernel keeps: it is 3 % of the numbers and feeds every class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One recipe at one keep: what it stores and costs, and its test accuracy before and after fine-tuning."""
+
+    recipe: str
+    keep: float
+    numbers: int | None = None
+    before: float | None = None
+    after: float | None = None
+    flops: float | None = None
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tour:
+    """All cells of a run, and the dense network's figures."""
+
+    cells: tuple[Cell, ...]
+    dense: Cell
+
+    def __str__(self) -> str:
+        head = f"{'recipe':24s} {'keep':>5s} {'stored numbers':>14s} {'before':>8s} {'after':>8s} {'FLOPs':>9s}"
+        lines = [head, "-" * len(head)]
+        previous = None
+        for cell in (self.dense, *self.cells):
+            if previous not in (None, cell.recipe):
+                lines.append("")
+            name = cell.recipe if cell.recipe != previous else ""
+            previous = cell.recipe
+            if cell.numbers is None:
+                lines.append(f"{name:24s} {fraction(cell.keep):>5s} {cell.problem}")
+                continue
+            percent = lambda value: "" if value is None else f"{100 * value:.2f} %"
+            lines.append(
+                f"{name:24s} {fraction(cell.keep):>5s} {cell.numbers:>14,} {percent(cell.before):>8s} {percent(cell.after):>8s} "
+                f"{cell.flops:>9,.0f}"
+            )
+        return "\n".join(lines)
+
+    def frontier(self) -> Frontier:
+        """Accuracy after fine-tuning against stored numbers."""
+        points = tuple(Point(c.recipe, c.keep, c.numbers, None if c.after is None else 100 * c.after) for c in self.cells)
+        return Frontier(points, self.dense.numbers or 0, 100 * (self.dense.after or 0))
+
+
+def forward(params: Any, x: jax.Array) -> jax.Array:
+    """The MLP on dense or compact parameters, each product in the form its kernel has."""
+    layers = list(params.values())
+    for layer in layers[:-1]:
+        x = jax.nn.relu(matmul(x, layer["kernel"]) + layer["bias"])
+    return matmul(x, layers[-1]["kernel"]) + layers[-1]["bias"]
+
+
+loss = cross_entropy(forward)
+optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, FINE_TUNING_STEPS))
+
+
+def kernel_keeps(params: Any, keep: float) -> dict[str, float]:
+    """The share of each kernel that brings the whole network, biases included, to a fraction of its numbers."""
+    sizes = {name: layer["kernel"].size for name, layer in params.items()}
+    budget = keep * stored_numbers(params) - sum(layer["bias"].size for layer in params.values())
+    *body, last = sizes
+    share = budget / (sum(sizes[name] for name in body) + GENEROSITY * sizes[last])
+    if GENEROSITY * share > 1:
+        share = (budget - sizes[last]) / sum(sizes[name] for name in body)
+    return {f"{name}/kernel": min(1.0, share if name != last else GENEROSITY * share) for name in sizes}
+
+
+def recipes(params: Any) -> dict[str, Callable[[float], Transform]]:
+    """For each name, the transform for a keep of the whole network. The class axis is never cut."""
+    first, middle, last = (f"{name}/kernel" for name in params)
+    backwards = MatrixAxes(inputs=(-1,), outputs=(-2,))  # coarsen the last kernel along its inputs, not its classes
+
+    def dct(keeps: dict[str, float]) -> Transform:
+        return chain(
+            at(first, vocabulary(keeps[first], grid=(8, 8))), *(at(name, vocabulary(keeps[name])) for name in (middle, last))
+        )
+
+    def nested(keeps: dict[str, float], codes: Callable[[float], Transform]) -> Transform:
+        split = lambda share: (share**0.5, share / share**0.5)
+        (outer, inner), rest = split(keeps[first]), (middle, last)
+        return chain(
+            at(first, vocabulary(outer, grid=(8, 8))),
+            at(f"{first}/codes", codes(inner)),
+            *(at(name, codes(keeps[name])) for name in rest),
+        )
+
+    forms: dict[str, Callable[[dict[str, float]], Transform]] = {
+        "hashed": lambda keeps: chain(*(at(name, hashed(share)) for name, share in keeps.items())),
+        "vocabulary (DCT)": dct,
+        "factored": lambda keeps: chain(*(at(name, factored(share)) for name, share in keeps.items())),
+        "convolved": lambda keeps: chain(
+            *(at(name, convolved(share, axes=backwards if name == last else None)) for name, share in keeps.items())
+        ),
+        "DCT, codes hashed": lambda keeps: nested(keeps, hashed),
+        "DCT, codes factored": lambda keeps: nested(keeps, factored),
+    }
+    return {name: lambda keep, form=form: form(kernel_keeps(params, keep)) for name, form in forms.items()}
+
+
+def load_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The digits as (x, y) for training (three quarters) and test, stratified."""
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError:
+        raise ImportError("the tour's digits come with scikit-learn: pip install 'jaxcompress[demo]'") from None
+    x, y = datasets.load_digits(return_X_y=True)
+    x, y = (x / 16).astype(np.float32), y.astype(np.int32)
+    x_train, x_test, y_train, y_test = model_selection.train_test_split(x, y, test_size=0.25, stratify=y, random_state=seed)
+    return (x_train, y_train), (x_test, y_test)
+
+
+def layer_moments(params: Any, x: np.ndarray) -> dict[str, dict[str, jax.Array]]:
+    """The second moments of each kernel's inputs."""
+    moments = {}
+    for name, layer in params.items():
+        moments[name] = {"kernel": second_moments(x)}
+        x = np.maximum(np.asarray(x @ layer["kernel"] + layer["bias"]), 0)
+    return moments
+
+
+def prune_magnitude(params: Any, numbers: float) -> tuple[Any, int]:
+    """The baseline: a mask that keeps the largest entries of all kernels, and the numbers that it costs to store.
+
+    A kept entry costs its value, and its place: half a number (int16) each, or one bit for every entry of the dense
+    kernels, whichever is less.
+    """
+    kernels = [layer["kernel"] for layer in params.values()]
+    biases = sum(layer["bias"].size for layer in params.values())
+    entries = sum(kernel.size for kernel in kernels)
+    kept = int(max((numbers - biases) / 1.5, numbers - biases - entries / 32, 1))
+    magnitudes = np.sort(np.concatenate([np.abs(kernel).ravel() for kernel in kernels]))
+    masks = {name: {"kernel": jnp.abs(layer["kernel"]) >= magnitudes[-kept], "bias": True} for name, layer in params.items()}
+    return masks, int(kept + min(kept / 2, entries / 32) + biases)
+
+
+def plain_width(numbers: float) -> int:
+    """The hidden width at which a plain net 64-h-h-10 stores at most so many numbers."""
+    return max(h for h in range(1, 257) if 64 * h + h + h * h + h + 10 * h + 10 <= numbers)
+
+
+def run(
+    seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] | None = None, progress: bool = True
+) -> Tour:
+    """Train, compress, fine-tune and measure.
+
+    Args:
+        seed: the split of the data, the initial weights and the order of the examples.
+        keeps: fractions of the whole network's numbers.
+        names: only these recipes and baselines.
+        progress: show a progress bar.
+    """
+    train, (x_test, y_test) = load_digits(seed)
+    flat = lambda widths: MLP(widths).init(jax.random.key(seed), train[0][:1])["params"]
+    evaluate = jax.jit(lambda params: (forward(params, x_test).argmax(-1) == y_test).mean())
+    cost = lambda params: flops(forward, params, jax.ShapeDtypeStruct((128, 64), jnp.float32)) / 128
+
+    def learn(params: Any, steps: int, rate: Any = None, objective: Any = loss) -> Any:
+        options = {"batch_size": BATCH, "seed": seed, "progress": False}
+        return fit(objective, params, train, steps=steps, optimizer=rate or optimizer, **options).params
+
+    long = optax.adam(optax.cosine_decay_schedule(2e-3, TRAINING_STEPS))
+    params = learn(flat(WIDTHS), TRAINING_STEPS, long)
+    moments = layer_moments(params, train[0])
+    accuracy = float(evaluate(params))
+    total = stored_numbers(params)
+    dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost(params))
+    table = recipes(params)
+
+    def compressed(name: str, keep: float) -> Cell:
+        try:
+            # coarsened along its inputs, the last kernel has its roles exchanged: no moments fit it
+            small = table[name](keep)(params, None if name == "convolved" else moments)
+        except Unreachable as error:
+            return Cell(name, keep, problem=str(error))
+        tuned = learn(small, FINE_TUNING_STEPS)
+        return Cell(name, keep, stored_numbers(small), float(evaluate(small)), float(evaluate(tuned)), cost(small))
+
+    def magnitude(name: str, keep: float) -> Cell:
+        masks, numbers = prune_magnitude(params, keep * total)
+        cut = lambda p: jax.tree.map(lambda leaf, mask: leaf * mask, p, masks)
+        tuned = learn(cut(params), FINE_TUNING_STEPS, None, cross_entropy(lambda p, x: forward(cut(p), x)))
+        sparse = sum(2 * int(np.sum(mask["kernel"])) for mask in masks.values()) + 3 * sum(WIDTHS)  # were it run sparse
+        return Cell(name, keep, numbers, float(evaluate(cut(params))), float(evaluate(cut(tuned))), sparse)
+
+    def plain(name: str, keep: float) -> Cell:
+        width = plain_width(keep * total)
+        # trained for as many steps in all, by the same schedules
+        small = learn(flat((width, width, 10)), TRAINING_STEPS, long)
+        tuned = learn(small, FINE_TUNING_STEPS)
+        return Cell(name, keep, stored_numbers(small), float(evaluate(small)), float(evaluate(tuned)), cost(small))
+
+    makers = {**dict.fromkeys(table, compressed), "magnitude pruning": magnitude, "plain smaller net": plain}
+    todo = [(name, keep) for name in makers if names is None or name in names for keep in keeps]
+    with tqdm(todo, desc="tour", disable=not progress, leave=False) as bar:
+        cells = []
+        for name, keep in bar:
+            bar.set_postfix_str(f"{name} {fraction(keep)}")
+            cells.append(makers[name](name, keep))
+    return Tour(tuple(cells), dense)
+
+
+def main(seed: int, out: str | Path, progress: bool) -> None:
+    """Run the tour, print its table, save its picture."""
+    tour = run(seed, progress=progress)
+    print(tour)
+    tour.frontier().plot(path=out, ylabel="test accuracy after fine-tuning, %")
+    print(f"\nThe picture is in {out}. Accuracy is of {fraction(1 / 4)} of the digits, never trained on; keep is of the whole net.")
