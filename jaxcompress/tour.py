@@ -9,6 +9,7 @@ claims are the tables in tests/benchmarks.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from jaxcompress.analysis.frontier import Frontier, Point, fraction
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.base import matmul, stored_numbers
+from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.models.mlp import MLP
 from jaxcompress.training.fit import cross_entropy, fit
@@ -31,7 +33,7 @@ from jaxcompress.transforms.leafwise import Unreachable, convolved, factored, ha
 
 KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 WIDTHS = (256, 256, 10)
-TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 300, 64
+TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 600, 64
 GENEROSITY = 8
 """How many times the share of the others the small last kernel keeps: it is 3 % of the numbers and feeds every class."""
 
@@ -90,50 +92,87 @@ def forward(params: Any, x: jax.Array) -> jax.Array:
 
 
 loss = cross_entropy(forward)
-optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, FINE_TUNING_STEPS))
+optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, FINE_TUNING_STEPS))
 
 
-def kernel_keeps(params: Any, keep: float) -> dict[str, float]:
-    """The share of each kernel that brings the whole network, biases included, to a fraction of its numbers."""
-    sizes = {name: layer["kernel"].size for name, layer in params.items()}
-    budget = keep * stored_numbers(params) - sum(layer["bias"].size for layer in params.values())
-    *body, last = sizes
-    share = budget / (sum(sizes[name] for name in body) + GENEROSITY * sizes[last])
-    if GENEROSITY * share > 1:
-        share = (budget - sizes[last]) / sum(sizes[name] for name in body)
-    return {f"{name}/kernel": min(1.0, share if name != last else GENEROSITY * share) for name in sizes}
+def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]]:
+    """For each name, the transform for a keep of the whole network. The class axis is never cut.
 
-
-def recipes(params: Any) -> dict[str, Callable[[float], Transform]]:
-    """For each name, the transform for a keep of the whole network. The class axis is never cut."""
+    Each form has one size for all kernels, the largest that the budget allows: a share of the numbers, an energy, a number
+    of atoms or knots. The small last kernel, which feeds every class, gets eight times the others' share.
+    """
     first, middle, last = (f"{name}/kernel" for name in params)
+    shapes = {f"{name}/kernel": layer["kernel"].shape for name, layer in params.items()}
+    fixed = sum(layer["bias"].size for layer in params.values())
+    total = stored_numbers(params)
     backwards = MatrixAxes(inputs=(-1,), outputs=(-2,))  # coarsen the last kernel along its inputs, not its classes
 
-    def dct(keeps: dict[str, float]) -> Transform:
-        return chain(
-            at(first, vocabulary(keeps[first], grid=(8, 8))), *(at(name, vocabulary(keeps[name])) for name in (middle, last))
-        )
+    def largest(numbers: Callable[[int], float], keep: float, limit: int = 256) -> int:
+        """The largest size whose kernels fit the budget."""
+        fitting = [size for size in range(1, limit + 1) if numbers(size) + fixed <= keep * total]
+        if not fitting:
+            raise Unreachable(numbers(1) + fixed, f"needs {numbers(1) + fixed:,.0f} numbers, {keep * total:,.0f} are allowed")
+        return fitting[-1]
 
-    def nested(keeps: dict[str, float], codes: Callable[[float], Transform]) -> Transform:
-        split = lambda share: (share**0.5, share / share**0.5)
-        (outer, inner), rest = split(keeps[first]), (middle, last)
-        return chain(
-            at(first, vocabulary(outer, grid=(8, 8))),
-            at(f"{first}/codes", codes(inner)),
-            *(at(name, codes(keeps[name])) for name in rest),
-        )
+    def shares(keep: float) -> dict[str, float]:
+        body, tail = sum(math.prod(shapes[name]) for name in (first, middle)), math.prod(shapes[last])
+        share = (keep * total - fixed) / (body + GENEROSITY * tail)
+        if GENEROSITY * share > 1:
+            share = (keep * total - fixed - tail) / body
+        return {first: share, middle: share, last: min(1.0, GENEROSITY * share)}
 
-    forms: dict[str, Callable[[dict[str, float]], Transform]] = {
-        "hashed": lambda keeps: chain(*(at(name, hashed(share)) for name, share in keeps.items())),
-        "vocabulary (DCT)": dct,
-        "factored": lambda keeps: chain(*(at(name, factored(share)) for name, share in keeps.items())),
-        "convolved": lambda keeps: chain(
-            *(at(name, convolved(share, axes=backwards if name == last else None)) for name, share in keeps.items())
-        ),
-        "DCT, codes hashed": lambda keeps: nested(keeps, hashed),
-        "DCT, codes factored": lambda keeps: nested(keeps, factored),
+    def hashing(keep: float) -> Transform:
+        return chain(*(at(name, hashed(share)) for name, share in shares(keep).items()))
+
+    def cosines(keep: float) -> Transform:
+        counts = lambda k: {first: min(k, 64), middle: k, last: min(GENEROSITY * k, 256)}
+        k = largest(lambda k: sum(count * shapes[name][1] for name, count in counts(k).items()), keep)
+        grids = {first: (8, 8)}
+        forms = {name: vocabulary(count / shapes[name][0], grid=grids.get(name)) for name, count in counts(k).items()}
+        return chain(*(at(name, form) for name, form in forms.items()))
+
+    def factoring(keep: float) -> Transform:
+        low, high = 0.0, 1.0
+        best = None
+        for _ in range(9):
+            energy = (low + high) / 2
+            form = chain(*(at(name, factored(energy=energy)) for name in shapes))
+            if stored_numbers(form(params, moments)) <= keep * total:
+                best, low = form, energy
+            else:
+                high = energy
+        if best is None:
+            raise Unreachable(total, f"no rank fits {keep * total:,.0f} numbers")
+        return best
+
+    def convolving(keep: float) -> Transform:
+        counts = lambda q: {first: q, middle: q, last: min(GENEROSITY * q, 256)}
+        rows = {first: 64, middle: 256, last: 10}
+        q = largest(lambda q: sum(count * rows[name] for name, count in counts(q).items()), keep)
+        forms = {n: convolved(count / 256, axes=backwards if n == last else None) for n, count in counts(q).items()}
+        return chain(*(at(name, form) for name, form in forms.items()))
+
+    def cosines_hashed(keep: float) -> Transform:
+        share = shares(keep)
+        outer = share[first] ** 0.5
+        nested = chain(vocabulary(outer, grid=(8, 8)), at("codes", hashed(share[first] / outer)))
+        return chain(at(first, nested), at(middle, hashed(share[middle])), at(last, hashed(share[last])))
+
+    def factors_hashed(keep: float) -> Transform:
+        half = {first: 0.5, middle: 0.5, last: 1.0}
+        cost = lambda r: {name: FactoredArray.numbers(*shape, min(r, *shape)) for name, shape in shapes.items()}
+        r = largest(lambda r: sum(half[name] * numbers for name, numbers in cost(r).items()), keep, limit=64)
+        low_rank = (at(name, factored(numbers / math.prod(shapes[name]))) for name, numbers in cost(r).items())
+        return chain(*low_rank, at((f"{first}/*", f"{middle}/*"), hashed(1 / 2)))
+
+    return {
+        "hashed": hashing,
+        "vocabulary (DCT)": cosines,
+        "factored": factoring,
+        "convolved": convolving,
+        "DCT, codes hashed": cosines_hashed,
+        "factored, factors hashed": factors_hashed,
     }
-    return {name: lambda keep, form=form: form(kernel_keeps(params, keep)) for name, form in forms.items()}
 
 
 def load_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -177,9 +216,7 @@ def plain_width(numbers: float) -> int:
     return max(h for h in range(1, 257) if 64 * h + h + h * h + h + 10 * h + 10 <= numbers)
 
 
-def run(
-    seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] | None = None, progress: bool = True
-) -> Tour:
+def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] | None = None, progress: bool = True) -> Tour:
     """Train, compress, fine-tune and measure.
 
     Args:
@@ -203,7 +240,7 @@ def run(
     accuracy = float(evaluate(params))
     total = stored_numbers(params)
     dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost(params))
-    table = recipes(params)
+    table = recipes(params, moments)
 
     def compressed(name: str, keep: float) -> Cell:
         try:

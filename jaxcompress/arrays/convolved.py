@@ -70,7 +70,7 @@ class ConvolvedArray(CompactArray):
         knot = knots(n, count)
         starts = np.searchsorted(knot, np.arange(count))
         means = np.add.reduceat(np.asarray(matrix, np.float64), starts, axis=-1) / np.bincount(knot, minlength=count)
-        return cls(jnp.asarray(means, matrix.dtype), basis=basis, dims=matrix.shape[-2:])
+        return cls(jnp.asarray(means.astype(matrix.dtype)), basis=basis, dims=matrix.shape[-2:])
 
 
 def knots(n: int, count: int) -> np.ndarray:

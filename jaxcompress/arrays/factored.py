@@ -100,7 +100,7 @@ class FactoredArray(CompactArray):
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
         by_rows = m < n
-        stored = lambda value: jnp.asarray(value.reshape(*leading, *value.shape[-2:]), matrix.dtype)
+        stored = lambda value: jnp.asarray(value.reshape(*leading, *value.shape[-2:]).astype(matrix.dtype))
         if rank == min(m, n):
             empty = np.zeros((*leading, 0, m) if by_rows else (*leading, n, 0))
             return cls(stored(target), stored(empty), by_rows=by_rows, dims=(m, n))

@@ -72,7 +72,7 @@ class HashedArray(CompactArray):
         empty = cls(jnp.zeros((*leading, size), matrix.dtype), seed=seed, block=block, dims=dims)
         (sums,) = jax.vjp(lambda table: dataclasses.replace(empty, table=table)._matrix(), empty.table)[1](matrix)
         uses = -(-(np.prod(dims) - np.arange(size)) // size)
-        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses, matrix.dtype))
+        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses.astype(matrix.dtype)))
         return array if metric is None else project(array, matrix, metric)
 
 

@@ -76,5 +76,5 @@ class VocabularyArray(CompactArray):
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )
-        stored = atoms if isinstance(atoms, DesignedAtoms) or is_compact(atoms) else jnp.asarray(dense, matrix.dtype)
-        return cls(stored, jnp.asarray(codes, matrix.dtype), dims=matrix.shape[-2:])
+        stored = atoms if isinstance(atoms, DesignedAtoms) or is_compact(atoms) else jnp.asarray(dense.astype(matrix.dtype))
+        return cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])

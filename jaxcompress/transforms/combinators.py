@@ -16,7 +16,7 @@ import jax
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
-from jaxcompress.transforms.paths import Selector, is_literal, join, named_leaves, names_within, select
+from jaxcompress.transforms.paths import Pattern, is_literal, join, named_leaves, names_within, select
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class Chain(Transform):
 class At(Transform):
     """A transform on the leaves that a pattern picks, all others untouched."""
 
-    pattern: str | Selector
+    pattern: Pattern
     transform: Transform
 
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
@@ -56,9 +56,8 @@ class At(Transform):
             changes = {}
             for child in leaf._children:
                 below = join(name, child)
-                if not any(select(self.pattern, join(below, n), None) for n in names_within(getattr(leaf, child))) and not callable(
-                    self.pattern
-                ):
+                inside = (join(below, inner) for inner in names_within(getattr(leaf, child)))
+                if callable(self.pattern) or not any(select(self.pattern, inner, None) for inner in inside):
                     continue
                 metrics = child_moments(leaf, metric) if metrics is None else metrics
                 changes[child] = visit(prefix, below, getattr(leaf, child), metrics.get(child))
@@ -128,12 +127,12 @@ def identity() -> Transform:
     return Chain(())
 
 
-def at(pattern: str | Selector, transform: Transform) -> Transform:
+def at(pattern: Pattern, transform: Transform) -> Transform:
     """Apply a transform to the leaves whose names a pattern matches.
 
     Args:
         pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on the tree as
-            received; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a compact array
+            received; a tuple of such patterns; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a compact array
             before its children and stops there; to nest, name the child: `**/kernel/codes`.
         transform: what to do there; it sees the leaf as its whole tree.
 
@@ -149,8 +148,9 @@ def at(pattern: str | Selector, transform: Transform) -> Transform:
         HashedArray((4, 8) float32, 8 stored = 1/4)
     """
     _check_transforms("at", (transform,))
-    if not (isinstance(pattern, str) or callable(pattern)):
-        raise TypeError(f"at expects a pattern string or a selector (name, leaf) -> bool, got {pattern!r}")
+    several = isinstance(pattern, tuple) and pattern and all(isinstance(part, str) for part in pattern)
+    if not (isinstance(pattern, str) or several or callable(pattern)):
+        raise TypeError(f"at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got {pattern!r}")
     return At(pattern, transform)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxcompress.arrays.base import CompactArray, is_compact
 
 Selector = Callable[[str, Any], bool]
+Pattern = str | tuple[str, ...] | Selector
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -88,11 +89,16 @@ matrices = _Matrices()
 """Selects every matrix of a tree in any framework: `jc.at(jc.matrices, transform)`."""
 
 
-def select(pattern: str | Selector, name: str, leaf: Any) -> bool:
-    """Whether a pattern or a selector picks a leaf."""
-    return bool(pattern(name, leaf)) if callable(pattern) else matches(pattern, name)
+def select(pattern: Pattern, name: str, leaf: Any) -> bool:
+    """Whether a pattern, one of several patterns, or a selector picks a leaf."""
+    if callable(pattern):
+        return bool(pattern(name, leaf))
+    return any(matches(part, name) for part in ((pattern,) if isinstance(pattern, str) else pattern))
 
 
-def is_literal(pattern: str | Selector) -> bool:
+def is_literal(pattern: Pattern) -> bool:
     """Whether a pattern picks leaves by name: no wildcard in its last part."""
-    return isinstance(pattern, str) and not set("*?[") & set(pattern.rsplit("/", 1)[-1])
+    if callable(pattern):
+        return False
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    return all(not set("*?[") & set(part.rsplit("/", 1)[-1]) for part in patterns)
