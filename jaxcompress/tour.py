@@ -244,8 +244,7 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
 
     def compressed(name: str, keep: float) -> Cell:
         try:
-            # coarsened along its inputs, the last kernel has its roles exchanged: no moments fit it
-            small = table[name](keep)(params, None if name == "convolved" else moments)
+            small = table[name](keep)(params, moments)
         except Unreachable as error:
             return Cell(name, keep, problem=str(error))
         tuned = learn(small, FINE_TUNING_STEPS)

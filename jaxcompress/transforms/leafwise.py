@@ -35,6 +35,8 @@ class LeafTransform(Transform):
 
     keep: Any
     axes: Any
+    uses_moments = True
+    """Whether the fit depends on the metric of the inputs; where it does not, moments are not looked at."""
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> CompactArray | None:
         """The compact array for one weight, or None to leave it dense where the form would cost more.
@@ -136,7 +138,7 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
         raise ValueError(f"{where} contains NaN or infinity: repair or retrain it before compressing")
     matrix = axes.to_matrix(values.astype(np.float32) if dtype.itemsize < 4 else values)
     m, n = matrix.shape[-2:]
-    metric = check_metric(where, metric, matrix)
+    metric = check_metric(where, metric, matrix) if transform.uses_moments else None
     numbers = math.floor(keep * m * n * (1 + 1e-9))
     try:
         if numbers < 1:
@@ -144,7 +146,8 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
         array = transform.fit(matrix, numbers, metric, path)
     except Unreachable as error:
         least = math.ceil(error.least / (m * n) * 1e6) / 1e6
-        raise Unreachable(error.least, f"{where}: {error}; the least keep this form reaches on {m} x {n} is {least:g}") from None
+        way_out = f"the least keep this form reaches on {m} x {n} is {least:g}" if least <= 1 else f"it cannot make {m} x {n} smaller"
+        raise Unreachable(error.least, f"{where}: {error}; {way_out}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     dims = values.shape[values.ndim - axes.ndim :]
@@ -253,6 +256,8 @@ class Convolved(LeafTransform):
     keep: Any
     basis: str = "step"
     axes: Any = None
+
+    uses_moments = False  # means over the steps are the optimum in every metric
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ConvolvedArray:
         m, n = matrix.shape[-2:]

@@ -1,0 +1,43 @@
+"""The table of laws: every array and transform of the library, one line each."""
+
+import jax
+import numpy as np
+
+import jaxcompress as jc
+
+TRANSFORMS = {
+    "hashed": jc.hashed(keep=1 / 4),
+    "hashed in blocks": jc.hashed(keep=1 / 2, block=4),
+    "vocabulary, dct": jc.vocabulary(keep=1 / 2),
+    "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
+    "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
+    "vocabulary, a function": jc.vocabulary(keep=1 / 2, atoms=lambda grid: (grid[:, :1] + 1.0) ** -jax.numpy.arange(8)),
+    "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
+    "factored": jc.factored(keep=3 / 4),
+    "factored by energy": jc.factored(energy=0.7),
+    "convolved": jc.convolved(keep=1 / 2),
+    "dct, codes hashed": jc.chain(jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))),
+    "dct, codes factored": jc.chain(jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))),
+    "convolved twice": jc.chain(
+        jc.convolved(keep=1 / 2), jc.at(("samples", "**/samples"), jc.convolved(keep=1 / 2, axes=jc.MatrixAxes(1, 0)))
+    ),
+}
+"""A transform for every form, and nested ones; each fits matrices of 12 inputs."""
+
+SHAPES = {"tall": (12, 9), "wide": (12, 20)}
+
+
+def matrix(*shape: int, seed: int = 0) -> jax.Array:
+    """A full matrix of noise."""
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def moments(m: int, seed: int = 9) -> jax.Array:
+    """Second moments of correlated inputs."""
+    return jc.second_moments(matrix(4 * m, m, seed=seed) @ matrix(m, m, seed=seed + 1))
+
+
+def weighted_error(dense, other, metric=None) -> float:
+    """tr(E' M E)."""
+    gap = np.asarray(dense, np.float64) - np.asarray(other, np.float64)
+    return float(np.sum(gap * (gap if metric is None else np.asarray(metric, np.float64) @ gap)))
