@@ -11,7 +11,9 @@ TRANSFORMS = {
     "vocabulary, dct": jc.vocabulary(keep=1 / 2),
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
-    "vocabulary, a function": jc.vocabulary(keep=1 / 2, atoms=lambda grid: (grid[:, :1] + 1.0) ** -jax.numpy.arange(8)),
+    "vocabulary, a function": jc.vocabulary(
+        keep=1 / 2, atoms=lambda grid: jax.numpy.cos(0.2 * (grid + 0.5) * jax.numpy.arange(12))
+    ),
     "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
     "factored": jc.factored(keep=3 / 4),
     "factored by energy": jc.factored(energy=0.7),

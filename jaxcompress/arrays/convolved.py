@@ -53,7 +53,9 @@ class ConvolvedArray(CompactArray):
 
     def _refine(self, coarse: jax.Array) -> jax.Array:
         n, q = self.matrix_shape[1], coarse.shape[-1]
-        return jnp.repeat(coarse, np.bincount(knots(n, q), minlength=q), axis=-1, total_repeat_length=n)
+        if n % q == 0:
+            return jnp.repeat(coarse, n // q, axis=-1)
+        return coarse[..., jnp.arange(n) * q // n]
 
     @classmethod
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> ConvolvedArray:

@@ -1,0 +1,102 @@
+"""What is particular to each form: convolution's literal identity, the pivot, the cosines, the layouts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+from laws import matrix, moments, weighted_error
+
+import jaxcompress as jc
+from jaxcompress.arrays.atoms import cosines, low_frequencies
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 2), (1, 5), (7, 1), (16, 9)])
+def test_a_dense_layer_is_one_convolution(m, n):
+    kernel, x = matrix(m, n), matrix(4, m, seed=1)
+    f = jc.as_function(kernel)
+    assert f.shape == (m * n,)
+    y = jax.lax.conv_general_dilated(x[:, None], f[None, None], (1,), [(n - 1, n - 1)], lhs_dilation=(n,))[:, 0]
+    np.testing.assert_allclose(y, x @ kernel, atol=1e-5)
+    with pytest.raises(ValueError, match="expects a matrix"):
+        jc.as_function(jnp.ones(3))
+
+
+def test_steps_never_cross_a_period():
+    coarse = jc.convolved(keep=3 / 7)(matrix(4, 7))
+    assert coarse.samples.shape == (4, 3)
+    dense = np.asarray(coarse.materialize())
+    assert all(len(np.unique(row)) == 3 for row in dense)
+    np.testing.assert_allclose(dense[:, :3].mean(1), matrix(4, 7)[:, :3].mean(1), atol=1e-6)
+    flops = jax.jit(lambda x, a: x @ a).lower(jnp.ones((8, 64)), jc.convolved(1 / 4)(matrix(64, 64))).cost_analysis()["flops"]
+    assert flops < 1.1 * 2 * 8 * 64 * 16
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)])
+@pytest.mark.parametrize("rank", [1, 7, 19])
+def test_the_pivot_is_well_conditioned(shape, rank):
+    w = matrix(*shape)
+    array = jc.FactoredArray.fit(np.asarray(w), rank)
+    assert float(jnp.abs(array.mixing).max()) <= 1.1
+    u, s, vt = np.linalg.svd(np.asarray(w, np.float64))
+    np.testing.assert_allclose(array.materialize(), (u[:, :rank] * s[:rank]) @ vt[:rank], atol=5e-6)
+    m, n = shape
+    assert array.stored_numbers == int(np.ceil(rank * (m + n - rank) + min(m, n) / 32))
+
+
+def test_whitening_gives_the_least_output_error():
+    w, metric = matrix(30, 20), moments(30)
+    array = jc.FactoredArray.fit(np.asarray(w), 5, metric=np.asarray(metric))
+    root = np.linalg.cholesky(np.asarray(metric, np.float64) + 1e-9 * np.eye(30)).T
+    s = np.linalg.svd(root @ np.asarray(w, np.float64), compute_uv=False)
+    np.testing.assert_allclose(weighted_error(w, array.materialize(), metric), np.sum(s[5:] ** 2), rtol=1e-3)
+
+
+def test_factored_edge_cases():
+    for w in (np.zeros((6, 4), np.float32), np.ones((6, 4), np.float32)):
+        np.testing.assert_allclose(jc.factored(keep=3 / 4)(w).materialize(), w, atol=1e-5)
+    dead = np.diag(np.r_[np.ones(3), np.zeros(5)]).astype(np.float32)  # five inputs that are always zero
+    array = jc.factored(keep=3 / 4)(matrix(8, 6), dead)
+    assert bool(jnp.isfinite(array.materialize()).all())
+    stack = matrix(3, 10, 8)
+    joint = jc.factored(keep=1 / 2, axes=jc.MatrixAxes(1, 2))(stack)
+    for layer in range(3):
+        alone = jc.FactoredArray.fit(np.asarray(stack[layer]), joint.rank)
+        np.testing.assert_allclose(joint.materialize()[layer], alone.materialize(), atol=2e-5)
+    assert jc.factored(energy=0.5)(matrix(20, 20)).rank < jc.factored(energy=0.9)(matrix(20, 20)).rank
+
+
+def test_cosines_are_scipys_and_orthonormal():
+    np.testing.assert_allclose(cosines((9,), np.arange(9)[:, None]), scipy.fft.dct(np.eye(9), norm="ortho", axis=1), atol=1e-6)
+    grid = (4, 6)
+    order = low_frequencies(grid)
+    atoms = np.asarray(cosines(grid, order))
+    np.testing.assert_allclose(atoms.T @ atoms, np.eye(24), atol=1e-6)
+    assert order[0].tolist() == [0, 0]
+    assert order[1].tolist() == [0, 1]
+    random = np.asarray(jc.DesignedAtoms("random", grid=(30,), count=11, seed=4, dims=(30, 11)).materialize())
+    np.testing.assert_allclose(random.T @ random, np.eye(11), atol=1e-6)
+
+
+def test_designed_atoms_store_nothing_and_cost_the_formula():
+    array = jc.vocabulary(keep=1 / 4, grid=(16, 16))(matrix(256, 100))
+    assert array.stored_numbers == array.codes.size == 6400
+    assert not jax.tree.leaves(array.atoms)
+    flops = lambda f, *a: jax.jit(f).lower(*a).cost_analysis()["flops"]
+    learned = jc.vocabulary(keep=1 / 4, atoms="learned")(matrix(256, 100))
+    k = learned.codes.shape[0]
+    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), learned) == pytest.approx(2 * 128 * k * 356, rel=0.03)
+    low = jc.factored(keep=1 / 4)(matrix(256, 256))
+    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), low) == pytest.approx(2 * 128 * low.rank * (512 - low.rank), rel=0.03)
+
+
+def test_stacks_come_first():
+    with pytest.raises(ValueError, match="a stack comes first"):
+        jc.MatrixAxes(0, 2).resolve(3)
+    assert jc.MatrixAxes(1, 2).resolve(3) == jc.MatrixAxes(-2, -1)
+    stacked = jc.hashed(1 / 2, axes=jc.MatrixAxes(1, 2))(matrix(2, 4, 6))
+    with pytest.raises(ValueError, match=r"use \.mT"):
+        _ = stacked.T
+    assert stacked.mT.shape == (2, 6, 4)
+    with pytest.raises(TypeError, match=r"jc\.matmul"):
+        _ = jnp.ones(4) @ jc.hashed(1 / 2, axes=jc.MatrixAxes(0, (1, 2)))(matrix(4, 2, 3))
