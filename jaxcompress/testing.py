@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
         for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             _close(got, want, f"gradient: {name} is not the transpose of materialize", 1e-4)
     optimizer = optax.adam(1e-3)
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(array)) if leaf.ndim)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(cast(Any, array))) if leaf.ndim)
     stored = sum(leaf.size for leaf in jax.tree.leaves(array) if leaf.ndim)
     _require(numbers == 2 * stored, f"transparency: adam keeps {numbers} numbers for {stored} stored ones")
 

@@ -31,7 +31,7 @@ from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.combinators import at, chain
 from jaxcompress.transforms.leafwise import Unreachable, convolved, factored, hashed, vocabulary
 
-KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
+KEEPS = (1 / 2, 1 / 8, 1 / 32)
 WIDTHS = (256, 256, 10)
 TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 600, 64
 GENEROSITY = 8
@@ -83,7 +83,7 @@ class Tour:
         return Frontier(points, self.dense.numbers or 0, 100 * (self.dense.after or 0))
 
 
-def forward(params: Any, x: jax.Array) -> jax.Array:
+def forward(params: Any, x: Any) -> jax.Array:
     """The MLP on dense or compact parameters, each product in the form its kernel has."""
     layers = list(params.values())
     for layer in layers[:-1]:
@@ -160,7 +160,7 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
 
     def factors_hashed(keep: float) -> Transform:
         half = {first: 0.5, middle: 0.5, last: 1.0}
-        cost = lambda r: {name: FactoredArray.numbers(*shape, min(r, *shape)) for name, shape in shapes.items()}
+        cost = lambda r: {name: FactoredArray.numbers(shape[0], shape[1], min(r, *shape)) for name, shape in shapes.items()}
         r = largest(lambda r: sum(half[name] * numbers for name, numbers in cost(r).items()), keep, limit=64)
         low_rank = (at(name, factored(numbers / math.prod(shapes[name]))) for name, numbers in cost(r).items())
         return chain(*low_rank, at((f"{first}/*", f"{middle}/*"), hashed(1 / 2)))
@@ -175,7 +175,7 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
     }
 
 
-def load_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def load_digits(seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """The digits as (x, y) for training (three quarters) and test, stratified."""
     try:
         from sklearn import datasets, model_selection

@@ -125,8 +125,13 @@ def decode_static(value: Any) -> Any:
     return MatrixAxes(tuple(value["inputs"]), tuple(value["outputs"]))
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+class _Fields:
+    """Tells type checkers that subclasses are dataclasses."""
+
+
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class CompactArray:
+class CompactArray(_Fields):
     """The base of every compact array: a matrix that is stored in fewer numbers.
 
     Attributes:
@@ -138,7 +143,7 @@ class CompactArray:
     a compact array; call `jc.materialize` first, or `jc.matmul`.
     """
 
-    axes: MatrixAxes = static(default=MATRIX, kw_only=True)
+    axes: MatrixAxes = static(default=MATRIX, kw_only=True)  # noqa: RUF009
     dims: tuple[int, ...] | None = static(default=None, kw_only=True)
 
     _children: ClassVar[tuple[str, ...]] = ()
@@ -240,7 +245,7 @@ class CompactArray:
     def __rmatmul__(self, x: Any) -> jax.Array:
         self._require_matrix("x @ A")
         x = jnp.asarray(x)
-        rows, columns = self.shape[-2:]
+        rows = self.shape[-2]
         if x.ndim == 0 or x.shape[-1] != rows:
             raise ValueError(f"x @ A contracts x's last dimension with {rows}, got x of shape {x.shape} and {self!r}")
         multiply = self._multiply if self.axes.inputs == (-2,) else self._multiply_transposed

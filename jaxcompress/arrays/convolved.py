@@ -11,6 +11,8 @@ Source: the mission's own idea; function views of weights in Integral Neural Net
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ class ConvolvedArray(CompactArray):
         basis: how values between the knots follow: "step".
     """
 
-    samples: CompactArray | jax.Array
+    samples: Any  # a compact array, or numbers
     basis: str = static(default="step")
 
     def materialize(self) -> jax.Array:

@@ -152,8 +152,8 @@ def dominant_lines(basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_0
     Returns:
         The choice as n booleans, the mixing (stack, r, n-r) and the chosen rows (stack, r, r), in the order of n.
     """
-    stack, n, r = basis.shape
-    order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[1]
+    _, n, r = basis.shape
+    order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[-1]
     inside, outside = order[:r].copy(), order[r:].copy()
     for sweep in range(sweeps):
         if sweep % 64 == 0:  # fresh, so that the rank-one updates gather no error

@@ -68,12 +68,12 @@ class HashedArray(CompactArray):
                 conjugate gradients from the plain means.
         """
         leading, dims = matrix.shape[:-2], matrix.shape[-2:]
-        matrix = jnp.asarray(matrix)
-        empty = cls(jnp.zeros((*leading, size), matrix.dtype), seed=seed, block=block, dims=dims)
-        (sums,) = jax.vjp(lambda table: dataclasses.replace(empty, table=table)._matrix(), empty.table)[1](matrix)
+        target = jnp.asarray(matrix)
+        empty = cls(jnp.zeros((*leading, size), target.dtype), seed=seed, block=block, dims=dims)
+        (sums,) = jax.vjp(lambda table: dataclasses.replace(empty, table=table)._matrix(), empty.table)[1](target)
         uses = -(-(np.prod(dims) - np.arange(size)) // size)
-        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses.astype(matrix.dtype)))
-        return array if metric is None else project(array, matrix, metric)
+        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses.astype(target.dtype)))
+        return array if metric is None else project(array, target, metric)
 
 
 @partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too

@@ -9,11 +9,12 @@ Source: Denil et al. 2013 (arXiv:1306.0543); LCNN, Bagherinezhad et al. 2017 (ar
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
 
 
@@ -26,8 +27,8 @@ class VocabularyArray(CompactArray):
         codes: (..., k, n).
     """
 
-    atoms: CompactArray | jax.Array
-    codes: CompactArray | jax.Array
+    atoms: Any  # a compact array, or numbers
+    codes: Any
 
     linear_in = "codes"
 
@@ -60,7 +61,7 @@ class VocabularyArray(CompactArray):
         return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(self.codes.dtype)
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, atoms: CompactArray | np.ndarray, *, metric: np.ndarray | None = None) -> VocabularyArray:
+    def fit(cls, matrix: np.ndarray, atoms: Any, *, metric: np.ndarray | None = None) -> VocabularyArray:
         """The codes with the least squared error, in float64 on the host.
 
         Args:
@@ -76,5 +77,5 @@ class VocabularyArray(CompactArray):
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )
-        stored = atoms if isinstance(atoms, DesignedAtoms) or is_compact(atoms) else jnp.asarray(dense.astype(matrix.dtype))
+        stored = atoms if is_compact(atoms) else jnp.asarray(dense.astype(matrix.dtype))
         return cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])

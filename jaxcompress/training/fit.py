@@ -25,7 +25,6 @@ from jaxcompress.arrays.permutation import mix, permute
 Loss = Callable[[Any, Any, jax.Array], jax.Array]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class FitState:
     """Where a training run stands: everything needed to go on.
@@ -45,6 +44,9 @@ class FitState:
     def __repr__(self) -> str:
         last = f", loss {float(np.mean(self.losses[-20:])):.4g}" if np.size(self.losses) else ""
         return f"FitState(step {int(self.step)}{last})"
+
+
+jax.tree_util.register_dataclass(FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[])
 
 
 def cross_entropy(apply: Callable[[Any, Any], jax.Array]) -> Loss:
@@ -122,16 +124,16 @@ def fit(
     data = jax.tree.map(jnp.asarray, data)
     if state is None:
         params = jax.tree.map(jnp.array, params)  # a copy: the loop gives its buffers away
-        state = FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
+        current = FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
     else:
-        state = jax.tree.map(jnp.array, state)
-    done = int(state.step)
+        current: FitState = jax.tree.map(jnp.array, state)
+    done = int(current.step)
     if done > steps:
         raise ValueError(f"fit: the state has already taken {done} steps, and steps={steps} is the whole run's length")
     # a report now and then, all of equal length where that divides the run, so that the loop compiles once
     chunk = -(-steps // next((pieces for pieces in range(10, 41) if steps % pieces == 0), 20)) or 1
-    losses = [np.asarray(state.losses)]
-    params, opt_state = state.params, state.opt_state
+    losses = [np.asarray(current.losses)]
+    params, opt_state = current.params, current.opt_state
     with tqdm(total=steps, initial=done, desc=description, disable=not progress, leave=False) as bar:
         while done < steps:
             count = min(chunk - done % chunk, steps - done)
@@ -192,10 +194,10 @@ def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
             raise TypeError(f"fit: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained")
     lengths = {
-        jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else None
+        jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
         for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
     }
-    if len(set(lengths.values())) != 1 or None in lengths.values():
+    if len(set(lengths.values())) != 1:
         raise ValueError(f"fit: every array of the data needs the same number of examples, got {lengths}")
     (examples,) = set(lengths.values())
     if not 1 <= batch_size <= examples:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.transforms.paths import named_leaves
@@ -55,7 +56,7 @@ class Transform:
 def check_tree(params: Any) -> None:
     """Refuse traced values: the sizes of the result depend on data."""
     for name, leaf in named_leaves(params):
-        if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(leaf)):
+        if any(isinstance(value, Tracer) for value in jax.tree.leaves(leaf)):
             raise TypeError(
                 f"{name or 'params'}: a transform was called under a JAX transformation; call it outside jax.jit, "
                 "jax.grad and jax.vmap, then use the parameters that it gives under them"

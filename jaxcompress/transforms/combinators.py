@@ -82,7 +82,7 @@ class Partition(Transform):
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
         labels = self.labels(params) if callable(self.labels) else self.labels
         table = dict(self.transforms)
-        leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
+        treedef = jax.tree.structure(params, is_leaf=is_compact)
         try:
             broadcast = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_compact), labels, params)
             flat = treedef.flatten_up_to(broadcast)
@@ -131,9 +131,9 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
     """Apply a transform to the leaves whose names a pattern matches.
 
     Args:
-        pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on the tree as
-            received; a tuple of such patterns; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a compact array
-            before its children and stops there; to nest, name the child: `**/kernel/codes`.
+        pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on the tree as received;
+            a tuple of such patterns; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a
+            compact array before its children and stops there; to nest, name the child: `**/kernel/codes`.
         transform: what to do there; it sees the leaf as its whole tree.
 
     Raises:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.atoms import DesignedAtoms, check_rule, encode_name
-from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
+from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.convolved import BASES, ConvolvedArray
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
@@ -59,7 +59,7 @@ class LeafTransform(Transform):
             path = join(scope.prefix, name)
             keep, roles = keeps.get(path), axes.get(path)
             problem = "no keep is given for it" if keep is None else why_not(leaf, roles)
-            if problem is None:
+            if keep is not None and problem is None:
                 return compact_leaf(self, path, leaf, metric, keep, roles)
             if scope.by_name:
                 raise TypeError(f"{path or 'the leaf'} was picked by name but cannot be compacted: {problem}")
@@ -125,11 +125,10 @@ def why_not(leaf: Any, axes: MatrixAxes | None) -> str | None:
 def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, keep: float, axes: MatrixAxes | None) -> Any:
     """One weight in a transform's form; left dense where the form at full resolution would cost more than dense."""
     where = path or "the leaf"
-    if axes is None:
-        axes = leaf.axes if is_compact(leaf) else MATRIX
+    roles: MatrixAxes = axes or (leaf.axes if is_compact(leaf) else MATRIX)
     dense = leaf.materialize() if is_compact(leaf) else leaf
     try:
-        axes = axes.resolve(dense.ndim)
+        axes = roles.resolve(dense.ndim)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     values = np.asarray(dense)
@@ -146,7 +145,9 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
         array = transform.fit(matrix, numbers, metric, path)
     except Unreachable as error:
         least = math.ceil(error.least / (m * n) * 1e6) / 1e6
-        way_out = f"the least keep this form reaches on {m} x {n} is {least:g}" if least <= 1 else f"it cannot make {m} x {n} smaller"
+        way_out = (
+            f"the least keep this form reaches on {m} x {n} is {least:g}" if least <= 1 else f"it cannot make {m} x {n} smaller"
+        )
         raise Unreachable(error.least, f"{where}: {error}; {way_out}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -226,7 +227,8 @@ class Vocabulary(LeafTransform):
             return VocabularyArray.fit(matrix, given[:, :count], metric=metric)
         count = min(_whole(numbers, n, "one atom's codes"), check_rule(self.atoms, grid))
         seed = leaf_seed(self.seed, name) if self.atoms == "random" else 0
-        atoms = DesignedAtoms(self.atoms, grid=grid, count=count, seed=seed, dims=(m, count))
+        rule: Any = self.atoms
+        atoms = DesignedAtoms(rule, grid=grid, count=count, seed=seed, dims=(m, count))
         return VocabularyArray.fit(matrix, atoms, metric=metric)
 
 
