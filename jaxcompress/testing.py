@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import serialization
+from jax import export as jax_export
 
 from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
 from jaxcompress.checkpoint import load, save
@@ -226,6 +227,6 @@ def _check_round_trip(array: CompactArray) -> None:
 def _check_export(array: CompactArray) -> None:
     x = jax.ShapeDtypeStruct((3, array.matrix_shape[0]), array.dtype)
     program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum(a._multiply(x) ** 2)))
-    exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(array, x)
+    exported = jax_export.export(program, platforms=("cpu", "cuda", "tpu"))(array, x)
     numbers = _noise(x.shape, 9, array.dtype)
     _close(exported.call(array, numbers)[0], program(array, numbers)[0], "export: another result after jax.export", 1e-4)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
+from jax import export
 
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes, StaticArray
 
@@ -82,7 +83,7 @@ def compact_array(cls: Class) -> Class:
         return cls(**dict(zip(cls._children, children, strict=True)), **dict(zip(cls._statics, statics, strict=True)))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    jax.export.register_pytree_node_serialization(
+    export.register_pytree_node_serialization(
         cls,
         serialized_name=f"{cls.__module__}.{cls.__qualname__}",
         serialize_auxdata=lambda statics: json.dumps([encode_static(value) for value in statics]).encode(),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import jaxcompress as jc
 from jaxcompress.arrays.permutation import permute
@@ -77,7 +78,7 @@ def test_seeds_come_from_the_path_or_the_shape():
 
 def test_no_index_array_is_stored_in_the_program():
     array = jc.hashed(keep=1 / 64)(jax.random.normal(jax.random.key(0), (256, 256)))
-    exported = jax.export.export(jax.jit(lambda a, x: x @ a))(array, jax.ShapeDtypeStruct((4, 256), jnp.float32))
+    exported = export.export(jax.jit(lambda a, x: x @ a))(array, jax.ShapeDtypeStruct((4, 256), jnp.float32))
     assert len(exported.mlir_module_serialized) < 8_000 + 4 * array.stored_numbers
 
 
