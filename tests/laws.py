@@ -12,7 +12,7 @@ TRANSFORMS = {
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
     "vocabulary, a function": jc.vocabulary(
-        keep=1 / 2, atoms=lambda grid: jax.numpy.cos(0.2 * (grid + 0.5) * jax.numpy.arange(12))
+        keep=1 / 2, atoms=lambda grid: jax.numpy.cos(np.pi / 12 * (grid + 0.5) * jax.numpy.arange(12.0))
     ),
     "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
     "factored": jc.factored(keep=3 / 4),

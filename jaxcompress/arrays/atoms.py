@@ -29,7 +29,7 @@ class DesignedAtoms(CompactArray):
     """The first `count` atoms of a designed vocabulary on an input grid, in float32.
 
     Attributes:
-        rule: "dct", "random", or a function from the grid's coordinates, integers (m, axes), to (m, atoms).
+        rule: "dct", "random", or a function from the grid's coordinates, float32 (m, axes), to (m, atoms).
         grid: the sizes of the input axes; their product is m.
         count: how many atoms.
         seed: the order and the signs of "random".
@@ -63,8 +63,10 @@ class DesignedAtoms(CompactArray):
 
 
 def coordinates(grid: tuple[int, ...]) -> jax.Array:
-    """The integer coordinates of a grid's points, row-major: (m, axes)."""
-    return jnp.stack(jnp.meshgrid(*(jnp.arange(size) for size in grid), indexing="ij"), axis=-1).reshape(-1, len(grid))
+    """The coordinates of a grid's points, row-major: float32 (m, axes)."""
+    return jnp.stack(jnp.meshgrid(*(jnp.arange(size, dtype=jnp.float32) for size in grid), indexing="ij"), axis=-1).reshape(
+        -1, len(grid)
+    )
 
 
 def low_frequencies(grid: tuple[int, ...]) -> np.ndarray:
@@ -95,7 +97,7 @@ def check_rule(rule: object, grid: tuple[int, ...]) -> int:
     """
     m = math.prod(grid)
     if callable(rule):
-        shape = jax.eval_shape(rule, jax.ShapeDtypeStruct((m, len(grid)), jnp.int32)).shape
+        shape = jax.eval_shape(rule, jax.ShapeDtypeStruct((m, len(grid)), jnp.float32)).shape
         if len(shape) != 2 or shape[0] != m:
             raise ValueError(
                 f"atoms: the function {encode_name(rule)} returned shape {shape} for {m} grid points, expected ({m}, atoms)"

@@ -53,7 +53,7 @@ def compact_array(cls: Class) -> Class:
         ...         return self.column[..., :, None] * self.row[..., None, :]
         >>> outer = OuterArray(jnp.ones(3), jnp.arange(4.0))
         >>> outer
-        OuterArray((3, 4) float32, 7 stored = 1/1.7)
+        OuterArray((3, 4) float32, 7 stored = 1/1.71)
         >>> jnp.ones((2, 3)) @ outer
         Array([[0., 3., 6., 9.],
                [0., 3., 6., 9.]], dtype=float32)

@@ -118,7 +118,7 @@ def fit(
         >>> loss = jc.cross_entropy(lambda p, x: x @ p)
         >>> state = jc.fit(loss, jnp.zeros((8, 2)), (x, y), optimizer=optax.sgd(1.0), steps=20, batch_size=4, progress=False)
         >>> state
-        FitState(step 20, loss 0.3999)
+        FitState(step 20, loss 0.3826)
     """
     examples = _check(params, data, steps, batch_size)
     data = jax.tree.map(jnp.asarray, data)

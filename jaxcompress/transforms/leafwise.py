@@ -302,7 +302,7 @@ def vocabulary(
         atoms: "dct" (cosines, low frequencies first), "random" (seeded, orthonormal), both recomputed and free to
             store; "learned" (principal directions of the inputs when moments are given, else of the weight), stored;
             a matrix (inputs, atoms), stored, of which the first columns are used; or a function from the grid's
-            coordinates, integers (inputs, axes), to such a matrix, recomputed.
+            coordinates, float32 (inputs, axes), to such a matrix, recomputed.
         grid: the sizes of the axes that the inputs lie on, such as (28, 28); one axis by default.
         seed: for "random".
         axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
