@@ -76,14 +76,11 @@ def check_moments(params: Any, moments: Any) -> None:
         raise ValueError(f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}")
 
 
-def map_leaves(visit: Any, params: Any, moments: Any, scope: Scope) -> Any:
+def map_leaves(visit: Any, params: Any, moments: Any) -> Any:
     """A tree with `visit(name, leaf, metric)` in place of every leaf; a compact array is one leaf."""
     metrics = moments_by_name(moments)
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_compact)
-    names = [name for name, _ in named_leaves(params)]
-    return jax.tree_util.tree_unflatten(
-        treedef, [visit(name, leaf, metrics.get(name)) for name, (_, leaf) in zip(names, flat, strict=True)]
-    )
+    treedef = jax.tree.structure(params, is_leaf=is_compact)
+    return jax.tree.unflatten(treedef, [visit(name, leaf, metrics.get(name)) for name, leaf in named_leaves(params)])
 
 
 def second_moments(x: Any) -> jax.Array:

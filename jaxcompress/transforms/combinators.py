@@ -63,7 +63,7 @@ class At(Transform):
                 changes[child] = visit(prefix, below, getattr(leaf, child), metrics.get(child))
             return dataclasses.replace(leaf, **changes) if changes else leaf
 
-        result = map_leaves(lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments, scope)
+        result = map_leaves(lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments)
         if not matched:
             raise ValueError(f"at({self.pattern!r}) matches no leaf; there are: {', '.join(names_within(params)) or 'none'}")
         return result
@@ -97,7 +97,7 @@ class Partition(Transform):
         def visit(name: str, leaf: Any, metric: Any) -> Any:
             return table[by_name[name]]._apply(leaf, metric, dataclasses.replace(scope, prefix=join(scope.prefix, name)))
 
-        return map_leaves(visit, params, moments, scope)
+        return map_leaves(visit, params, moments)
 
     def __repr__(self) -> str:
         return f"partition({dict(self.transforms)!r}, {self.labels!r})"

@@ -65,7 +65,7 @@ class LeafTransform(Transform):
                 raise TypeError(f"{path or 'the leaf'} was picked by name but cannot be compacted: {problem}")
             return leaf
 
-        result = map_leaves(visit, params, moments, scope)
+        result = map_leaves(visit, params, moments)
         for option in (keeps, axes):
             option.check_used([join(scope.prefix, name) for name, _ in named_leaves(params)], whole=not scope.prefix)
         return result

@@ -3,7 +3,7 @@
 A network with one hidden layer is trained from scratch in each form, on hard targets, with one loop, schedule, batch
 and number of epochs. Everything stored is counted, biases and the last layer too; seeds are free. How wide the hidden
 layer is and how the numbers are split was chosen for each column on the last 10,000 training images, and so were the
-learning rate and the dropout of pixels, from one grid for all columns. The test set is looked at once, after training.
+learning rate and the dropout of pixels, from one grid for all columns. The test set chose nothing.
 
     python tests/benchmarks/first_table.py                    # the table, about 4 minutes on two cores
     python tests/benchmarks/first_table.py --validate         # the grid behind it, one seed, no test image read
