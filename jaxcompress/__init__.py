@@ -19,7 +19,9 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.combinators import at, chain, identity, partition
-from jaxcompress.transforms.leafwise import LeafTransform, convolved, factored, hashed, initialize, vocabulary
+from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.initialize import initialize
+from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.paths import matrices
 
 __all__ = [

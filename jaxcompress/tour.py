@@ -29,9 +29,10 @@ from jaxcompress.models.mlp import MLP
 from jaxcompress.training.fit import cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.combinators import at, chain
-from jaxcompress.transforms.leafwise import Unreachable, convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.leafwise import Unreachable
 
-KEEPS = (1 / 2, 1 / 8, 1 / 32)
+KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 WIDTHS = (256, 256, 10)
 TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 600, 64
 GENEROSITY = 8
@@ -227,8 +228,12 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
     """
     train, (x_test, y_test) = load_digits(seed)
     flat = lambda widths: MLP(widths).init(jax.random.key(seed), train[0][:1])["params"]
-    evaluate = jax.jit(lambda params: (forward(params, x_test).argmax(-1) == y_test).mean())
-    cost = lambda params: flops(forward, params, jax.ShapeDtypeStruct((128, 64), jnp.float32)) / 128
+
+    def evaluate(*candidates: Any) -> tuple[float, ...]:
+        """The FLOPs of one example, and each candidate's test accuracy; candidates have one structure, one program."""
+        program = jax.jit(forward).lower(candidates[0], x_test).compile()
+        accuracies = (float((program(params, x_test).argmax(-1) == y_test).mean()) for params in candidates)
+        return flops(program) / len(x_test), *accuracies
 
     def learn(params: Any, steps: int, rate: Any = None, objective: Any = loss) -> Any:
         options = {"batch_size": BATCH, "seed": seed, "progress": False}
@@ -237,9 +242,9 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
     long = optax.adam(optax.cosine_decay_schedule(2e-3, TRAINING_STEPS))
     params = learn(flat(WIDTHS), TRAINING_STEPS, long)
     moments = layer_moments(params, train[0])
-    accuracy = float(evaluate(params))
     total = stored_numbers(params)
-    dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost(params))
+    cost, accuracy = evaluate(params)
+    dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost)
     table = recipes(params, moments)
 
     def compressed(name: str, keep: float) -> Cell:
@@ -247,22 +252,23 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
             small = table[name](keep)(params, moments)
         except Unreachable as error:
             return Cell(name, keep, problem=str(error))
-        tuned = learn(small, FINE_TUNING_STEPS)
-        return Cell(name, keep, stored_numbers(small), float(evaluate(small)), float(evaluate(tuned)), cost(small))
+        cost, before, after = evaluate(small, learn(small, FINE_TUNING_STEPS))
+        return Cell(name, keep, stored_numbers(small), before, after, cost)
 
     def magnitude(name: str, keep: float) -> Cell:
         masks, numbers = prune_magnitude(params, keep * total)
         cut = lambda p: jax.tree.map(lambda leaf, mask: leaf * mask, p, masks)
         tuned = learn(cut(params), FINE_TUNING_STEPS, None, cross_entropy(lambda p, x: forward(cut(p), x)))
         sparse = sum(2 * int(np.sum(mask["kernel"])) for mask in masks.values()) + 3 * sum(WIDTHS)  # were it run sparse
-        return Cell(name, keep, numbers, float(evaluate(cut(params))), float(evaluate(cut(tuned))), sparse)
+        _, before, after = evaluate(cut(params), cut(tuned))
+        return Cell(name, keep, numbers, before, after, sparse)
 
     def plain(name: str, keep: float) -> Cell:
         width = plain_width(keep * total)
         # trained for as many steps in all, by the same schedules
         small = learn(flat((width, width, 10)), TRAINING_STEPS, long)
-        tuned = learn(small, FINE_TUNING_STEPS)
-        return Cell(name, keep, stored_numbers(small), float(evaluate(small)), float(evaluate(tuned)), cost(small))
+        cost, before, after = evaluate(small, learn(small, FINE_TUNING_STEPS))
+        return Cell(name, keep, stored_numbers(small), before, after, cost)
 
     makers = {**dict.fromkeys(table, compressed), "magnitude pruning": magnitude, "plain smaller net": plain}
     todo = [(name, keep) for name in makers if names is None or name in names for keep in keeps]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX
@@ -148,9 +149,10 @@ def report(before: Any, after: Any, net: Callable[..., Any] | None = None, *inpu
     return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
 
 
-def flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """What XLA counts for one call of a function."""
-    costs = jax.jit(function).lower(*arguments).compile().cost_analysis()
+def flops(program: Callable[..., Any], *arguments: Any) -> float:
+    """What XLA counts for one call of a function, or of a program that is compiled already."""
+    compiled = program if isinstance(program, Compiled) else jax.jit(program).lower(*arguments).compile()
+    costs = compiled.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     return float((costs or {}).get("flops", float("nan")))
 

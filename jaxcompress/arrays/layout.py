@@ -12,7 +12,7 @@ import hashlib
 import math
 from typing import Any
 
-import jax.numpy as jnp
+import einops
 import numpy as np
 
 
@@ -79,20 +79,22 @@ class MatrixAxes:
         """An array of this layout as plain matrices (..., m, n); numpy stays numpy."""
         if self == MATRIX:
             return array
-        leading = array.shape[: array.ndim - self.ndim]
-        order = [*range(len(leading)), *(array.ndim + axis for axis in self.inputs + self.outputs)]
-        return array.transpose(order).reshape(*leading, *self.matrix_shape(array.shape))
+        dense, plain = self._patterns()
+        return einops.rearrange(array, f"{dense} -> {plain}")
 
     def from_matrix(self, matrix: Any, dims: tuple[int, ...] | None) -> Any:
         """Plain matrices (..., m, n) as arrays of this layout, with trailing sizes `dims`."""
         if self == MATRIX:
             return matrix
         assert dims is not None, "a layout other than (in, out) needs its sizes"
-        leading = matrix.shape[:-2]
-        split = matrix.reshape(*leading, *(dims[axis] for axis in self.inputs + self.outputs))
-        sources = [len(leading) + i for i in range(self.ndim)]
-        targets = [len(leading) + self.ndim + axis for axis in self.inputs + self.outputs]
-        return (np if isinstance(matrix, np.ndarray) else jnp).moveaxis(split, sources, targets)
+        dense, plain = self._patterns()
+        return einops.rearrange(matrix, f"{plain} -> {dense}", **{f"d{i}": size for i, size in enumerate(dims)})
+
+    def _patterns(self) -> tuple[str, str]:
+        """The dense layout and the plain matrix in einops' words: "... d0 d1 d2" and "... (d0) (d1 d2)"."""
+        names = [f"d{i}" for i in range(self.ndim)]
+        rows, columns = (" ".join(names[axis] for axis in role) for role in (self.inputs, self.outputs))
+        return f"... {' '.join(names)}", f"... ({rows}) ({columns})"
 
 
 MATRIX = MatrixAxes((-2,), (-1,))

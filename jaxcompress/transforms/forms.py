@@ -1,0 +1,261 @@
+"""The four forms a weight can be rewritten in: hashed, vocabulary, factored, convolved.
+
+Each turns a number of numbers into a size of its form and fits what it stores by least squares, in the metric of the
+inputs when moments are given. What a form means, stores and costs is said in the array's own file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxcompress.arrays.atoms import DesignedAtoms, check_rule
+from jaxcompress.arrays.convolved import BASES, ConvolvedArray
+from jaxcompress.arrays.factored import FactoredArray, principal_outputs
+from jaxcompress.arrays.hashed import HashedArray
+from jaxcompress.arrays.permutation import leaf_seed
+from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Hashed(LeafTransform):
+    """See `hashed`."""
+
+    keep: Any
+    seed: int = 0
+    block: int = 1
+    seed_by: str = "path"
+    axes: Any = None
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> HashedArray:
+        m, n = matrix.shape[-2:]
+        # a longer run than the row has is the row; whole blocks, unless the table is the matrix
+        block = min(self.block, n)
+        if self.block > numbers:
+            raise ValueError(f"block={self.block} is longer than the table of {numbers} numbers: use a smaller block or keep more")
+        size = numbers if numbers == m * n else numbers - numbers % block
+        seed = leaf_seed(self.seed, name if self.seed_by == "path" else f"{m}x{n}")
+        return HashedArray.fit(matrix, size, seed=seed, block=block, metric=metric)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Vocabulary(LeafTransform):
+    """See `vocabulary`."""
+
+    keep: Any
+    atoms: Any = "dct"
+    grid: tuple[int, ...] | None = None
+    seed: int = 0
+    axes: Any = None
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> VocabularyArray | None:
+        m, n = matrix.shape[-2:]
+        grid = (m,) if self.grid is None else self.grid
+        if math.prod(grid) != m:
+            raise ValueError(
+                f"grid={grid} has {math.prod(grid)} points, but the matrix has {m} inputs: give a grid with that product"
+            )
+        if isinstance(self.atoms, str) and self.atoms == "learned":
+            if numbers == m * n:
+                return None  # enough atoms to be exact, with their codes, are more numbers than the matrix has
+            count = min(_whole(numbers, m + n, "one learned atom with its codes"), m)
+            return VocabularyArray.fit(matrix, learned_atoms(matrix, metric, count), metric=metric)
+        if not callable(self.atoms) and not isinstance(self.atoms, str):
+            given = np.asarray(self.atoms)
+            if given.ndim != 2 or given.shape[0] != m:
+                raise ValueError(f"atoms: the given matrix has shape {given.shape}, expected ({m}, atoms): a row for each input")
+            count = min(_whole(numbers, m + n, "one given atom with its codes"), given.shape[1])
+            return VocabularyArray.fit(matrix, given[:, :count], metric=metric)
+        count = min(_whole(numbers, n, "one atom's codes"), check_rule(self.atoms, grid))
+        seed = leaf_seed(self.seed, name) if self.atoms == "random" else 0
+        rule: Any = self.atoms
+        atoms = DesignedAtoms(rule, grid=grid, count=count, seed=seed, dims=(m, count))
+        return VocabularyArray.fit(matrix, atoms, metric=metric)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Factored(LeafTransform):
+    """See `factored`."""
+
+    keep: Any = 1.0
+    energy: Any = None
+    axes: Any = None
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> FactoredArray:
+        m, n = matrix.shape[-2:]
+        if self.energy is not None:
+            return FactoredArray.fit(matrix, rank_for_energy(matrix, metric, self.energy), metric=metric)
+        ranks = [rank for rank in range(1, min(m, n) + 1) if FactoredArray.numbers(m, n, rank) <= numbers]
+        if not ranks:
+            least = math.ceil(FactoredArray.numbers(m, n, 1))
+            raise Unreachable(least, f"rank 1 takes {least} numbers, and keep allows {numbers}")
+        return FactoredArray.fit(matrix, ranks[-1], metric=metric)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Convolved(LeafTransform):
+    """See `convolved`."""
+
+    keep: Any
+    basis: str = "step"
+    axes: Any = None
+
+    uses_moments = False  # means over the steps are the optimum in every metric
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ConvolvedArray:
+        m, n = matrix.shape[-2:]
+        return ConvolvedArray.fit(matrix, min(_whole(numbers, m, "one knot in each input's period"), n), basis=self.basis)
+
+
+def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", axes: Any = None) -> LeafTransform:
+    """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
+
+    Args:
+        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        seed: which hash; every leaf mixes in its own path.
+        block: how many neighbours along the outputs are shared as one run; faster, and coarser.
+        seed_by: "path" for a hash of its own for each leaf, "shape" for one hash for leaves of equal shape, so that
+            they can be stacked.
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `HashedArray` nodes (Chen et al. 2015, arXiv:1504.04788).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.hashed(keep=1/8)(jnp.ones((16, 16)))
+        HashedArray((16, 16) float32, 32 stored = 1/8)
+    """
+    if not isinstance(block, int) or block < 1:
+        raise ValueError(f"block must be a whole number of at least 1, got {block!r}")
+    if seed_by not in ("path", "shape"):
+        raise ValueError(f"seed_by must be 'path' or 'shape', got {seed_by!r}")
+    return Hashed(check_keep(keep), seed, block, seed_by, check_axes(axes))
+
+
+def vocabulary(
+    keep: Keep, *, atoms: Any = "dct", grid: tuple[int, ...] | None = None, seed: int = 0, axes: Any = None
+) -> LeafTransform:
+    """Write each weight as features of its inputs times codes: `W = atoms @ codes`.
+
+    Args:
+        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        atoms: "dct" (cosines, low frequencies first), "random" (seeded, orthonormal), both recomputed and free to
+            store; "learned" (principal directions of the inputs when moments are given, else of the weight), stored;
+            a matrix (inputs, atoms), stored, of which the first columns are used; or a function from the grid's
+            coordinates, float32 (inputs, axes), to such a matrix, recomputed.
+        grid: the sizes of the axes that the inputs lie on, such as (28, 28); one axis by default.
+        seed: for "random".
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `VocabularyArray` nodes (Denil et al. 2013, arXiv:1306.0543).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.vocabulary(keep=1/4, grid=(4, 4))(jnp.ones((16, 10)))
+        VocabularyArray((16, 10) float32, 4 dct atoms on 4x4, 40 stored = 1/4)
+    """
+    if isinstance(atoms, str) and atoms != "learned":
+        check_rule(atoms, (1,))
+    if not callable(atoms) and not isinstance(atoms, str):
+        atoms = _Given(np.asarray(atoms))
+    if grid is not None:
+        grid = tuple(int(size) for size in grid)
+        if not grid or min(grid) < 1:
+            raise ValueError(f"grid must be sizes of at least 1, got {grid}")
+    return Vocabulary(check_keep(keep), atoms, grid, seed, check_axes(axes))
+
+
+def factored(keep: Keep | None = None, *, energy: float | None = None, axes: Any = None) -> LeafTransform:
+    """Rotate each weight to its principal directions and cut: the best product of low rank.
+
+    With moments the *outputs'* error is the least possible at that rank; without, the weight's own.
+
+    Args:
+        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        energy: instead of `keep`, the share of the outputs' (or the weight's) squared norm to reach.
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `FactoredArray` nodes (Eckart and Young 1936; arXiv:2403.07378 for the metric).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.factored(energy=0.999)(jnp.outer(jnp.arange(8.0), jnp.ones(6)))
+        FactoredArray((8, 6) float32, rank 1, 14 stored = 1/3.43)
+    """
+    if (keep is None) == (energy is None):
+        raise ValueError("factored takes either keep or energy, and one of them")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}")
+    return Factored(1.0 if keep is None else check_keep(keep), energy, check_axes(axes))
+
+
+def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTransform:
+    """Read each weight as one function of one variable and sample it more coarsely.
+
+    Each input's period, its row of the matrix, keeps `keep * n` knots, so neighbouring outputs share. Exchange the
+    roles in `axes` to coarsen along the inputs.
+
+    Args:
+        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        basis: "step".
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `ConvolvedArray` nodes; see `jc.as_function` for the idea.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.convolved(keep=1/4)(jnp.ones((16, 8)))
+        ConvolvedArray((16, 8) float32, 2 step knots a period, 32 stored = 1/4)
+    """
+    if basis not in BASES:
+        raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
+    return Convolved(check_keep(keep), basis, check_axes(axes))
+
+
+def _whole(numbers: int, unit: int, what: str) -> int:
+    if numbers < unit:
+        raise Unreachable(unit, f"{what} takes {unit} numbers, and keep allows {numbers}")
+    return numbers // unit
+
+
+def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> np.ndarray:
+    """Orthonormal features of the inputs: of the data when their moments are known, else of the weight."""
+    source = np.asarray(matrix, np.float64)
+    gram = source @ source.mT if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
+    vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
+    # a sign convention, so that equal weights give equal atoms everywhere
+    peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
+    return vectors * np.where(peak < 0, -1, 1)
+
+
+def rank_for_energy(matrix: np.ndarray, metric: np.ndarray | None, energy: float) -> int:
+    """The least rank whose product carries a share of the outputs' squared norm, in every matrix of a stack."""
+    target = np.asarray(matrix, np.float64).reshape(-1, *matrix.shape[-2:])
+    full = min(target.shape[-2:])
+    right = principal_outputs(target, metric, full)
+    outputs = target @ right
+    weighted = outputs if metric is None else np.broadcast_to(metric, (len(target), *metric.shape[-2:])) @ outputs
+    gains = np.maximum(np.sum(outputs * weighted, axis=-2), 0)
+    reached = np.cumsum(gains, axis=-1) >= energy * gains.sum(-1, keepdims=True) * (1 - 1e-12)
+    return int(min(reached.argmax(-1).max() + 1, full)) if reached.any(-1).all() else full
+
+
+class _Given(np.ndarray):
+    """A matrix of atoms that compares by content, so that recipes do."""
+
+    def __new__(cls, array: np.ndarray) -> _Given:
+        return np.array(array).view(cls)
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return isinstance(other, np.ndarray) and np.array_equal(np.asarray(self), np.asarray(other))
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash((self.shape, self.tobytes()))
