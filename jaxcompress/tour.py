@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.models.mlp import MLP
 from jaxcompress.training.fit import cross_entropy, fit
-from jaxcompress.transforms.base import Transform, second_moments
+from jaxcompress.transforms.base import Transform, moments_by_name, second_moments
 from jaxcompress.transforms.combinators import at, chain
-from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.forms import convolved, energy_by_rank, factored, hashed, vocabulary
 from jaxcompress.transforms.leafwise import Unreachable
 
 KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -106,6 +107,8 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
     shapes = {f"{name}/kernel": layer["kernel"].shape for name, layer in params.items()}
     fixed = sum(layer["bias"].size for layer in params.values())
     total = stored_numbers(params)
+    metrics = moments_by_name(moments)
+    curves = {f"{name}/kernel": energy_by_rank(layer["kernel"], metrics[f"{name}/kernel"]) for name, layer in params.items()}
     backwards = MatrixAxes(inputs=(-1,), outputs=(-2,))  # coarsen the last kernel along its inputs, not its classes
 
     def largest(numbers: Callable[[int], float], keep: float, limit: int = 256) -> int:
@@ -133,18 +136,13 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
         return chain(*(at(name, form) for name, form in forms.items()))
 
     def factoring(keep: float) -> Transform:
-        low, high = 0.0, 1.0
-        best = None
-        for _ in range(9):
-            energy = (low + high) / 2
-            form = chain(*(at(name, factored(energy=energy)) for name in shapes))
-            if stored_numbers(form(params, moments)) <= keep * total:
-                best, low = form, energy
-            else:
-                high = energy
-        if best is None:
-            raise Unreachable(total, f"no rank fits {keep * total:,.0f} numbers")
-        return best
+        ranks = lambda energy: {name: int((curve < energy).sum(-1).max() + 1) for name, curve in curves.items()}
+        numbers = lambda energy: sum(
+            FactoredArray.numbers(shapes[name][0], shapes[name][1], r) for name, r in ranks(energy).items()
+        )
+        energies = sorted({float(value) for curve in curves.values() for value in curve.ravel()})
+        chosen = energies[largest(lambda i: numbers(energies[i - 1]), keep, len(energies)) - 1]
+        return chain(*(at(name, factored(energy=chosen)) for name in shapes))
 
     def convolving(keep: float) -> Transform:
         counts = lambda q: {first: q, middle: q, last: min(GENEROSITY * q, 256)}
@@ -227,7 +225,7 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
         progress: show a progress bar.
     """
     train, (x_test, y_test) = load_digits(seed)
-    flat = lambda widths: MLP(widths).init(jax.random.key(seed), train[0][:1])["params"]
+    flat = lambda widths: jax.jit(MLP(widths).init)(jax.random.key(seed), train[0][:1])["params"]
 
     def evaluate(*candidates: Any) -> tuple[float, ...]:
         """The FLOPs of one example, and each candidate's test accuracy; candidates have one structure, one program."""
@@ -272,11 +270,10 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
 
     makers = {**dict.fromkeys(table, compressed), "magnitude pruning": magnitude, "plain smaller net": plain}
     todo = [(name, keep) for name in makers if names is None or name in names for keep in keeps]
-    with tqdm(todo, desc="tour", disable=not progress, leave=False) as bar:
-        cells = []
-        for name, keep in bar:
-            bar.set_postfix_str(f"{name} {fraction(keep)}")
-            cells.append(makers[name](name, keep))
+    # two at a time: most of a cell is the compilation of its program, on one core
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = pool.map(lambda cell: makers[cell[0]](*cell), todo)
+        cells = list(tqdm(results, total=len(todo), desc="tour", disable=not progress, leave=False))
     return Tour(tuple(cells), dense)
 
 

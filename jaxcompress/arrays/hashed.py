@@ -10,7 +10,6 @@ Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not b
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, static
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import project
+from jaxcompress.arrays.projection import least_squares
 
 
 @compact_array
@@ -67,13 +66,31 @@ class HashedArray(CompactArray):
             metric: (..., m, m) second moments of the inputs; the error is then that of the outputs, found by
                 conjugate gradients from the plain means.
         """
-        leading, dims = matrix.shape[:-2], matrix.shape[-2:]
-        target = jnp.asarray(matrix)
-        empty = cls(jnp.zeros((*leading, size), target.dtype), seed=seed, block=block, dims=dims)
-        (sums,) = jax.vjp(lambda table: dataclasses.replace(empty, table=table)._matrix(), empty.table)[1](target)
-        uses = -(-(np.prod(dims) - np.arange(size)) // size)
-        array = dataclasses.replace(empty, table=sums / jnp.asarray(uses.astype(target.dtype)))
-        return array if metric is None else project(array, target, metric)
+        m, n = matrix.shape[-2:]
+        start, sign = (np.asarray(part) for part in _row_runs(np.uint32(seed & 0xFFFFFFFF), m=m, n=n, block=block))
+        index = (start[..., None] + np.arange(block, dtype=np.uint32)) % np.uint32(size)
+        index = index.reshape(m, -1)[:, :n].ravel()
+        sign = np.repeat(sign, block, axis=-1)[:, :n].astype(np.float64)
+
+        def collect(error: np.ndarray) -> np.ndarray:
+            return np.bincount(index, weights=(error * sign).ravel(), minlength=size)
+
+        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
+            means = collect(target) / np.bincount(index, minlength=size)
+            if metric is None:
+                return means
+            scale = np.bincount(index, weights=np.repeat(np.diag(metric), n), minlength=size)
+            return least_squares(lambda table: table[index].reshape(m, n) * sign, collect, target, metric, means, scale)
+
+        stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
+        metrics = [None] * len(stack) if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], m, m)).reshape(-1, m, m)
+        table = np.stack([fit_one(*each) for each in zip(stack, metrics, strict=True)]).reshape(*matrix.shape[:-2], size)
+        return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, dims=(m, n))
+
+
+@partial(jax.jit, static_argnames=("m", "n", "block"))
+def _row_runs(seed: jax.Array, *, m: int, n: int, block: int) -> tuple[jax.Array, jax.Array]:
+    return run_starts(jnp.arange(m, dtype=jnp.uint32), m, n, block, seed)
 
 
 @partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too

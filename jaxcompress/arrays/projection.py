@@ -1,61 +1,56 @@
-"""The least-squares optimum of any compact array, matrix-free.
+"""The least-squares optimum of stored numbers in the metric of the inputs, matrix-free.
 
-Given its structure, an array is linear in one child v: `A = T v`. The fit of a matrix W in the metric M of the
-inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal equations `T' M T v = T' M W` are
-solved by conjugate gradients on `materialize` and its transpose, from the array's present values; what the metric
-does not see stays as it was. Costs two products with M and a `materialize` an iteration.
+Given its structure, an array is linear in what it stores: `A = T v`. The fit of a matrix W in the metric M of the
+inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal equations `T' M T v = T' M W` are solved
+by conjugate gradients on the host, in float64, from given values: what the metric does not see stays as it was. Costs
+one product with M and one pass over the entries an iteration.
 
 Source: Hestenes and Stiefel 1952; the output-error metric as in SVD-LLM (arXiv:2403.07378) and GPTQ.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from jaxcompress.arrays.base import CompactArray
-
-Array = TypeVar("Array", bound=CompactArray)
+from scipy.sparse.linalg import LinearOperator, cg
 
 
-def project(array: Array, matrix: jax.Array, metric: np.ndarray | None = None, *, steps: int = 500, tol: float = 1e-6) -> Array:
-    """The same array with the values that fit a matrix best.
+def least_squares(
+    expand: Callable[[np.ndarray], np.ndarray],
+    collect: Callable[[np.ndarray], np.ndarray],
+    matrix: np.ndarray,
+    metric: np.ndarray,
+    start: np.ndarray,
+    scale: np.ndarray,
+    *,
+    steps: int = 500,
+    tol: float = 1e-7,
+) -> np.ndarray:
+    """The numbers v whose matrix `expand(v)` fits best.
 
     Args:
-        array: the structure and the values to start from; linear in the child `array.linear_in`.
-        matrix: (..., m, n) to fit.
-        metric: (..., m, m) second moments of the inputs, or None for the plain squared error.
-        steps: the most conjugate-gradient steps.
+        expand: T, from numbers (k,) to a matrix (m, n).
+        collect: T', its transpose, from (m, n) to (k,).
+        matrix: (m, n) to fit.
+        metric: (m, m) second moments of the inputs.
+        start: (k,) numbers to start from.
+        scale: (k,) the diagonal of T' M T, which preconditions.
+        steps: the most iterations.
         tol: stop when the residual has shrunk by this factor.
 
     Example:
-        >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> from jaxcompress.arrays.projection import project
-        >>> blank = jc.HashedArray(jnp.zeros(6), dims=(3, 4))
-        >>> fitted = project(blank, jnp.ones((3, 4)))
-        >>> bool(jnp.allclose(fitted.table, jc.HashedArray.fit(jnp.ones((3, 4)), 6).table, atol=1e-5))
-        True
+        >>> import numpy as np
+        >>> from jaxcompress.arrays.projection import least_squares
+        >>> spread, total = (lambda v: np.full((2, 3), v[0])), (lambda e: e.sum(keepdims=True).ravel())
+        >>> least_squares(spread, total, np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0]), np.zeros(1), np.array([9.0]))
+        array([3.])
     """
-    child = array.linear_in or array._children[0]
-    return _solve(array, matrix, None if metric is None else jnp.asarray(metric, matrix.dtype), child, steps, tol)
-
-
-@partial(jax.jit, static_argnames=("child", "steps"))
-def _solve(array, matrix, metric, child, steps, tol):
-    def weigh(error):
-        return error if metric is None else metric @ error
-
-    start, rebuild = getattr(array, child), lambda values: dataclasses.replace(array, **{child: values})
-    expand = lambda values: rebuild(values)._matrix()
-    _, expand_transposed = jax.vjp(expand, start)
-    gradient = lambda error: expand_transposed(weigh(error))[0]
+    size = (len(start), len(start))
+    inverse = np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
+    normal = LinearOperator(size, matvec=lambda values: collect(metric @ expand(values)), dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    precondition = LinearOperator(size, matvec=lambda values: inverse * values, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     # solve for the correction: the part of the start that the metric does not see is left alone
-    residual = gradient(matrix - expand(start))
-    zero = jax.tree.map(jnp.zeros_like, start)
-    correction, _ = jax.scipy.sparse.linalg.cg(lambda values: gradient(expand(values)), residual, x0=zero, tol=tol, maxiter=steps)
-    return rebuild(jax.tree.map(jnp.add, start, correction))
+    residual = collect(metric @ (matrix - expand(start)))
+    correction, _ = cg(normal, residual, rtol=tol, maxiter=steps, M=precondition)
+    return start + correction

@@ -238,14 +238,17 @@ def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> 
 
 def rank_for_energy(matrix: np.ndarray, metric: np.ndarray | None, energy: float) -> int:
     """The least rank whose product carries a share of the outputs' squared norm, in every matrix of a stack."""
+    reached = energy_by_rank(matrix, metric) >= energy * (1 - 1e-12)
+    return int(reached.argmax(-1).max() + 1) if reached.any(-1).all() else reached.shape[-1]
+
+
+def energy_by_rank(matrix: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
+    """The share of the outputs' squared norm that the best product of rank 1, 2, ... carries: (matrices, ranks)."""
     target = np.asarray(matrix, np.float64).reshape(-1, *matrix.shape[-2:])
-    full = min(target.shape[-2:])
-    right = principal_outputs(target, metric, full)
-    outputs = target @ right
+    outputs = target @ principal_outputs(target, metric, min(target.shape[-2:]))
     weighted = outputs if metric is None else np.broadcast_to(metric, (len(target), *metric.shape[-2:])) @ outputs
-    gains = np.maximum(np.sum(outputs * weighted, axis=-2), 0)
-    reached = np.cumsum(gains, axis=-1) >= energy * gains.sum(-1, keepdims=True) * (1 - 1e-12)
-    return int(min(reached.argmax(-1).max() + 1, full)) if reached.any(-1).all() else full
+    gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
+    return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)
 
 
 class _Given(np.ndarray):
