@@ -14,6 +14,7 @@ from jaxcompress.arrays.convolved import ConvolvedArray, as_function
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.arrays.paths import matrices
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.training.fit import FitState, cross_entropy, fit
@@ -22,7 +23,6 @@ from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
-from jaxcompress.transforms.paths import matrices
 
 __all__ = [
     "CompactArray",

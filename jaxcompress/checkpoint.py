@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxcompress.arrays.base import CompactArray, decode_static, encode_static, is_compact, registered
-from jaxcompress.transforms.paths import join, leaf_name
+from jaxcompress.arrays.paths import join, leaf_name
 
 FORMAT = "jaxcompress 1"
 DTYPES = {

@@ -18,10 +18,10 @@ from flax import serialization
 from jax import export as jax_export
 
 from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
+from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.combinators import chain, identity
-from jaxcompress.transforms.paths import named_leaves
 
 
 def check_array(array: CompactArray, *, export: bool = True) -> None:

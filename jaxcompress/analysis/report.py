@@ -19,8 +19,8 @@ from jax.stages import Compiled
 
 from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX
+from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.transforms.base import moments_by_name
-from jaxcompress.transforms.paths import named_leaves
 
 ROWS = 128
 """The batch over which what does not grow with it (a hash, recomputed atoms) is spread."""

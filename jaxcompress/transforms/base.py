@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcompress.arrays.base import CompactArray, is_compact
-from jaxcompress.transforms.paths import named_leaves
+from jaxcompress.arrays.paths import named_leaves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.arrays.paths import Pattern, is_literal, join, named_leaves, names_within, select
 from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
-from jaxcompress.transforms.paths import Pattern, is_literal, join, named_leaves, names_within, select
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

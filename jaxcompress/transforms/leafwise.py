@@ -18,8 +18,8 @@ import numpy as np
 from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.paths import join, matches, named_leaves
 from jaxcompress.transforms.base import Scope, Transform, map_leaves
-from jaxcompress.transforms.paths import join, matches, named_leaves
 
 Keep = float | Mapping[str, float]
 

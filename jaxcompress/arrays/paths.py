@@ -57,7 +57,7 @@ def matches(pattern: str, name: str) -> bool:
     """Whether a pattern such as `**/kernel` or `encoder/*/bias` matches a whole name.
 
     Example:
-        >>> from jaxcompress.transforms.paths import matches
+        >>> from jaxcompress.arrays.paths import matches
         >>> matches("**/kernel", "dense_0/kernel"), matches("*", "dense_0/kernel")
         (True, False)
     """

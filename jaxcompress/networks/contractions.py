@@ -1,0 +1,387 @@
+"""Where axes are produced and consumed: matrix products, convolutions, look-ups.
+
+A contraction of activations with a parameter consumes the contracted axes and produces the parameter's free ones; of two
+activations it is a pair; of two parameters it is both, inside one weight. A compact array is contracted structurally
+wherever all of its inputs (or all of its outputs) are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcompress.networks.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.networks.program import Slot, Step, Value
+from jaxcompress.networks.rules import (
+    Analysis,
+    Contraction,
+    Pair,
+    Replay,
+    bind,
+    bind_with,
+    copy_facts,
+    merge_facts,
+    register,
+)
+
+
+def like_data(value: Value) -> bool:
+    """Activations, or a constant that stands for them (a loop's zeros)."""
+    return value.data or not value.from_params
+
+
+def all_slots(value: Value, positions: Any) -> frozenset[Slot]:
+    return frozenset().union(*(value.slots[position] for position in positions))
+
+
+def consume(
+    step: Step,
+    analysis: Analysis,
+    activations: Value,
+    weight: Value,
+    contracted: list[tuple[int, int]],
+    batch: tuple[tuple[int, Dim | None], ...] = (),
+    *,
+    padded: bool = False,
+) -> str:
+    """Note that a parameter consumes activations; gives the contraction's key.
+
+    Args:
+        contracted: positions in (activations, weight), which are put in the weight's order.
+    """
+    contracted = sorted(contracted, key=lambda both: both[1])
+    slots = all_slots(weight, [position for _, position in contracted])
+    analysis.role(slots, "consume")
+    for mine, theirs in contracted:
+        for slot in weight.slots[theirs]:
+            analysis.scales.setdefault(slot, set()).add(activations.scaled[mine])
+    leaf = min((name for name, _ in slots), default="?")
+    key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
+    step.note = key
+    analysis.contractions[key] = Contraction(
+        key,
+        slots,
+        step.inputs.index(activations),
+        tuple(activations.dims[mine] for mine, _ in contracted),
+        tuple(mine for mine, _ in contracted),
+        batch,
+        padded,
+        tuple(turns for turns, leaves in analysis.stacked if leaves & {name for name, _ in slots}),
+    )
+    return key
+
+
+# --- matrix products -----------------------------------------------------------------------------------------------
+
+
+def free(value: Value, contracting: Any, batch: Any) -> list[int]:
+    return [index for index in range(len(value.shape)) if index not in contracting and index not in batch]
+
+
+def replay_dot(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    if replay.tap is not None and step.note is not None:
+        replay.tap.see(step.note, operands)
+    for side in (1, 0):
+        if hasattr(operands[side], "materialize"):
+            result = structural_dot(step, operands, side, replay)
+            if result is not None:
+                return [result]
+    return bind(step, operands, replay)
+
+
+def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -> Any:
+    """The product with a compact operand by its own `_multiply`, or None where its roles do not fit."""
+    (contracting, batch) = step.params["dimension_numbers"]
+    array, x = operands[side], operands[1 - side]
+    if hasattr(x, "materialize"):
+        x = replay.dense(step, x)
+    lead = array.ndim - array.axes.ndim
+    mine, theirs = contracting[side], contracting[1 - side]
+    if tuple(batch[side]) != tuple(range(lead)):
+        return None
+    roles = {
+        frozenset(axis % array.ndim for axis in array.axes.inputs): (array.axes.inputs, array.axes.outputs, array._multiply),
+        frozenset(axis % array.ndim for axis in array.axes.outputs): (
+            array.axes.outputs,
+            array.axes.inputs,
+            array._multiply_transposed,
+        ),
+    }
+    if frozenset(mine) not in roles:
+        return None
+    inputs, outputs, multiply = roles[frozenset(mine)]
+    if replay.note is not None:
+        replay.note(array, step, "contracted")
+    partner = dict(zip(mine, theirs, strict=True))
+    order = [partner[axis % array.ndim] for axis in inputs]
+    rest = free_positions(x.ndim, theirs, batch[1 - side])
+    sizes = [x.shape[axis] for axis in rest]
+    flat = jnp.transpose(x, (*batch[1 - side], *rest, *order))
+    stack = [x.shape[axis] for axis in batch[1 - side]]
+    flat = flat.reshape(*stack, math.prod(sizes), math.prod(x.shape[axis] for axis in order))
+    wanted = step.params.get("preferred_element_type")
+    out = multiply(flat)
+    shape = array.shape
+    results = [shape[axis % array.ndim] for axis in outputs]
+    out = out.reshape(*stack, *sizes, *results)
+    # the product's order is batch, left, right; within the array's side its dimensions are in their own order
+    ranks = sorted(range(len(outputs)), key=lambda index: outputs[index] % array.ndim)
+    first = len(stack) + len(sizes)
+    mine_last = [first + rank for rank in ranks]
+    others = list(range(len(stack), first))
+    order = [*range(len(stack)), *(others + mine_last if side == 1 else mine_last + others)]
+    out = jnp.transpose(out, order)
+    return out if wanted is None else out.astype(wanted)
+
+
+def free_positions(ndim: int, contracting: Any, batch: Any) -> list[int]:
+    return [index for index in range(ndim) if index not in contracting and index not in batch]
+
+
+@register("dot_general", replay=replay_dot)
+def dot_general(step: Step, analysis: Analysis) -> None:
+    merge_facts(step)
+    left, right = step.inputs
+    (out,) = step.outputs
+    (contracting, batch) = step.params["dimension_numbers"]
+    for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
+        analysis.unify(step, left.dims[mine], right.dims[theirs])
+    index = 0
+    for mine, theirs in zip(*batch, strict=True):
+        copy_facts(out, index, left if left.data or not out.data else right, mine if left.data or not out.data else theirs)
+        out.constant[index] = left.constant[mine] and right.constant[theirs]
+        mark(out.dims[index], Kind.ELEMENTWISE)  # each position has a product of its own
+        index += 1
+    for value, theirs, others in ((left, contracting[0], batch[0]), (right, contracting[1], batch[1])):
+        for position in free(value, theirs, others):
+            copy_facts(out, index, value, position)
+            if not value.data and out.data:
+                out.scaled[index] = frozenset()
+            index += 1
+    if like_data(left) and like_data(right):
+        _pair(step, analysis)
+    elif left.from_params and right.from_params:
+        analysis.role(all_slots(left, contracting[0]), "produce")
+        analysis.role(all_slots(right, contracting[1]), "consume")
+    else:
+        side = 0 if like_data(left) else 1
+        activations, weight = step.inputs[side], step.inputs[1 - side]
+        theirs = free(weight, contracting[1 - side], batch[1 - side])
+        analysis.role(all_slots(weight, theirs), "produce")
+        analysis.role(all_slots(weight, batch[1 - side]), "batch")
+        pairs = list(zip(contracting[side], contracting[1 - side], strict=True))
+        shared = tuple((position, activations.dims[position]) for position in batch[side])
+        key = consume(step, analysis, activations, weight, pairs, shared)
+        out.sites = frozenset({key})
+
+
+def _pair(step: Step, analysis: Analysis) -> None:
+    left, right = step.inputs
+    (contracting, batch) = step.params["dimension_numbers"]
+    dims = tuple(left.dims[position] for position in contracting[0])
+    for dim in dims:
+        pair(dim)
+    sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
+    if not any(sides):
+        return
+    for value, positions in ((left, contracting[0]), (right, contracting[1])):
+        for position in positions:
+            for slot in value.slots[position]:
+                analysis.scales.setdefault(slot, set()).add(value.scaled[position])
+    key = step.note if isinstance(step.note, str) else analysis.count("pair", analysis.pairs)
+    step.note = key
+    shared = tuple((mine, theirs, left.dims[mine]) for mine, theirs in zip(*batch, strict=True))
+    analysis.pairs[key] = Pair(key, dims, (tuple(contracting[0]), tuple(contracting[1])), shared, sides)
+
+
+# --- convolutions --------------------------------------------------------------------------------------------------
+
+
+def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    if replay.tap is not None and step.note is not None and step.note[0] is not None:
+        replay.tap.see(step.note[0], operands)
+    groups = step.params["feature_group_count"]
+    if groups > 1 and step.note is not None and step.note[1] is not None:
+        groups = replay.size(step.note[1])
+    return bind_with(step, operands, replay, feature_group_count=groups)
+
+
+@register("conv_general_dilated", replay=replay_conv)
+def convolution(step: Step, analysis: Analysis) -> None:
+    """Features are contracted and produced, positions are opaque; groups are a common factor of both."""
+    merge_facts(step)
+    x, kernel = step.inputs
+    (out,) = step.outputs
+    numbers, groups = step.params["dimension_numbers"], step.params["feature_group_count"]
+    x_batch, x_features, *x_space = numbers.lhs_spec
+    k_out, k_in, *_ = numbers.rhs_spec
+    o_batch, o_features, *o_space = numbers.out_spec
+    copy_facts(out, o_batch, x, x_batch)
+    for source, target in zip(x_space, o_space, strict=True):
+        analysis.freeze(step, x.dims[source], "a window slides along it")
+        out.dims[target] = analysis.fresh(out.shape[target])
+        analysis.freeze(step, out.dims[target], "a window slides along it")
+    for position in numbers.rhs_spec[2:]:
+        analysis.freeze(step, kernel.dims[position], "it is the extent of a window")
+    copy_facts(out, o_features, kernel, k_out)
+    out.constant[o_features] = False
+    if step.params["batch_group_count"] > 1 or not kernel.from_params:
+        for dim in (x.dims[x_batch], x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
+            analysis.freeze(step, dim, "this kind of convolution has no rule: its kernel is no parameter, or it groups the batch")
+        return
+    shared = None
+    previous = step.note[0] if step.note else None
+    step.note = previous
+    if groups == 1:
+        analysis.unify(step, x.dims[x_features], kernel.dims[k_in])
+    else:
+        try:
+            shared = _grouped(step, analysis, groups, x_features, k_in, k_out)
+        except Misaligned as problem:
+            for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
+                analysis.freeze(step, dim, f"its groups cut across its factors: {problem}")
+    padded = any(any(sides) for sides in step.params["padding"])
+    if shared is not None:
+        mark(shared, Kind.ELEMENTWISE)
+    if shared is not None and find(shared).size == x.shape[x_features]:  # depthwise: a scale of its own kind
+        analysis.role(kernel.slots[k_out], "batch")
+        out.slots[o_features] = x.slots[x_features] | kernel.slots[k_out]
+        step.note = (None, shared)
+        return
+    analysis.role(kernel.slots[k_out], "produce")
+    key = consume(step, analysis, x, kernel, [(x_features, k_in)], padded=padded)
+    step.note = (key, shared)
+    out.sites = frozenset({key})
+
+
+def _grouped(step: Step, analysis: Analysis, groups: int, x_features: int, k_in: int, k_out: int) -> Dim:
+    """Split features in and out into groups x rest; gives the groups' axis."""
+    x, kernel = step.inputs
+    features, outputs = x.dims[x_features], kernel.dims[k_out]
+    if features is None or outputs is None:
+        raise Misaligned("one feature in several groups")
+    ours, theirs = factor(features, groups), factor(outputs, groups)
+    analysis.unify(step, ours[0], theirs[0])
+    if len(ours) > 1:
+        analysis.unify(step, product(ours[1:]), kernel.dims[k_in])
+    return ours[0]
+
+
+# --- look-ups ------------------------------------------------------------------------------------------------------
+
+
+def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    table, indices = operands
+    operand = step.inputs[0]
+    if hasattr(table, "materialize") and rows_only(step) and table.ndim == 2 and table.axes.ndim == 2:
+        rows = indices[..., 0]
+        mode = step.params["mode"]
+        if mode != lax.GatherScatterMode.FILL_OR_DROP:
+            rows = jnp.clip(rows, 0, table.shape[0] - 1)
+        else:  # take() counts negative rows from the end; this gather fills for them
+            rows = jnp.where(rows < 0, table.shape[0], rows)
+        if table.axes.inputs in ((-2,), (-1,)):
+            if replay.note is not None:
+                replay.note(table, step, "looked up")
+            return [table.take(rows)]
+    sizes = tuple(
+        replay.size(dim) if dim is not None and size == full else size
+        for dim, size, full in zip(operand.dims, step.params["slice_sizes"], operand.shape, strict=True)
+    )
+    return bind_with(step, operands, replay, slice_sizes=sizes)
+
+
+def rows_only(step: Step) -> bool:
+    """Whether a gather picks whole rows of a matrix, one for each index, as an embedding does."""
+    numbers, shape = step.params["dimension_numbers"], step.inputs[0].shape
+    rank = len(step.outputs[0].shape)
+    return (
+        len(shape) == 2
+        and tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and tuple(numbers.offset_dims) == (rank - 1,)
+        and tuple(step.params["slice_sizes"]) == (1, shape[1])
+    )
+
+
+@register("gather", replay=replay_gather)
+def gather(step: Step, analysis: Analysis) -> None:
+    """Dimensions that are taken whole pass and are produced; indexed ones are opaque."""
+    merge_facts(step)
+    table, indices = step.inputs
+    (out,) = step.outputs
+    numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    window = [index for index in range(len(table.shape)) if index not in numbers.collapsed_slice_dims and index not in batching]
+    for position, index in zip(numbers.offset_dims, window, strict=True):
+        if sizes[index] == table.shape[index] and index not in numbers.start_index_map:
+            copy_facts(out, position, table, index)
+        elif sizes[index] == table.shape[index] == 1:
+            continue
+        else:
+            analysis.freeze(step, table.dims[index], "part of it is picked by an index")
+            out.dims[position] = analysis.fresh(out.shape[position])
+            analysis.freeze(step, out.dims[position], "it is a part picked by an index")
+    for index in numbers.start_index_map:
+        analysis.freeze(step, table.dims[index], "its positions are picked by an index, as in an embedding")
+    rest = [position for position in range(len(out.shape)) if position not in numbers.offset_dims]
+    sources = [index for index in range(len(indices.shape) - 1)]
+    for position, index in zip(rest, sources, strict=True):
+        out.dims[position] = indices.dims[index]
+        if index in index_batching:
+            partner = batching[index_batching.index(index)]
+            analysis.unify(step, table.dims[partner], indices.dims[index])
+            out.dims[position] = table.dims[partner]
+            out.slots[position] = table.slots[partner]
+            mark(out.dims[position], Kind.ELEMENTWISE)
+    if table.from_params:
+        for index in window:
+            analysis.role(table.slots[index], "produce")
+        for index in numbers.start_index_map:
+            analysis.role(table.slots[index], "look-up")
+        if not indices.data:
+            out.direct = False
+
+
+def replay_dynamic_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    source = step.inputs[0]
+    sizes = tuple(
+        replay.size(dim) if dim is not None and size == full else size
+        for dim, size, full in zip(source.dims, step.params["slice_sizes"], source.shape, strict=True)
+    )
+    return bind_with(step, operands, replay, slice_sizes=sizes)
+
+
+@register("dynamic_slice", replay=replay_dynamic_slice)
+def dynamic_slice(step: Step, analysis: Analysis) -> None:
+    merge_facts(step)
+    source, (out,) = step.inputs[0], step.outputs
+    for index, size in enumerate(step.params["slice_sizes"]):
+        if size == source.shape[index]:
+            copy_facts(out, index, source, index)
+            continue
+        analysis.freeze(step, source.dims[index], "a part of it is cut out at a place that is computed")
+        out.dims[index] = analysis.fresh(size)
+        analysis.freeze(step, out.dims[index], "it is a part of another axis, at a place that is computed")
+    if source.from_params:
+        for slots in source.slots:
+            analysis.role(slots, "produce")
+
+
+@register("dynamic_update_slice")
+def dynamic_update_slice(step: Step, analysis: Analysis) -> None:
+    merge_facts(step)
+    source, update, (out,) = step.inputs[0], step.inputs[1], step.outputs
+    for index, size in enumerate(update.shape):
+        copy_facts(out, index, source, index)
+        out.slots[index] |= update.slots[index]
+        out.constant[index] = source.constant[index] and update.constant[index]
+        if size == source.shape[index]:
+            analysis.unify(step, source.dims[index], update.dims[index])
+        else:
+            analysis.freeze(step, source.dims[index], "a part of it is overwritten at a place that is computed")
+            analysis.freeze(step, update.dims[index], "it overwrites a part of another axis")

@@ -1,0 +1,378 @@
+"""Find the hidden axes of any pure function, and run it at the sizes of the parameters it is given.
+
+`trace(apply, params, *inputs)` reads the function's jaxpr once; the `Network` it gives is called like `apply`, on
+parameters whose hidden axes have other sizes and whose leaves may be compact arrays. Analysis costs milliseconds; a call is
+one compiled program for each shape of its arguments, at the cost of the small network written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.paths import leaf_name, named_leaves
+from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
+from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, size_of, unify
+from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, Refused, Table, Use
+from jaxcompress.networks.compat import where as source_of
+from jaxcompress.networks.program import Program, Slot, Value, build, prune
+from jaxcompress.networks.rules import Analysis, Replay
+
+
+class Found(NamedTuple):
+    """The analysis of a function at one set of shapes."""
+
+    program: Program
+    leaves: dict[str, Value]
+    analysis: Analysis
+    names: dict[Dim, str]  # of the atoms of all parameters
+    out_tree: Any
+
+
+class Network:
+    """A traced function: its hidden axes, and itself at other sizes. Made by `jc.trace`.
+
+    Attributes:
+        axes: a table of `Axis` rows, which prints.
+        refused: a table of `Refused` rows: what is no hidden axis, and why.
+        layouts: for each leaf how its dimensions are made of axes.
+    """
+
+    def __init__(self, apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str] | None):
+        self.apply = apply
+        self.state = dict(state or {})
+        self.full = jax.tree.map(shape_of, params, is_leaf=is_compact)
+        self.treedef = jax.tree.structure(self.full)
+        self.overrides: dict[str, int] = {}
+        self._found: dict[Any, Found] = {}
+        shapes = jax.eval_shape(lambda *values: values, *inputs)
+        found = self._analyse(self.full, shapes)
+        self.axes, self.refused, self.layouts = describe(found)
+        self.contractions = found.analysis.contractions
+        self.pairs = found.analysis.pairs
+        self.biases = found.analysis.biases
+        self.scales = found.analysis.scales
+        self.names = found.names
+        self._run = jax.jit(self._replay)
+
+    def __call__(self, params: Any, *inputs: Any) -> Any:
+        """What `apply` gives, at the sizes of the given parameters.
+
+        Args:
+            params: the traced tree, whose hidden axes may have other sizes and whose leaves may be compact arrays.
+            *inputs: what `apply` takes; batch and sequence length may differ from the traced ones.
+
+        Raises:
+            ValueError: for parameters whose sizes do not fit together; the leaf is named.
+        """
+        return self._run(params, *inputs)
+
+    def resized(self, sizes: Mapping[str, int]) -> Network:
+        """The same network where sizes that the parameters leave open are given by axis."""
+        unknown = sorted(set(sizes) - set(self.names.values()))
+        if unknown:
+            raise ValueError(f"resized: {unknown} are no axes; there are: {', '.join(sorted(self.names.values()))}")
+        other = object.__new__(Network)
+        other.__dict__.update(self.__dict__)
+        other.overrides = {**self.overrides, **{key: int(size) for key, size in sizes.items()}}
+        other._run = jax.jit(other._replay)
+        return other
+
+    def explain(self, params: Any, *inputs: Any) -> Table:
+        """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""
+        uses: dict[tuple[Any, ...], Use] = {}
+        compact = [name for name, leaf in named_leaves(params) if is_compact(leaf)]
+        shapes = jax.eval_shape(lambda *values: values, *(inputs or self._inputs))
+
+        def run(params: Any, *inputs: Any) -> Any:
+            # an array is known by its stored numbers: a view of it in another layout holds the same ones
+            owners = {id(child): name for name, leaf in named_leaves(params) if is_compact(leaf) for child in jax.tree.leaves(leaf)}
+
+            def note(array: Any, step: Any, how: str) -> None:
+                name = next((owners[id(child)] for child in jax.tree.leaves(array) if id(child) in owners), "")
+                use = Use(name or f"a part of {', '.join(compact)}", how, step.name, source_of(step.equation))
+                uses[use.leaf, use.how, use.primitive, use.where] = use
+
+            return self._replay(params, *inputs, note=note)
+
+        jax.eval_shape(run, params, *shapes)
+        return Table(tuple(uses.values()), USES, "no compact array is used")
+
+    def __repr__(self) -> str:
+        kinds = [axis.kind for axis in self.axes]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "none"
+        return f"Network({len(self.layouts)} leaves; hidden axes: {counts}; {len(self.refused)} refused)"
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _analyse(self, params: Any, inputs: tuple[Any, ...]) -> Found:
+        """The analysis for parameter and input shapes, cached."""
+        leaves, _ = jax.tree.flatten((params, inputs))
+        key = (jax.tree.structure((params, inputs)), tuple((leaf.shape, str(leaf.dtype), weak(leaf)) for leaf in leaves))
+        if key not in self._found:
+            if len(self._found) > 16:
+                self._found.clear()
+            self._found[key] = find_axes(self.apply, params, inputs, self.state)
+            self._inputs = inputs
+        return self._found[key]
+
+    def _prepare(self, params: Any, inputs: tuple[Any, ...]) -> tuple[Found, dict[Dim, int], list[Any]]:
+        """The analysis at the full shapes and the given dtypes, the present sizes, and the leaves."""
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
+        if treedef != self.treedef:
+            ours, theirs = ({name for name, _ in named_leaves(tree)} for tree in (self.full, params))
+            difference = f"only traced: {sorted(ours - theirs)}, only given: {sorted(theirs - ours)}"
+            raise ValueError(f"the network was traced with another tree of parameters: {difference}")
+        full = jax.tree.leaves(self.full)
+        dtypes = [leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in leaves]
+        typed = [jax.ShapeDtypeStruct(shape.shape, dtype) for shape, dtype in zip(full, dtypes, strict=True)]
+        shapes = jax.eval_shape(lambda *values: values, *inputs)
+        found = self._analyse(jax.tree.unflatten(treedef, typed), shapes)
+        given = {name: tuple(np.shape(leaf) if not is_compact(leaf) else leaf.shape) for name, leaf in named_leaves(params)}
+        by_name = {name: dim for dim, name in found.names.items()}
+        forced = {by_name[key]: size for key, size in self.overrides.items()}
+        return found, solve(found, given, forced), leaves
+
+    def _replay(self, params: Any, *inputs: Any, note: Any = None, tap: Any = None) -> Any:
+        found, sizes, leaves = self._prepare(params, inputs)
+        if not sizes and tap is None and not any(map(is_compact, leaves)):
+            return self.apply(params, *inputs)
+        replay = Replay(sizes, tap, note)
+        flat = [jnp.asarray(value) for value in jax.tree.leaves(inputs)]
+        outputs = replay.run(found.program, [*leaves, *flat])
+        outputs = [output.materialize() if is_compact(output) else output for output in outputs]
+        return jax.tree.unflatten(found.out_tree, outputs)
+
+
+def trace(apply: Callable[..., Any], params: Any, *inputs: Any, state: Mapping[str, str] | None = None) -> Network:
+    """Find the hidden axes of a pure function.
+
+    Args:
+        apply: `apply(params, *inputs)`, pure, of any framework: closes over no arrays, no keys and no state.
+        params: a pytree of arrays (or shapes, as `jax.eval_shape` gives them).
+        *inputs: example inputs; shapes are enough.
+        state: where outputs are new values of parameters (batch statistics, caches): from the path of an output's
+            subtree to that of the parameters' subtree which it mirrors, such as `{"1/batch_stats": "batch_stats"}`.
+
+    Returns:
+        A `Network`: print its `axes` and `refused`, call it as `net(params, *inputs)`.
+
+    Raises:
+        ValueError: for a state path that is not there.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
+        >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
+        >>> print(net.axes)
+        axis  size  kind         producers  consumers  per channel  fibres
+        ------------------------------------------------------------------
+        up:1  8     elementwise  up:1       down:0     bias:0
+        >>> small = {"up": jnp.ones((3, 4)), "bias": jnp.ones(4), "down": jnp.ones((4, 2))}
+        >>> net(small, jnp.ones((5, 3))).shape
+        (5, 2)
+    """
+    return Network(apply, params, inputs, state)
+
+
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jax.ShapeDtypeStruct(tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf), dtype)
+
+
+def weak(leaf: Any) -> bool:
+    return bool(getattr(leaf, "weak_type", False))
+
+
+def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str]) -> Found:
+    """Trace a function at given shapes, and analyse it."""
+    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
+    program = prune(build(closed))
+    names = [name for name, _ in named_leaves(params)]
+    analysis = Analysis()
+    leaves: dict[str, Value] = {}
+    for index, value in enumerate(program.inputs):
+        value.dims = [Dim(size) if size > 1 else None for size in value.shape]
+        if index < len(names):
+            value.direct = True
+            value.slots = [frozenset({(names[index], position)}) for position in range(len(value.shape))]
+            leaves[names[index]] = value
+            analysis.company.append(((), tuple(value.dims)))
+            continue
+        value.data = True
+        for dim in value.dims:
+            mark(dim, Kind.OPAQUE, Reason("input", "it is visible in the inputs"))
+    analysis.run(program)
+    mirrors = mirrored(out_shape, state, leaves)
+    for (path, _), value in zip(jax.tree_util.tree_flatten_with_path(out_shape)[0], program.outputs, strict=True):
+        leaf = mirrors.get(leaf_name(path))
+        if leaf is not None and leaf.shape == value.shape:
+            for one, other in zip(leaf.dims, value.dims, strict=True):
+                if one is not None and other is not None:
+                    unify(one, other, Reason("output", "a mirrored output is laid out in another way"))
+            continue
+        for dim in value.dims:
+            mark(dim, Kind.OPAQUE, Reason("output", "it is visible in the outputs"))
+    return Found(program, leaves, analysis, name_atoms(leaves, analysis), jax.tree.structure(out_shape))
+
+
+def mirrored(out_shape: Any, state: Mapping[str, str], leaves: dict[str, Value]) -> dict[str, Value]:
+    """For each output that mirrors a parameter leaf, that leaf."""
+    outputs = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
+    found = {}
+    for output, target in state.items():
+        inside = [name for name in outputs if name == output or name.startswith(f"{output}/")]
+        if not inside:
+            raise ValueError(f"state: no output is at {output!r}; there are: {', '.join(outputs)}")
+        for name in inside:
+            leaf = target + name[len(output) :]
+            if leaf not in leaves:
+                raise ValueError(f"state: the output {name!r} mirrors no parameter {leaf!r}; there are: {', '.join(leaves)}")
+            found[name] = leaves[leaf]
+    return found
+
+
+def name_atoms(leaves: dict[str, Value], analysis: Analysis) -> dict[Dim, str]:
+    """A key for every axis that a parameter has: its first producing slot, else its first slot."""
+    slots: dict[Dim, list[tuple[bool, str]]] = {}
+    for name, value in leaves.items():
+        for position, dim in enumerate(value.dims):
+            inside = list(dict.fromkeys(atoms(dim))) if dim is not None else []
+            produces = bool(analysis.roles.get((name, position), set()) & {"produce"})
+            for index, atom in enumerate(inside):
+                suffix = f".{index}" if len(inside) > 1 else ""
+                slots.setdefault(atom, []).append((not produces, f"{name}:{position}{suffix}"))
+    return {atom: min(found, key=lambda each: each[0])[1] for atom, found in slots.items()}
+
+
+def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
+    """A dimension in terms of named axes."""
+    if dim is None:
+        return Layout()
+    root = find(dim)
+    if root.split is None:
+        return Layout(names[root], root.size)
+    return Layout("", root.size, root.split, tuple(layout_of(part, names) for part in root.parts))
+
+
+def describe(found: Found) -> tuple[Table, Table, dict[str, tuple[Layout, ...]]]:
+    """The tables of axes and refusals, and every leaf's layout."""
+    names, analysis = found.names, found.analysis
+    layouts = {name: tuple(layout_of(dim, names) for dim in value.dims) for name, value in found.leaves.items()}
+    fibres = companions(found)
+    slots: dict[str, list[Slot]] = {}
+    for name, dims in layouts.items():
+        for position, layout in enumerate(dims):
+            for key in dict.fromkeys(layout.axes()) if layout.size > 1 else ():
+                slots.setdefault(key, []).append((name, position))
+    hidden, refused = [], []
+    for atom, key in names.items():
+        if atom.kind & Kind.OPAQUE:
+            reasons = atom.reasons or [Reason("?", "it is opaque")]
+            hard = next((r for r in reasons if r.primitive not in ("input", "output")), reasons[0])
+            refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
+            continue
+        roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
+        text = lambda *wanted, roles=roles: tuple(f"{n}:{p}" for (n, p), found in roles.items() if found & set(wanted))
+        producers, consumers = text("produce"), text("consume")
+        rest = tuple(f"{n}:{p}" for n, p in roles if f"{n}:{p}" not in producers + consumers)
+        marks = tuple(kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind)
+        hidden.append(Axis(key, atom.size, atom.kind.label, marks, atom.pair, producers, consumers, rest, fibres[atom]))
+    order = {key: index for index, key in enumerate(slots)}
+    hidden.sort(key=lambda axis: order[axis.key])
+    return Table(tuple(hidden), AXES, "no hidden axis"), Table(tuple(refused), REFUSED, "nothing refused"), layouts
+
+
+def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
+    """For each axis the others that are present in every value that holds it."""
+    common: dict[Dim, set[Dim]] = {}
+    for ambient, dims in found.analysis.company:
+        inside = {atom for dim in dims if dim is not None for atom in atoms(dim)}
+        around = inside | {atom for dim in ambient for atom in atoms(dim)}
+        for atom in inside:
+            if atom in found.names:
+                common[atom] = common[atom] & around if atom in common else set(around)
+    return {
+        atom: tuple(found.names[other] for other in found.names if other is not atom and other in common.get(atom, ()))
+        for atom in found.names
+    }
+
+
+def solve(found: Found, given: dict[str, tuple[int, ...]], forced: dict[Dim, int]) -> dict[Dim, int]:
+    """The sizes of the axes at given parameter shapes; only those that differ from the full ones.
+
+    In a product the trailing factor takes what the others leave, so heads are held; segments of one axis share alike.
+
+    Raises:
+        ValueError: for sizes that do not fit together, naming the leaf.
+    """
+    sizes: dict[Dim, int] = dict(forced)
+    waiting: list[tuple[str, int, Dim, int]] = []
+    for name, value in found.leaves.items():
+        shape = given[name]
+        if len(shape) != len(value.shape):
+            raise ValueError(f"{name} has shape {shape}, traced with {value.shape}: the number of dimensions must stay")
+        for position, (dim, size) in enumerate(zip(value.dims, shape, strict=True)):
+            if dim is None:
+                if size != 1:
+                    raise ValueError(f"{name} has shape {shape}, traced with {value.shape}: a dimension of one cannot grow")
+                continue
+            if find(dim).split is None:
+                settle(found, sizes, find(dim), size, name, position)
+            else:
+                waiting.append((name, position, dim, size))
+    for hold in (False, True):
+        for name, position, dim, size in waiting:
+            infer(found, sizes, dim, size, name, position, hold)
+    for name, position, dim, size in waiting:
+        if size_of(dim, sizes) != size:
+            made = f"its axes make {size_of(dim, sizes)}"
+            raise ValueError(f"{name} has size {size} in dimension {position}, but {made}: give sizes with net.resized")
+    return {atom: size for atom, size in sizes.items() if size != atom.size}
+
+
+def settle(found: Found, sizes: dict[Dim, int], atom: Dim, size: int, name: str, position: int) -> None:
+    """Note an axis's size, which must be the same everywhere."""
+    if atom.kind & Kind.OPAQUE and size != atom.size:
+        why = atom.reasons[0].sentence if atom.reasons else "it is opaque"
+        raise ValueError(f"{name} has size {size} in dimension {position}, traced with {atom.size}; that axis is not hidden: {why}")
+    if sizes.setdefault(atom, size) != size:
+        raise ValueError(
+            f"{name} has size {size} in dimension {position}, but its axis {found.names[atom]} has {sizes[atom]} elsewhere"
+        )
+
+
+def infer(found: Found, sizes: dict[Dim, int], dim: Dim, size: int, name: str, position: int, hold: bool) -> None:
+    """Solve a product or a concatenation for what is not known yet."""
+    root = find(dim)
+    if root.split is None:
+        settle(found, sizes, root, size, name, position)
+        return
+    known = lambda part: all(atom in sizes or atom.kind & Kind.OPAQUE for atom in atoms(part))
+    open_parts = [part for part in root.parts if not known(part)]
+    if not open_parts or (len({find(part) for part in open_parts}) > 1 and not hold):
+        return
+    if root.split == "product":
+        *_, last = open_parts  # leading factors are held at their full sizes
+        rest = 1
+        for part in root.parts:
+            rest *= 1 if find(part) is find(last) else size_of(part, sizes)
+        if size % rest:
+            raise ValueError(f"{name} has size {size} in dimension {position}, no multiple of {rest}: give sizes with net.resized")
+        infer(found, sizes, last, size // rest, name, position, hold)
+        return
+    fixed = sum(size_of(part, sizes) for part in root.parts if known(part))
+    if len({find(part) for part in open_parts}) == 1:
+        if (size - fixed) % len(open_parts):
+            raise ValueError(f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it")
+        infer(found, sizes, open_parts[0], (size - fixed) // len(open_parts), name, position, hold)
+    elif size != root.size:
+        keys = ", ".join(found.names[atom] for part in open_parts for atom in atoms(part))
+        raise ValueError(f"{name} has size {size} in dimension {position}, and it is open how {keys} share it: use net.resized")
