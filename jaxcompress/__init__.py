@@ -17,6 +17,7 @@ from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
+from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.combinators import at, chain, identity, partition
@@ -34,6 +35,7 @@ __all__ = [
     "HashedArray",
     "LeafTransform",
     "MatrixAxes",
+    "Network",
     "Report",
     "Transform",
     "VocabularyArray",
@@ -59,5 +61,6 @@ __all__ = [
     "second_moments",
     "static",
     "stored_numbers",
+    "trace",
     "vocabulary",
 ]

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.transforms.paths import named_leaves
+from jaxcompress.arrays.paths import named_leaves
 
 X = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
 

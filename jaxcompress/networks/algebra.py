@@ -204,6 +204,8 @@ def align(left: Sequence[Dim], right: Sequence[Dim]) -> tuple[list[Dim], list[Di
 def factor(dim: Dim, leading: int) -> list[Dim]:
     """A dimension as factors, the first of a given size."""
     root = find(dim)
+    if root.size == leading:
+        return [root]
     if root.split == "product":
         factors = parts(root, "product")
         first = find(factors[0]).size

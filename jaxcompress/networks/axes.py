@@ -37,6 +37,10 @@ class Layout:
         """The axes in it, in order, with repetitions."""
         return [self.key] if not self.split else [key for part in self.parts for key in part.axes()]
 
+    def leaves(self) -> list[Layout]:
+        """The layouts of single axes in it."""
+        return [self] if not self.split else [leaf for part in self.parts for leaf in part.leaves()]
+
     def index(self, key: str) -> np.ndarray:
         """For every position of the dimension its place along an axis, or -1 where the axis is not."""
         if not self.split:
@@ -65,6 +69,7 @@ class Axis:
         pair: whether two activations are contracted over it, such as queries and keys.
         producers, consumers: slots ("leaf:dimension") whose maps are applied there.
         parameters: slots of per-channel parameters (biases, scales, statistics).
+        scales: those of them that multiply.
         fibres: axes along which a map may differ, such as heads or layers.
     """
 
@@ -76,6 +81,7 @@ class Axis:
     producers: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
     fibres: tuple[str, ...] = ()
 
     @property
@@ -178,6 +184,133 @@ class Use:
 
     def _cells(self) -> tuple[str, ...]:
         return (self.leaf, self.how, self.primitive, self.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place where activations meet a parameter.
+
+    Attributes:
+        key: the parameter and a running number.
+        slots: what is contracted with the activations, ("leaf:dimension", ...).
+        dims: the contracted dimensions in the parameter's order.
+        batch: dimensions that both have.
+        padded: whether the parameter also meets zeros put in by padding.
+        layers: axes of loops that run over layers of the parameter.
+        bias: slots of a bias added right behind, and its sign (-1 for a mean that is subtracted); 0 without one.
+        scaled: scales that the activations were multiplied by, None where branches with different ones meet.
+    """
+
+    key: str
+    slots: tuple[str, ...]
+    dims: tuple[Layout, ...]
+    batch: tuple[Layout, ...] = ()
+    padded: bool = False
+    layers: tuple[str, ...] = ()
+    bias: tuple[tuple[str, ...], int] = ((), 0)
+    scaled: tuple[str, ...] | None = ()
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The parameters' names."""
+        return tuple(dict.fromkeys(slot.rsplit(":", 1)[0] for slot in self.slots))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSite:
+    """A place where activations meet activations; `sides` are the slots that produce each."""
+
+    key: str
+    dims: tuple[Layout, ...]
+    batch: tuple[Layout, ...]
+    sides: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """All that is known of a network's axes, as plain data that transforms keep.
+
+    Attributes:
+        axes, refused: the tables.
+        layouts: for each leaf how its dimensions are made of axes.
+        sites, pairs: where axes are consumed, by key.
+    """
+
+    axes: Table
+    refused: Table
+    layouts: Mapping[str, tuple[Layout, ...]]
+    sites: Mapping[str, Site]
+    pairs: Mapping[str, PairSite]
+
+    def sizes(self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The sizes of the axes in parameters of given shapes; only those that differ from the traced ones.
+
+        In a product the trailing factor takes what the others leave, so heads are held; segments of one axis share alike.
+
+        Raises:
+            ValueError: for sizes that do not fit together, naming the leaf.
+        """
+        frozen = {row.axis: row.reason for row in self.refused}
+        sizes: dict[str, int] = dict(forced or {})
+        waiting: list[tuple[str, int, Layout, int]] = []
+        full: dict[str, int] = {}
+        for name, dims in self.layouts.items():
+            shape = shapes[name]
+            if len(shape) != len(dims):
+                raise ValueError(f"{name} has shape {shape}, traced with {len(dims)} dimensions: their number must stay")
+            for position, (layout, size) in enumerate(zip(dims, shape, strict=True)):
+                full |= {part.key: part.size for part in layout.leaves()}
+                if layout.size == 1 and size != 1:
+                    raise ValueError(f"{name} has shape {shape}: dimension {position} was traced with size one and cannot grow")
+                if layout.split:
+                    waiting.append((name, position, layout, size))
+                elif layout.size > 1:
+                    _settle(sizes, frozen, layout, size, name, position)
+        for hold in (False, True):
+            known = -1
+            while known < len(sizes):  # what one leaf tells may settle another
+                known = len(sizes)
+                for name, position, layout, size in waiting:
+                    _infer(sizes, frozen, layout, size, name, position, hold)
+        for name, position, layout, size in waiting:
+            if layout.resized(sizes).size != size:
+                made = f"{', '.join(dict.fromkeys(layout.axes()))} make {layout.resized(sizes).size}"
+                raise ValueError(f"{name} has size {size} in dimension {position}, but its axes {made}: give sizes with net.resized")
+        return {key: size for key, size in sizes.items() if size != full.get(key)}
+
+
+def _settle(sizes: dict[str, int], frozen: Mapping[str, str], axis: Layout, size: int, name: str, position: int) -> None:
+    """Note an axis's size, which must be the same everywhere."""
+    if axis.key in frozen and size != axis.size:
+        why = f"traced with {axis.size}; that axis is not hidden: {frozen[axis.key]}"
+        raise ValueError(f"{name} has size {size} in dimension {position}, {why}")
+    if sizes.setdefault(axis.key, size) != size:
+        other = f"its axis {axis.key} has {sizes[axis.key]} elsewhere"
+        raise ValueError(f"{name} has size {size} in dimension {position}, but {other}")
+
+
+def _infer(
+    sizes: dict[str, int], frozen: Mapping[str, str], layout: Layout, size: int, name: str, position: int, hold: bool
+) -> None:
+    """Solve a product or a concatenation for what is not known yet."""
+    if not layout.split:
+        _settle(sizes, frozen, layout, size, name, position)
+        return
+    open_parts = [part for part in layout.parts if any(key not in sizes and key not in frozen for key in part.axes())]
+    known = [part.resized(sizes).size for part in layout.parts if part not in open_parts]
+    if not open_parts or (len(set(open_parts)) > 1 and not hold):
+        return
+    if layout.split == "product":
+        *held, last = open_parts  # leading factors are held at their full sizes
+        rest = math.prod([*known, *(part.resized(sizes).size for part in held)])
+        if size % rest:
+            raise ValueError(f"{name} has size {size} in dimension {position}, no multiple of {rest}: give sizes with net.resized")
+        _infer(sizes, frozen, last, size // rest, name, position, hold)
+    elif len(set(open_parts)) == 1:
+        rest = size - sum(known)
+        if rest % len(open_parts):
+            raise ValueError(f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it")
+        _infer(sizes, frozen, open_parts[0], rest // len(open_parts), name, position, hold)
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -7,7 +7,7 @@ one compiled program for each shape of its arguments, at the cost of the small n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,11 @@ import numpy as np
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
-from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, size_of, unify
-from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, Refused, Table, Use
+from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, unify
+from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
 from jaxcompress.networks.compat import where as source_of
 from jaxcompress.networks.program import Program, Slot, Value, build, prune
-from jaxcompress.networks.rules import Analysis, Replay
+from jaxcompress.networks.rules import MIXED, Analysis, Contraction, Replay
 
 
 class Found(NamedTuple):
@@ -38,9 +38,7 @@ class Network:
     """A traced function: its hidden axes, and itself at other sizes. Made by `jc.trace`.
 
     Attributes:
-        axes: a table of `Axis` rows, which prints.
-        refused: a table of `Refused` rows: what is no hidden axis, and why.
-        layouts: for each leaf how its dimensions are made of axes.
+        structure: all that was found, as plain data.
     """
 
     def __init__(self, apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str] | None):
@@ -52,13 +50,18 @@ class Network:
         self._found: dict[Any, Found] = {}
         shapes = jax.eval_shape(lambda *values: values, *inputs)
         found = self._analyse(self.full, shapes)
-        self.axes, self.refused, self.layouts = describe(found)
-        self.contractions = found.analysis.contractions
-        self.pairs = found.analysis.pairs
-        self.biases = found.analysis.biases
-        self.scales = found.analysis.scales
-        self.names = found.names
+        self.structure = describe(found)
         self._run = jax.jit(self._replay)
+
+    @property
+    def axes(self) -> Table:
+        """The hidden axes, a table of `Axis` rows."""
+        return self.structure.axes
+
+    @property
+    def refused(self) -> Table:
+        """What is no hidden axis, and why: a table of `Refused` rows."""
+        return self.structure.refused
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
         """What `apply` gives, at the sizes of the given parameters.
@@ -74,9 +77,9 @@ class Network:
 
     def resized(self, sizes: Mapping[str, int]) -> Network:
         """The same network where sizes that the parameters leave open are given by axis."""
-        unknown = sorted(set(sizes) - set(self.names.values()))
+        unknown = sorted(set(sizes) - set(self.axes.keys()))
         if unknown:
-            raise ValueError(f"resized: {unknown} are no axes; there are: {', '.join(sorted(self.names.values()))}")
+            raise ValueError(f"resized: {unknown} are no hidden axes; there are: {', '.join(self.axes.keys())}")
         other = object.__new__(Network)
         other.__dict__.update(self.__dict__)
         other.overrides = {**self.overrides, **{key: int(size) for key, size in sizes.items()}}
@@ -106,7 +109,7 @@ class Network:
     def __repr__(self) -> str:
         kinds = [axis.kind for axis in self.axes]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "none"
-        return f"Network({len(self.layouts)} leaves; hidden axes: {counts}; {len(self.refused)} refused)"
+        return f"Network({len(self.structure.layouts)} leaves; hidden axes: {counts}; {len(self.refused)} refused)"
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -133,10 +136,12 @@ class Network:
         typed = [jax.ShapeDtypeStruct(shape.shape, dtype) for shape, dtype in zip(full, dtypes, strict=True)]
         shapes = jax.eval_shape(lambda *values: values, *inputs)
         found = self._analyse(jax.tree.unflatten(treedef, typed), shapes)
-        given = {name: tuple(np.shape(leaf) if not is_compact(leaf) else leaf.shape) for name, leaf in named_leaves(params)}
         by_name = {name: dim for dim, name in found.names.items()}
-        forced = {by_name[key]: size for key, size in self.overrides.items()}
-        return found, solve(found, given, forced), leaves
+        return found, {by_name[key]: size for key, size in self.sizes(params).items()}, leaves
+
+    def sizes(self, params: Any) -> dict[str, int]:
+        """The sizes of the axes in given parameters, where they differ from the traced ones."""
+        return self.structure.sizes({name: shape_of(leaf).shape for name, leaf in named_leaves(params)}, self.overrides)
 
     def _replay(self, params: Any, *inputs: Any, note: Any = None, tap: Any = None) -> Any:
         found, sizes, leaves = self._prepare(params, inputs)
@@ -258,12 +263,12 @@ def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
         return Layout()
     root = find(dim)
     if root.split is None:
-        return Layout(names[root], root.size)
+        return Layout(names.get(root, ""), root.size)
     return Layout("", root.size, root.split, tuple(layout_of(part, names) for part in root.parts))
 
 
-def describe(found: Found) -> tuple[Table, Table, dict[str, tuple[Layout, ...]]]:
-    """The tables of axes and refusals, and every leaf's layout."""
+def describe(found: Found) -> Structure:
+    """What was found, as plain data."""
     names, analysis = found.names, found.analysis
     layouts = {name: tuple(layout_of(dim, names) for dim in value.dims) for name, value in found.leaves.items()}
     fibres = companions(found)
@@ -280,14 +285,54 @@ def describe(found: Found) -> tuple[Table, Table, dict[str, tuple[Layout, ...]]]
             refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
             continue
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
-        text = lambda *wanted, roles=roles: tuple(f"{n}:{p}" for (n, p), found in roles.items() if found & set(wanted))
+        text = lambda *wanted, roles=roles: tuple(spell(slot) for slot, found in roles.items() if found & set(wanted))
         producers, consumers = text("produce"), text("consume")
-        rest = tuple(f"{n}:{p}" for n, p in roles if f"{n}:{p}" not in producers + consumers)
+        rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
         marks = tuple(kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind)
-        hidden.append(Axis(key, atom.size, atom.kind.label, marks, atom.pair, producers, consumers, rest, fibres[atom]))
+        scales = text("scale", "indirect scale", "batch")
+        hidden.append(Axis(key, atom.size, atom.kind.label, marks, atom.pair, producers, consumers, rest, scales, fibres[atom]))
     order = {key: index for index, key in enumerate(slots)}
     hidden.sort(key=lambda axis: order[axis.key])
-    return Table(tuple(hidden), AXES, "no hidden axis"), Table(tuple(refused), REFUSED, "nothing refused"), layouts
+    return Structure(
+        Table(tuple(hidden), AXES, "no hidden axis"),
+        Table(tuple(refused), REFUSED, "nothing refused"),
+        layouts,
+        {key: site_of(found, contraction) for key, contraction in analysis.contractions.items()},
+        {
+            key: PairSite(
+                key,
+                tuple(layout_of(dim, names) for dim in pair.dims),
+                tuple(layout_of(dim, names) for _, _, dim in pair.batch),
+                (spell_all(pair.sides[0]), spell_all(pair.sides[1])),
+            )
+            for key, pair in analysis.pairs.items()
+        },
+    )
+
+
+def site_of(found: Found, contraction: Contraction) -> Site:
+    """A contraction as plain data."""
+    bias, sign = found.analysis.biases.get(contraction.key, (frozenset(), 0))
+    scales = set().union(*(found.analysis.scales.get(slot, set()) for slot in contraction.leaves))
+    one = next(iter(scales), frozenset())
+    return Site(
+        contraction.key,
+        spell_all(contraction.leaves),
+        tuple(layout_of(dim, found.names) for dim in contraction.dims),
+        tuple(layout_of(dim, found.names) for _, dim in contraction.batch),
+        contraction.padded,
+        tuple(found.names.get(find(turns), "") for turns in contraction.layers),
+        (spell_all(bias), sign),
+        None if len(scales) > 1 or MIXED in one else spell_all(one),
+    )
+
+
+def spell(slot: Slot) -> str:
+    return f"{slot[0]}:{slot[1]}"
+
+
+def spell_all(slots: Iterable[Slot]) -> tuple[str, ...]:
+    return tuple(sorted(map(spell, slots)))
 
 
 def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
@@ -303,76 +348,3 @@ def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
         atom: tuple(found.names[other] for other in found.names if other is not atom and other in common.get(atom, ()))
         for atom in found.names
     }
-
-
-def solve(found: Found, given: dict[str, tuple[int, ...]], forced: dict[Dim, int]) -> dict[Dim, int]:
-    """The sizes of the axes at given parameter shapes; only those that differ from the full ones.
-
-    In a product the trailing factor takes what the others leave, so heads are held; segments of one axis share alike.
-
-    Raises:
-        ValueError: for sizes that do not fit together, naming the leaf.
-    """
-    sizes: dict[Dim, int] = dict(forced)
-    waiting: list[tuple[str, int, Dim, int]] = []
-    for name, value in found.leaves.items():
-        shape = given[name]
-        if len(shape) != len(value.shape):
-            raise ValueError(f"{name} has shape {shape}, traced with {value.shape}: the number of dimensions must stay")
-        for position, (dim, size) in enumerate(zip(value.dims, shape, strict=True)):
-            if dim is None:
-                if size != 1:
-                    raise ValueError(f"{name} has shape {shape}, traced with {value.shape}: a dimension of one cannot grow")
-                continue
-            if find(dim).split is None:
-                settle(found, sizes, find(dim), size, name, position)
-            else:
-                waiting.append((name, position, dim, size))
-    for hold in (False, True):
-        for name, position, dim, size in waiting:
-            infer(found, sizes, dim, size, name, position, hold)
-    for name, position, dim, size in waiting:
-        if size_of(dim, sizes) != size:
-            made = f"its axes make {size_of(dim, sizes)}"
-            raise ValueError(f"{name} has size {size} in dimension {position}, but {made}: give sizes with net.resized")
-    return {atom: size for atom, size in sizes.items() if size != atom.size}
-
-
-def settle(found: Found, sizes: dict[Dim, int], atom: Dim, size: int, name: str, position: int) -> None:
-    """Note an axis's size, which must be the same everywhere."""
-    if atom.kind & Kind.OPAQUE and size != atom.size:
-        why = atom.reasons[0].sentence if atom.reasons else "it is opaque"
-        raise ValueError(f"{name} has size {size} in dimension {position}, traced with {atom.size}; that axis is not hidden: {why}")
-    if sizes.setdefault(atom, size) != size:
-        raise ValueError(
-            f"{name} has size {size} in dimension {position}, but its axis {found.names[atom]} has {sizes[atom]} elsewhere"
-        )
-
-
-def infer(found: Found, sizes: dict[Dim, int], dim: Dim, size: int, name: str, position: int, hold: bool) -> None:
-    """Solve a product or a concatenation for what is not known yet."""
-    root = find(dim)
-    if root.split is None:
-        settle(found, sizes, root, size, name, position)
-        return
-    known = lambda part: all(atom in sizes or atom.kind & Kind.OPAQUE for atom in atoms(part))
-    open_parts = [part for part in root.parts if not known(part)]
-    if not open_parts or (len({find(part) for part in open_parts}) > 1 and not hold):
-        return
-    if root.split == "product":
-        *_, last = open_parts  # leading factors are held at their full sizes
-        rest = 1
-        for part in root.parts:
-            rest *= 1 if find(part) is find(last) else size_of(part, sizes)
-        if size % rest:
-            raise ValueError(f"{name} has size {size} in dimension {position}, no multiple of {rest}: give sizes with net.resized")
-        infer(found, sizes, last, size // rest, name, position, hold)
-        return
-    fixed = sum(size_of(part, sizes) for part in root.parts if known(part))
-    if len({find(part) for part in open_parts}) == 1:
-        if (size - fixed) % len(open_parts):
-            raise ValueError(f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it")
-        infer(found, sizes, open_parts[0], (size - fixed) // len(open_parts), name, position, hold)
-    elif size != root.size:
-        keys = ", ".join(found.names[atom] for part in open_parts for atom in atoms(part))
-        raise ValueError(f"{name} has size {size} in dimension {position}, and it is open how {keys} share it: use net.resized")

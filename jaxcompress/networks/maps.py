@@ -1,0 +1,104 @@
+"""One pair of matrices on one hidden axis, applied to every parameter that has it.
+
+`produce` (d to r) goes where the axis is produced, `consume` (r to d) where it is consumed; per-channel parameters follow
+the producers, scales along a selection. A map may differ along the axis's fibres: one matrix for each head, layer or
+expert. Costs one small matrix product a leaf, on the host.
+
+Law 4: the smaller network equals the full one on producers `@ (produce @ E)` and consumers `(E^T @ consume) @`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxcompress.networks.axes import Axis, Layout, Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisMap:
+    """A change of one axis's size.
+
+    Attributes:
+        produce: (fibres, d, r), one matrix for each fibre in row-major order, or one for all (1, d, r).
+        consume: (fibres or 1, r, d).
+        channels: (fibres or 1, d, r) for scales; by default `produce`, which must then be a selection.
+        other: for slots ("leaf:dimension") on the second side of a pair, produce matrices of their own.
+    """
+
+    produce: np.ndarray
+    consume: np.ndarray
+    channels: np.ndarray | None = None
+    other: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The new size r."""
+        return self.produce.shape[-1]
+
+
+def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mapping[str, int], axis: Axis, change: AxisMap) -> None:
+    """Apply a map to leaves, in place of the dictionary's arrays.
+
+    Args:
+        structure: the network's.
+        leaves: every leaf by name.
+        sizes: the present sizes of axes that differ from the traced ones.
+        axis: the axis.
+        change: the map.
+    """
+    for name, dims in structure.layouts.items():
+        for position, layout in enumerate(dims):
+            if axis.key not in layout.axes():
+                continue
+            slot = f"{name}:{position}"
+            if slot in axis.consumers and slot not in axis.producers:
+                matrices = np.swapaxes(change.consume, -1, -2)
+            elif slot in axis.scales and change.channels is not None:
+                matrices = change.channels
+            else:
+                matrices = change.other.get(slot, change.produce)
+            # an earlier dimension of this leaf may have its new size already
+            present = {**sizes, axis.key: sizes.get(axis.key, axis.size)}
+            now = [part.resized(present) for part in dims]
+            for done in range(position):
+                if axis.key in dims[done].axes():
+                    now[done] = dims[done].resized({**present, axis.key: change.size})
+            leaves[name] = along(leaves[name], tuple(now), position, axis, matrices)
+
+
+def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> np.ndarray:
+    """One dimension of an array with a matrix applied to an axis in it, fibre by fibre."""
+    old = layouts[position]
+    new = old.resized({axis.key: matrices.shape[-1]})
+    before, after = lines(old, axis.key), lines(new, axis.key)
+    moved = np.moveaxis(np.asarray(array), position, -1)
+    result = np.zeros((*moved.shape[:-1], new.size), moved.dtype)
+    result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[..., np.flatnonzero(old.index(axis.key) < 0)]
+    others = [layout for index, layout in enumerate(layouts) if index != position]
+    fibres = axis.fibres if len(matrices) > 1 else ()
+    # a fibre is a set of lines in this dimension, and of positions in the others
+    counts = [next(part.size for layout in layouts for part in layout.leaves() if part.key == key) for key in fibres]
+    for matrix, place in zip(matrices, itertools.product(*map(range, counts)), strict=True):
+        mine = np.ones(before.shape[1], bool)
+        theirs = [np.ones(layout.size, bool) for layout in others]
+        for key, index in zip(fibres, place, strict=True):
+            if key in old.axes():
+                mine &= old.index(key)[before[0]] == index
+            for chosen, layout in zip(theirs, others, strict=True):
+                if key in layout.axes():
+                    chosen &= layout.index(key) == index
+        rows = np.ix_(*theirs)
+        block = moved[rows][..., before[:, mine]]  # (..., d, lines)
+        result[(*(part[..., None, None] for part in rows), after[:, mine])] = np.einsum("...dl,dr->...rl", block, matrix)
+    return np.moveaxis(result, -1, position)
+
+
+def lines(layout: Layout, key: str) -> np.ndarray:
+    """(d, lines): where the positions of an axis are; each column is one line along the axis, everything else fixed."""
+    index = layout.index(key)
+    size = index.max() + 1
+    return np.stack([np.flatnonzero(index == place) for place in range(size)])

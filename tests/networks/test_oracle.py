@@ -1,0 +1,72 @@
+"""Law 4 on every model of the table: a replayed small network is the full one with its maps embedded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.models import MODELS
+from networks.oracle import small_and_full
+
+import jaxcompress as jc
+
+
+def network(name):
+    model = MODELS[name]()
+    return model, jc.trace(model.apply, model.params, *model.inputs, state=model.state)
+
+
+def close(actual, expected, tol=2e-5):
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= tol * np.abs(other).max()
+
+
+def outputs(model, out):
+    """What a model computes, without the state it hands on."""
+    return out[0] if model.state else out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_random_maps_of_every_kind_and_fibre(name):
+    model, net = network(name)
+    for seed in range(2):
+        small, full, changed = small_and_full(net, model.params, seed)
+        assert changed
+        sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
+        inputs = model.inputs if seed or model.resize is None else model.resize(3, 5)  # another batch and length
+        close(outputs(model, sized(small, *inputs)), outputs(model, model.apply(full, *inputs)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_expected_axis_is_found(name):
+    model, net = network(name)
+    slots = {slot for axis in net.axes for slot in axis.producers + axis.consumers + axis.parameters}
+    missing = [leaf for leaf in model.hidden if f"{leaf}:{len(net.structure.layouts[leaf]) - 1}" not in slots]
+    assert not missing
+    assert all(row.reason for row in net.refused)
+
+
+@pytest.mark.parametrize("name", ["encoder_linen", "encoder_rms", "lstm", "convnet", "custom_rules", "stacked_scan"])
+def test_gradients_are_those_of_the_full_network(name):
+    """Through custom rules, scans and norms; the embedded parameters' gradient, read where the small ones are."""
+    model, net = network(name)
+    elementwise = [axis.key for axis in net.axes if axis.kind == "elementwise" and not axis.fibres]
+    small, full, changed = small_and_full(net, model.params, 3, only=elementwise)
+    sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
+    loss = lambda apply: lambda params: jnp.sum(jnp.sin(outputs(model, apply(params, *model.inputs))))
+    ours = jax.jit(jax.grad(loss(sized)))(small)
+    theirs = jax.grad(loss(model.apply))(full)
+    # leaves that no changed axis touches have the same gradient in both
+    touched = {slot.rsplit(":", 1)[0] for axis, *_ in changed.values() for slot in axis.producers + axis.consumers + axis.parameters}
+    same = [
+        (mine, other)
+        for (path, mine), (_, other) in zip(
+            jax.tree_util.tree_leaves_with_path(ours), jax.tree_util.tree_leaves_with_path(theirs), strict=True
+        )
+        if jax.tree_util.keystr(path, simple=True, separator="/") not in touched
+    ]
+    assert same
+    for mine, other in same:
+        close(mine, other, 1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ours))
