@@ -275,7 +275,9 @@ class Structure:
         for name, position, layout, size in waiting:
             if layout.resized(sizes).size != size:
                 made = f"{', '.join(dict.fromkeys(layout.axes()))} make {layout.resized(sizes).size}"
-                raise ValueError(f"{name} has size {size} in dimension {position}, but its axes {made}: give sizes with net.resized")
+                raise ValueError(
+                    f"{name} has size {size} in dimension {position}, but its axes {made}: give sizes with net.resized"
+                )
         return {key: size for key, size in sizes.items() if size != full.get(key)}
 
 

@@ -276,6 +276,8 @@ def _grouped(step: Step, analysis: Analysis, groups: int, x_features: int, k_in:
 def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     table, indices = operands
     operand = step.inputs[0]
+    if replay.tap is not None and step.note is not None:
+        replay.tap.see(step.note, operands)
     if hasattr(table, "materialize") and rows_only(step) and table.ndim == 2 and table.axes.ndim == 2:
         rows = indices[..., 0]
         mode = step.params["mode"]
@@ -343,8 +345,12 @@ def gather(step: Step, analysis: Analysis) -> None:
             analysis.role(table.slots[index], "produce")
         for index in numbers.start_index_map:
             analysis.role(table.slots[index], "look-up")
-        if not indices.data:
-            out.direct = False
+        if rows_only(step) and indices.data:
+            slots = table.slots[0]
+            leaf = min((name for name, _ in slots), default="?")
+            key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
+            step.note = key
+            analysis.contractions[key] = Contraction(key, slots, 1, (), (), rows=table.shape[0])
 
 
 def replay_dynamic_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:

@@ -49,6 +49,7 @@ class Contraction:
         batch: dimensions of the activations that the parameter has as well, with their positions.
         padded: whether the parameter also meets zeros put in by padding.
         layers: the loops that run over layers of the parameter.
+        rows: for a look-up the number of rows, and None for a product.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Contraction:
     batch: tuple[tuple[int, Dim | None], ...] = ()
     padded: bool = False
     layers: tuple[Dim, ...] = ()
+    rows: int | None = None
 
 
 @dataclasses.dataclass

@@ -20,6 +20,7 @@ from jaxcompress.networks import contractions, control  # noqa: F401  (their rul
 from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, unify
 from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
 from jaxcompress.networks.compat import where as source_of
+from jaxcompress.networks.moments import MAX_DIM, Moments, calibrate
 from jaxcompress.networks.program import Program, Slot, Value, build, prune
 from jaxcompress.networks.rules import MIXED, Analysis, Contraction, Replay
 
@@ -48,8 +49,8 @@ class Network:
         self.treedef = jax.tree.structure(self.full)
         self.overrides: dict[str, int] = {}
         self._found: dict[Any, Found] = {}
-        shapes = jax.eval_shape(lambda *values: values, *inputs)
-        found = self._analyse(self.full, shapes)
+        self.inputs = jax.eval_shape(lambda *values: values, *inputs)
+        found = self._analyse(self.full, self.inputs)
         self.structure = describe(found)
         self._run = jax.jit(self._replay)
 
@@ -86,11 +87,40 @@ class Network:
         other._run = jax.jit(other._replay)
         return other
 
+    def calibrate(
+        self,
+        params: Any,
+        batches: Iterable[Any],
+        inputs: Callable[[Any], Any] | None = None,
+        *,
+        mask: Callable[..., Any] | None = None,
+        max_dim: int = MAX_DIM,
+        progress: bool = True,
+    ) -> Moments:
+        """Gather what flows along the axes, in one pass over data.
+
+        Args:
+            params: the traced tree, dense, compact or pruned.
+            batches: any iterable; a batch is an array or the tuple of `apply`'s inputs.
+            inputs: from a batch to the input or the tuple of inputs, where batches hold more.
+            mask: from the inputs to weights of examples or positions, such as `lambda ids, mask: mask`; zero leaves
+                padding out. It weighs every vector whose leading dimensions are the mask's.
+            max_dim: contractions of more inputs keep variances alone.
+            progress: show a progress bar.
+
+        Returns:
+            `Moments`: give them to transforms; `moments[axis].plot()` shows an axis.
+
+        Raises:
+            ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
+        """
+        return calibrate(self, params, batches, inputs, mask=mask, max_dim=max_dim, progress=progress)
+
     def explain(self, params: Any, *inputs: Any) -> Table:
         """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""
         uses: dict[tuple[Any, ...], Use] = {}
         compact = [name for name, leaf in named_leaves(params) if is_compact(leaf)]
-        shapes = jax.eval_shape(lambda *values: values, *(inputs or self._inputs))
+        shapes = jax.eval_shape(lambda *values: values, *(inputs or self.inputs))
 
         def run(params: Any, *inputs: Any) -> Any:
             # an array is known by its stored numbers: a view of it in another layout holds the same ones
@@ -121,7 +151,6 @@ class Network:
             if len(self._found) > 16:
                 self._found.clear()
             self._found[key] = find_axes(self.apply, params, inputs, self.state)
-            self._inputs = inputs
         return self._found[key]
 
     def _prepare(self, params: Any, inputs: tuple[Any, ...]) -> tuple[Found, dict[Dim, int], list[Any]]:
@@ -285,6 +314,9 @@ def describe(found: Found) -> Structure:
             refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
             continue
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
+        if not any(roles.values()):
+            refused.append(Refused(key, atom.size, "", "nothing uses it"))
+            continue
         text = lambda *wanted, roles=roles: tuple(spell(slot) for slot, found in roles.items() if found & set(wanted))
         producers, consumers = text("produce"), text("consume")
         rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
