@@ -17,6 +17,7 @@ from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
+from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
@@ -24,6 +25,7 @@ from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.rotation import rotate_and_prune
 
 __all__ = [
     "CompactArray",
@@ -35,6 +37,7 @@ __all__ = [
     "HashedArray",
     "LeafTransform",
     "MatrixAxes",
+    "Moments",
     "Network",
     "Report",
     "Transform",
@@ -57,6 +60,7 @@ __all__ = [
     "matrices",
     "partition",
     "report",
+    "rotate_and_prune",
     "save",
     "second_moments",
     "static",

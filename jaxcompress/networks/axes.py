@@ -71,6 +71,7 @@ class Axis:
         parameters: slots of per-channel parameters (biases, scales, statistics).
         scales: those of them that multiply.
         fibres: axes along which a map may differ, such as heads or layers.
+        averaged: whether a sum over it is divided by its size, as in a mean.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Axis:
     parameters: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     fibres: tuple[str, ...] = ()
+    averaged: bool = False
 
     @property
     def tied(self) -> tuple[str, ...]:

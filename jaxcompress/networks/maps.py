@@ -26,7 +26,8 @@ class AxisMap:
         produce: (fibres, d, r), one matrix for each fibre in row-major order, or one for all (1, d, r).
         consume: (fibres or 1, r, d).
         channels: (fibres or 1, d, r) for scales; by default `produce`, which must then be a selection.
-        other: for slots ("leaf:dimension") on the second side of a pair, produce matrices of their own.
+        other: for single slots ("leaf:dimension") a matrix of their own: the second side of a pair, a consumer with its
+            own fold.
     """
 
     produce: np.ndarray
@@ -56,7 +57,7 @@ def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mappin
                 continue
             slot = f"{name}:{position}"
             if slot in axis.consumers and slot not in axis.producers:
-                matrices = np.swapaxes(change.consume, -1, -2)
+                matrices = np.swapaxes(change.other.get(slot, change.consume), -1, -2)
             elif slot in axis.scales and change.channels is not None:
                 matrices = change.channels
             else:

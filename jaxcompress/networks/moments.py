@@ -411,10 +411,11 @@ def calibrate(
         if number == 0:
             first = gather(params, values, {})
             for key, sides in first.items():
-                named = [(f"{key}/{side}", part) for side, part in enumerate(sides)] if isinstance(sides, tuple) else [(key, sides)]
-                shifts |= {
-                    k: part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1) for k, part in named if isinstance(part, dict)
-                }
+                sided = [(f"{key}/{i}", part) for i, part in enumerate(sides)] if isinstance(sides, tuple) else [(key, sides)]
+                for name, part in sided:
+                    if isinstance(part, dict):
+                        mean = part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1)
+                        shifts[name] = mean.mean(tuple(range(part["n"].ndim)))  # one for all layers of a loop
         found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gather(params, values, shifts))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
             bad = next(key for key, part in found.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)))

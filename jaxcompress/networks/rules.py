@@ -94,6 +94,7 @@ class Analysis:
         self.uses: Counter[int] = Counter()
         self.ambient: tuple[Dim, ...] = ()  # the axes of the loops around the present step
         self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()  # for each of them the leaves that it runs over
+        self.averaged: list[Dim] = []  # summed over and divided by their size
         self.company: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
     def run(self, program: Program) -> None:
@@ -396,7 +397,7 @@ def replay_mean(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     return bind(step, operands, replay)
 
 
-def note_mean(step: Step, summed: Value, divisor: int, *, inverse: bool) -> None:
+def note_mean(step: Step, analysis: Analysis, summed: Value, divisor: int, *, inverse: bool) -> None:
     """Tell the replay that a literal is the size of what was summed, or one less (an unbiased variance)."""
     number = scalar(step.inputs[divisor])
     dims = [dim for dim in summed.summed if dim is not None]
@@ -407,6 +408,7 @@ def note_mean(step: Step, summed: Value, divisor: int, *, inverse: bool) -> None
     for offset in (0, 1):
         if size > offset and abs(count - (size - offset)) <= 1e-5 * size:
             step.note = (divisor, dims, offset, inverse)
+            analysis.averaged += dims
             return
 
 
@@ -426,7 +428,7 @@ def multiply(step: Step, analysis: Analysis) -> None:
             mark(dim, Kind.ELEMENTWISE)
     for index, value in ((1, left), (0, right)):
         if step.inputs[index].literal is not None:
-            note_mean(step, value, index, inverse=True)
+            note_mean(step, analysis, value, index, inverse=True)
 
 
 def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> None:
@@ -452,7 +454,7 @@ def divide(step: Step, analysis: Analysis) -> None:
     for index, dim in enumerate(out.dims):
         if varies(bottom, index) and (bottom.data or not top.data):
             mark(dim, Kind.ELEMENTWISE)
-    note_mean(step, top, 1, inverse=False)
+    note_mean(step, analysis, top, 1, inverse=False)
 
 
 @register("select_n")

@@ -306,6 +306,7 @@ def describe(found: Found) -> Structure:
         for position, layout in enumerate(dims):
             for key in dict.fromkeys(layout.axes()) if layout.size > 1 else ():
                 slots.setdefault(key, []).append((name, position))
+    averaged = {atom for dim in analysis.averaged for atom in atoms(dim)}
     hidden, refused = [], []
     for atom, key in names.items():
         if atom.kind & Kind.OPAQUE:
@@ -314,15 +315,16 @@ def describe(found: Found) -> Structure:
             refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
             continue
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
-        if not any(roles.values()):
-            refused.append(Refused(key, atom.size, "", "nothing uses it"))
-            continue
         text = lambda *wanted, roles=roles: tuple(spell(slot) for slot, found in roles.items() if found & set(wanted))
         producers, consumers = text("produce"), text("consume")
+        if not (producers or consumers):
+            refused.append(Refused(key, atom.size, "", "no contraction produces or consumes it"))
+            continue
         rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
         marks = tuple(kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind)
         scales = text("scale", "indirect scale", "batch")
-        hidden.append(Axis(key, atom.size, atom.kind.label, marks, atom.pair, producers, consumers, rest, scales, fibres[atom]))
+        label, mean = atom.kind.label, atom in averaged
+        hidden.append(Axis(key, atom.size, label, marks, atom.pair, producers, consumers, rest, scales, fibres[atom], mean))
     order = {key: index for index, key in enumerate(slots)}
     hidden.sort(key=lambda axis: order[axis.key])
     return Structure(

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.moments import Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Transform:
 
         Args:
             params: any pytree of arrays and compact arrays.
-            moments: a tree with a (..., m, m) matrix or None at each leaf of `params`; None knows nothing.
+            moments: a network's `Moments`, or a tree with a (..., m, m) matrix or None at each leaf of `params`; None
+                knows nothing.
 
         Raises:
             ValueError: for a NaN or an infinity in a selected leaf, moments that do not fit, a keep out of reach.
@@ -47,10 +49,14 @@ class Transform:
         """
         check_tree(params)
         check_moments(params, moments)
-        return self._apply(params, moments, Scope()), moments
+        return self._step(params, moments, Scope())
+
+    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+        """Parameters and moments; transforms of single weights leave the moments as they are."""
+        return self._apply(params, moments, scope), moments
 
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
-        raise NotImplementedError
+        return self._step(params, moments, scope)[0]
 
 
 def check_tree(params: Any) -> None:
@@ -64,8 +70,8 @@ def check_tree(params: Any) -> None:
 
 
 def moments_by_name(moments: Any) -> dict[str, Any]:
-    """The matrices of a moments tree by leaf name."""
-    return dict(named_leaves(moments))
+    """The second moments of each matrix's inputs, by leaf name, from a network's `Moments` or a tree."""
+    return moments.by_leaf() if isinstance(moments, Moments) else dict(named_leaves(moments))
 
 
 def check_moments(params: Any, moments: Any) -> None:

@@ -25,10 +25,10 @@ class Chain(Transform):
 
     transforms: tuple[Transform, ...]
 
-    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         for transform in self.transforms:
-            params = transform._apply(params, moments, scope)
-        return params
+            params, moments = transform._step(params, moments, scope)
+        return params, moments
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.transforms))})"

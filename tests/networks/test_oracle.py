@@ -58,7 +58,9 @@ def test_gradients_are_those_of_the_full_network(name):
     ours = jax.jit(jax.grad(loss(sized)))(small)
     theirs = jax.grad(loss(model.apply))(full)
     # leaves that no changed axis touches have the same gradient in both
-    touched = {slot.rsplit(":", 1)[0] for axis, *_ in changed.values() for slot in axis.producers + axis.consumers + axis.parameters}
+    touched = {
+        slot.rsplit(":", 1)[0] for axis, *_ in changed.values() for slot in axis.producers + axis.consumers + axis.parameters
+    }
     same = [
         (mine, other)
         for (path, mine), (_, other) in zip(

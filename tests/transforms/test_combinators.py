@@ -14,9 +14,7 @@ PARAMS = {"a": {"kernel": KERNEL, "bias": jnp.ones(6)}, "b": {"kernel": KERNEL.T
 
 def compact(tree):
     return sorted(
-        jc.arrays.paths.leaf_name(p)
-        for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]
-        if is_compact(x)
+        jc.arrays.paths.leaf_name(p) for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0] if is_compact(x)
     )
 
 

@@ -1,0 +1,439 @@
+"""Rotate and prune: every hidden axis keeps its most useful directions, and the network really gets smaller.
+
+On an axis with only linear operations the activations are rotated to the directions that the consumers' outputs need most,
+and cut. Behind a root-mean-square norm the scale is folded first. Where a nonlinearity acts on single channels a selection
+stays and the others are folded into the consumers, the mean into their biases; queries and keys are rotated so that their
+product changes least; a normalised axis is selected from. Per head or layer where the fibres allow.
+
+    small = jc.rotate_and_prune(net, keep=0.5)(params, moments)      # half the channels of every hidden axis
+    logits = net(small, x)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.axes import Axis, Site, Structure
+from jaxcompress.networks.maps import AxisMap, along, apply_map
+from jaxcompress.networks.moments import Moments
+from jaxcompress.networks.trace import Network
+from jaxcompress.transforms import selection
+from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
+
+METHODS = ("auto", "select", "magnitude", "l1", "random")
+log = logging.getLogger(__name__)
+
+
+class AxisTransform(Transform):
+    """The base of transforms of hidden axes; a subclass gives `change`."""
+
+    structure: Structure
+    axes: str
+
+    def change(self, work: Work, axis: Axis) -> AxisMap | None:
+        """The map for one axis, or None to leave it."""
+        raise NotImplementedError
+
+    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+        if scope.prefix:
+            raise TypeError(f"{self!r} changes hidden axes of a whole network: choose with axes=..., not with at or partition")
+        if moments is not None and not isinstance(moments, Moments):
+            raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
+        chosen = self.structure.axes.matching(self.axes)
+        if not chosen:
+            keys = ", ".join(self.structure.axes.keys()) or "none"
+            raise ValueError(f"axes={self.axes!r} matches no hidden axis; there are: {keys}")
+        if moments is None:
+            log.info("%r has no moments: it sees the weights alone", self)
+        work = Work(self.structure, params, moments)
+        for axis in chosen:
+            change = self.change(work, axis)
+            if change is not None:
+                work.apply(axis, change)
+        return work.params(), work.moments
+
+
+class Work:
+    """A tree under change: its leaves by name, the present sizes of its axes, and the moments that go with them."""
+
+    def __init__(self, structure: Structure, params: Any, moments: Moments | None):
+        self.structure, self.moments = structure, moments
+        named = dict(named_leaves(params))
+        if named.keys() != structure.layouts.keys():
+            raise ValueError(f"these are not the traced parameters: {sorted(named.keys() ^ structure.layouts.keys())} differ")
+        self.treedef = jax.tree.structure(params, is_leaf=is_compact)
+        self.given = named
+        shapes = {name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for name, leaf in named.items()}
+        self.sizes = structure.sizes(shapes)
+        self.leaves: dict[str, np.ndarray] = {}
+        for name, leaf in named.items():
+            if is_compact(leaf):
+                continue
+            values = np.asarray(leaf)
+            if jnp.issubdtype(values.dtype, jnp.floating):
+                values = values.astype(np.float64)
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{name} contains NaN or infinity: repair or retrain it before compressing")
+            self.leaves[name] = values
+
+    def params(self) -> Any:
+        """The tree, in the given dtypes; what no map touched is as it was."""
+        out = []
+        for name, leaf in self.given.items():
+            values = self.leaves.get(name)
+            changed = values is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            out.append(jnp.asarray(values, jnp.result_type(leaf)) if changed else leaf)
+        return jax.tree.unflatten(self.treedef, out)
+
+    def size(self, axis: Axis) -> int:
+        return self.sizes.get(axis.key, axis.size)
+
+    def fibres(self, axis: Axis) -> int:
+        """How many fibres an axis has at present."""
+        full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
+        return math.prod(self.sizes.get(key, full[key]) for key in axis.fibres)
+
+    def touched(self, axis: Axis) -> list[str]:
+        """Leaves that have an axis; compact ones are an error."""
+        names = [name for name, dims in self.structure.layouts.items() if any(axis.key in layout.axes() for layout in dims)]
+        compact = [name for name in names if name not in self.leaves]
+        if compact:
+            raise ValueError(f"{compact[0]} is compact: change hidden axes first, and compact what is left")
+        return names
+
+    def apply(self, axis: Axis, change: AxisMap) -> None:
+        """Apply a map to the leaves and the moments."""
+        self.touched(axis)
+        apply_map(self.structure, self.leaves, self.sizes, axis, change)
+        if self.moments is not None:
+            self.moments = self.moments.mapped(axis, change)
+        self.sizes[axis.key] = change.size
+
+    def unfold(self, axis: Axis, slot: str) -> np.ndarray:
+        """(F, d, rest): a leaf along an axis, for each fibre; fibres that it does not tell apart are repeated."""
+        name, position = slot.rsplit(":", 1)
+        position, count, d = int(position), self.fibres(axis), self.size(axis)
+        layouts = tuple(layout.resized(self.sizes) for layout in self.structure.layouts[name])
+        pieces = []
+        for fibre in range(count):
+            # along() with a matrix that is zero for all other fibres leaves this fibre's entries alone
+            matrices = np.zeros((count, d, d))
+            matrices[fibre] = np.eye(d)
+            part = along(self.leaves[name], layouts, position, axis, matrices) if count > 1 else self.leaves[name]
+            moved = np.moveaxis(part, position, -1)
+            index = layouts[position].index(axis.key)
+            rows = np.stack([moved[..., index == place].ravel() for place in range(d)])
+            pieces.append(rows)
+        return np.stack(pieces)
+
+    def gram(self, axis: Axis, slots: tuple[str, ...]) -> np.ndarray:
+        """(F, d, d): the sum over leaves of their products with themselves along an axis."""
+        total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
+        for slot in slots:
+            rows = self.unfold(axis, slot)
+            total += rows @ np.swapaxes(rows, 1, 2)
+        return total
+
+    def sites(self, axis: Axis) -> list[Site]:
+        """Where the axis is consumed by parameters that were measured."""
+        if self.moments is None:
+            return []
+        found = self.structure.sites
+        return [found[key] for key in self.moments.sites if any(axis.key in dim.axes() for dim in found[key].dims)]
+
+    def bias_of(self, site: Site) -> tuple[str, int] | None:
+        """The one bias leaf behind a contraction, and its sign, where a mean can be carried by it."""
+        slots, sign = site.bias
+        leaves = {slot.rsplit(":", 1)[0] for slot in slots}
+        return (leaves.pop(), sign) if sign and len(leaves) == 1 and not site.padded and len(site.leaves) == 1 else None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RotateAndPrune(AxisTransform):
+    """See `rotate_and_prune`."""
+
+    structure: Structure = dataclasses.field(hash=False)
+    keep: Any
+    axes: str = "**"
+    method: str = "auto"
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        given = [f"keep={dict(self.keep) if isinstance(self.keep, tuple) else f'{self.keep:g}'}"]
+        given += [f"axes={self.axes!r}"] if self.axes != "**" else []
+        given += [f"method={self.method!r}"] if self.method != "auto" else []
+        return f"rotate_and_prune(<{len(self.structure.axes)} hidden axes>, {', '.join(given)})"
+
+    def change(self, work: Work, axis: Axis) -> AxisMap | None:
+        keep = PerLeaf(self.keep, "keep").get(axis.key)
+        if keep is None:
+            return None
+        d = work.size(axis)
+        size = max(1, round(keep * d))
+        if size == d:
+            return None
+        if not readable(self.structure, work, axis, size) and self.axes == "**":
+            log.info("%s is left: its size cannot be read off the parameters; name it in axes=, and use net.resized", axis.key)
+            return None
+        work.touched(axis)
+        if self.method in ("magnitude", "l1", "random"):
+            return control(work, axis, size, self.method, self.seed)
+        marks = set(axis.marks)
+        if self.method == "auto" and not axis.tied:
+            if axis.pair and not axis.consumers and not marks:
+                return rotate_pair(work, axis, size)
+            if not marks and not axis.pair:
+                return rotate(work, axis, size)
+            if "rms" in marks and marks <= {"rms", "diagonal"} and not axis.pair and foldable(work, axis):
+                return rotate_rms(work, axis, size)
+        return choose(work, axis, size, fold=not (axis.pair or axis.tied or marks & {"normalised", "rms"}))
+
+
+def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
+    """Whether a new size of an axis can be told from the parameters' shapes."""
+    sizes = {**work.sizes, axis.key: size}
+    shapes = {name: tuple(layout.resized(sizes).size for layout in dims) for name, dims in structure.layouts.items()}
+    try:
+        return structure.sizes(shapes).get(axis.key, axis.size) == size
+    except ValueError:
+        return False
+
+
+def statistics(work: Work, axis: Axis) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Mean (F, d), covariance and second moments (F, d, d) along an axis; None where nothing was measured."""
+    if work.moments is None:
+        return None, None, None
+    try:
+        found = work.moments[axis.key]
+    except KeyError:
+        return None, None, None
+    spread = lambda part: np.broadcast_to(part, (work.fibres(axis), *part.shape[1:]))
+    return spread(found.mean), spread(found.cov), spread(found.second)
+
+
+def proxies(work: Work, axis: Axis) -> np.ndarray:
+    """Second moments from the weights alone, as if the producers' inputs were white."""
+    shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
+    return work.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(work.size(axis))
+
+
+def rotate(work: Work, axis: Axis, size: int) -> AxisMap:
+    """Any projection is legal: the best for the consumers' outputs."""
+    mean, cov, second = statistics(work, axis)
+    gram = work.gram(axis, axis.consumers)
+    sites = work.sites(axis)
+    carried = mean is not None and bool(sites) and all(work.bias_of(site) for site in sites)
+    moments = cov if carried else second if second is not None else proxies(work, axis)
+    assert moments is not None
+    maps = [selection.rotation(s, g, size) for s, g in zip(moments, gram, strict=True)]
+    produce, consume = (np.stack(each) for each in zip(*maps, strict=True))
+    if carried:
+        carry(work, axis, {site.key: mean - np.einsum("fd,fdr,fre->fe", mean, produce, consume) for site in sites})
+    return AxisMap(produce, consume)
+
+
+def rotate_pair(work: Work, axis: Axis, size: int) -> AxisMap:
+    """Queries and keys: each side has its own projection, so that their product changes least."""
+    keys = [key for key, pair in work.structure.pairs.items() if any(axis.key in dim.axes() for dim in pair.dims)]
+    sides = work.structure.pairs[keys[0]].sides if keys else ((), ())
+    if len(keys) != 1 or set(sides[0]) & set(sides[1]):
+        return choose(work, axis, size, fold=False)
+    count = work.fibres(axis)
+    if work.moments is None or keys[0] not in work.moments.pairs:
+        left, right = (work.gram(axis, side) for side in sides)
+    else:
+        both = work.moments.pairs[keys[0]]
+        pooled = [work.moments.pooled(axis, [side]).second for side in both]
+        left, right = (np.broadcast_to(part, (count, *part.shape[1:])) for part in pooled)
+    maps = [selection.pair_rotation(a, b, size) for a, b in zip(left, right, strict=True)]
+    first, second = (np.stack(each) for each in zip(*maps, strict=True))
+    return AxisMap(first, np.swapaxes(first, 1, 2), other=dict.fromkeys(sides[1], second))
+
+
+def foldable(work: Work, axis: Axis) -> bool:
+    """Whether every scale on the axis can be moved into the consumers right behind it."""
+    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
+    known = [site.scaled for site in sites]
+    if not sites or any(scaled is None or len(scaled) > 1 for scaled in known):
+        return False
+    used = {slot for scaled in known for slot in scaled or ()}
+    plain = all(len(work.structure.layouts[slot.rsplit(":", 1)[0]]) == 1 for slot in used)
+    return plain and used == set(axis.scales) and {slot for site in sites for slot in site.slots} >= set(axis.consumers)
+
+
+def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
+    """Scales are folded into the consumers, then an orthogonal rotation leaves the norm as it was.
+
+    The norm's mean divides by the present size, which the scale makes up for.
+    """
+    d = work.size(axis)
+    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
+    total = np.zeros((d, d))
+    scales = {slot: work.leaves[slot.rsplit(":", 1)[0]].copy() for slot in axis.scales}
+    for site in sites:
+        scale = scales[site.scaled[0]] if site.scaled else np.ones(d)
+        if work.moments is not None and site.key in work.moments.sites:
+            second = work.moments.pooled(axis, [work.moments.sites[site.key]]).second.mean(0)
+            safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), scale, np.inf)
+            normed = second / safe[:, None] / safe[None, :]
+            total += normed / max(np.trace(normed), 1e-30)
+        for slot in site.slots:
+            if slot in axis.consumers:
+                name, position = slot.rsplit(":", 1)
+                index = work.structure.layouts[name][int(position)].resized(work.sizes).index(axis.key)
+                factor = np.where(index >= 0, scale[index], 1.0)
+                shape = [1] * work.leaves[name].ndim
+                shape[int(position)] = -1
+                work.leaves[name] = work.leaves[name] * factor.reshape(shape)
+    if work.moments is None:
+        total = proxies(work, axis).mean(0)
+    for slot in axis.scales:
+        work.leaves[slot.rsplit(":", 1)[0]] = np.ones(d)
+    if work.moments is not None:
+        unscaled = dict(work.moments.sites)
+        for site in sites:
+            if site.scaled and site.key in unscaled:
+                scale = scales[site.scaled[0]]
+                safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), 1 / np.where(scale == 0, 1, scale), 0)
+                unscaled[site.key] = unscaled[site.key].mapped(axis, np.diag(safe)[None])
+        work.moments = dataclasses.replace(work.moments, sites=unscaled)
+    directions = selection.top(total, size)[None]
+    constant = math.sqrt(d / size) if axis.averaged else 1.0
+    level = np.full((1, d, size), constant / d)  # ones become the constant
+    return AxisMap(directions, np.swapaxes(directions, 1, 2), level)
+
+
+def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
+    """Keep some channels; where a fold is legal the consumers learn the others from them."""
+    mean, cov, second = statistics(work, axis)
+    d = work.size(axis)
+    gram = work.gram(axis, axis.consumers) if axis.consumers else np.broadcast_to(np.eye(d), (work.fibres(axis), d, d))
+    sites = work.sites(axis)
+    centred = {site.key: work.bias_of(site) is not None for site in sites}
+    if cov is None or second is None or mean is None:
+        found = proxies(work, axis)
+        importance = np.einsum("fii->fi", found) * np.einsum("fii->fi", gram)
+        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], work.size(axis))
+    moments = cov if fold and sites and all(centred.values()) else second
+    if not fold:
+        importance = np.einsum("fii->fi", moments) * np.einsum("fii->fi", gram)
+        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], work.size(axis))
+    gram = np.broadcast_to(gram, moments.shape)
+    chosen = [selection.select(s, g, size) for s, g in zip(moments, gram, strict=True)]
+    change = selected(chosen, work.size(axis))
+    consume = np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
+    other, gaps = {}, {}
+    for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
+        assert work.moments is not None
+        own = work.moments.pooled(axis, [work.moments.sites[site.key]])
+        use = own.cov if centred[site.key] else own.second
+        use, mu = (np.broadcast_to(part, (work.fibres(axis), *part.shape[1:])) for part in (use, own.mean))
+        folds = np.stack([selection.predict(s, c) for s, c in zip(use, chosen, strict=True)])
+        other |= dict.fromkeys([slot for slot in site.slots if slot in axis.consumers], folds)
+        if centred[site.key]:
+            predicted = np.stack([m[c] @ f for m, c, f in zip(mu, chosen, folds, strict=True)])
+            gaps[site.key] = mu - predicted
+    carry(work, axis, gaps)
+    return dataclasses.replace(change, consume=consume, other=other)
+
+
+def selected(chosen: list[np.ndarray], size: int) -> AxisMap:
+    """A map that keeps channels and folds nothing."""
+    produce = np.stack([selection.embed(each, size) for each in chosen])
+    return AxisMap(produce, np.swapaxes(produce, 1, 2), produce)
+
+
+def control(work: Work, axis: Axis, size: int, method: str, seed: int) -> AxisMap:
+    """The baselines: the largest channels by the producers' weights, or any."""
+    count, d = work.fibres(axis), work.size(axis)
+    if method == "random":
+        rng = np.random.default_rng([seed, *axis.key.encode()])
+        return selected([np.sort(rng.permutation(d)[:size]) for _ in range(count)], d)
+    power = 1 if method == "l1" else 2
+    norms = np.zeros((count, d))
+    for slot in axis.producers or axis.consumers:
+        norms += np.sum(np.abs(work.unfold(axis, slot)) ** power, axis=-1)
+    return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in norms], d)
+
+
+def carry(work: Work, axis: Axis, gaps: Mapping[str, np.ndarray]) -> None:
+    """Let the consumers' biases carry the constant part (F, d) of what a fold leaves out."""
+    for key, gap in gaps.items():
+        site = work.structure.sites[key]
+        found = work.bias_of(site)
+        assert found is not None
+        (bias, sign), (name,) = found, site.leaves
+        layouts = tuple(layout.resized(work.sizes) for layout in work.structure.layouts[name])
+        consumed = [int(slot.rsplit(":", 1)[1]) for slot in site.slots]
+        position = next(place for place in consumed if axis.key in layouts[place].axes())
+        part = along(work.leaves[name], layouts, position, axis, gap[:, :, None])
+        keep = [place for place in range(part.ndim) if place not in consumed]
+        # entries that other axes hold in this dimension are not meant
+        others = layouts[position].resized({axis.key: 1}).index(axis.key) < 0
+        part = np.moveaxis(part, position, -1)
+        part[..., others] = 0
+        part = np.moveaxis(part, -1, position)
+        delta = part.sum(tuple(consumed))
+        shape = work.leaves[bias].shape
+        if delta.size != math.prod(shape):  # a convolution's window is summed as well
+            window = [i for i, place in enumerate(keep) if layouts[place].size > 1 and not _produced(work.structure, name, place)]
+            delta = delta.sum(tuple(window))
+        if delta.size == math.prod(shape):
+            work.leaves[bias] = work.leaves[bias] + sign * delta.reshape(shape)
+
+
+def _produced(structure: Structure, name: str, position: int) -> bool:
+    """Whether a dimension of a leaf is an output of it."""
+    slot = f"{name}:{position}"
+    windows = {row.axis for row in structure.refused if row.primitive == "conv_general_dilated"}  # type: ignore[union-attr]
+    return not any(key in windows for key in structure.layouts[name][position].axes()) or any(
+        slot in axis.producers for axis in structure.axes
+    )
+
+
+def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str = "auto", seed: int = 0) -> RotateAndPrune:
+    """Keep the most useful directions or channels of every hidden axis.
+
+    Args:
+        net: from `jc.trace`; only its axes are kept.
+        keep: the fraction of the channels to keep, in (0, 1], or a mapping from patterns of axis keys to fractions.
+        axes: a pattern of axis keys, "leaf:dimension" or "leaf".
+        method: "auto" rotates where that is legal, else selects and folds; "select" never rotates; "magnitude" (L2 of
+            the producers), "l1" and "random" are the controls, without a fold.
+        seed: for "random".
+
+    Returns:
+        A transform: call it as `transform(params, moments)` with `moments = net.calibrate(params, batches)`. Without
+        moments it sees the weights alone, and folds nothing.
+
+    Raises:
+        ValueError: for a keep outside (0, 1], an unknown method, a pattern without an axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> key = jax.random.key(0)
+        >>> up = jnp.tile(jax.random.normal(key, (3, 4)), 2)                     # every unit twice
+        >>> params = {"up": up, "bias": jnp.ones(8), "down": jax.random.normal(key, (8, 2))}
+        >>> x = jax.random.normal(key, (50, 3))
+        >>> net = jc.trace(apply, params, x)
+        >>> small = jc.rotate_and_prune(net, keep=1/2)(params, net.calibrate(params, [x], progress=False))
+        >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
+        ((3, 4), True)
+    """
+    if not isinstance(net, Network):
+        raise TypeError(f"rotate_and_prune takes a network from jc.trace, got {type(net).__name__}")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}")
+    return RotateAndPrune(net.structure, check_keep(keep), axes, method, seed)
