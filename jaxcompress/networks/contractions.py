@@ -97,7 +97,7 @@ def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -
     (contracting, batch) = step.params["dimension_numbers"]
     array, x = operands[side], operands[1 - side]
     if hasattr(x, "materialize"):
-        x = replay.dense(step, x)
+        x = replay.dense(step, x, step.inputs[1 - side])
     lead = array.ndim - array.axes.ndim
     mine, theirs = contracting[side], contracting[1 - side]
     if tuple(batch[side]) != tuple(range(lead)):
@@ -113,8 +113,7 @@ def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -
     if frozenset(mine) not in roles:
         return None
     inputs, outputs, multiply = roles[frozenset(mine)]
-    if replay.note is not None:
-        replay.note(array, step, "contracted")
+    replay.tell(step, step.inputs[side], "contracted")
     partner = dict(zip(mine, theirs, strict=True))
     order = [partner[axis % array.ndim] for axis in inputs]
     rest = free_positions(x.ndim, theirs, batch[1 - side])
@@ -286,8 +285,7 @@ def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
         else:  # take() counts negative rows from the end; this gather fills for them
             rows = jnp.where(rows < 0, table.shape[0], rows)
         if table.axes.inputs in ((-2,), (-1,)):
-            if replay.note is not None:
-                replay.note(table, step, "looked up")
+            replay.tell(step, operand, "looked up")
             return [table.take(rows)]
     sizes = tuple(
         replay.size(dim) if dim is not None and size == full else size

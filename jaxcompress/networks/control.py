@@ -47,6 +47,11 @@ def join(step: Step, analysis: Analysis, source: Value, target: Value) -> None:
     target.summed, target.sites = (), frozenset()
 
 
+def all_dense(step: Step, replay: Replay, program: Program, results: list[Any]) -> list[Any]:
+    """A program's outputs as arrays: they leave a function of JAX's."""
+    return [replay.dense(step, result, value) for result, value in zip(results, program.outputs, strict=True)]
+
+
 def opaque_carry(value: Value) -> None:
     """A loop's carry is data that differs from turn to turn, whatever it starts as."""
     value.data, value.literal, value.direct, value.square = True, None, False, False
@@ -61,7 +66,7 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     body = step.programs["body"]
     consts, carry = step.params["num_consts"], step.params["num_carry"]
     fixed, init, stacked = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
-    init = [replay.dense(step, value) for value in init]
+    init = [replay.dense(step, value, full) for value, full in zip(init, body.inputs[consts:], strict=False)]
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(init, body.inputs[consts : consts + carry], strict=True)]
     options = {name: step.params[name] for name in ("length", "reverse", "unroll")}
     taps = None if replay.tap is None else replay.tap
@@ -69,7 +74,7 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     def turn(state: tuple[list[Any], Any], slices: list[Any]) -> tuple[tuple[list[Any], Any], Any]:
         values, sums = state
         inner = replay if taps is None else Replay(replay.sizes, taps.nested(), replay.note)
-        results = [inner.dense(step, result) for result in inner.run(body, [*fixed, *values, *slices])]
+        results = all_dense(step, inner, body, inner.run(body, [*fixed, *values, *slices]))
         seen, layers = ({}, {}) if taps is None else inner.tap.divide(step.note)
         return (results[:carry], jax.tree.map(jnp.add, sums, seen) if sums else seen), (results[carry:], layers)
 
@@ -139,7 +144,8 @@ def scan(step: Step, analysis: Analysis) -> None:
 def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     quiet = Replay(replay.sizes, None, replay.note)
     first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
-    operands = [*operands[: first + second], *(replay.dense(step, value) for value in operands[first + second :])]
+    carry = [replay.dense(step, value, full) for value, full in zip(operands, step.inputs, strict=True)][first + second :]
+    operands = [*operands[: first + second], *carry]
     test = lambda values: quiet.run(step.programs["cond"], [*operands[:first], *values])[0]
     body = lambda values: quiet.run(step.programs["body"], [*operands[first : first + second], *values])
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(operands[first + second :], step.outputs, strict=True)]
@@ -170,7 +176,7 @@ def replay_cond(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     quiet = Replay(replay.sizes, None, replay.note)
     index, *rest = operands
     branches = [
-        lambda *values, program=step.programs[str(i)]: [quiet.dense(step, v) for v in quiet.run(program, list(values))]
+        lambda *values, program=step.programs[str(i)]: all_dense(step, quiet, program, quiet.run(program, list(values)))
         for i in range(len(step.programs))
     ]
     return jax.lax.switch(index, branches, *rest)
@@ -196,7 +202,7 @@ def replay_remat(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     body = step.programs["body"]
     if replay.tap is not None:
         return replay.run(body, operands)
-    run = lambda *values: [replay.dense(step, value) for value in replay.run(body, list(values))]
+    run = lambda *values: all_dense(step, replay, body, replay.run(body, list(values)))
     return compat.checkpointed(run, step.params)(*operands)
 
 
@@ -247,7 +253,7 @@ def derivative(step: Step) -> Program | None:
 
 
 def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    operands = [replay.dense(step, operand) for operand in operands]
+    operands = [replay.dense(step, operand, value) for operand, value in zip(operands, step.inputs, strict=True)]
     same = replay.tap is None and all(
         np.shape(operand) == value.shape for operand, value in zip(operands, step.inputs, strict=True)
     )

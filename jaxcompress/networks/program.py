@@ -88,9 +88,15 @@ class Step:
     inputs: list[Value]
     outputs: list[Value]
     equation: Any
+    caller: Any = None
     programs: dict[str, Program] = dataclasses.field(default_factory=dict)
     note: Any = None
     """What the analysis tells the replay."""
+
+    @property
+    def where(self) -> str:
+        """The place in the user's source: of the equation, or of the call that it came in line from."""
+        return compat.where(self.equation) or (compat.where(self.caller) if self.caller is not None else "")
 
     @property
     def name(self) -> str:
@@ -117,11 +123,11 @@ def build(jaxpr: Any, inputs: list[Value] | None = None) -> Program:
     if inputs is None:
         inputs = [Value(var.aval.shape, var.aval.dtype) for var in opened.invars]
     steps: list[Step] = []
-    outputs = _inline(opened, [Constant(const) for const in consts], inputs, steps)
+    outputs = _inline(opened, [Constant(const) for const in consts], inputs, steps, None)
     return Program(inputs, outputs, steps)
 
 
-def _inline(jaxpr: Any, consts: list[Value], arguments: list[Value], steps: list[Step]) -> list[Value]:
+def _inline(jaxpr: Any, consts: list[Value], arguments: list[Value], steps: list[Step], caller: Any) -> list[Value]:
     env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Value:
@@ -132,10 +138,12 @@ def _inline(jaxpr: Any, consts: list[Value], arguments: list[Value], steps: list
         name = equation.primitive.name
         if name in compat.INLINED:
             inner, inner_consts = compat.open_jaxpr(equation.params[compat.INLINED[name]])
-            results = _inline(inner, [Constant(const) for const in inner_consts], operands, steps)
+            known = [Constant(const) for const in inner_consts]
+            results = _inline(inner, known, operands, steps, caller or equation)
         else:
             results = [Value(var.aval.shape, var.aval.dtype) for var in equation.outvars]
-            steps.append(Step(equation.primitive, dict(equation.params), operands, results, equation, _programs(equation)))
+            made = Step(equation.primitive, dict(equation.params), operands, results, equation, caller, _programs(equation))
+            steps.append(made)
         env.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

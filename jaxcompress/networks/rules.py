@@ -131,7 +131,7 @@ class Analysis:
         value.constant = [size == 1 for size in value.shape]
 
     def reason(self, step: Step, sentence: str) -> Reason:
-        return Reason(step.name, sentence, compat.where(step.equation))
+        return Reason(step.name, sentence, step.where)
 
     def role(self, slots: frozenset[Slot], role: str) -> None:
         for slot in slots:
@@ -161,7 +161,7 @@ class Replay:
     Attributes:
         sizes: of the atoms that changed.
         tap: what sees the operands of every contraction (networks/moments.py), or None.
-        note: called with (compact array, step, how) wherever a compact array is used, or None.
+        note: called with (step, value, how) wherever a compact array is used, or None.
     """
 
     def __init__(self, sizes: Sizes, tap: Any = None, note: Callable[..., None] | None = None):
@@ -189,13 +189,17 @@ class Replay:
             env.update((id(value), result) for value, result in zip(step.outputs, results, strict=True))
         return [read(value) for value in program.outputs]
 
-    def dense(self, step: Step, operand: Any) -> Any:
+    def dense(self, step: Step, operand: Any, value: Value) -> Any:
         """An operand as an array; a compact one is materialised, and that is noted."""
         if not hasattr(operand, "materialize"):
             return operand
-        if self.note is not None:
-            self.note(operand, step, "materialised")
+        self.tell(step, value, "materialised")
         return operand.materialize()
+
+    def tell(self, step: Step, value: Value, how: str) -> None:
+        """Note how a step uses a compact array."""
+        if self.note is not None:
+            self.note(step, value, how)
 
 
 Analyse = Callable[[Step, Analysis], None]
@@ -204,12 +208,13 @@ Run = Callable[[Step, list[Any], Replay], list[Any]]
 
 def bind(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     """The primitive with its own parameters: for all whose parameters say nothing of sizes."""
-    return compat.bind(step.primitive, [replay.dense(step, operand) for operand in operands], step.params)
+    return bind_with(step, operands, replay)
 
 
 def bind_with(step: Step, operands: list[Any], replay: Replay, **params: Any) -> list[Any]:
     """The primitive with some parameters replaced."""
-    return compat.bind(step.primitive, [replay.dense(step, operand) for operand in operands], {**step.params, **params})
+    dense = [replay.dense(step, operand, value) for operand, value in zip(operands, step.inputs, strict=False)]
+    return compat.bind(step.primitive, dense, {**step.params, **params})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,8 @@ from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
 from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, unify
 from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
-from jaxcompress.networks.compat import where as source_of
 from jaxcompress.networks.moments import MAX_DIM, Moments, calibrate
-from jaxcompress.networks.program import Program, Slot, Value, build, prune
+from jaxcompress.networks.program import Program, Slot, Step, Value, build, prune
 from jaxcompress.networks.rules import MIXED, Analysis, Contraction, Replay
 
 
@@ -119,21 +118,14 @@ class Network:
     def explain(self, params: Any, *inputs: Any) -> Table:
         """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""
         uses: dict[tuple[Any, ...], Use] = {}
-        compact = [name for name, leaf in named_leaves(params) if is_compact(leaf)]
+        compact = {name for name, leaf in named_leaves(params) if is_compact(leaf)}
+
+        def note(step: Step, value: Value, how: str) -> None:
+            for name in {name for slots in value.slots for name, _ in slots} & compact:
+                uses[name, how, step.name, step.where] = Use(name, how, step.name, step.where)
+
         shapes = jax.eval_shape(lambda *values: values, *(inputs or self.inputs))
-
-        def run(params: Any, *inputs: Any) -> Any:
-            # an array is known by its stored numbers: a view of it in another layout holds the same ones
-            owners = {id(child): name for name, leaf in named_leaves(params) if is_compact(leaf) for child in jax.tree.leaves(leaf)}
-
-            def note(array: Any, step: Any, how: str) -> None:
-                name = next((owners[id(child)] for child in jax.tree.leaves(array) if id(child) in owners), "")
-                use = Use(name or f"a part of {', '.join(compact)}", how, step.name, source_of(step.equation))
-                uses[use.leaf, use.how, use.primitive, use.where] = use
-
-            return self._replay(params, *inputs, note=note)
-
-        jax.eval_shape(run, params, *shapes)
+        jax.eval_shape(lambda params, *values: self._replay(params, *values, note=note), params, *shapes)
         return Table(tuple(uses.values()), USES, "no compact array is used")
 
     def __repr__(self) -> str:

@@ -1,0 +1,330 @@
+"""Replay: the cost of the small network written by hand, every JAX transformation, compact arrays contracted where they meet."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.models import MODELS
+from networks.oracle import small_and_full
+from networks.test_oracle import close, network
+
+import jaxcompress as jc
+
+
+def mlp(params, x):
+    for index in (0, 1):
+        x = jax.nn.relu(x @ params[f"w{index}"] + params[f"b{index}"])
+    return x @ params["w2"]
+
+
+def mlp_params(widths, seed=0):
+    rng = np.random.default_rng(seed)
+    params = {}
+    for index, (m, n) in enumerate(itertools.pairwise(widths)):
+        params[f"w{index}"] = jnp.asarray(rng.normal(size=(m, n)) / np.sqrt(m), jnp.float32)
+        if index < 2:
+            params[f"b{index}"] = jnp.asarray(rng.normal(size=n), jnp.float32)
+    return params
+
+
+def flops(function, *arguments):
+    cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_rms", "lstm_by_hand", "stacked_scan"])
+def test_flops_are_those_of_the_small_function(name):
+    """The same function traced at the small shapes is the network that one would write by hand."""
+    model, net = network(name)
+    small, _, changed = small_and_full(net, model.params, 1, only=[a.key for a in net.axes if ":1." not in a.key])
+    sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
+    assert flops(sized, small, *model.inputs) == flops(model.apply, small, *model.inputs)
+    close(sized(small, *model.inputs), model.apply(small, *model.inputs))
+
+
+class Attention(nn.Module):
+    """Widths in the constructor, as in any Flax model."""
+
+    heads: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * self.size, out_features=x.shape[-1])(x)
+        return nn.Dense(3)(nn.relu(nn.Dense(2 * self.heads * self.size)(x + y)))
+
+
+def test_a_flax_module_with_widths_written_into_it_runs_at_others():
+    x = jax.random.normal(jax.random.key(0), (4, 6, 8))
+    full, half = Attention(4, 6), Attention(2, 3)
+    params, small = (module.init(jax.random.key(1), x) for module in (full, half))
+    net = jc.trace(full.apply, params, x)
+    # the logits keep their scale, 1/sqrt(6), where the half-size module would divide by sqrt(3)
+    query = ("params", "MultiHeadDotProductAttention_0", "query")
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf / 2**0.5 if tuple(key.key for key in path[:3]) == query else leaf, small
+    )
+    close(net(small, x), half.apply(scaled, x), 1e-5)
+    other = jnp.concatenate([x, x], axis=1)[:3]  # another batch and sequence length
+    close(net(small, other), half.apply(scaled, other), 1e-5)
+    assert flops(net, small, x) == flops(half.apply, small, x)
+
+
+def test_under_every_transformation():
+    params, small, x = mlp_params((5, 8, 6, 3)), mlp_params((5, 4, 3, 3)), jnp.ones((2, 5))
+    net = jc.trace(mlp, params, x)
+    expected = mlp(small, x)
+    close(net(small, x), expected)
+    close(jax.jit(net)(small, x), expected)
+    close(jax.checkpoint(net)(small, x), expected)
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), small, jax.tree.map(lambda leaf: 2 * leaf, small))
+    both = jnp.stack([expected, mlp(jax.tree.map(lambda leaf: 2 * leaf, small), x)])
+    close(jax.vmap(net, in_axes=(0, None))(stack, x), both)
+    close(jax.lax.scan(lambda carry, p: (carry, net(p, x)), 0, stack)[1], both)
+    close(jax.grad(lambda p: net(p, x).sum())(small), jax.grad(lambda p: mlp(p, x).sum())(small))
+    assert jax.eval_shape(net, small, x).shape == (2, 3)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small)
+    assert net(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_a_layer_norm_in_bfloat16():
+    model, net = network("encoder_linen")
+    small, _, changed = small_and_full(net, model.params, 2)
+    sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small)
+    assert np.isfinite(np.asarray(sized(half, *model.inputs), np.float32)).all()
+
+
+def test_an_eager_call_is_compiled_once_for_each_shape():
+    traced = []
+
+    def counting(params, x):
+        traced.append(x.shape)
+        return mlp(params, x)
+
+    params, small = mlp_params((5, 8, 6, 3)), mlp_params((5, 4, 3, 3))
+    net = jc.trace(counting, params, jnp.ones((2, 5)))
+    for _ in range(3):
+        net(small, jnp.ones((2, 5)))
+    count = len(traced)
+    for _ in range(3):
+        net(small, jnp.ones((2, 5)))
+    assert len(traced) == count
+    net(small, jnp.ones((4, 5)))
+    assert len(traced) == count + 1
+
+
+def test_tracing_alone_changes_nothing():
+    for name in ("convnet", "encoder_by_hand", "gru"):
+        model, net = network(name)
+        expected = jax.jit(model.apply)(model.params, *model.inputs)
+        assert all(map(np.array_equal, jax.tree.leaves(net(model.params, *model.inputs)), jax.tree.leaves(expected)))
+
+
+def test_means_over_the_batch_and_over_axes_of_equal_size():
+    """A mean's divisor is the present size of what was summed; the same number elsewhere is left alone."""
+
+    def apply(params, x):
+        h = jnp.tanh(x @ params["up"])
+        h = (h - h.mean(0)) / 8.0  # 8 is the batch, and the width
+        centred = h - h.mean(-1, keepdims=True)
+        return (centred / 8.0) @ params["down"]
+
+    params = {"up": jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)), jnp.float32), "down": jnp.ones((8, 2))}
+    net = jc.trace(apply, params, jnp.ones((8, 5)))
+    small = {"up": params["up"][:, :4], "down": params["down"][:4]}
+    x = jax.random.normal(jax.random.key(0), (8, 5))
+
+    def by_hand(params, x):
+        h = jnp.tanh(x @ params["up"])
+        h = (h - h.mean(0)) / 8.0
+        return ((h - h.sum(-1, keepdims=True) / 4.0) / 8.0) @ params["down"]
+
+    close(net(small, x), by_hand(small, x), 1e-5)
+    close(net(small, x[:3]), apply(small, x[:3]), 1e-5)
+
+
+def test_two_replays_in_a_row():
+    """A pruned network can be traced and pruned again; the first network still runs what the second gives."""
+    params, x = mlp_params((5, 8, 6, 3)), jax.random.normal(jax.random.key(0), (20, 5))
+    net = jc.trace(mlp, params, x)
+    once = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [x], progress=False))
+    again = jc.trace(net, once, x)
+    twice = jc.rotate_and_prune(again, 1 / 2)(once, again.calibrate(once, [x], progress=False))
+    assert twice["w1"].shape == (2, 2)  # 8 to 4 to 2, 6 to 3 to 2
+    close(again(twice, x), mlp(twice, x), 1e-5)
+    close(net(twice, x), mlp(twice, x), 1e-5)
+
+
+# --- compact arrays ------------------------------------------------------------------------------------------------
+
+
+FORMS = {
+    "hashed": jc.hashed(1 / 2),
+    "vocabulary": jc.vocabulary(1 / 2),
+    "factored": jc.factored(3 / 4),
+    "convolved": jc.convolved(1 / 2),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["mlp_linen", "encoder_by_hand", "lstm_by_hand", "remat_mlp", "embedding_mlp"])
+def test_a_compact_network_is_its_materialised_self(name, form):
+    """Law 1: in any form, through casts, reshapes, loops and remat."""
+    model, net = network(name)
+    small = jc.at(jc.matrices, FORMS[form])(model.params)
+    close(net(small, *model.inputs), model.apply(jc.materialize(small), *model.inputs), 1e-4)
+
+
+def test_stacked_layers_stay_compact_inside_a_scan():
+    model, net = network("stacked_scan")
+    axes = {"layers/w1": jc.MatrixAxes(1, 2), "layers/w2": jc.MatrixAxes(1, 2)}
+    small = jc.at("layers/w*", jc.factored(3 / 4, axes=axes))(model.params)
+    close(net(small, *model.inputs), model.apply(jc.materialize(small), *model.inputs), 1e-4)
+    uses = net.explain(small)
+    assert {use.how for use in uses} == {"contracted"}
+    assert {use.leaf for use in uses} == {"layers/w1", "layers/w2"}
+
+
+def test_where_a_compact_array_is_contracted_and_where_not():
+    def apply(params, tokens, x):
+        table = params["table"].astype(jnp.float32)
+        h = table[tokens].mean(1) + x @ params["flipped"].T
+        heads = params["heads"].reshape(6, 2, 3)
+        out = jnp.einsum("bd,dhe->bhe", h, heads).reshape(-1, 6)
+        return out @ jnp.sin(params["bent"]) + jax.checkpoint(lambda p, v: v @ p)(params["plain"], out)
+
+    rng = np.random.default_rng(0)
+    shapes = {"table": (11, 6), "flipped": (6, 4), "heads": (6, 6), "bent": (6, 3), "plain": (6, 3)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    tokens, x = rng.integers(0, 11, (5, 7)), jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
+    net = jc.trace(apply, params, tokens, x)
+    small = jc.at(jc.matrices, jc.factored(0.8))(params)
+    close(net(small, tokens, x), apply(jc.materialize(small), tokens, x), 1e-4)
+    uses = {use.leaf: use for use in net.explain(small)}
+    assert {name: use.how for name, use in uses.items()} == {
+        "table": "looked up",
+        "flipped": "contracted",
+        "heads": "contracted",
+        "bent": "materialised",
+        "plain": "contracted",
+    }
+    assert uses["bent"].primitive == "sin"
+    assert "test_replay.py" in uses["bent"].where
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small)
+    assert np.isfinite(np.asarray(net(half, tokens, x), np.float32)).all()
+
+
+def test_structural_contraction_costs_what_the_form_costs():
+    kernel = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)}
+    net = jc.trace(lambda p, x: x @ p["w"], kernel, jnp.ones((32, 256)))
+    small = jc.convolved(1 / 4)(kernel)
+    assert flops(net, small, jnp.ones((32, 256))) < 1.1 * 2 * 32 * 256 * 64
+
+
+def test_prune_then_compact_then_run():
+    """The design's first example: half the channels, what is left in an eighth of the numbers."""
+    model, net = network("mlp_linen")
+    x = model.resize(64, 1)
+    moments = net.calibrate(model.params, [x], progress=False)
+    shrink = jc.chain(jc.rotate_and_prune(net, keep=0.5), jc.at("**/kernel", jc.factored(keep=3 / 4)))
+    small, after = shrink.apply(model.params, moments)
+    close(net(small, *x), net(jc.materialize(small), *x), 1e-4)
+    loss = lambda params: jnp.sum(net(params, *x) ** 2)
+    assert jax.tree.structure(jax.grad(loss)(small)) == jax.tree.structure(small)
+    assert after.by_leaf()["params/layers_2/kernel"].shape == (6, 6)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_do_not_fit_are_named():
+    params, x = mlp_params((5, 8, 6, 3)), jnp.ones((2, 5))
+    net = jc.trace(mlp, params, x)
+    with pytest.raises(ValueError, match=r"w0 has size 4 in dimension 1, but its axis w0:1 has 3 elsewhere"):
+        net({**mlp_params((5, 4, 3, 3)), "b0": jnp.ones(3)}, x)
+    with pytest.raises(ValueError, match=r"w2 has size 4 in dimension 1.*not hidden: it is visible in the outputs"):
+        net({**params, "w2": jnp.ones((6, 4))}, x)
+    with pytest.raises(ValueError, match="another tree"):
+        net({"w0": params["w0"]}, x)
+    with pytest.raises(ValueError, match="no hidden axes"):
+        net.resized({"w9:1": 3})
+
+
+def test_what_stays_ambiguous_raises():
+    model, net = network("encoder_by_hand")
+    small, _, changed = small_and_full(net, model.params, 0)
+    if any(":1.0" in key for key in changed):
+        with pytest.raises(ValueError, match=r"net\.resized"):
+            net(small, *model.inputs)
+
+
+def test_an_unknown_primitive_freezes_only_what_it_touches():
+    def apply(params, x):
+        h = jnp.tanh(x @ params["a"])
+        h = jnp.sort(h @ params["b"], axis=-1)
+        return h @ params["c"]
+
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in {"a": (3, 8), "b": (8, 6), "c": (6, 2)}.items()}
+    net = jc.trace(apply, params, jnp.ones((4, 3)))
+    assert net.axes.keys() == ["a:1"]
+    row = net.refused["b:1"]
+    assert row.primitive == "sort"
+    assert "sorted" in row.reason
+    assert "test_replay.py" in row.where
+
+    def odd(params, x):
+        h = jnp.tanh(x @ params["a"])
+        return jax.lax.linalg.qr(h @ params["b"])[1][:1] @ params["c"]
+
+    refused = jc.trace(odd, params, jnp.ones((9, 3)))
+    assert refused.axes.keys() == ["a:1"]
+    assert "no rule is known" in refused.refused["b:1"].reason
+
+
+def test_a_users_rule():
+    from jaxcompress.networks.rules import RULES, elementwise, register
+
+    def apply(params, x):
+        return jax.lax.erf_inv(jnp.tanh(x @ params["a"])) @ params["b"]
+
+    params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+    kept = RULES.pop("erf_inv")
+    try:
+        assert jc.trace(apply, params, jnp.ones((4, 3))).axes.keys() == []
+        register("erf_inv")(elementwise)
+        assert jc.trace(apply, params, jnp.ones((4, 3))).axes.keys() == ["a:1"]
+    finally:
+        RULES["erf_inv"] = kept
+
+
+def test_refusals_say_why():
+    def apply(params, tokens, x):
+        mask = np.array([1.0, 2.0, 3.0, 4.0])  # closed over
+        h = params["embed"][tokens] + (x @ params["a"] * mask)[:, None]
+        half = (x @ params["b"])[:, ::2]
+        soft = jax.nn.softmax(x @ params["c"])
+        total = jnp.cumsum(x @ params["d"], axis=-1)
+        return h.sum((1, 2)) + (half @ params["e"]).sum(-1) + (soft @ params["f"]).sum(-1) + (total @ params["g"]).sum(-1)
+
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (9, 4), "a": (3, 4), "b": (3, 6), "c": (3, 5), "d": (3, 7), "e": (3, 8), "f": (5, 8), "g": (7, 8)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    net = jc.trace(apply, params, rng.integers(0, 9, (5, 2)), jnp.ones((5, 3)))
+    reasons = {row.axis: row.reason for row in net.refused}
+    words = {"embed:0": "picked by an index", "a:1": "closes over", "b:1": "2th", "c:1": "softmax", "d:1": "in order"}
+    for axis, word in words.items():
+        assert word in reasons[axis], (axis, reasons)
+
+
+def test_batch_statistics_are_mirrors():
+    model = MODELS["convnet_train"]()
+    with_state = jc.trace(model.apply, model.params, *model.inputs, state=model.state)
+    without = jc.trace(model.apply, model.params, *model.inputs)
+    assert len(with_state.axes) > len(without.axes)
+    with pytest.raises(ValueError, match=r"no output is at '7'"):
+        jc.trace(model.apply, model.params, *model.inputs, state={"7": "batch_stats"})
