@@ -233,8 +233,8 @@ def derivative(step: Step) -> Program | None:
         return None
 
     def call(values: list[Any], others: list[Any]) -> list[Any]:
-        values, others = iter(values), iter(others)
-        operands = [next(values) if floating else next(others) for floating in floats]
+        mine, rest = iter(values), iter(others)
+        operands = [next(mine) if floating else next(rest) for floating in floats]
         outs = compat.bind(step.primitive, operands, step.params)
         return [out for out, value in zip(outs, step.outputs, strict=True) if differentiable(value)]
 
@@ -267,9 +267,9 @@ def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
     def expand(values: list[Any], like: list[Value], kinds: list[bool]) -> list[Any]:
         """Derivatives of the float values, and JAX's zeros for the others."""
-        values = iter(values)
+        given = iter(values)
         shapes = [replay.shape(value) for value in like]
-        return [next(values) if kind else np.zeros(shape, jax.dtypes.float0) for kind, shape in zip(kinds, shapes, strict=True)]
+        return [next(given) if kind else np.zeros(shape, jax.dtypes.float0) for kind, shape in zip(kinds, shapes, strict=True)]
 
     if step.name == "custom_jvp_call":
         function = jax.custom_jvp(run)

@@ -340,7 +340,7 @@ class Taps:
             self.sums[key] = self.second(key, operands[contraction.operand], contraction.positions, kept)
         elif key in self.found.analysis.pairs:
             pair = self.found.analysis.pairs[key]
-            kept = [both for both in pair.batch if self.named(both[2])]
+            kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
             self.sums[key] = tuple(
                 self.second(f"{key}/{side}", operands[side], pair.positions[side], [both[side] for both in kept]) for side in (0, 1)
             )

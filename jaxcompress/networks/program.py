@@ -138,7 +138,7 @@ def _inline(jaxpr: Any, consts: list[Value], arguments: list[Value], steps: list
         name = equation.primitive.name
         if name in compat.INLINED:
             inner, inner_consts = compat.open_jaxpr(equation.params[compat.INLINED[name]])
-            known = [Constant(const) for const in inner_consts]
+            known: list[Value] = [Constant(const) for const in inner_consts]
             results = _inline(inner, known, operands, steps, caller or equation)
         else:
             results = [Value(var.aval.shape, var.aval.dtype) for var in equation.outvars]

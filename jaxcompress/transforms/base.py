@@ -31,6 +31,9 @@ class Scope:
 class Transform:
     """The base of every transform; a subclass gives `_apply`."""
 
+    whole_network = False
+    """Whether it changes a network's axes, and cannot be applied to single leaves."""
+
     def __call__(self, params: Any, moments: Any = None) -> Any:
         """The transformed parameters; the given ones are not changed."""
         return self.apply(params, moments)[0]

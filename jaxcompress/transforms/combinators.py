@@ -148,6 +148,7 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
         HashedArray((4, 8) float32, 8 stored = 1/4)
     """
     _check_transforms("at", (transform,))
+    _check_leafwise("at", (transform,))
     several = isinstance(pattern, tuple) and pattern and all(isinstance(part, str) for part in pattern)
     if not (isinstance(pattern, str) or several or callable(pattern)):
         raise TypeError(f"at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got {pattern!r}")
@@ -172,6 +173,7 @@ def partition(transforms: Mapping[str, Transform], labels: Any | Callable[[Any],
         (8, (8, 2))
     """
     _check_transforms("partition", transforms.values())
+    _check_leafwise("partition", transforms.values())
     return Partition(tuple(transforms.items()), labels)
 
 
@@ -179,3 +181,10 @@ def _check_transforms(what: str, transforms: Any) -> None:
     for transform in transforms:
         if not isinstance(transform, Transform):
             raise TypeError(f"{what} expects transforms such as jc.hashed(keep=1/8), got {transform!r}")
+
+
+def _check_leafwise(what: str, transforms: Any) -> None:
+    for transform in transforms:
+        for inner in transform.transforms if isinstance(transform, Chain) else (transform,):
+            if inner.whole_network:
+                raise TypeError(f"{what} picks leaves, and {inner!r} changes axes of a whole network: choose with its axes=...")

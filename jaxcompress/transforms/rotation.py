@@ -25,7 +25,7 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, along, apply_map
-from jaxcompress.networks.moments import Moments
+from jaxcompress.networks.moments import AxisMoments, Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.base import Scope, Transform
@@ -40,14 +40,13 @@ class AxisTransform(Transform):
 
     structure: Structure
     axes: str
+    whole_network = True
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         """The map for one axis, or None to leave it."""
         raise NotImplementedError
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        if scope.prefix:
-            raise TypeError(f"{self!r} changes hidden axes of a whole network: choose with axes=..., not with at or partition")
         if moments is not None and not isinstance(moments, Moments):
             raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
         chosen = self.structure.axes.matching(self.axes)
@@ -210,16 +209,16 @@ def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
         return False
 
 
-def statistics(work: Work, axis: Axis) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Mean (F, d), covariance and second moments (F, d, d) along an axis; None where nothing was measured."""
+def measured(work: Work, axis: Axis, sites: list[Site] | None = None) -> AxisMoments | None:
+    """What flows along an axis, for every fibre: all of it, or what some consumers see; None where nothing was measured."""
     if work.moments is None:
-        return None, None, None
+        return None
     try:
-        found = work.moments[axis.key]
+        found = work.moments[axis.key] if sites is None else work.moments.pooled(axis, [work.moments.sites[s.key] for s in sites])
     except KeyError:
-        return None, None, None
+        return None
     spread = lambda part: np.broadcast_to(part, (work.fibres(axis), *part.shape[1:]))
-    return spread(found.mean), spread(found.cov), spread(found.second)
+    return dataclasses.replace(found, mean=spread(found.mean), cov=spread(found.cov))
 
 
 def proxies(work: Work, axis: Axis) -> np.ndarray:
@@ -230,16 +229,17 @@ def proxies(work: Work, axis: Axis) -> np.ndarray:
 
 def rotate(work: Work, axis: Axis, size: int) -> AxisMap:
     """Any projection is legal: the best for the consumers' outputs."""
-    mean, cov, second = statistics(work, axis)
-    gram = work.gram(axis, axis.consumers)
-    sites = work.sites(axis)
-    carried = mean is not None and bool(sites) and all(work.bias_of(site) for site in sites)
-    moments = cov if carried else second if second is not None else proxies(work, axis)
-    assert moments is not None
-    maps = [selection.rotation(s, g, size) for s, g in zip(moments, gram, strict=True)]
+    found, sites = measured(work, axis), work.sites(axis)
+    carried = bool(sites) and all(work.bias_of(site) for site in sites)
+    moments = proxies(work, axis) if found is None else found.cov if carried else found.second
+    maps = [selection.rotation(s, g, size) for s, g in zip(moments, work.gram(axis, axis.consumers), strict=True)]
     produce, consume = (np.stack(each) for each in zip(*maps, strict=True))
-    if carried:
-        carry(work, axis, {site.key: mean - np.einsum("fd,fdr,fre->fe", mean, produce, consume) for site in sites})
+    gaps = {}
+    for site in sites if carried else ():
+        own = measured(work, axis, [site])
+        assert own is not None
+        gaps[site.key] = own.mean - np.einsum("fd,fdr,fre->fe", own.mean, produce, consume)
+    carry(work, axis, gaps)
     return AxisMap(produce, consume)
 
 
@@ -316,36 +316,26 @@ def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
 
 def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     """Keep some channels; where a fold is legal the consumers learn the others from them."""
-    mean, cov, second = statistics(work, axis)
-    d = work.size(axis)
+    found, sites, d = measured(work, axis), work.sites(axis), work.size(axis)
     gram = work.gram(axis, axis.consumers) if axis.consumers else np.broadcast_to(np.eye(d), (work.fibres(axis), d, d))
-    sites = work.sites(axis)
-    centred = {site.key: work.bias_of(site) is not None for site in sites}
-    if cov is None or second is None or mean is None:
-        found = proxies(work, axis)
-        importance = np.einsum("fii->fi", found) * np.einsum("fii->fi", gram)
-        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], work.size(axis))
-    moments = cov if fold and sites and all(centred.values()) else second
-    if not fold:
-        importance = np.einsum("fii->fi", moments) * np.einsum("fii->fi", gram)
-        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], work.size(axis))
-    gram = np.broadcast_to(gram, moments.shape)
-    chosen = [selection.select(s, g, size) for s, g in zip(moments, gram, strict=True)]
-    change = selected(chosen, work.size(axis))
-    consume = np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
+    if found is None or not fold:
+        second = proxies(work, axis) if found is None else found.second
+        importance = np.einsum("fii->fi", second) * np.einsum("fii->fi", gram)
+        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], d)
+    centred = {site.key for site in sites if work.bias_of(site) is not None}
+    joint = found.cov if len(centred) == len(sites) > 0 else found.second
+    chosen = [selection.select(s, g, size) for s, g in zip(joint, gram, strict=True)]
+    folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
     other, gaps = {}, {}
     for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
-        assert work.moments is not None
-        own = work.moments.pooled(axis, [work.moments.sites[site.key]])
-        use = own.cov if centred[site.key] else own.second
-        use, mu = (np.broadcast_to(part, (work.fibres(axis), *part.shape[1:])) for part in (use, own.mean))
-        folds = np.stack([selection.predict(s, c) for s, c in zip(use, chosen, strict=True)])
-        other |= dict.fromkeys([slot for slot in site.slots if slot in axis.consumers], folds)
-        if centred[site.key]:
-            predicted = np.stack([m[c] @ f for m, c, f in zip(mu, chosen, folds, strict=True)])
-            gaps[site.key] = mu - predicted
+        own = measured(work, axis, [site])
+        assert own is not None
+        mine = folds(own.cov if site.key in centred else own.second)
+        other |= dict.fromkeys([slot for slot in site.slots if slot in axis.consumers], mine)
+        if site.key in centred:
+            gaps[site.key] = own.mean - np.stack([m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)])
     carry(work, axis, gaps)
-    return dataclasses.replace(change, consume=consume, other=other)
+    return dataclasses.replace(selected(chosen, d), consume=folds(joint), other=other)
 
 
 def selected(chosen: list[np.ndarray], size: int) -> AxisMap:

@@ -1,0 +1,145 @@
+"""Moments against a direct computation: exact, mergeable, masked, for every place where activations are contracted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.test_oracle import network
+from networks.test_replay import mlp, mlp_params
+
+import jaxcompress as jc
+
+
+def gathered(batches, **options):
+    params = mlp_params((5, 8, 6, 3))
+    net = jc.trace(mlp, params, jnp.ones((2, 5)))
+    return net, params, net.calibrate(params, batches, progress=False, **options)
+
+
+def hidden(params, x):
+    first = np.maximum(x @ np.asarray(params["w0"], np.float64) + np.asarray(params["b0"], np.float64), 0)
+    return first, np.maximum(first @ np.asarray(params["w1"], np.float64) + np.asarray(params["b1"], np.float64), 0)
+
+
+def test_means_and_covariances_are_those_of_the_activations():
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32) + 3
+    net, params, moments = gathered([x[:100], x[100:250], x[250:]])
+    first, second = hidden(params, x.astype(np.float64))
+    for key, expected in (("w0:1", first), ("w1:1", second)):
+        found = moments[key]
+        np.testing.assert_allclose(found.mean[0], expected.mean(0), atol=1e-5)
+        np.testing.assert_allclose(found.cov[0], np.cov(expected.T, bias=True), atol=1e-4)
+    np.testing.assert_allclose(moments.by_leaf()["w0"], x.T.astype(np.float64) @ x / 300, rtol=1e-5)
+    assert moments["w0:1"].count == 300
+    assert net.axes.keys() == ["w0:1", "w1:1"]
+
+
+def test_accumulation_stays_accurate_far_from_zero():
+    """A mean of a thousand spreads: products in float32 about zero would lose the variance."""
+    x = (np.random.default_rng(0).normal(size=(4000, 5)) + 1000).astype(np.float32)
+    *_, moments = gathered([x[start : start + 500] for start in range(0, 4000, 500)])
+    cov = moments.sites["w0#0"].cov
+    np.testing.assert_allclose(cov, np.cov(x.T.astype(np.float64), bias=True), atol=3e-3)
+
+
+def test_moments_merge():
+    x = np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32)
+    *_, whole = gathered([x])
+    net, params, first = gathered([x[:30]])
+    second = net.calibrate(params, [x[30:]], progress=False)
+    both = first + second
+    for axis in net.axes:
+        key = axis.key
+        np.testing.assert_allclose(both[key].mean, whole[key].mean, atol=1e-6)
+        np.testing.assert_allclose(both[key].cov, whole[key].cov, atol=1e-5)
+    with pytest.raises(ValueError, match="one network"):
+        first + None
+
+
+def test_padding_is_left_out():
+    model, net = network("encoder_by_hand")
+    rng = np.random.default_rng(0)
+    tokens, mask = rng.integers(0, 20, (4, 6)), np.ones((4, 6), np.int32)
+    mask[:, 4:] = 0
+    short = net.calibrate(model.params, [(tokens[:, :4], mask[:, :4])], progress=False)
+    junk = net.calibrate(model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False)
+    # the first layer's queries read the embedded tokens alone, whatever comes behind them
+    key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
+    np.testing.assert_allclose(short.sites[key].mean, junk.sites[key].mean, atol=1e-5)
+    np.testing.assert_allclose(short.sites[key].cov, junk.sites[key].cov, atol=1e-4)
+
+
+def test_wide_inputs_keep_variances_and_say_so():
+    *_, moments = gathered([np.ones((4, 5), np.float32) * np.arange(4)[:, None]], max_dim=6)
+    assert moments.sites["w1#0"].diagonal
+    assert "diagonal alone for w1#0" in repr(moments)
+    assert "w1" not in moments.by_leaf()
+    assert moments["w0:1"].cov.shape == (1, 8, 8)
+
+
+def test_stacked_layers_have_moments_of_their_own():
+    model, net = network("stacked_scan")
+    x = model.resize(50, 1)
+    moments = net.calibrate(model.params, [x], progress=False)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
+    h = np.asarray(x[0], np.float64) @ params["first"]["w"] + params["first"]["b"]
+    np.testing.assert_allclose(moments.by_leaf()["layers/w1"][0], h.T @ h / 50, rtol=1e-4, atol=1e-4)
+    assert moments["layers/w1:2"].mean.shape == (3, 10)
+
+
+def test_embeddings_count_their_rows():
+    model, net = network("embedding_mlp")
+    tokens = np.array([[1, 1, 2], [0, 1, 5]])
+    moments = net.calibrate(model.params, [(tokens,)], progress=False)
+    (counts,) = moments.counts.values()
+    assert counts[:6].tolist() == [1, 3, 1, 0, 0, 1]
+
+
+def test_heads_and_pairs():
+    model, net = network("encoder_by_hand")
+    moments = net.calibrate(model.params, [model.resize(20, 6)], progress=False)
+    value = next(axis for axis in net.axes if axis.fibres and not axis.pair)
+    query = next(axis for axis in net.axes if axis.pair)
+    assert moments[value.key].mean.shape == (3, 4)
+    assert moments[query.key].cov.shape == (3, 4, 4)
+
+
+def test_groups_are_of_either_sign():
+    params = mlp_params((5, 8, 6, 3))
+    twin = params["w0"].at[:, 3].set(-params["w0"][:, 1]).at[:, 5].set(2 * params["w0"][:, 1])
+    params = {**params, "w0": twin, "b0": params["b0"].at[jnp.array([1, 3, 5])].set(0)}
+    linear = lambda p, x: (x @ p["w0"] + p["b0"]) @ p["w1"]
+    net = jc.trace(linear, {k: params[k] for k in ("w0", "b0", "w1")}, jnp.ones((2, 5)))
+    x = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    moments = net.calibrate({k: params[k] for k in ("w0", "b0", "w1")}, [x], progress=False)
+    assert [1, 3, 5] in moments["w0:1"].groups(0.99)
+
+
+def test_an_axis_draws_itself(tmp_path):
+    *_, moments = gathered([np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)])
+    moments["w0:1"].plot(path=tmp_path / "axis.png")
+    assert (tmp_path / "axis.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no batches"),
+        ([np.ones((4, 5)), np.full((4, 5), np.nan)], "batch 1, input 0 contains NaN"),
+        ([np.ones((0, 5))], "batch 0, input 0 is empty"),
+        ([np.ones(5)], r"batch 0, input 0 has shape \(5,\), traced with \(2, 5\)"),
+        ([(np.ones((4, 5)), np.ones(4))], "batch 0 has 2 inputs, the network takes 1"),
+        ([np.array([[1e30], [-1e30]], np.float32) * np.ones((2, 5), np.float32)], "batch 0 gives NaN or infinity at w"),
+    ],
+)
+def test_bad_batches_are_refused_by_name(batches, message):
+    with pytest.raises(ValueError, match=message):
+        gathered(batches)
+
+
+def test_moments_that_belong_elsewhere():
+    _, params, moments = gathered([np.ones((3, 5), np.float32)])
+    with pytest.raises(KeyError, match="w9"):
+        moments["w9:1"]
+    with pytest.raises(ValueError, match="moments name leaves"):
+        jc.hashed(1 / 2)({"other": params["w0"]}, moments)

@@ -1,0 +1,209 @@
+"""rotate_and_prune: exact where it can be, better than its controls elsewhere, refused with a reason where it is illegal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.models import MODELS
+from networks.test_oracle import close, network
+from networks.test_replay import mlp, mlp_params
+
+import jaxcompress as jc
+
+
+def error(net, params, small, inputs):
+    before, after = (np.asarray(jax.tree.leaves(net(p, *inputs))[0], np.float64) for p in (params, small))
+    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
+
+
+def calibrated(name, count=256):
+    model, net = network(name)
+    inputs = model.resize(count, 6) if model.resize else model.inputs
+    return model, net, inputs, net.calibrate(model.params, [inputs], progress=False)
+
+
+# --- the notes' own case: values that convey the same are compressed into one --------------------------------------
+
+
+def with_redundant_units(kind):
+    """784 hidden units would do as well: of 8 first units the last 4 say what the first 4 say."""
+    params = mlp_params((5, 8, 6, 3))
+    w, b = params["w0"], params["b0"]
+    if kind == "duplicate":
+        w, b = w.at[:, 4:].set(w[:, :4]), b.at[4:].set(b[:4])
+    elif kind == "scaled duplicate":  # a positive factor passes through the relu
+        factor = jnp.array([0.5, 2.0, 3.0, 0.1])
+        w, b = w.at[:, 4:].set(w[:, :4] * factor), b.at[4:].set(b[:4] * factor)
+    elif kind == "constant":  # units that say nothing: always off, or always the same
+        w, b = w.at[:, 4:].set(0), b.at[4:].set(jnp.array([-1.0, 0.7, -0.2, 2.0]))
+    return {**params, "w0": w, "b0": b}
+
+
+@pytest.mark.parametrize("kind", ["duplicate", "scaled duplicate", "constant"])
+def test_redundant_units_vanish(kind):
+    params, x = with_redundant_units(kind), np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    small = jc.rotate_and_prune(net, 1 / 2, axes="w0")(params, moments)
+    assert small["w0"].shape == (5, 4)
+    assert error(net, params, small, (x,)) < 1e-5
+
+
+def test_linearly_dependent_units_vanish():
+    """Half of a linear axis depends on the other half, by any combination, of either sign."""
+    params = mlp_params((5, 8, 6, 3))
+    mix = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4)), jnp.float32)
+    params |= {"w0": params["w0"].at[:, 4:].set(params["w0"][:, :4] @ mix), "b0": params["b0"].at[4:].set(params["b0"][:4] @ mix)}
+    linear = lambda p, x: jax.nn.relu((x @ p["w0"] + p["b0"]) @ p["w1"] + p["b1"]) @ p["w2"]
+    x = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    net = jc.trace(linear, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    for method in ("auto", "select"):
+        small = jc.rotate_and_prune(net, 1 / 2, axes="w0", method=method)(params, moments)
+        assert error(net, params, small, (x,)) < 2e-5, method
+
+
+def test_dependent_features_after_a_nonlinearity_vanish():
+    """Units whose activations, not weights, are dependent: relu(z) - relu(-z) = z, with three of them kept."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(5, 1)), jnp.float32)
+    params = {"up": jnp.concatenate([w, -w, 2 * w, -0.5 * w], axis=1), "down": jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)}
+    apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+    x = rng.normal(size=(100, 5)).astype(np.float32)
+    net = jc.trace(apply, params, x)
+    small = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [x], progress=False))
+    assert small["up"].shape == (5, 2)
+    assert error(net, params, small, (x,)) < 1e-5
+
+
+# --- every model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_pruned_and_runs(name):
+    model, net, inputs, moments = calibrated(name)
+    transform = jc.rotate_and_prune(net, 3 / 4)
+    small, after = transform.apply(model.params, moments)
+    assert jc.stored_numbers(small) < jc.stored_numbers(model.params)
+    assert jax.tree.structure(small) == jax.tree.structure(model.params)
+    lost = error(net, model.params, small, inputs)
+    chance = [
+        error(net, model.params, jc.rotate_and_prune(net, 3 / 4, method="random", seed=s)(model.params), inputs) for s in range(3)
+    ]
+    assert lost < np.median(chance)
+    assert np.isfinite(lost)
+    # the moments are those of the smaller network: a second transform in a chain can use them
+    again = jc.rotate_and_prune(net, 3 / 4)(small, after)
+    assert np.isfinite(error(net, model.params, again, inputs))
+    assert jc.rotate_and_prune(net, 1)(model.params, moments) is not model.params
+    close(net(jc.rotate_and_prune(net, 1)(model.params, moments), *inputs), net(model.params, *inputs))
+
+
+def test_moments_follow_a_chain():
+    """After one axis is cut the carried moments are exact for it, and their shapes fit everywhere."""
+    params, x = mlp_params((5, 8, 6, 3)), np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    small, carried = jc.rotate_and_prune(net, 1 / 2, axes="w0").apply(params, moments)
+    fresh = net.calibrate(small, [x], progress=False)
+    np.testing.assert_allclose(carried["w0:1"].cov, fresh["w0:1"].cov, atol=1e-5)
+    np.testing.assert_allclose(carried["w0:1"].mean, fresh["w0:1"].mean, atol=1e-5)
+    assert carried["w1:1"].cov.shape == fresh["w1:1"].cov.shape
+
+
+def test_a_fold_beats_the_selection_alone():
+    params, x = mlp_params((5, 40, 30, 3)), np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    lost = {
+        m: error(net, params, jc.rotate_and_prune(net, 1 / 2, method=m)(params, moments), (x,)) for m in ("auto", "magnitude", "l1")
+    }
+    assert lost["auto"] < 0.2 * min(lost["magnitude"], lost["l1"])
+
+
+def test_rotations_beat_selections_where_they_are_legal():
+    for name in ("linear_mlp", "linear_rms", "fused_qkv"):
+        model, net, inputs, moments = calibrated(name)
+        keep = {axis.key: 0.6 for axis in net.axes if axis.kind in ("linear", "rms")}
+        lost = {
+            m: error(net, model.params, jc.rotate_and_prune(net, keep, method=m)(model.params, moments), inputs)
+            for m in ("auto", "select")
+        }
+        assert lost["auto"] < lost["select"], (name, lost)
+
+
+def test_folding_a_norms_scale_changes_nothing():
+    """A rotation to the full width is the identity of the function: the scale is in the consumers."""
+    model, net, inputs, moments = calibrated("linear_rms")
+    from jaxcompress.transforms.rotation import Work, rotate_rms
+
+    axis = next(axis for axis in net.axes if axis.kind == "rms")
+    work = Work(net.structure, model.params, moments)
+    work.apply(axis, rotate_rms(work, axis, axis.size))
+    assert error(net, model.params, work.params(), inputs) < 1e-5
+
+
+def test_queries_and_keys_at_the_rank_of_their_product():
+    """Heads whose queries span half of their size lose nothing at half the size."""
+    model, net = network("encoder_by_hand")
+    params = jax.tree.map(np.array, model.params)
+    for block in params["blocks"]:
+        for name in ("wq", "bq"):
+            block[name] = block[name].reshape(*block[name].shape[:-1], 3, 4)
+            block[name][..., 2:] = block[name][..., :2] @ np.array([[0.3, -1.0], [0.8, 0.2]], np.float32)
+            block[name] = block[name].reshape(*block[name].shape[:-2], 12)
+    inputs = model.resize(64, 6)
+    moments = net.calibrate(params, [inputs], progress=False)
+    axes = {axis.key: 1 / 2 for axis in net.axes if axis.pair}
+    small = jc.rotate_and_prune(net, axes)(params, moments)
+    assert small["blocks"][0]["wq"].shape == (18, 6)
+    assert error(net, params, small, inputs) < 1e-4
+
+
+def test_weights_alone():
+    model, net, inputs, _ = calibrated("linear_mlp")
+    small = jc.rotate_and_prune(net, 3 / 4)(model.params)
+    assert error(net, model.params, small, inputs) < 0.2
+    assert "keep=0.75" in repr(jc.rotate_and_prune(net, 3 / 4))
+    assert jc.rotate_and_prune(net, 3 / 4) == jc.rotate_and_prune(net, 3 / 4) != jc.rotate_and_prune(net, 1 / 2)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_arguments():
+    params, x = mlp_params((5, 8, 6, 3)), np.ones((4, 5), np.float32)
+    net = jc.trace(mlp, params, x)
+    for keep in (0, 1.5, -1, "half"):
+        with pytest.raises(ValueError, match="keep"):
+            jc.rotate_and_prune(net, keep)
+    with pytest.raises(ValueError, match="unknown"):
+        jc.rotate_and_prune(net, 1 / 2, method="best")
+    with pytest.raises(ValueError, match=r"matches no hidden axis.*w0:1, w1:1"):
+        jc.rotate_and_prune(net, 1 / 2, axes="w7")(params)
+    with pytest.raises(TypeError, match=r"jc\.trace"):
+        jc.rotate_and_prune(mlp, 1 / 2)
+    with pytest.raises(TypeError, match="axes="):
+        jc.at("w0", jc.rotate_and_prune(net, 1 / 2))
+    with pytest.raises(TypeError, match="axes="):
+        jc.partition({"a": jc.rotate_and_prune(net, 1 / 2)}, "a")
+    with pytest.raises(TypeError, match="calibrate"):
+        jc.rotate_and_prune(net, 1 / 2)(params, {"w0": np.eye(5)})
+    with pytest.raises(ValueError, match="w0 contains NaN"):
+        jc.rotate_and_prune(net, 1 / 2)({**params, "w0": params["w0"] * np.nan})
+    with pytest.raises(ValueError, match="w0 is compact"):
+        jc.rotate_and_prune(net, 1 / 2)(jc.at("w0", jc.factored(1 / 2))(params))
+    with pytest.raises(ValueError, match="not the traced parameters"):
+        jc.rotate_and_prune(net, 1 / 2)({"w0": params["w0"]})
+
+
+def test_heads_that_nothing_shows_are_left():
+    """In a fused product the number of heads cannot be read off the parameters: left by default, cut when named."""
+    model, net, inputs, moments = calibrated("encoder_by_hand", 32)
+    heads = [axis.key for axis in net.axes if axis.size == 3]
+    small = jc.rotate_and_prune(net, 2 / 3)(model.params, moments)
+    assert error(net, model.params, small, inputs) < 2
+    cut = jc.rotate_and_prune(net, 2 / 3, axes=heads[0])(model.params, moments)
+    sized = net.resized({heads[0]: 2})
+    assert np.isfinite(error(sized, cut, cut, inputs))
+    assert sized(cut, *inputs).shape == net(model.params, *inputs).shape
