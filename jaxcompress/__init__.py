@@ -6,6 +6,7 @@
 See README.md for a tour.
 """
 
+from jaxcompress.analysis import plots
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.report import Report, report
 from jaxcompress.arrays.atoms import DesignedAtoms
@@ -59,6 +60,7 @@ __all__ = [
     "matmul",
     "matrices",
     "partition",
+    "plots",
     "report",
     "rotate_and_prune",
     "save",

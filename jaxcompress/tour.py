@@ -1,4 +1,4 @@
-"""The main job in one run: train a real classifier, compress it four ways and by two compositions, and look.
+"""The main job in one run: train a real classifier, compress it five ways and by two compositions, and look.
 
 The data are the 1,797 handwritten digits that scikit-learn ships, the network a Flax MLP 64-256-256-10. Every recipe gets
 the same budget, a fraction of the numbers of the *whole* network, and the same short fine-tuning; beside them stand
@@ -23,15 +23,18 @@ from tqdm.auto import tqdm
 
 from jaxcompress.analysis.frontier import Frontier, Point, fraction
 from jaxcompress.analysis.report import flops
-from jaxcompress.arrays.base import matmul, stored_numbers
+from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.models.mlp import MLP
+from jaxcompress.networks.moments import Moments
+from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import cross_entropy, fit
-from jaxcompress.transforms.base import Transform, moments_by_name, second_moments
+from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
 from jaxcompress.transforms.forms import convolved, energy_by_rank, factored, hashed, vocabulary
 from jaxcompress.transforms.leafwise import Unreachable
+from jaxcompress.transforms.rotation import rotate_and_prune
 
 KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 WIDTHS = (256, 256, 10)
@@ -85,19 +88,10 @@ class Tour:
         return Frontier(points, self.dense.numbers or 0, 100 * (self.dense.after or 0))
 
 
-def forward(params: Any, x: Any) -> jax.Array:
-    """The MLP on dense or compact parameters, each product in the form its kernel has."""
-    layers = list(params.values())
-    for layer in layers[:-1]:
-        x = jax.nn.relu(matmul(x, layer["kernel"]) + layer["bias"])
-    return matmul(x, layers[-1]["kernel"]) + layers[-1]["bias"]
-
-
-loss = cross_entropy(forward)
 optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, FINE_TUNING_STEPS))
 
 
-def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]]:
+def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[float], Transform]]:
     """For each name, the transform for a keep of the whole network. The class axis is never cut.
 
     Each form has one size for all kernels, the largest that the budget allows: a share of the numbers, an energy, a number
@@ -151,6 +145,9 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
         forms = {n: convolved(count / 256, axes=backwards if n == last else None) for n, count in counts(q).items()}
         return chain(*(at(name, form) for name, form in forms.items()))
 
+    def pruning(keep: float) -> Transform:
+        return rotate_and_prune(net, plain_width(keep * total) / WIDTHS[0])  # both hidden layers at the width that fits
+
     def cosines_hashed(keep: float) -> Transform:
         share = shares(keep)
         outer = share[first] ** 0.5
@@ -165,6 +162,7 @@ def recipes(params: Any, moments: Any) -> dict[str, Callable[[float], Transform]
         return chain(*low_rank, at((f"{first}/*", f"{middle}/*"), hashed(1 / 2)))
 
     return {
+        "rotate and prune": pruning,
         "hashed": hashing,
         "vocabulary (DCT)": cosines,
         "factored": factoring,
@@ -184,15 +182,6 @@ def load_digits(seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     x, y = (x / 16).astype(np.float32), y.astype(np.int32)
     x_train, x_test, y_train, y_test = model_selection.train_test_split(x, y, test_size=0.25, stratify=y, random_state=seed)
     return (x_train, y_train), (x_test, y_test)
-
-
-def layer_moments(params: Any, x: np.ndarray) -> dict[str, dict[str, jax.Array]]:
-    """The second moments of each kernel's inputs."""
-    moments = {}
-    for name, layer in params.items():
-        moments[name] = {"kernel": second_moments(x)}
-        x = np.maximum(np.asarray(x @ layer["kernel"] + layer["bias"]), 0)
-    return moments
 
 
 def prune_magnitude(params: Any, numbers: float) -> tuple[Any, int]:
@@ -225,11 +214,15 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
         progress: show a progress bar.
     """
     train, (x_test, y_test) = load_digits(seed)
-    flat = lambda widths: jax.jit(MLP(widths).init)(jax.random.key(seed), train[0][:1])["params"]
+    initial = lambda widths: jax.jit(MLP(widths).init)(jax.random.key(seed), train[0][:1])["params"]
+    params = initial(WIDTHS)
+    # the module has its widths written into it; the traced network runs at those of the parameters it is given
+    net = trace(lambda params, x: MLP(WIDTHS).apply({"params": params}, x), params, train[0][:1])
+    loss = cross_entropy(net)
 
     def evaluate(*candidates: Any) -> tuple[float, ...]:
         """The FLOPs of one example, and each candidate's test accuracy; candidates have one structure, one program."""
-        program = jax.jit(forward).lower(candidates[0], x_test).compile()
+        program = jax.jit(net).lower(candidates[0], x_test).compile()
         accuracies = (float((program(params, x_test).argmax(-1) == y_test).mean()) for params in candidates)
         return flops(program) / len(x_test), *accuracies
 
@@ -238,12 +231,12 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
         return fit(objective, params, train, steps=steps, optimizer=rate or optimizer, **options).params
 
     long = optax.adam(optax.cosine_decay_schedule(2e-3, TRAINING_STEPS))
-    params = learn(flat(WIDTHS), TRAINING_STEPS, long)
-    moments = layer_moments(params, train[0])
+    params = learn(params, TRAINING_STEPS, long)
+    moments = net.calibrate(params, [train[0]], progress=False)
     total = stored_numbers(params)
     cost, accuracy = evaluate(params)
     dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost)
-    table = recipes(params, moments)
+    table = recipes(net, params, moments)
 
     def compressed(name: str, keep: float) -> Cell:
         try:
@@ -256,7 +249,7 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
     def magnitude(name: str, keep: float) -> Cell:
         masks, numbers = prune_magnitude(params, keep * total)
         cut = lambda p: jax.tree.map(lambda leaf, mask: leaf * mask, p, masks)
-        tuned = learn(cut(params), FINE_TUNING_STEPS, None, cross_entropy(lambda p, x: forward(cut(p), x)))
+        tuned = learn(cut(params), FINE_TUNING_STEPS, None, cross_entropy(lambda p, x: net(cut(p), x)))
         sparse = sum(2 * int(np.sum(mask["kernel"])) for mask in masks.values()) + 3 * sum(WIDTHS)  # were it run sparse
         _, before, after = evaluate(cut(params), cut(tuned))
         return Cell(name, keep, numbers, before, after, sparse)
@@ -264,7 +257,7 @@ def run(seed: int = 0, keeps: Sequence[float] = KEEPS, *, names: Sequence[str] |
     def plain(name: str, keep: float) -> Cell:
         width = plain_width(keep * total)
         # trained for as many steps in all, by the same schedules
-        small = learn(flat((width, width, 10)), TRAINING_STEPS, long)
+        small = learn(initial((width, width, 10)), TRAINING_STEPS, long)
         cost, before, after = evaluate(small, learn(small, FINE_TUNING_STEPS))
         return Cell(name, keep, stored_numbers(small), before, after, cost)
 

@@ -16,7 +16,7 @@ def test_the_tour_at_one_keep(tmp_path):
     run = tour.run(0, [1 / 8], progress=False)
     assert run.dense.after > 0.96
     cells = {cell.recipe: cell for cell in run.cells}
-    assert len(cells) == 8
+    assert len(cells) == 9
     for cell in cells.values():
         assert cell.numbers <= run.dense.numbers / 8 + 1
         assert cell.after > 0.9
@@ -40,12 +40,13 @@ def test_magnitude_pruning_counts_its_indices():
 def test_recipes_meet_the_budget():
     (x, _), _ = tour.load_digits(0)
     params = tour.MLP(tour.WIDTHS).init(jax.random.key(0), x[:1])["params"]
-    moments = tour.layer_moments(params, x)
+    net = jc.trace(lambda p, x: tour.MLP(tour.WIDTHS).apply({"params": p}, x), params, x[:1])
+    moments = net.calibrate(params, [x], progress=False)
     for keep in (1 / 2, 1 / 32):
-        for name, recipe in tour.recipes(params, moments).items():
+        for name, recipe in tour.recipes(net, params, moments).items():
             small = recipe(keep)(params, moments)
             assert jc.stored_numbers(small) <= keep * jc.stored_numbers(params), name
-            assert tour.forward(small, x[:3]).shape == (3, 10)
+            assert net(small, x[:3]).shape == (3, 10)
 
 
 @pytest.mark.parametrize(
