@@ -195,9 +195,10 @@ class Site:
     Attributes:
         key: the parameter and a running number.
         slots: what is contracted with the activations, ("leaf:dimension", ...).
-        dims: the contracted dimensions in the parameter's order.
+        dims: the contracted dimensions in the parameter's order, a convolution's window among them.
+        window: which of `dims` are a window.
+        inputs: for each leaf its own dimensions that `dims` are, in their order.
         batch: dimensions that both have.
-        padded: whether the parameter also meets zeros put in by padding.
         layers: axes of loops that run over layers of the parameter.
         bias: slots of a bias added right behind, and its sign (-1 for a mean that is subtracted); 0 without one.
         scaled: scales that the activations were multiplied by, None where branches with different ones meet.
@@ -206,8 +207,9 @@ class Site:
     key: str
     slots: tuple[str, ...]
     dims: tuple[Layout, ...]
+    window: tuple[int, ...] = ()
+    inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     batch: tuple[Layout, ...] = ()
-    padded: bool = False
     layers: tuple[str, ...] = ()
     bias: tuple[tuple[str, ...], int] = ((), 0)
     scaled: tuple[str, ...] | None = ()

@@ -44,31 +44,32 @@ def consume(
     weight: Value,
     contracted: list[tuple[int, int]],
     batch: tuple[tuple[int, Dim | None], ...] = (),
-    *,
-    padded: bool = False,
+    window: tuple[int, ...] = (),
 ) -> str:
     """Note that a parameter consumes activations; gives the contraction's key.
 
     Args:
-        contracted: positions in (activations, weight), which are put in the weight's order.
+        contracted: positions in (activations, weight).
+        window: positions in the weight of a convolution's window.
     """
-    contracted = sorted(contracted, key=lambda both: both[1])
-    slots = all_slots(weight, [position for _, position in contracted])
+    mine = {theirs: position for position, theirs in contracted}
+    flat = sorted([*mine, *window])
+    slots = all_slots(weight, mine)
     analysis.role(slots, "consume")
-    for mine, theirs in contracted:
+    for theirs, position in mine.items():
         for slot in weight.slots[theirs]:
-            analysis.scales.setdefault(slot, set()).add(activations.scaled[mine])
+            analysis.scales.setdefault(slot, set()).add(activations.scaled[position])
     leaf = min((name for name, _ in slots), default="?")
     key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
     step.note = key
     analysis.contractions[key] = Contraction(
         key,
-        slots,
         step.inputs.index(activations),
-        tuple(activations.dims[mine] for mine, _ in contracted),
-        tuple(mine for mine, _ in contracted),
+        tuple(weight.dims[theirs] for theirs in flat),
+        tuple(weight.slots[theirs] for theirs in flat),
+        tuple(mine[theirs] for theirs in flat if theirs in mine),
         batch,
-        padded,
+        tuple(index for index, theirs in enumerate(flat) if theirs in window),
         tuple(turns for turns, leaves in analysis.stacked if leaves & {name for name, _ in slots}),
     )
     return key
@@ -83,7 +84,7 @@ def free(value: Value, contracting: Any, batch: Any) -> list[int]:
 
 def replay_dot(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     if replay.tap is not None and step.note is not None:
-        replay.tap.see(step.note, operands)
+        replay.tap.see(step.note, operands, step)
     for side in (1, 0):
         if hasattr(operands[side], "materialize"):
             result = structural_dot(step, operands, side, replay)
@@ -201,7 +202,7 @@ def _pair(step: Step, analysis: Analysis) -> None:
 
 def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     if replay.tap is not None and step.note is not None and step.note[0] is not None:
-        replay.tap.see(step.note[0], operands)
+        replay.tap.see(step.note[0], operands, step)
     groups = step.params["feature_group_count"]
     if groups > 1 and step.note is not None and step.note[1] is not None:
         groups = replay.size(step.note[1])
@@ -242,7 +243,6 @@ def convolution(step: Step, analysis: Analysis) -> None:
         except Misaligned as problem:
             for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
                 analysis.freeze(step, dim, f"its groups cut across its factors: {problem}")
-    padded = any(any(sides) for sides in step.params["padding"])
     if shared is not None:
         mark(shared, Kind.ELEMENTWISE)
     if shared is not None and find(shared).size == x.shape[x_features]:  # depthwise: a scale of its own kind
@@ -251,7 +251,7 @@ def convolution(step: Step, analysis: Analysis) -> None:
         step.note = (None, shared)
         return
     analysis.role(kernel.slots[k_out], "produce")
-    key = consume(step, analysis, x, kernel, [(x_features, k_in)], padded=padded)
+    key = consume(step, analysis, x, kernel, [(x_features, k_in)], window=tuple(numbers.rhs_spec[2:]))
     step.note = (key, shared)
     out.sites = frozenset({key})
 
@@ -276,7 +276,7 @@ def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     table, indices = operands
     operand = step.inputs[0]
     if replay.tap is not None and step.note is not None:
-        replay.tap.see(step.note, operands)
+        replay.tap.see(step.note, operands, step)
     if hasattr(table, "materialize") and rows_only(step) and table.ndim == 2 and table.axes.ndim == 2:
         rows = indices[..., 0]
         mode = step.params["mode"]
@@ -348,7 +348,7 @@ def gather(step: Step, analysis: Analysis) -> None:
             leaf = min((name for name, _ in slots), default="?")
             key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
             step.note = key
-            analysis.contractions[key] = Contraction(key, slots, 1, (), (), rows=table.shape[0])
+            analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0])
 
 
 def replay_dynamic_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:

@@ -23,6 +23,8 @@ from jaxcompress.networks.axes import Axis, Layout, Structure
 from jaxcompress.networks.maps import AxisMap, along, lines
 
 if TYPE_CHECKING:
+    from jaxcompress.networks.program import Step
+    from jaxcompress.networks.rules import Contraction
     from jaxcompress.networks.trace import Found, Network
 
 MAX_DIM = 4096
@@ -259,19 +261,11 @@ class Moments:
         found: dict[str, Statistic] = {}
         for key, statistic in self.sites.items():
             site = self.structure.sites[key]
-            for leaf in site.leaves if not (statistic.diagonal or site.batch) else ():
-                mine = [int(slot.rsplit(":", 1)[1]) for slot in site.slots if slot.rsplit(":", 1)[0] == leaf]
-                inputs = math.prod(self.structure.layouts[leaf][dimension].size for dimension in mine)
-                whole = inputs == math.prod(dim.size for dim in site.dims)  # not one of several leaves side by side
-                if whole and not self._window(leaf):
+            usable = not (statistic.diagonal or site.batch) and len(statistic.dims) == len(site.dims)
+            for leaf, order in site.inputs.items() if usable else ():
+                if list(order) == sorted(order):  # a matrix is read with its inputs in their own order
                     found[leaf] = found[leaf] + statistic if leaf in found else statistic
         return {leaf: statistic.second for leaf, statistic in found.items()}
-
-    def _window(self, leaf: str) -> bool:
-        """Whether a leaf is a convolution's kernel: its inputs are patches, of which only the features were measured."""
-        frozen = {row.axis: row.primitive for row in self.structure.refused}  # type: ignore[union-attr]
-        keys = [layout.key for layout in self.structure.layouts[leaf] if layout.size > 1]
-        return any(frozen.get(key) == "conv_general_dilated" for key in keys)
 
     def mapped(self, axis: Axis, change: AxisMap) -> Moments:
         """The moments of the network after a map on one axis: exact there, first order downstream."""
@@ -330,11 +324,14 @@ class Taps:
         for each in sums:
             self.sums.update(each)
 
-    def see(self, key: str, operands: list[Any]) -> None:
+    def see(self, key: str, operands: list[Any], step: Step) -> None:
         """Add one contraction's vectors."""
         contraction = self.found.analysis.contractions.get(key)
         if contraction is not None and contraction.rows is not None:
             self.sums[key] = self.rows(operands[contraction.operand], contraction.rows)
+        elif contraction is not None and contraction.window:
+            x = patches(operands, contraction, step, self.max_dim)
+            self.sums[key] = self.second(key, x, (x.ndim - 1,), [])
         elif contraction is not None:
             kept = [position for position, dim in contraction.batch if self.named(dim)]
             self.sums[key] = self.second(key, operands[contraction.operand], contraction.positions, kept)
@@ -382,6 +379,26 @@ class Taps:
         weights = self.weights(flat, ())
         weights = jnp.broadcast_to(weights.reshape(*weights.shape, *(1,) * (flat.ndim - weights.ndim)), flat.shape)
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
+
+
+def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: int) -> jax.Array:
+    """What a convolution's kernel is contracted with, flat and last, in the kernel's order; the features alone where it is wide."""
+    x, kernel = (operand.materialize() if hasattr(operand, "materialize") else operand for operand in operands)
+    numbers = step.params["dimension_numbers"]
+    _, k_in, *k_space = numbers.rhs_spec
+    groups = step.params["feature_group_count"]
+    if groups > 1 or kernel.shape[k_in] * math.prod(kernel.shape[axis] for axis in k_space) > max_dim:
+        return jnp.moveaxis(x, numbers.lhs_spec[1], -1)
+    options = {name: step.params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")}
+    window = [kernel.shape[axis] for axis in k_space]
+    precision = jax.lax.Precision.HIGHEST
+    found = jax.lax.conv_general_dilated_patches(x, window, **options, dimension_numbers=numbers, precision=precision)
+    found = jnp.moveaxis(found, numbers.out_spec[1], -1)
+    found = found.reshape(*found.shape[:-1], kernel.shape[k_in], *window)
+    order = sorted(range(len(numbers.rhs_spec) - 1), key=lambda index: (k_in, *k_space)[index])
+    first = found.ndim - len(order)
+    found = jnp.transpose(found, (*range(first), *(first + index for index in order)))
+    return found.reshape(*found.shape[:first], -1)
 
 
 def calibrate(
@@ -471,7 +488,9 @@ def finish(net: Network, params: Any, sums: dict[str, Any], shifts: dict[str, np
         elif isinstance(part, dict):
             site = structure.sites[key]
             lead = (*(full[layer] for layer in site.layers), *named(site.batch))
-            sites[key] = statistic(part, shifts[key], lead, site.dims)
+            whole = math.prod(dim.resized(sizes).size for dim in site.dims) == part["s"].shape[-1]
+            dims = site.dims if whole else tuple(dim for index, dim in enumerate(site.dims) if index not in site.window)
+            sites[key] = statistic(part, shifts[key], lead, dims)
         else:
             for leaf in structure.sites[key].leaves:
                 counts[leaf] = counts.get(leaf, 0) + part

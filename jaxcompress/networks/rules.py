@@ -42,25 +42,30 @@ class Contraction:
 
     Attributes:
         key: the first leaf's name and a running number.
-        leaves: the slots contracted with the activations.
         operand: the position of the activations among the step's operands.
         dims: the contracted dimensions, in the order of the parameter's own.
+        slots: for each of them the parameter slots it came from.
         positions: where they are in the activations.
         batch: dimensions of the activations that the parameter has as well, with their positions.
-        padded: whether the parameter also meets zeros put in by padding.
+        window: which of `dims` are a convolution's window; the activations have none of them.
         layers: the loops that run over layers of the parameter.
         rows: for a look-up the number of rows, and None for a product.
     """
 
     key: str
-    leaves: frozenset[Slot]
     operand: int
     dims: tuple[Dim | None, ...]
+    slots: tuple[frozenset[Slot], ...]
     positions: tuple[int, ...]
     batch: tuple[tuple[int, Dim | None], ...] = ()
-    padded: bool = False
+    window: tuple[int, ...] = ()
     layers: tuple[Dim, ...] = ()
     rows: int | None = None
+
+    @property
+    def consumed(self) -> frozenset[Slot]:
+        """The slots contracted with the activations, without a window's."""
+        return frozenset().union(*(slots for index, slots in enumerate(self.slots) if index not in self.window))
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ one compiled program for each shape of its arguments, at the cost of the small n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -339,18 +340,33 @@ def describe(found: Found) -> Structure:
 def site_of(found: Found, contraction: Contraction) -> Site:
     """A contraction as plain data."""
     bias, sign = found.analysis.biases.get(contraction.key, (frozenset(), 0))
-    scales = set().union(*(found.analysis.scales.get(slot, set()) for slot in contraction.leaves))
+    scales = set().union(*(found.analysis.scales.get(slot, set()) for slot in contraction.consumed))
     one = next(iter(scales), frozenset())
     return Site(
         contraction.key,
-        spell_all(contraction.leaves),
+        spell_all(contraction.consumed),
         tuple(layout_of(dim, found.names) for dim in contraction.dims),
+        contraction.window,
+        inputs_of(found, contraction),
         tuple(layout_of(dim, found.names) for _, dim in contraction.batch),
-        contraction.padded,
         tuple(found.names.get(find(turns), "") for turns in contraction.layers),
         (spell_all(bias), sign),
         None if len(scales) > 1 or MIXED in one else spell_all(one),
     )
+
+
+def inputs_of(found: Found, contraction: Contraction) -> dict[str, tuple[int, ...]]:
+    """For each leaf its dimensions that are contracted, in the contraction's order; none where they hold other things too."""
+    inputs: dict[str, tuple[int, ...]] = {}
+    for leaf in {name for slots in contraction.slots for name, _ in slots}:
+        places = [sorted(place for name, place in slots if name == leaf) for slots in contraction.slots]
+        if any(len(place) != 1 for place in places):
+            continue
+        order = tuple(dict.fromkeys(place[0] for place in places))
+        shape = found.leaves[leaf].shape
+        if math.prod(shape[place] for place in order) == math.prod(dim.size if dim else 1 for dim in contraction.dims):
+            inputs[leaf] = order
+    return inputs
 
 
 def spell(slot: Slot) -> str:

@@ -23,9 +23,9 @@ import numpy as np
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.axes import Axis, Site, Structure
-from jaxcompress.networks.maps import AxisMap, along, apply_map
-from jaxcompress.networks.moments import AxisMoments, Moments
+from jaxcompress.networks.axes import Axis, Layout, Site, Structure
+from jaxcompress.networks.maps import AxisMap, along, apply_map, lines
+from jaxcompress.networks.moments import AxisMoments, Moments, Statistic
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.base import Scope, Transform
@@ -155,7 +155,12 @@ class Work:
         """The one bias leaf behind a contraction, and its sign, where a mean can be carried by it."""
         slots, sign = site.bias
         leaves = {slot.rsplit(":", 1)[0] for slot in slots}
-        return (leaves.pop(), sign) if sign and len(leaves) == 1 and not site.padded and len(site.leaves) == 1 else None
+        padded = site.window and len(self.statistic(site).dims) < len(site.dims)  # zeros at the borders were not measured
+        return (leaves.pop(), sign) if sign and len(leaves) == 1 and not padded and len(site.leaves) == 1 else None
+
+    def statistic(self, site: Site) -> Statistic:
+        assert self.moments is not None
+        return self.moments.sites[site.key]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -324,18 +329,92 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
         return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], d)
     centred = {site.key for site in sites if work.bias_of(site) is not None}
     joint = found.cov if len(centred) == len(sites) > 0 else found.second
-    chosen = [selection.select(s, g, size) for s, g in zip(joint, gram, strict=True)]
+    systems = [system(work, axis, site, site.key in centred) for site in sites]
+    if all(systems) and systems:
+        chosen = selection.choose([found for found in systems if found], size)
+    else:  # fibre by fibre, on what all consumers see on average
+        where = np.arange(d).reshape(1, d, 1)
+        alone = [selection.System(s, selection.root(g), where) for s, g in zip(joint, gram, strict=True)]
+        chosen = [selection.choose([each], size)[0] for each in alone]
     folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
+    change = dataclasses.replace(selected(chosen, d), consume=folds(joint))
     other, gaps = {}, {}
     for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
         own = measured(work, axis, [site])
         assert own is not None
         mine = folds(own.cov if site.key in centred else own.second)
-        other |= dict.fromkeys([slot for slot in site.slots if slot in axis.consumers], mine)
+        slots = [slot for slot in site.slots if slot in axis.consumers]
+        if refit(work, axis, site, change, mine, site.key in centred):
+            other |= dict.fromkeys(slots, np.swapaxes(change.produce, 1, 2))  # the kernel is solved for already
+            continue
+        other |= dict.fromkeys(slots, mine)
         if site.key in centred:
             gaps[site.key] = own.mean - np.stack([m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)])
     carry(work, axis, gaps)
-    return dataclasses.replace(selected(chosen, d), consume=folds(joint), other=other)
+    return dataclasses.replace(change, other=other)
+
+
+def solvable(work: Work, site: Site) -> bool:
+    """Whether a consumer's whole kernel can be solved for: all its inputs were measured, and it is used nowhere else."""
+    statistic = work.statistic(site)
+    shared = any(set(other.leaves) & set(site.leaves) for key, other in work.structure.sites.items() if key != site.key)
+    whole = len(statistic.dims) == len(site.dims) and set(site.inputs) == set(site.leaves)
+    return whole and not (shared or statistic.diagonal or site.batch or statistic.lead)
+
+
+def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.System | None:
+    """A consumer as the selection sees it: every place of a window or a head beside the channels."""
+    if not solvable(work, site):
+        return None
+    statistic = work.statistic(site)
+    flat = statistic.flat
+    where = lines(flat, axis.key)  # (d, lines)
+    fibres = [flat.index(key)[where[0]] for key in axis.fibres]
+    if any((index < 0).any() for index in fibres):
+        return None
+    order = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
+    where = where[:, order].reshape(len(where), work.fibres(axis), -1).swapaxes(0, 1)
+    matrices = [
+        np.moveaxis(work.leaves[name], order, range(len(order))).reshape(flat.size, -1) for name, order in site.inputs.items()
+    ]
+    reader = np.concatenate(matrices, axis=1)
+    reader = reader if reader.shape[1] <= flat.size else selection.root(reader @ reader.T)
+    return selection.System(statistic.cov if centred else statistic.second, reader, where)
+
+
+SHRINK = 0.1
+"""How strongly a refitted kernel is held to the fold, for each unknown that a measured vector must pay for."""
+
+
+def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray, centred: bool) -> bool:
+    """Solve a consumer's kernel anew for the channels that stay, by ridge least squares towards the fold.
+
+    A fold predicts a dropped channel from the kept ones at the same place; a kernel with several places (a convolution's
+    window, heads, flattened pixels) can use all of them. Gives whether the kernel was one that could be solved for.
+    """
+    statistic = work.statistic(site)
+    several = len(statistic.dims) > 1 or any(dim.split for dim in statistic.dims)
+    if not several or not solvable(work, site):
+        return False
+    flat, moments = statistic.flat, statistic.cov if centred else statistic.second
+    marker = np.ones((1, flat.size))
+    kept = along(marker, (Layout(), flat), 1, axis, change.produce @ np.swapaxes(change.produce, 1, 2))[0] > 0.5
+    inner = moments[np.ix_(kept, kept)]
+    weight = SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner) + np.finfo(np.float64).tiny
+    for name, order in site.inputs.items():
+        values = work.leaves[name]
+        moved = np.moveaxis(values, order, range(len(order)))
+        matrix = moved.reshape(flat.size, -1)
+        towards = along(matrix, (flat, Layout("", matrix.shape[1])), 0, axis, np.swapaxes(fold, 1, 2))
+        solved = np.zeros_like(matrix)
+        right = moments[kept] @ matrix + weight * towards
+        solved[kept] = np.linalg.solve(inner + weight * np.eye(len(inner)), right)
+        bias = work.bias_of(site)
+        if centred and bias is not None:
+            shape = work.leaves[bias[0]].shape
+            work.leaves[bias[0]] = work.leaves[bias[0]] + bias[1] * (statistic.mean @ (matrix - solved)).reshape(shape)
+        work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+    return True
 
 
 def selected(chosen: list[np.ndarray], size: int) -> AxisMap:

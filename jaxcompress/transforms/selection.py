@@ -2,7 +2,7 @@
 
 The activations h (second moments S) are read by consumers C, whose Gram matrix G = C C' says how much each direction
 matters. Selections keep h_S and predict h = h_S T by ridge least squares; rotations keep the best projections. All in
-float64 on the host; a selection costs O(r d^2).
+float64 on the host; a selection costs O(r m^2) for m inputs of a consumer.
 
 Sources: pivoted Cholesky and the interpolative decomposition (Cheng et al. 2005; for networks arXiv:2108.00065), greedy
 least-squares selection (Farahat et al. 2013), SVD in the inputs' metric (arXiv:2403.07378), PCA of a residual stream
@@ -10,6 +10,9 @@ least-squares selection (Farahat et al. 2013), SVD in the inputs' metric (arXiv:
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,59 +26,103 @@ def root(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def greedy(moments: np.ndarray, gram: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """Channels that together predict what the consumers read best, one at a time.
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What one consumer reads, and where in it the channels are.
+
+    Attributes:
+        moments: (m, m) second moments or covariance of its inputs.
+        reader: (m, p) its kernel, or any matrix with the same Gram matrix.
+        where: (fibres, d, k) the k inputs that each channel of each fibre is: places in a window, heads, pixels.
+    """
+
+    moments: np.ndarray
+    reader: np.ndarray
+    where: np.ndarray
+
+
+def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], float]:
+    """Channels that together predict what all consumers read best, one at a time: block-pivoted Cholesky.
 
     Args:
-        moments: (d, d) second moments or covariance of the channels.
-        gram: (d, d) of the consumers; the identity weighs all channels alike (pivoted QR: the interpolative decomposition).
-        size: how many to keep.
+        systems: a `System` for each consumer, of the same fibres and channels.
+        size: how many channels each fibre keeps.
 
     Returns:
-        The channels in ascending order, and the squared error that the consumers see.
+        For each fibre its channels in ascending order, and the squared error that the consumers see.
 
     Example:
         >>> import numpy as np
-        >>> from jaxcompress.transforms.selection import greedy
+        >>> from jaxcompress.transforms.selection import System, greedy
         >>> twins = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]])
-        >>> chosen, error = greedy(twins, np.eye(3), 2)
-        >>> chosen.tolist(), round(error, 6)
+        >>> chosen, error = greedy([System(twins, np.eye(3), np.arange(3).reshape(1, 3, 1))], 2)
+        >>> chosen[0].tolist(), round(error, 6)
         ([0, 2], 0.0)
     """
-    rest = np.array(moments, np.float64)
-    seen = rest @ root(gram)  # what is left, as the consumers see it
-    start = np.diag(rest).copy()
-    floor = 1e-12 * max(start.max(initial=0), np.finfo(np.float64).tiny)
-    chosen: list[int] = []
-    free = np.ones(len(rest), bool)
-    for _ in range(size):
-        spread = np.diag(rest)
-        usable = free & (spread > np.maximum(floor, 1e-10 * start))
+    fibres, d, _ = systems[0].where.shape
+    rest = [np.array(system.moments, np.float64) for system in systems]
+    seen = [part @ system.reader for part, system in zip(rest, systems, strict=True)]  # what is left, as it is read
+    start = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
+    free = np.ones((fibres, d), bool)
+    left = np.full(fibres, size)
+    while left.any():
+        spread = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
+        usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
         if not usable.any():
             break
-        gains = np.where(usable, np.einsum("ij,ij->i", seen, seen) / np.maximum(spread, floor), -1)
-        best = int(gains.argmax())
-        if gains[best] <= 0:  # nothing that is left is read: any channel with some variance
-            best = int(np.where(usable, spread, -1).argmax())
-        column = rest[:, best] / spread[best]
-        seen = seen - np.outer(column, seen[best])
-        rest = rest - np.outer(column, rest[best])
-        chosen.append(best)
-        free[best] = False
-    # channels without any variance of their own fill the rest, in order
-    chosen += np.flatnonzero(free)[: size - len(chosen)].tolist()
-    return np.sort(np.array(chosen)), float(max(np.sum(rest * gram), 0))
+        gains = sum(_gains(part, read, system.where, usable) for part, read, system in zip(rest, seen, systems, strict=True))
+        if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
+            gains = np.where(usable, spread, -1)
+        fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
+        for index, system in enumerate(systems):
+            block = system.where[fibre, channel]
+            column = rest[index][:, block] @ _inverse(rest[index][np.ix_(block, block)])
+            seen[index] = seen[index] - column @ seen[index][block]
+            rest[index] = rest[index] - column @ rest[index][block]
+        free[fibre, channel] = False
+        left[fibre] -= 1
+    for fibre in np.flatnonzero(left):  # channels without any variance of their own fill the rest, in order
+        free[fibre, np.flatnonzero(free[fibre])[: left[fibre]]] = False
+    errors = (np.einsum("ij,ij->", read, system.reader) for read, system in zip(seen, systems, strict=True))
+    return [np.flatnonzero(~row) for row in free], float(max(sum(errors), 0))
 
 
-def select(moments: np.ndarray, gram: np.ndarray, size: int) -> np.ndarray:
-    """The better of two searches: weighed by the consumers, and the plain interpolative decomposition."""
-    tries = []
-    for weights in (gram, np.eye(len(gram))):
-        chosen, _ = greedy(moments, weights, size)
-        fold = predict(moments, chosen)
-        gap = np.eye(len(gram)) - embed(chosen, len(gram)) @ fold
-        tries.append((float(np.sum((gap.T @ moments @ gap) * gram)), chosen))
-    return min(tries, key=lambda each: each[0])[1]
+def _gains(rest: np.ndarray, seen: np.ndarray, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """(fibres, d): by how much each channel would lower the error."""
+    gains = np.full(usable.shape, -1.0)
+    blocks = where[usable]  # (candidates, k)
+    inner = rest[blocks[:, :, None], blocks[:, None, :]]
+    read = seen[blocks]
+    if blocks.shape[1] == 1:
+        gains[usable] = np.einsum("cip,cip->c", read, read) / np.maximum(inner[:, 0, 0], 1e-300)
+    else:
+        gains[usable] = np.einsum("cij,cji->c", _inverse(inner), read @ np.swapaxes(read, 1, 2))
+    return gains
+
+
+def _inverse(blocks: np.ndarray) -> np.ndarray:
+    """The inverse of small symmetric blocks, ridged so that what was taken already adds nothing."""
+    k = blocks.shape[-1]
+    scale = np.trace(blocks, axis1=-2, axis2=-1)[..., None, None] / k
+    return np.linalg.inv(blocks + (1e-9 * scale + 1e-300) * np.eye(k))
+
+
+def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:
+    """The better of two searches: weighed by what the consumers read, and the plain interpolative decomposition."""
+    plain = [dataclasses.replace(system, reader=np.eye(len(system.moments))) for system in systems]
+    tries = [greedy(systems, size)[0], greedy(plain, size)[0]]
+    return min(tries, key=lambda chosen: sum(_error(system, chosen) for system in systems))
+
+
+def _error(system: System, chosen: list[np.ndarray]) -> float:
+    """The squared error of a consumer solved anew for some channels."""
+    fixed = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
+    kept = np.concatenate([fixed, *(system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen))])
+    inner = system.moments[np.ix_(kept, kept)]
+    ridge = (RIDGE * np.trace(inner) / max(len(kept), 1) + 1e-300) * np.eye(len(kept))
+    total = np.einsum("ij,ij->", system.reader, system.moments @ system.reader)
+    right = system.moments[kept] @ system.reader
+    return float(total - np.einsum("ij,ij->", right, np.linalg.solve(inner + ridge, right)))
 
 
 def embed(chosen: np.ndarray, size: int) -> np.ndarray:
