@@ -70,7 +70,8 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], floa
         usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
         if not usable.any():
             break
-        gains = sum(_gains(part, read, system.where, usable) for part, read, system in zip(rest, seen, systems, strict=True))
+        each = [_gains(part, read, system.where, usable) for part, read, system in zip(rest, seen, systems, strict=True)]
+        gains = np.sum(each, axis=0)
         if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
             gains = np.where(usable, spread, -1)
         fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
