@@ -26,6 +26,7 @@ from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.rotation import rotate_and_prune
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "matrices",
     "partition",
     "plots",
+    "recalibrate",
     "report",
     "rotate_and_prune",
     "save",

@@ -6,6 +6,7 @@ on an axis is applied to any leaf (`transforms/rotation.py`), and positions alon
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import math
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matches
 
 
@@ -155,7 +157,7 @@ class Table:
     def __str__(self) -> str:
         if not self.rows:
             return self.empty
-        cells = [self.headers, *(tuple(shorten(cell) for cell in row._cells()) for row in self.rows)]
+        cells = [self.headers, *(tuple(map(shorten, row._cells())) for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.headers))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -246,6 +248,19 @@ class Structure:
     sites: Mapping[str, Site]
     pairs: Mapping[str, PairSite]
 
+    @property
+    def matrix_axes(self) -> dict[str, MatrixAxes]:
+        """For each weight which of its dimensions are inputs and outputs: an `axes=` for `jc.hashed` and the other forms."""
+        found = {}
+        for site in self.sites.values():
+            for leaf, inputs in site.inputs.items():
+                stacked = {*site.layers, *(key for layout in site.batch for key in layout.axes())}
+                layouts = self.layouts[leaf]
+                outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not stacked & set(layout.axes())]
+                with contextlib.suppress(ValueError):  # a stack that does not come first, or no outputs
+                    found[leaf] = MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts))
+        return found
+
     def sizes(self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None) -> dict[str, int]:
         """The sizes of the axes in parameters of given shapes; only those that differ from the traced ones.
 
@@ -319,8 +334,12 @@ def _infer(
         _infer(sizes, frozen, open_parts[0], rest // len(open_parts), name, position, hold)
 
 
-def shorten(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+def shorten(text: str) -> str:
+    """A long list as its first entry and how many more there are."""
+    first, *more = text.split(", ")
+    if len(text) <= 44 or not more or " " in first:
+        return text
+    return f"{first} +{len(more)}"
 
 
 AXES = ("axis", "size", "kind", "producers", "consumers", "per channel", "fibres")

@@ -48,14 +48,18 @@ def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[An
 
 
 def where(equation: Any) -> str:
-    """File and line of the user's code that made an equation; empty when it is not known."""
-    try:
-        from jax._src import source_info_util
+    """File, line and function of the user's code that made an equation, of no installed package; empty when not known."""
+    info, frames = equation.source_info, []
+    for known in (info, getattr(info, "traceback", None)):  # what the private helper takes differs from version to version
+        with contextlib.suppress(Exception):
+            from jax._src import source_info_util
 
-        text = source_info_util.summarize(equation.source_info)
-    except Exception:  # a private helper: a missing place is no reason to fail
+            frames = frames or list(source_info_util.user_frames(known))  # type: ignore[arg-type]
+    outside = [frame for frame in frames if "site-packages" not in frame.file_name] or frames
+    if not outside:
         return ""
-    return "" if text == "unknown" else text
+    frame = outside[0]
+    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line} ({frame.function_name.rsplit('.', 1)[-1]})"
 
 
 @contextlib.contextmanager

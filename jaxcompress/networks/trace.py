@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
 from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, unify
@@ -63,6 +64,11 @@ class Network:
     def refused(self) -> Table:
         """What is no hidden axis, and why: a table of `Refused` rows."""
         return self.structure.refused
+
+    @property
+    def matrix_axes(self) -> dict[str, MatrixAxes]:
+        """For each weight its inputs and outputs, to be given as `axes=` to `jc.hashed` and the other forms."""
+        return self.structure.matrix_axes
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
         """What `apply` gives, at the sizes of the given parameters.

@@ -328,3 +328,17 @@ def test_batch_statistics_are_mirrors():
     assert len(with_state.axes) > len(without.axes)
     with pytest.raises(ValueError, match=r"no output is at '7'"):
         jc.trace(model.apply, model.params, *model.inputs, state={"7": "batch_stats"})
+
+
+@pytest.mark.parametrize("name", ["encoder_linen", "mlp_equinox", "stacked_scan", "convnet"])
+def test_weights_are_compacted_by_the_networks_own_roles(name):
+    """(out, in), three-dimensional and stacked kernels, and convolutions, with the axes that the network found."""
+    model, net = network(name)
+    weights = [leaf for leaf, axes in net.matrix_axes.items() if axes]
+    small = jc.at(tuple(weights), jc.factored(3 / 4, axes=net.matrix_axes))(model.params)
+    moments = net.calibrate(model.params, [model.inputs], progress=False)
+    fitted = jc.at(tuple(weights), jc.factored(3 / 4, axes=net.matrix_axes))(model.params, moments)
+    for tree in (small, fitted):
+        close(net(tree, *model.inputs), model.apply(jc.materialize(tree), *model.inputs), 2e-4)
+    hows = [use.how for use in net.explain(small)]
+    assert ("materialised" in hows) == (name == "convnet")

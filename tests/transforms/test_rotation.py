@@ -207,3 +207,17 @@ def test_heads_that_nothing_shows_are_left():
     sized = net.resized({heads[0]: 2})
     assert np.isfinite(error(sized, cut, cut, inputs))
     assert sized(cut, *inputs).shape == net(model.params, *inputs).shape
+
+
+def test_recalibration_in_a_chain():
+    params, x = mlp_params((5, 16, 12, 3)), np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    first, second = (jc.rotate_and_prune(net, 1 / 4, axes=axes) for axes in ("w0", "w1"))
+    fresh = jc.recalibrate(net, [x], progress=False)
+    small, after = jc.chain(first, fresh, second).apply(params, moments)
+    np.testing.assert_allclose(after["w0:1"].cov, net.calibrate(small, [x], progress=False)["w0:1"].cov, atol=1e-4)
+    with pytest.raises(TypeError, match="axes="):
+        jc.at("w0", fresh)
+    with pytest.raises(TypeError, match="give a list"):
+        jc.recalibrate(net, iter([x]))

@@ -1,0 +1,54 @@
+"""Gather the moments anew in the middle of a chain.
+
+Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a pass over data at the
+present sizes is better. Costs what `net.calibrate` costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from jaxcompress.networks.trace import Network
+from jaxcompress.transforms.base import Scope, Transform
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Recalibrate(Transform):
+    """See `recalibrate`."""
+
+    net: Network
+    batches: Iterable[Any]
+    progress: bool = True
+    whole_network = True
+
+    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+        return params, self.net.calibrate(params, self.batches, progress=self.progress)
+
+    def __repr__(self) -> str:
+        return "recalibrate(<batches>)"
+
+
+def recalibrate(net: Network, batches: Iterable[Any], *, progress: bool = True) -> Transform:
+    """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
+
+    Args:
+        net: from `jc.trace`.
+        batches: as for `net.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
+        progress: show a progress bar.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+        >>> params = {"up": jax.random.normal(jax.random.key(1), (3, 8)), "down": jnp.ones((8, 2))}
+        >>> net = jc.trace(apply, params, x)
+        >>> fresh = jc.recalibrate(net, [x], progress=False)
+        >>> small, moments = jc.chain(jc.rotate_and_prune(net, 1/2), fresh).apply(params)
+        >>> moments["up:1"].mean.shape
+        (1, 4)
+    """
+    if iter(batches) is batches:
+        raise TypeError("recalibrate reads its batches each time the chain runs: give a list, not an iterator")
+    return Recalibrate(net, batches, progress)
