@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -79,23 +80,37 @@ def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: A
     moved = np.moveaxis(np.asarray(array), position, -1)
     result = np.zeros((*moved.shape[:-1], new.size), moved.dtype)
     result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[..., np.flatnonzero(old.index(axis.key) < 0)]
-    others = [layout for index, layout in enumerate(layouts) if index != position]
-    fibres = axis.fibres if len(matrices) > 1 else ()
-    # a fibre is a set of lines in this dimension, and of positions in the others
-    counts = [next(part.size for layout in layouts for part in layout.leaves() if part.key == key) for key in fibres]
-    for matrix, place in zip(matrices, itertools.product(*map(range, counts)), strict=True):
-        mine = np.ones(before.shape[1], bool)
-        theirs = [np.ones(layout.size, bool) for layout in others]
-        for key, index in zip(fibres, place, strict=True):
-            if key in old.axes():
-                mine &= old.index(key)[before[0]] == index
-            for chosen, layout in zip(theirs, others, strict=True):
-                if key in layout.axes():
-                    chosen &= layout.index(key) == index
-        rows = np.ix_(*theirs)
+    for matrix, (rows, mine) in zip(matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True):
         block = moved[rows][..., before[:, mine]]  # (..., d, lines)
         result[(*(part[..., None, None] for part in rows), after[:, mine])] = np.einsum("...dl,dr->...rl", block, matrix)
     return np.moveaxis(result, -1, position)
+
+
+def blocks(
+    layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool
+) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    """For each fibre where it is: positions of the other dimensions (as `np.ix_` gives), and which lines of this one.
+
+    Args:
+        layouts: of all dimensions.
+        position: which dimension the axis is in.
+        axis: the axis.
+        split: whether fibres are told apart; otherwise all are one.
+    """
+    here, others = layouts[position], [layout for index, layout in enumerate(layouts) if index != position]
+    first = lines(here, axis.key)[0]
+    fibres = axis.fibres if split else ()
+    sizes = {part.key: part.size for layout in layouts for part in layout.leaves()}
+    for place in itertools.product(*(range(sizes[key]) for key in fibres)):
+        mine = np.ones(len(first), bool)
+        theirs = [np.ones(layout.size, bool) for layout in others]
+        for key, index in zip(fibres, place, strict=True):
+            if key in here.axes():
+                mine &= here.index(key)[first] == index
+            for chosen, layout in zip(theirs, others, strict=True):
+                if key in layout.axes():
+                    chosen &= layout.index(key) == index
+        yield np.ix_(*theirs), mine
 
 
 def lines(layout: Layout, key: str) -> np.ndarray:

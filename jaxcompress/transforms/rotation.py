@@ -24,14 +24,14 @@ import numpy as np
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Axis, Layout, Site, Structure
-from jaxcompress.networks.maps import AxisMap, along, apply_map, lines
+from jaxcompress.networks.maps import AxisMap, along, apply_map, blocks, lines
 from jaxcompress.networks.moments import AxisMoments, Moments, Statistic
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
-METHODS = ("auto", "select", "magnitude", "l1", "random")
+METHODS = ("auto", "rotate", "select", "magnitude", "l1", "random")
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,8 @@ class AxisTransform(Transform):
         chosen = self.structure.axes.matching(self.axes)
         if not chosen:
             keys = ", ".join(self.structure.axes.keys()) or "none"
-            raise ValueError(f"axes={self.axes!r} matches no hidden axis; there are: {keys}")
+            why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.structure.refused.matching(self.axes)[:3])
+            raise ValueError(f"axes={self.axes!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
         if moments is None:
             log.info("%r has no moments: it sees the weights alone", self)
         work = Work(self.structure, params, moments)
@@ -120,21 +121,14 @@ class Work:
         self.sizes[axis.key] = change.size
 
     def unfold(self, axis: Axis, slot: str) -> np.ndarray:
-        """(F, d, rest): a leaf along an axis, for each fibre; fibres that it does not tell apart are repeated."""
-        name, position = slot.rsplit(":", 1)
-        position, count, d = int(position), self.fibres(axis), self.size(axis)
+        """(F, d, rest): a leaf along an axis, fibre by fibre."""
+        name, dimension = slot.rsplit(":", 1)
         layouts = tuple(layout.resized(self.sizes) for layout in self.structure.layouts[name])
-        pieces = []
-        for fibre in range(count):
-            # along() with a matrix that is zero for all other fibres leaves this fibre's entries alone
-            matrices = np.zeros((count, d, d))
-            matrices[fibre] = np.eye(d)
-            part = along(self.leaves[name], layouts, position, axis, matrices) if count > 1 else self.leaves[name]
-            moved = np.moveaxis(part, position, -1)
-            index = layouts[position].index(axis.key)
-            rows = np.stack([moved[..., index == place].ravel() for place in range(d)])
-            pieces.append(rows)
-        return np.stack(pieces)
+        moved = np.moveaxis(self.leaves[name], int(dimension), -1)
+        where = lines(layouts[int(dimension)], axis.key)
+        found = blocks(layouts, int(dimension), axis, self.fibres(axis) > 1)
+        parts = [np.moveaxis(moved[rows][..., where[:, mine]], -2, 0) for rows, mine in found]
+        return np.stack([part.reshape(len(part), -1) for part in parts])
 
     def gram(self, axis: Axis, slots: tuple[str, ...]) -> np.ndarray:
         """(F, d, d): the sum over leaves of their products with themselves along an axis."""
@@ -193,15 +187,39 @@ class RotateAndPrune(AxisTransform):
         work.touched(axis)
         if self.method in ("magnitude", "l1", "random"):
             return control(work, axis, size, self.method, self.seed)
-        marks = set(axis.marks)
-        if self.method == "auto" and not axis.tied:
-            if axis.pair and not axis.consumers and not marks:
-                return rotate_pair(work, axis, size)
-            if not marks and not axis.pair:
-                return rotate(work, axis, size)
-            if "rms" in marks and marks <= {"rms", "diagonal"} and not axis.pair and foldable(work, axis):
-                return rotate_rms(work, axis, size)
-        return choose(work, axis, size, fold=not (axis.pair or axis.tied or marks & {"normalised", "rms"}))
+        if self.method != "select":
+            why = why_not_rotate(work, axis)
+            if why is None:
+                return (
+                    rotate_pair(work, axis, size)
+                    if axis.pair
+                    else (rotate_rms if "rms" in axis.marks else rotate)(work, axis, size)
+                )
+            if self.method == "rotate":
+                raise ValueError(f"{axis.key} cannot be rotated: {why}; method='auto' selects there")
+        return choose(work, axis, size, fold=why_not_fold(axis) is None)
+
+
+def why_not_rotate(work: Work, axis: Axis) -> str | None:
+    """Why a rotation of an axis would change what the network computes, in words; None where it is legal."""
+    marks = set(axis.marks)
+    if axis.tied:
+        return f"{axis.tied[0]} both produces and consumes it"
+    if axis.pair and (marks or axis.consumers):
+        return "activations are multiplied over it, and something else reads it as well"
+    if axis.pair or not marks:
+        return None
+    if marks <= {"rms", "diagonal"} and "rms" in marks:
+        return None if foldable(work, axis) else "its scales cannot be folded into the consumers right behind them"
+    words = {"elementwise": "a nonlinearity acts on", "normalised": "a sum is taken over", "diagonal": "a scale acts on"}
+    return f"{words.get(axis.marks[0] if axis.marks[0] in words else axis.marks[-1])} its channels"
+
+
+def why_not_fold(axis: Axis) -> str | None:
+    """Why the channels that go cannot be folded into the consumers; None where they can."""
+    if axis.pair or axis.tied:
+        return "it is read by other activations" if axis.pair else "its consumers produce it as well"
+    return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
 
 
 def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
@@ -478,8 +496,8 @@ def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str 
         net: from `jc.trace`; only its axes are kept.
         keep: the fraction of the channels to keep, in (0, 1], or a mapping from patterns of axis keys to fractions.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
-        method: "auto" rotates where that is legal, else selects and folds; "select" never rotates; "magnitude" (L2 of
-            the producers), "l1" and "random" are the controls, without a fold.
+        method: "auto" rotates where that is legal, else selects and folds; "rotate" rotates or raises; "select" never
+            rotates; "magnitude" (L2 of the producers), "l1" and "random" are the controls, without a fold.
         seed: for "random".
 
     Returns:

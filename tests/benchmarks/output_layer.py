@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -179,7 +180,7 @@ class Layer:
 def factored(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> Any:
     """`jc.factored` at a given rank."""
     m, n = kernel.shape
-    keep = min(1.0, jc.FactoredArray.numbers(m, n, rank) / (m * n))
+    keep = min(1.0, math.ceil(jc.FactoredArray.numbers(m, n, rank)) / (m * n))
     moments = None if metric is None else {"kernel": jnp.asarray(metric, jnp.float32)}
     array = jc.factored(keep)({"kernel": jnp.asarray(kernel, jnp.float32)}, moments)["kernel"]
     assert array.rank == rank, (array.rank, rank)
@@ -346,10 +347,8 @@ def textgenrnn_archive() -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(path.parent)]
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([*command, TEXTGENRNN.replace("-", "==")], capture_output=True, timeout=300)
-        except subprocess.TimeoutExpired:
-            pass
     if not path.exists():
         raise Missing(f"no {path.name}: pip could not fetch it; put it into {path.parent} by hand")
     content = path.read_bytes()
@@ -432,7 +431,7 @@ def check_minilm() -> None:
     tokenizer, w = minilm()
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     ids, mask, _ = (np.array([getattr(each, name) for each in tokenizer.encode_batch(texts)]) for name in FIELDS)
-    pooled = np.asarray((encode(w, ids, mask)[-1] * mask[..., None]).sum(1))
+    pooled = np.array((encode(w, ids, mask)[-1] * mask[..., None]).sum(1))
     pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
     found = (pooled @ pooled.T)[np.triu_indices(3, 1)]
     assert np.allclose(found, [0.6660, 0.1046, 0.1411], atol=2e-4), found

@@ -330,6 +330,31 @@ def test_batch_statistics_are_mirrors():
         jc.trace(model.apply, model.params, *model.inputs, state={"7": "batch_stats"})
 
 
+def test_a_cache_of_keys_and_values_is_a_mirror():
+    """A decoder's cache lives beside the parameters, and its outputs mirror it: its channels are hidden as well."""
+
+    def apply(params, x, place):
+        q, k, v = (x @ params[name] for name in ("q", "k", "v"))
+        cache = {
+            name: jax.lax.dynamic_update_slice(params["cache"][name], new[:, None], (0, place, 0))
+            for name, new in (("k", k), ("v", v))
+        }
+        weights = jax.nn.softmax(jnp.einsum("bd,bld->bl", q, cache["k"]))
+        return jnp.einsum("bl,bld->bd", weights, cache["v"]) @ params["out"], cache
+
+    rng = np.random.default_rng(0)
+    shapes = {"q": (5, 8), "k": (5, 8), "v": (5, 6), "out": (6, 3)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    params["cache"] = {"k": jnp.zeros((2, 4, 8)), "v": jnp.zeros((2, 4, 6))}
+    x = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
+    net = jc.trace(apply, params, x, 1, state={"1": "cache"})
+    assert sorted(axis.size for axis in net.axes) == [6, 8]
+    small, full, _ = small_and_full(net, params, 0)
+    out, cache = net(small, x, 1)
+    close(out, apply(full, x, 1)[0])
+    assert jax.tree.map(jnp.shape, cache) == jax.tree.map(jnp.shape, small["cache"])
+
+
 @pytest.mark.parametrize("name", ["encoder_linen", "mlp_equinox", "stacked_scan", "convnet"])
 def test_weights_are_compacted_by_the_networks_own_roles(name):
     """(out, in), three-dimensional and stacked kernels, and convolutions, with the axes that the network found."""

@@ -197,6 +197,22 @@ def test_bad_arguments():
         jc.rotate_and_prune(net, 1 / 2)({"w0": params["w0"]})
 
 
+def test_illegal_maps_are_refused_with_their_reason():
+    reasons = {
+        "mlp_linen": ("params/layers_0/kernel", "a nonlinearity acts on its channels"),
+        "encoder_by_hand": ("blocks/*/up/w", "a nonlinearity acts on its channels"),
+        "encoder_linen": ("params/*/Dense_1/kernel", "a sum is taken over its channels"),
+    }
+    for name, (axes, why) in reasons.items():
+        model, net = network(name)
+        with pytest.raises(ValueError, match=why):
+            jc.rotate_and_prune(net, 1 / 2, axes=axes, method="rotate")(model.params)
+    model, net = network("linear_mlp")
+    assert jc.rotate_and_prune(net, 1 / 2, method="rotate")(model.params) is not None
+    with pytest.raises(ValueError, match=r"layers_2/kernel:1 is refused: it is visible in the outputs"):
+        jc.rotate_and_prune(net, 1 / 2, axes="params/layers_2/kernel")(model.params)
+
+
 def test_heads_that_nothing_shows_are_left():
     """In a fused product the number of heads cannot be read off the parameters: left by default, cut when named."""
     model, net, inputs, moments = calibrated("encoder_by_hand", 32)
