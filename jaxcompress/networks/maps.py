@@ -86,9 +86,7 @@ def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: A
     return np.moveaxis(result, -1, position)
 
 
-def blocks(
-    layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool
-) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) -> Iterator[tuple[Any, np.ndarray]]:
     """For each fibre where it is: positions of the other dimensions (as `np.ix_` gives), and which lines of this one.
 
     Args:
