@@ -156,7 +156,9 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
 
     def factors_hashed(keep: float) -> Transform:
         half = {first: 0.5, middle: 0.5, last: 1.0}
-        cost = lambda r: {name: FactoredArray.numbers(shape[0], shape[1], min(r, *shape)) for name, shape in shapes.items()}
+        cost = lambda r: {
+            name: math.ceil(FactoredArray.numbers(shape[0], shape[1], min(r, *shape))) for name, shape in shapes.items()
+        }
         r = largest(lambda r: sum(half[name] * numbers for name, numbers in cost(r).items()), keep, limit=64)
         low_rank = (at(name, factored(numbers / math.prod(shapes[name]))) for name, numbers in cost(r).items())
         return chain(*low_rank, at((f"{first}/*", f"{middle}/*"), hashed(1 / 2)))

@@ -109,7 +109,12 @@ def _inverse(blocks: np.ndarray) -> np.ndarray:
 
 
 def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:
-    """The better of two searches: weighed by what the consumers read, and the plain interpolative decomposition."""
+    """The better of two searches: weighed by what the consumers read, and the plain interpolative decomposition.
+
+    Where a channel is several inputs the second is left out: it costs most there.
+    """
+    if any(system.where.shape[-1] > 1 for system in systems):
+        return greedy(systems, size)[0]
     plain = [dataclasses.replace(system, reader=np.eye(len(system.moments))) for system in systems]
     tries = [greedy(systems, size)[0], greedy(plain, size)[0]]
     return min(tries, key=lambda chosen: sum(_error(system, chosen) for system in systems))

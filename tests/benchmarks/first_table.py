@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -132,7 +133,7 @@ def dct_hashed(atoms: int, hidden: int) -> Callable[[int], jc.Transform]:
 
 
 def low_rank(rank: int, hidden: int) -> Callable[[int], jc.Transform]:
-    keep = jc.FactoredArray.numbers(PIXELS, hidden, rank) / (PIXELS * hidden)
+    keep = math.ceil(jc.FactoredArray.numbers(PIXELS, hidden, rank)) / (PIXELS * hidden)  # whole numbers are stored
     return lambda seed: jc.at(FIRST, jc.factored(keep))
 
 

