@@ -222,6 +222,18 @@ def factor(dim: Dim, leading: int) -> list[Dim]:
     return refine(root, "product", [leading, root.size // leading])
 
 
+def repeated(dim: Dim) -> list[Dim]:
+    """Atoms that are a factor of a dimension more than once: an axis times itself, which no map can reach."""
+    root = find(dim)
+    if root.split is None:
+        return []
+    inside = [set(atoms(part)) for part in root.parts]
+    found = [atom for part in root.parts for atom in repeated(part)]
+    if root.split == "product":
+        found += [atom for index, part in enumerate(inside) for atom in part if any(atom in other for other in inside[:index])]
+    return found
+
+
 def tie(dim: Dim, count: int) -> None:
     """Read a concatenation of equal segments as count x segment: the segments become one axis."""
     root = find(dim)
@@ -318,8 +330,9 @@ def place_of(dim: Dim | None, place: int, sizes: Sizes) -> int:
             raise ValueError(f"place {place} lies inside an axis of {root.size} that has a new size")
         return place
     if root.split == "product":
-        stride = root.size // find(root.parts[0]).size
-        rest = size_of(root, sizes) // size_of(root.parts[0], sizes)
+        lead = parts(root, "product")[0]
+        stride = root.size // find(lead).size
+        rest = size_of(root, sizes) // size_of(lead, sizes)
         return place // stride * rest if place % stride == 0 else place
     old = new = 0
     for part in root.parts:

@@ -72,8 +72,11 @@ class Axis:
         producers, consumers: slots ("leaf:dimension") whose maps are applied there.
         parameters: slots of per-channel parameters (biases, scales, statistics).
         scales: those of them that multiply.
+        others: slots of all of them, and of consumers that are used in one of these ways as well.
         fibres: axes along which a map may differ, such as heads or layers.
         averaged: whether a sum over it is divided by its size, as in a mean.
+        bent: slots whose parameters pass a nonlinear function before they meet activations.
+        foldable: whether every scale on it lies behind the norms over it, all of which are of one kind.
     """
 
     key: str
@@ -85,13 +88,16 @@ class Axis:
     consumers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     fibres: tuple[str, ...] = ()
     averaged: bool = False
+    bent: tuple[str, ...] = ()
+    foldable: bool = True
 
     @property
     def tied(self) -> tuple[str, ...]:
-        """Slots that both produce and consume, such as a tied embedding's."""
-        return tuple(slot for slot in self.producers if slot in self.consumers)
+        """Slots that consume and do something else as well, such as a tied embedding's."""
+        return tuple(slot for slot in self.consumers if slot in self.producers + self.others)
 
     def _cells(self) -> tuple[str, ...]:
         kind = f"{self.kind}, pair" if self.pair else self.kind

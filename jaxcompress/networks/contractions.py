@@ -20,17 +20,14 @@ from jaxcompress.networks.rules import (
     Contraction,
     Pair,
     Replay,
+    agreed,
     bind,
     bind_with,
     copy_facts,
+    is_zero,
     merge_facts,
     register,
 )
-
-
-def like_data(value: Value) -> bool:
-    """Activations, or a constant that stands for them (a loop's zeros)."""
-    return value.data or not value.from_params
 
 
 def all_slots(value: Value, positions: Any) -> frozenset[Slot]:
@@ -45,17 +42,24 @@ def consume(
     contracted: list[tuple[int, int]],
     batch: tuple[tuple[int, Dim | None], ...] = (),
     window: tuple[int, ...] = (),
+    produced: tuple[int, ...] = (),
 ) -> str:
     """Note that a parameter consumes activations; gives the contraction's key.
 
     Args:
         contracted: positions in (activations, weight).
         window: positions in the weight of a convolution's window.
+        produced: positions in the weight that the product has.
     """
     mine = {theirs: position for position, theirs in contracted}
     flat = sorted([*mine, *window])
     slots = all_slots(weight, mine)
     analysis.role(slots, "consume")
+    if weight.bent:
+        analysis.bent |= all_slots(weight, range(len(weight.shape)))
+    for position in mine.values():
+        if activations.constant[position] and activations.shape[position] > 1:
+            analysis.freeze(step, activations.dims[position], "what is contracted over it is the same everywhere")
     for theirs, position in mine.items():
         for slot in weight.slots[theirs]:
             analysis.scales.setdefault(slot, set()).add(activations.scaled[position])
@@ -71,6 +75,7 @@ def consume(
         batch,
         tuple(index for index, theirs in enumerate(flat) if theirs in window),
         tuple(turns for turns, leaves in analysis.stacked if leaves & {name for name, _ in slots}),
+        produced=tuple(dim for position in produced if (dim := weight.dims[position]) is not None),
     )
     return key
 
@@ -161,21 +166,49 @@ def dot_general(step: Step, analysis: Analysis) -> None:
             if not value.data and out.data:
                 out.scaled[index] = frozenset()
             index += 1
-    if like_data(left) and like_data(right):
+    inside = [out.dims[position] for position in range(len(out.dims))]
+    analysis.mixed.append(
+        (
+            [dim for position in contracting[0] if (dim := left.dims[position]) is not None],
+            [dim for dim in inside if dim is not None],
+        )
+    )
+    if left.data and right.data:
         _pair(step, analysis)
     elif left.from_params and right.from_params:
         analysis.role(all_slots(left, contracting[0]), "produce")
         analysis.role(all_slots(right, contracting[1]), "consume")
-    else:
-        side = 0 if like_data(left) else 1
+        out.bent = left.bent or right.bent or bool(all_leaves(left) & all_leaves(right))
+    elif left.from_params or right.from_params:
+        side = 1 if left.from_params else 0
         activations, weight = step.inputs[side], step.inputs[1 - side]
+        if not activations.data and not loop_start(activations):
+            # a constant: the product is made of parameters, and nothing was measured
+            for position in contracting[1 - side]:
+                mark(weight.dims[position], Kind.NORMALISED)
+            out.bent = weight.bent
+            return
         theirs = free(weight, contracting[1 - side], batch[1 - side])
         analysis.role(all_slots(weight, theirs), "produce")
         analysis.role(all_slots(weight, batch[1 - side]), "batch")
         pairs = list(zip(contracting[side], contracting[1 - side], strict=True))
         shared = tuple((position, activations.dims[position]) for position in batch[side])
-        key = consume(step, analysis, activations, weight, pairs, shared)
+        produced = (*theirs, *batch[1 - side])
+        key = consume(step, analysis, activations, weight, pairs, shared, produced=produced)
         out.sites = frozenset({key})
+    else:
+        for value, positions in ((left, contracting[0]), (right, contracting[1])):
+            for position in positions if value.data else ():
+                mark(value.dims[position], Kind.NORMALISED)
+
+
+def loop_start(value: Value) -> bool:
+    """Whether a constant stands for activations: zeros that a loop starts from."""
+    return value.literal is not None and not any(dim is not None and dim.reasons for dim in value.dims) and is_zero(value)
+
+
+def all_leaves(value: Value) -> set[str]:
+    return {name for slots in value.slots for name, _ in slots}
 
 
 def _pair(step: Step, analysis: Analysis) -> None:
@@ -185,7 +218,9 @@ def _pair(step: Step, analysis: Analysis) -> None:
     for dim in dims:
         pair(dim)
     sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
-    if not any(sides):
+    if not all(sides):  # one side is no axis of parameters: only a sum over the other is known
+        for position in contracting[0]:
+            mark(left.dims[position], Kind.NORMALISED)
         return
     for value, positions in ((left, contracting[0]), (right, contracting[1])):
         for position in positions:
@@ -251,7 +286,8 @@ def convolution(step: Step, analysis: Analysis) -> None:
         step.note = (None, shared)
         return
     analysis.role(kernel.slots[k_out], "produce")
-    key = consume(step, analysis, x, kernel, [(x_features, k_in)], window=tuple(numbers.rhs_spec[2:]))
+    produced = (k_out,)
+    key = consume(step, analysis, x, kernel, [(x_features, k_in)], window=tuple(numbers.rhs_spec[2:]), produced=produced)
     step.note = (key, shared)
     out.sites = frozenset({key})
 
@@ -383,6 +419,8 @@ def dynamic_update_slice(step: Step, analysis: Analysis) -> None:
     for index, size in enumerate(update.shape):
         copy_facts(out, index, source, index)
         out.slots[index] |= update.slots[index]
+        analysis.joined([source, update], index, source.dims[index])
+        out.scaled[index] = agreed([source.scaled[index], update.scaled[index]])
         out.constant[index] = source.constant[index] and update.constant[index]
         if size == source.shape[index]:
             analysis.unify(step, source.dims[index], update.dims[index])

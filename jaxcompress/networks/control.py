@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.networks import compat
-from jaxcompress.networks.algebra import Dim
+from jaxcompress.networks.algebra import Dim, Kind, mark
 from jaxcompress.networks.program import Program, Step, Value, build, prune
-from jaxcompress.networks.rules import Analysis, Replay, bind, copy_facts, merge_facts, register
+from jaxcompress.networks.rules import Analysis, Replay, agreed, bind, copy_facts, is_zero, merge_facts, register
 
-FACTS = ("data", "direct", "literal", "square", "summed", "sites")
+FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
 
 
 def hand_over(source: Value, target: Value) -> None:
@@ -31,15 +31,20 @@ def hand_over(source: Value, target: Value) -> None:
 
 def join(step: Step, analysis: Analysis, source: Value, target: Value) -> None:
     """Let a value also be another one: axes are unified, facts are weakened to what holds for both."""
+    for value in (source, target):
+        for dim in value.dims if value.square else ():
+            mark(dim, Kind.ELEMENTWISE)  # squares and others meet
     for index in range(len(target.shape)):
+        analysis.joined([source, target], index, source.dims[index] or target.dims[index])
         if target.dims[index] is None:
             target.dims[index] = source.dims[index]
         elif source.dims[index] is not None:
             analysis.unify(step, source.dims[index], target.dims[index])
         target.slots[index] |= source.slots[index]
-        target.scaled[index] |= source.scaled[index]
+        target.scaled[index] = agreed([source.scaled[index], target.scaled[index]])
         target.constant[index] &= source.constant[index]
     target.data |= source.data
+    target.bent |= source.bent
     target.direct &= source.direct
     if target.literal is not None and (source.literal is None or not np.array_equal(source.literal, target.literal)):
         target.literal = None
@@ -54,6 +59,9 @@ def all_dense(step: Step, replay: Replay, program: Program, results: list[Any]) 
 
 def opaque_carry(value: Value) -> None:
     """A loop's carry is data that differs from turn to turn, whatever it starts as."""
+    for index, dim in enumerate(value.dims):
+        if value.square or (value.constant[index] and not is_zero(value)):
+            mark(dim, Kind.ELEMENTWISE)
     value.data, value.literal, value.direct, value.square = True, None, False, False
     value.constant = [False] * len(value.shape)
     value.summed, value.sites = (), frozenset()

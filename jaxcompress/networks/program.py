@@ -32,14 +32,20 @@ class Value:
             the contractions and additions that produced it for data.
         constant: for each dimension whether all entries along it are equal.
         direct: whether a value made of parameters is a parameter in another layout or dtype.
+        bent: whether a value made of parameters is no linear function of each of them.
+        shared: whether a value that it is another layout of is used elsewhere, too.
         literal: the number, for a literal and its broadcasts.
         square: whether it is the square of a value.
         summed: the dimensions it was summed over, since no other step changed its scale.
+        squares: whether squares were summed.
         scaled: for each dimension the scale parameters applied along it since it was produced.
         sites: the contractions that this value is the output of, unchanged but for its layout.
     """
 
-    __slots__ = ("constant", "data", "dims", "direct", "dtype", "literal", "scaled", "shape", "sites", "slots", "square", "summed")
+    __slots__ = (
+        *("bent", "constant", "data", "dims", "direct", "dtype", "literal", "scaled", "shape", "shared", "sites", "slots"),
+        *("square", "squares", "summed"),
+    )
 
     def __init__(self, shape: Sequence[int], dtype: Any):
         self.shape = tuple(shape)
@@ -54,8 +60,11 @@ class Value:
         self.slots = [NOTHING] * rank
         self.constant = [False] * rank
         self.direct = False
+        self.bent = False
+        self.shared = False
         self.literal: Any = None
         self.square = False
+        self.squares = False
         self.summed: tuple[Dim | None, ...] = ()
         self.scaled = [NOTHING] * rank
         self.sites: frozenset[str] = frozenset()

@@ -33,7 +33,7 @@ from jaxcompress.networks.algebra import (
     size_of,
     unify,
 )
-from jaxcompress.networks.program import Constant, Program, Slot, Step, Value
+from jaxcompress.networks.program import NOTHING, Constant, Program, Slot, Step, Value
 
 
 @dataclasses.dataclass
@@ -47,6 +47,7 @@ class Contraction:
         slots: for each of them the parameter slots it came from.
         positions: where they are in the activations.
         batch: dimensions of the activations that the parameter has as well, with their positions.
+        produced: the parameter's other dimensions, those of the product.
         window: which of `dims` are a convolution's window; the activations have none of them.
         layers: the loops that run over layers of the parameter.
         rows: for a look-up the number of rows, and None for a product.
@@ -61,6 +62,7 @@ class Contraction:
     window: tuple[int, ...] = ()
     layers: tuple[Dim, ...] = ()
     rows: int | None = None
+    produced: tuple[Dim, ...] = ()
 
     @property
     def consumed(self) -> frozenset[Slot]:
@@ -100,6 +102,11 @@ class Analysis:
         self.ambient: tuple[Dim, ...] = ()  # the axes of the loops around the present step
         self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()  # for each of them the leaves that it runs over
         self.averaged: list[Dim] = []  # summed over and divided by their size
+        self.squared: list[tuple[Dim, ...]] = []  # of every sum of squares, what it is over
+        self.averaged_squares: list[tuple[Dim, ...]] = []  # those divided by their size
+        self.bent: set[Slot] = set()  # slots whose parameter passes a nonlinear function before it is contracted
+        self.unfoldable: list[Dim] = []  # a scale lies before a norm or beside another scale
+        self.mixed: list[tuple[list[Dim], list[Dim]]] = []  # of every product what is contracted, and what it gives
         self.company: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
     def run(self, program: Program) -> None:
@@ -121,6 +128,14 @@ class Analysis:
         for value in program.outputs:
             if isinstance(value, Constant):
                 self.constant(value)
+            for dim in value.dims if value.square else ():  # whoever reads it elsewhere does not know
+                mark(dim, Kind.ELEMENTWISE)
+
+    def joined(self, values: list[Value], index: int, dim: Dim | None) -> None:
+        """Mark an axis along which a constant other than zero is put beside values that vary."""
+        varying = [varies(value, index) for value in values]
+        if any(varying) and any(not moves and not is_zero(value) for moves, value in zip(varying, values, strict=True)):
+            mark(dim, Kind.ELEMENTWISE)
 
     def constant(self, value: Constant) -> None:
         """Facts of a literal, or of an array that the function closes over."""
@@ -273,9 +288,10 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
 
 
 def merge_facts(step: Step) -> None:
-    """Data or not, for outputs of which no more is known."""
+    """Data or not, for outputs of which no more is known; what no rule says to be linear in parameters is not."""
     for out in step.outputs:
         out.data = any(value.data for value in step.inputs)
+        out.bent = not out.data
 
 
 def same_layout(step: Step, analysis: Analysis) -> None:
@@ -293,7 +309,14 @@ def same_layout(step: Step, analysis: Analysis) -> None:
             out.constant[index] = all(value.constant[index] for value in wide)
             with_slots = [value.slots[index] for value in wide if value.data or not out.data]
             out.slots[index] = frozenset().union(*with_slots)
-            out.scaled[index] = frozenset().union(*(value.scaled[index] for value in wide))
+            out.scaled[index] = agreed([value.scaled[index] for value in wide if value.data])
+
+
+def agreed(scales: list[frozenset[Slot]]) -> frozenset[Slot]:
+    """The scales of values that meet: theirs where all have the same, else a mark that nothing can be folded."""
+    if not scales:
+        return NOTHING
+    return scales[0] if all(other == scales[0] for other in scales) else frozenset({MIXED})
 
 
 def varies(value: Value, index: int) -> bool:
@@ -325,9 +348,15 @@ def linear(step: Step, analysis: Analysis) -> None:
     """Linear in its one operand, entry by entry."""
     same_layout(step, analysis)
     for out in step.outputs:
-        source = step.inputs[0]
-        out.square, out.summed, out.sites, out.direct = source.square, source.summed, source.sites, source.direct
-        out.literal = source.literal
+        pass_on(analysis, step.inputs[0], out)
+
+
+def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
+    """The facts that a change of layout or of dtype keeps."""
+    out.square, out.summed, out.squares, out.direct = source.square, source.summed, source.squares, source.direct
+    out.bent, out.literal = source.bent, source.literal
+    out.shared = source.shared or analysis.uses[id(source)] > 1
+    out.sites = frozenset() if out.shared else source.sites
 
 
 def replay_cast(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -338,7 +367,19 @@ def replay_cast(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     return bind(step, operands, replay)
 
 
-register("neg", "real", "imag", "reduce_precision", "sharding_constraint", "mesh_cast", "optimization_barrier")(linear)
+@register("neg")
+def negate(step: Step, analysis: Analysis) -> None:
+    """Linear, but what is behind it has another sign."""
+    linear(step, analysis)
+    (out,) = step.outputs
+    out.sites, out.square, out.direct = frozenset(), False, False
+    if step.inputs[0].square:
+        for dim in out.dims:
+            mark(dim, Kind.ELEMENTWISE)
+    out.literal = None if out.literal is None else -np.asarray(out.literal)
+
+
+register("real", "imag", "reduce_precision", "sharding_constraint", "mesh_cast", "optimization_barrier")(linear)
 register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
 
 
@@ -350,6 +391,7 @@ def convert(step: Step, analysis: Analysis) -> None:
         elementwise(step, analysis)
     else:
         linear(step, analysis)
+        step.outputs[0].bent |= not jnp.issubdtype(source, jnp.floating)  # whole numbers can be selected from, not mixed
 
 
 @register("add", "sub", "add_any")
@@ -358,26 +400,45 @@ def add(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)
     (out,) = step.outputs
     values = step.inputs
+    fold_literals(step, (lambda a, b: a - b) if step.name == "sub" else (lambda a, b: a + b))
+    out.bent = any(value.bent or (value.literal is not None and not is_zero(value)) for value in values) and not out.data
     for index, dim in enumerate(out.dims):
-        moving = [varies(value, index) for value in values]
-        for value, moves, other in zip(values, moving, moving[::-1], strict=True):
-            if not moves and other and not is_zero(value):
-                mark(dim, Kind.ELEMENTWISE)
-        if all(moving) and values[0].scaled[index] != values[1].scaled[index] and all(value.data for value in values):
-            out.scaled[index] = frozenset({MIXED})  # two branches, one of them scaled: no scale can be folded behind this sum
-    for value, other, sign in ((values[0], values[1], 1), (values[1], values[0], -1 if step.name == "sub" else 1)):
+        analysis.joined(values, index, dim)
+    sign = -1 if step.name == "sub" else 1
+    for value, other in ((values[0], values[1]), (values[1], values[0])):
         if value.from_params and other.data:
-            for index in range(len(out.dims)):
-                if varies(value, index):
-                    analysis.role(value.slots[index], "shift")
-                    # what is added is a producer of the sum
-                    out.slots[index] |= value.slots[index]
-            single = analysis.uses[id(other)] == 1
-            shifts = frozenset().union(*value.slots)
-            for site in other.sites if value.direct and single else ():
-                analysis.biases.setdefault(site, (shifts, sign))
+            shifted = [index for index in range(len(out.dims)) if varies(value, index)]
+            for index in shifted:
+                analysis.role(value.slots[index], "shift")
+                # what is added is a producer of the sum
+                out.slots[index] |= value.slots[index]
+                if out.scaled[index]:
+                    out.scaled[index] = frozenset({MIXED})
+            note_bias(analysis, value, other, [out.dims[index] for index in shifted], sign)
     if all(is_zero(value) for value in values[1:]):
-        out.sites, out.summed = values[0].sites, values[0].summed
+        out.sites, out.summed, out.squares = values[0].sites, values[0].summed, values[0].squares
+
+
+def note_bias(analysis: Analysis, bias: Value, product: Value, dims: list[Dim | None], sign: int) -> None:
+    """Note that a parameter is the bias of a contraction: used here alone, and along all that the contraction produces."""
+    if not bias.direct or bias.shared or analysis.uses[id(bias)] > 1 or analysis.uses[id(product)] > 1:
+        return
+    slots = frozenset().union(*bias.slots)
+    leaves = {name for name, _ in slots}
+    for site in product.sites:
+        contraction = analysis.contractions[site]
+        here = {id(find(dim)) for dim in dims if dim is not None}
+        there = {id(find(dim)) for dim in contraction.produced}
+        layers = tuple(turns for turns, names in analysis.stacked if names & leaves)
+        if here == there and layers == contraction.layers:
+            analysis.biases[site] = (slots, sign)
+
+
+def fold_literals(step: Step, function: Callable[[Any, Any], Any]) -> None:
+    """The value of a step on literals: a divisor may be computed from sizes, as a variance's is."""
+    left, right = step.inputs
+    if left.literal is not None and right.literal is not None:
+        step.outputs[0].literal = function(np.asarray(left.literal), np.asarray(right.literal))
 
 
 MIXED: Slot = ("", -1)
@@ -415,10 +476,14 @@ def note_mean(step: Step, analysis: Analysis, summed: Value, divisor: int, *, in
         return
     size = math.prod(find(dim).size for dim in dims)
     count = 1 / number if inverse else number
-    for offset in (0, 1):
-        if size > offset and abs(count - (size - offset)) <= 1e-5 * size:
+    kind = step.inputs[divisor].dtype
+    tol = max(1e-5, float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0)  # the literal was rounded
+    for offset in (0, 1) if summed.squares else (0,):
+        if size > offset and abs(count - (size - offset)) <= tol * size:
             step.note = (divisor, dims, offset, inverse)
             analysis.averaged += dims
+            if summed.squares:
+                analysis.averaged_squares.append(tuple(dims))
             return
 
 
@@ -428,11 +493,14 @@ def multiply(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)
     (out,) = step.outputs
     left, right = step.inputs
+    fold_literals(step, lambda a, b: a * b)
     if left is right:
         out.square = True
         return
     for scale, value in ((right, left), (left, right)):
         apply_scale(step, analysis, value, scale)
+        if value.literal is not None and not scale.data:
+            out.bent = scale.bent
     for index, dim in enumerate(out.dims):
         if varies(left, index) and varies(right, index) and left.data == right.data:
             mark(dim, Kind.ELEMENTWISE)
@@ -450,8 +518,8 @@ def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> N
         if varies(scale, index):
             analysis.role(scale.slots[index], "scale" if scale.direct and step.name == "mul" else "indirect scale")
             mark(dim, Kind.DIAGONAL)
-            foldable = scale.direct and step.name == "mul"
-            out.scaled[index] |= scale.slots[index] if foldable else frozenset({MIXED})
+            once = scale.direct and step.name == "mul" and not value.scaled[index]
+            out.scaled[index] = scale.slots[index] if once else frozenset({MIXED})
 
 
 @register("div", replay=replay_mean)
@@ -460,6 +528,8 @@ def divide(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)
     (out,) = step.outputs
     top, bottom = step.inputs
+    fold_literals(step, lambda a, b: a / b if np.all(b != 0) else np.nan)
+    out.bent = (top.bent or bottom.literal is None) and not out.data
     apply_scale(step, analysis, top, bottom)
     for index, dim in enumerate(out.dims):
         if varies(bottom, index) and (bottom.data or not top.data):
@@ -474,8 +544,8 @@ def select(step: Step, analysis: Analysis) -> None:
     (out,) = step.outputs
     which, *cases = step.inputs
     for index, dim in enumerate(out.dims):
-        moving = [varies(case, index) for case in cases]
-        if varies(which, index) or (any(moving) and any(not m and not is_zero(c) for m, c in zip(moving, cases, strict=True))):
+        analysis.joined(cases, index, dim)
+        if varies(which, index):
             mark(dim, Kind.ELEMENTWISE)
 
 
@@ -490,17 +560,11 @@ def copy_facts(out: Value, index: int, source: Value, position: int) -> None:
     out.scaled[index] = source.scaled[position]
 
 
-def carry_over(step: Step) -> tuple[Value, Value]:
+def carry_over(step: Step, analysis: Analysis) -> tuple[Value, Value]:
     """The facts that every change of layout keeps; gives (operand, output)."""
     merge_facts(step)
     source, out = step.inputs[0], step.outputs[0]
-    out.direct, out.square, out.summed, out.sites, out.literal = (
-        source.direct,
-        source.square,
-        source.summed,
-        source.sites,
-        source.literal,
-    )
+    pass_on(analysis, source, out)
     return source, out
 
 
@@ -527,7 +591,7 @@ def transposed(array: Any, order: tuple[int, ...]) -> Any:
 
 @register("transpose", replay=replay_transpose)
 def transpose(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     for index, position in enumerate(step.params["permutation"]):
         copy_facts(out, index, source, position)
 
@@ -542,7 +606,7 @@ def replay_squeeze(step: Step, operands: list[Any], replay: Replay) -> list[Any]
 
 @register("squeeze", replay=replay_squeeze)
 def squeeze(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     gone = [axis % len(source.shape) for axis in step.params["dimensions"]]
     for index, position in enumerate(i for i in range(len(source.shape)) if i not in gone):
         copy_facts(out, index, source, position)
@@ -554,7 +618,7 @@ def replay_expand(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 @register("expand_dims", replay=replay_expand)
 def expand_dims(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     new = [axis % len(out.shape) for axis in step.params["dimensions"]]
     for position, index in enumerate(i for i in range(len(out.shape)) if i not in new):
         copy_facts(out, index, source, position)
@@ -566,7 +630,7 @@ def replay_broadcast(step: Step, operands: list[Any], replay: Replay) -> list[An
 
 @register("broadcast_in_dim", replay=replay_broadcast)
 def broadcast_in_dim(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     mapped = {index: position for position, index in enumerate(step.params["broadcast_dimensions"])}
     for index, size in enumerate(out.shape):
         position = mapped.get(index)
@@ -638,7 +702,7 @@ def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], 
 @register("reshape", replay=replay_reshape)
 def reshape(step: Step, analysis: Analysis) -> None:
     """Dimensions are split into factors and put together, leading factors first."""
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     for left, right in groups(source.shape, out.shape):
         olds = [index for index in left if source.shape[index] > 1]
         news = [index for index in right if out.shape[index] > 1]
@@ -672,7 +736,9 @@ def concatenate(step: Step, analysis: Analysis) -> None:
     axis = step.params["dimension"]
     for index, size in enumerate(out.shape):
         out.slots[index] = frozenset().union(*(value.slots[index] for value in step.inputs if value.data or not out.data))
-        out.scaled[index] = frozenset().union(*(value.scaled[index] for value in step.inputs))
+        out.scaled[index] = agreed([value.scaled[index] for value in step.inputs])
+        if index != axis:
+            analysis.joined(step.inputs, index, step.inputs[0].dims[index])
         if index == axis:
             pieces = []
             for value in step.inputs:
@@ -689,6 +755,8 @@ def concatenate(step: Step, analysis: Analysis) -> None:
         out.constant[index] = all(value.constant[index] for value in step.inputs)
     if all(value.from_params for value in step.inputs):
         out.direct = all(value.direct for value in step.inputs)
+        out.bent = any(value.bent for value in step.inputs)
+        out.shared = any(value.shared or analysis.uses[id(value)] > 1 for value in step.inputs)
 
 
 def replay_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -700,7 +768,7 @@ def replay_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 @register("slice", replay=replay_slice)
 def slice_(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     strides = step.params["strides"] or (1,) * len(source.shape)
     whole = True
     for index, (start, limit, stride) in enumerate(
@@ -744,7 +812,7 @@ def split(step: Step, analysis: Analysis) -> None:
     source, axis = step.inputs[0], step.params["axis"]
     start = 0
     for out, size in zip(step.outputs, step.params["sizes"], strict=True):
-        out.direct = source.direct
+        out.direct, out.bent, out.shared = source.direct, source.bent, True
         for index in range(len(source.shape)):
             copy_facts(out, index, source, index)
         dim = source.dims[axis]
@@ -763,12 +831,14 @@ def replay_pad(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 @register("pad", replay=replay_pad)
 def pad(step: Step, analysis: Analysis) -> None:
     """Padding puts fresh axes beside the old one."""
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     out.summed, out.sites, out.literal = (), frozenset(), None
     step.note = {}
     for index, (low, high, interior) in enumerate(step.params["padding_config"]):
         if (low, high, interior) == (0, 0, 0):
             copy_facts(out, index, source, index)
+            if not is_zero(step.inputs[1]):
+                mark(out.dims[index], Kind.ELEMENTWISE)
             continue
         dim = source.dims[index]
         if interior or low < 0 or high < 0 or dim is None or not is_zero(step.inputs[1]):
@@ -824,9 +894,15 @@ def reduce_sum(step: Step, analysis: Analysis) -> None:
     (source,), (out,) = step.inputs, step.outputs
     for dim in out.dims if source.square else ():
         mark(dim, Kind.ELEMENTWISE)
+    rms = source.square and source.data  # a norm of weights is no norm of activations
     for index in step.params["axes"]:
-        mark(source.dims[index], Kind.RMS if source.square else Kind.NORMALISED)
-    out.summed = tuple(source.dims[index] for index in step.params["axes"])
+        mark(source.dims[index], Kind.RMS if rms else Kind.NORMALISED)
+        if source.scaled[index] and source.dims[index] is not None:
+            analysis.unfoldable.append(source.dims[index])
+    out.summed, out.squares = tuple(source.dims[index] for index in step.params["axes"]), source.square
+    out.bent = (source.bent or source.square) and not out.data
+    if rms:
+        analysis.squared.append(tuple(dim for dim in out.summed if dim is not None))
 
 
 @register("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
@@ -872,7 +948,7 @@ def top_k(step: Step, analysis: Analysis) -> None:
 @register("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
 def reduce_window(step: Step, analysis: Analysis) -> None:
     """Pooling: along the dimensions with a window positions are mixed, across the others it is linear (a sum) or elementwise."""
-    source, out = carry_over(step)
+    source, out = carry_over(step, analysis)
     params = step.params
     out.summed, out.sites, out.square, out.literal = (), frozenset(), False, None
     for index, window in enumerate(params["window_dimensions"]):

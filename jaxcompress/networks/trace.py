@@ -19,7 +19,7 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
-from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, unify
+from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, repeated, unify
 from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
 from jaxcompress.networks.moments import MAX_DIM, Moments, calibrate
 from jaxcompress.networks.program import Program, Slot, Step, Value, build, prune
@@ -253,6 +253,10 @@ def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], s
             continue
         for dim in value.dims:
             mark(dim, Kind.OPAQUE, Reason("output", "it is visible in the outputs"))
+    for _, dims in analysis.company:
+        for dim in dims:
+            for atom in repeated(dim) if dim is not None else ():
+                mark(atom, Kind.OPAQUE, Reason("reshape", "it is multiplied with itself"))
     return Found(program, leaves, analysis, name_atoms(leaves, analysis), jax.tree.structure(out_shape))
 
 
@@ -316,14 +320,38 @@ def describe(found: Found) -> Structure:
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
         text = lambda *wanted, roles=roles: tuple(spell(slot) for slot, found in roles.items() if found & set(wanted))
         producers, consumers = text("produce"), text("consume")
-        if not (producers or consumers):
-            refused.append(Refused(key, atom.size, "", "no contraction produces or consumes it"))
+        shifted = text("shift", "scale", "indirect scale")
+        why = "no contraction produces or consumes it" if not (producers or consumers) else None
+        why = why or ("nothing produces it" if not (producers or shifted) else "it has one position" if atom.size == 1 else None)
+        if why:
+            refused.append(Refused(key, atom.size, "", why))
             continue
         rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
         marks = tuple(kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind)
         scales = text("scale", "indirect scale", "batch")
-        label, mean = atom.kind.label, atom in averaged
-        hidden.append(Axis(key, atom.size, label, marks, atom.pair, producers, consumers, rest, scales, fibres[atom], mean))
+        others = text("shift", "scale", "indirect scale", "batch", "look-up")
+        bent = tuple(spell(slot) for slot in roles if slot in analysis.bent)
+        of = lambda groups, atom=atom: sum(atom in found for dims in groups for found in [{a for d in dims for a in atoms(d)}])
+        means = of(analysis.averaged_squares)
+        plain = not of([analysis.unfoldable]) and means in (0, of(analysis.squared))
+        hidden.append(
+            Axis(
+                key=key,
+                size=atom.size,
+                kind=atom.kind.label,
+                marks=marks,
+                pair=atom.pair,
+                producers=producers,
+                consumers=consumers,
+                parameters=rest,
+                scales=scales,
+                others=others,
+                fibres=fibres[atom],
+                averaged=atom in averaged,
+                bent=bent,
+                foldable=plain,
+            )
+        )
     order = {key: index for index, key in enumerate(slots)}
     hidden.sort(key=lambda axis: order[axis.key])
     return Structure(
@@ -383,12 +411,20 @@ def spell_all(slots: Iterable[Slot]) -> tuple[str, ...]:
     return tuple(sorted(map(spell, slots)))
 
 
+APART = frozenset({"scan", "input", "output", "conv_general_dilated"})
+"""Reasons that an axis is opaque for, and yet its positions stay apart from each other."""
+
+
 def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
     """For each axis the others that are present in every value that holds it."""
     common: dict[Dim, set[Dim]] = {}
+    # positions along these are mixed or put in another order: what lies along them is not apart
+    mixed = {atom for atom in found.names if any(reason.primitive not in APART for reason in atom.reasons)}
+    for contracted, given in found.analysis.mixed:
+        mixed |= {atom for dim in contracted for atom in atoms(dim)} & {atom for dim in given for atom in atoms(dim)}
     for ambient, dims in found.analysis.company:
         inside = {atom for dim in dims if dim is not None for atom in atoms(dim)}
-        around = inside | {atom for dim in ambient for atom in atoms(dim)}
+        around = (inside | {atom for dim in ambient for atom in atoms(dim)}) - mixed
         for atom in inside:
             if atom in found.names:
                 common[atom] = common[atom] & around if atom in common else set(around)

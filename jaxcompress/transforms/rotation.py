@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,8 @@ class Work:
             if is_compact(leaf):
                 continue
             values = np.asarray(leaf)
+            if jnp.issubdtype(values.dtype, jnp.complexfloating):
+                raise ValueError(f"{name} holds {values.dtype}: hidden axes are changed in real parameters only")
             if jnp.issubdtype(values.dtype, jnp.floating):
                 values = values.astype(np.float64)
                 if not np.isfinite(values).all():
@@ -92,8 +95,7 @@ class Work:
         out = []
         for name, leaf in self.given.items():
             values = self.leaves.get(name)
-            changed = values is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            out.append(jnp.asarray(values, jnp.result_type(leaf)) if changed else leaf)
+            out.append(leaf if values is None else jnp.asarray(values, jnp.result_type(leaf)))
         return jax.tree.unflatten(self.treedef, out)
 
     def size(self, axis: Axis) -> int:
@@ -150,7 +152,8 @@ class Work:
         slots, sign = site.bias
         leaves = {slot.rsplit(":", 1)[0] for slot in slots}
         padded = site.window and len(self.statistic(site).dims) < len(site.dims)  # zeros at the borders were not measured
-        return (leaves.pop(), sign) if sign and len(leaves) == 1 and not padded and len(site.leaves) == 1 else None
+        once = not any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
+        return (leaves.pop(), sign) if sign and len(leaves) == 1 and len(site.leaves) == 1 and once and not padded else None
 
     def statistic(self, site: Site) -> Statistic:
         assert self.moments is not None
@@ -204,7 +207,9 @@ def why_not_rotate(work: Work, axis: Axis) -> str | None:
     """Why a rotation of an axis would change what the network computes, in words; None where it is legal."""
     marks = set(axis.marks)
     if axis.tied:
-        return f"{axis.tied[0]} both produces and consumes it"
+        return f"{axis.tied[0]} consumes it and has another use on it"
+    if axis.bent:
+        return f"{axis.bent[0]} passes a nonlinear function before it is used"
     if axis.pair and (marks or axis.consumers):
         return "activations are multiplied over it, and something else reads it as well"
     if axis.pair or not marks:
@@ -217,8 +222,8 @@ def why_not_rotate(work: Work, axis: Axis) -> str | None:
 
 def why_not_fold(axis: Axis) -> str | None:
     """Why the channels that go cannot be folded into the consumers; None where they can."""
-    if axis.pair or axis.tied:
-        return "it is read by other activations" if axis.pair else "its consumers produce it as well"
+    if axis.pair or axis.tied or axis.bent:
+        return "it is read by other activations" if axis.pair else "its consumers have other uses, or are no plain parameters"
     return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
 
 
@@ -290,6 +295,8 @@ def foldable(work: Work, axis: Axis) -> bool:
     known = [site.scaled for site in sites]
     if not sites or any(scaled is None or len(scaled) > 1 for scaled in known):
         return False
+    if not axis.foldable or (axis.averaged and not all(known)):  # the constant of a mean is put into the scales
+        return False
     used = {slot for scaled in known for slot in scaled or ()}
     plain = all(len(work.structure.layouts[slot.rsplit(":", 1)[0]]) == 1 for slot in used)
     return plain and used == set(axis.scales) and {slot for site in sites for slot in site.slots} >= set(axis.consumers)
@@ -357,7 +364,10 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
     change = dataclasses.replace(selected(chosen, d), consume=folds(joint))
     other, gaps = {}, {}
+    alone = Counter(slot for site in work.structure.sites.values() for slot in site.slots)
     for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
+        if any(alone[slot] > 1 for slot in site.slots):
+            continue  # one kernel at several places takes the common fold
         own = measured(work, axis, [site])
         assert own is not None
         mine = folds(own.cov if site.key in centred else own.second)
@@ -462,31 +472,15 @@ def carry(work: Work, axis: Axis, gaps: Mapping[str, np.ndarray]) -> None:
         assert found is not None
         (bias, sign), (name,) = found, site.leaves
         layouts = tuple(layout.resized(work.sizes) for layout in work.structure.layouts[name])
-        consumed = [int(slot.rsplit(":", 1)[1]) for slot in site.slots]
+        consumed = list(site.inputs.get(name) or [int(slot.rsplit(":", 1)[1]) for slot in site.slots])
         position = next(place for place in consumed if axis.key in layouts[place].axes())
         part = along(work.leaves[name], layouts, position, axis, gap[:, :, None])
-        keep = [place for place in range(part.ndim) if place not in consumed]
         # entries that other axes hold in this dimension are not meant
         others = layouts[position].resized({axis.key: 1}).index(axis.key) < 0
         part = np.moveaxis(part, position, -1)
         part[..., others] = 0
-        part = np.moveaxis(part, -1, position)
-        delta = part.sum(tuple(consumed))
-        shape = work.leaves[bias].shape
-        if delta.size != math.prod(shape):  # a convolution's window is summed as well
-            window = [i for i, place in enumerate(keep) if layouts[place].size > 1 and not _produced(work.structure, name, place)]
-            delta = delta.sum(tuple(window))
-        if delta.size == math.prod(shape):
-            work.leaves[bias] = work.leaves[bias] + sign * delta.reshape(shape)
-
-
-def _produced(structure: Structure, name: str, position: int) -> bool:
-    """Whether a dimension of a leaf is an output of it."""
-    slot = f"{name}:{position}"
-    windows = {row.axis for row in structure.refused if row.primitive == "conv_general_dilated"}  # type: ignore[union-attr]
-    return not any(key in windows for key in structure.layouts[name][position].axes()) or any(
-        slot in axis.producers for axis in structure.axes
-    )
+        delta = np.moveaxis(part, -1, position).sum(tuple(consumed))
+        work.leaves[bias] = work.leaves[bias] + sign * delta.reshape(work.leaves[bias].shape)
 
 
 def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str = "auto", seed: int = 0) -> RotateAndPrune:

@@ -50,7 +50,7 @@ def small_and_full(net, params, seed=0, only=None):
     small = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
     changed, sizes = {}, {}
     for axis in structure.axes:
-        normed = bool({"normalised", "rms"} & set(axis.marks))
+        normed = axis.averaged  # a mean over repeated channels is that of the small ones; a plain sum is not
         if (only is not None and axis.key not in only) or (normed and axis.size % 2):
             continue
         size = axis.size // 2 if normed else int(rng.integers(1, axis.size))
