@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcompress.networks.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.networks.arithmetic import agreed
 from jaxcompress.networks.program import Slot, Step, Value
 from jaxcompress.networks.rules import (
     Analysis,
     Contraction,
     Pair,
     Replay,
-    agreed,
     bind,
     bind_with,
     copy_facts,

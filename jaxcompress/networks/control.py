@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxcompress.networks import compat
 from jaxcompress.networks.algebra import Dim, Kind, mark
+from jaxcompress.networks.arithmetic import agreed
 from jaxcompress.networks.program import Program, Step, Value, build, prune
-from jaxcompress.networks.rules import Analysis, Replay, agreed, bind, copy_facts, is_zero, merge_facts, register
+from jaxcompress.networks.rules import Analysis, Replay, bind, copy_facts, is_zero, merge_facts, register
 
 FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
 

@@ -18,12 +18,13 @@ import numpy as np
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import leaf_name, named_leaves
-from jaxcompress.networks import contractions, control  # noqa: F401  (their rules register themselves)
 from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, repeated, unify
+from jaxcompress.networks.arithmetic import MIXED
 from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
-from jaxcompress.networks.moments import MAX_DIM, Moments, calibrate
+from jaxcompress.networks.calibrate import MAX_DIM, calibrate
+from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.program import Program, Slot, Step, Value, build, prune
-from jaxcompress.networks.rules import MIXED, Analysis, Contraction, Replay
+from jaxcompress.networks.rules import Analysis, Contraction, Replay
 
 
 class Found(NamedTuple):

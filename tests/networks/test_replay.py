@@ -287,7 +287,7 @@ def test_an_unknown_primitive_freezes_only_what_it_touches():
 
 
 def test_a_users_rule():
-    from jaxcompress.networks.rules import RULES, elementwise, register
+    from jaxcompress.networks import RULES, elementwise, register
 
     def apply(params, x):
         return jax.lax.erf_inv(jnp.tanh(x @ params["a"])) @ params["b"]
