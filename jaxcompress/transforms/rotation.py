@@ -18,146 +18,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Axis, Layout, Site, Structure
-from jaxcompress.networks.maps import AxisMap, along, apply_map, blocks, lines
-from jaxcompress.networks.moments import AxisMoments, Moments, Statistic
+from jaxcompress.networks.maps import AxisMap, along, lines
+from jaxcompress.networks.moments import AxisMoments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms import selection
-from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
 METHODS = ("auto", "rotate", "select", "magnitude", "l1", "random")
 log = logging.getLogger(__name__)
-
-
-class AxisTransform(Transform):
-    """The base of transforms of hidden axes; a subclass gives `change`."""
-
-    structure: Structure
-    axes: str
-    whole_network = True
-
-    def change(self, work: Work, axis: Axis) -> AxisMap | None:
-        """The map for one axis, or None to leave it."""
-        raise NotImplementedError
-
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        if moments is not None and not isinstance(moments, Moments):
-            raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
-        chosen = self.structure.axes.matching(self.axes)
-        if not chosen:
-            keys = ", ".join(self.structure.axes.keys()) or "none"
-            why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.structure.refused.matching(self.axes)[:3])
-            raise ValueError(f"axes={self.axes!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
-        if moments is None:
-            log.info("%r has no moments: it sees the weights alone", self)
-        work = Work(self.structure, params, moments)
-        for axis in chosen:
-            change = self.change(work, axis)
-            if change is not None:
-                work.apply(axis, change)
-        return work.params(), work.moments
-
-
-class Work:
-    """A tree under change: its leaves by name, the present sizes of its axes, and the moments that go with them."""
-
-    def __init__(self, structure: Structure, params: Any, moments: Moments | None):
-        self.structure, self.moments = structure, moments
-        named = dict(named_leaves(params))
-        if named.keys() != structure.layouts.keys():
-            raise ValueError(f"these are not the traced parameters: {sorted(named.keys() ^ structure.layouts.keys())} differ")
-        self.treedef = jax.tree.structure(params, is_leaf=is_compact)
-        self.given = named
-        shapes = {name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for name, leaf in named.items()}
-        self.sizes = structure.sizes(shapes)
-        self.leaves: dict[str, np.ndarray] = {}
-        for name, leaf in named.items():
-            if is_compact(leaf):
-                continue
-            values = np.asarray(leaf)
-            if jnp.issubdtype(values.dtype, jnp.complexfloating):
-                raise ValueError(f"{name} holds {values.dtype}: hidden axes are changed in real parameters only")
-            if jnp.issubdtype(values.dtype, jnp.floating):
-                values = values.astype(np.float64)
-                if not np.isfinite(values).all():
-                    raise ValueError(f"{name} contains NaN or infinity: repair or retrain it before compressing")
-            self.leaves[name] = values
-
-    def params(self) -> Any:
-        """The tree, in the given dtypes; what no map touched is as it was."""
-        out = []
-        for name, leaf in self.given.items():
-            values = self.leaves.get(name)
-            out.append(leaf if values is None else jnp.asarray(values, jnp.result_type(leaf)))
-        return jax.tree.unflatten(self.treedef, out)
-
-    def size(self, axis: Axis) -> int:
-        return self.sizes.get(axis.key, axis.size)
-
-    def fibres(self, axis: Axis) -> int:
-        """How many fibres an axis has at present."""
-        full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
-        return math.prod(self.sizes.get(key, full[key]) for key in axis.fibres)
-
-    def touched(self, axis: Axis) -> list[str]:
-        """Leaves that have an axis; compact ones are an error."""
-        names = [name for name, dims in self.structure.layouts.items() if any(axis.key in layout.axes() for layout in dims)]
-        compact = [name for name in names if name not in self.leaves]
-        if compact:
-            raise ValueError(f"{compact[0]} is compact: change hidden axes first, and compact what is left")
-        return names
-
-    def apply(self, axis: Axis, change: AxisMap) -> None:
-        """Apply a map to the leaves and the moments."""
-        self.touched(axis)
-        apply_map(self.structure, self.leaves, self.sizes, axis, change)
-        if self.moments is not None:
-            self.moments = self.moments.mapped(axis, change)
-        self.sizes[axis.key] = change.size
-
-    def unfold(self, axis: Axis, slot: str) -> np.ndarray:
-        """(F, d, rest): a leaf along an axis, fibre by fibre."""
-        name, dimension = slot.rsplit(":", 1)
-        layouts = tuple(layout.resized(self.sizes) for layout in self.structure.layouts[name])
-        moved = np.moveaxis(self.leaves[name], int(dimension), -1)
-        where = lines(layouts[int(dimension)], axis.key)
-        found = blocks(layouts, int(dimension), axis, self.fibres(axis) > 1)
-        parts = [np.moveaxis(moved[rows][..., where[:, mine]], -2, 0) for rows, mine in found]
-        return np.stack([part.reshape(len(part), -1) for part in parts])
-
-    def gram(self, axis: Axis, slots: tuple[str, ...]) -> np.ndarray:
-        """(F, d, d): the sum over leaves of their products with themselves along an axis."""
-        total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
-        for slot in slots:
-            rows = self.unfold(axis, slot)
-            total += rows @ np.swapaxes(rows, 1, 2)
-        return total
-
-    def sites(self, axis: Axis) -> list[Site]:
-        """Where the axis is consumed by parameters that were measured."""
-        if self.moments is None:
-            return []
-        found = self.structure.sites
-        return [found[key] for key in self.moments.sites if any(axis.key in dim.axes() for dim in found[key].dims)]
-
-    def bias_of(self, site: Site) -> tuple[str, int] | None:
-        """The one bias leaf behind a contraction, and its sign, where a mean can be carried by it."""
-        slots, sign = site.bias
-        leaves = {slot.rsplit(":", 1)[0] for slot in slots}
-        padded = site.window and len(self.statistic(site).dims) < len(site.dims)  # zeros at the borders were not measured
-        once = not any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
-        return (leaves.pop(), sign) if sign and len(leaves) == 1 and len(site.leaves) == 1 and once and not padded else None
-
-    def statistic(self, site: Site) -> Statistic:
-        assert self.moments is not None
-        return self.moments.sites[site.key]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
