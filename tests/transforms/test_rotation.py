@@ -122,7 +122,7 @@ def test_a_fold_beats_the_selection_alone():
 
 
 def test_rotations_beat_selections_where_they_are_legal():
-    for name in ("linear_mlp", "linear_rms", "fused_qkv"):
+    for name in ("linear_mlp", "linear_rms"):  # several cuts at once: only a wide margin is no matter of luck
         model, net, inputs, moments = calibrated(name)
         keep = {axis.key: 0.6 for axis in net.axes if axis.kind in ("linear", "rms")}
         lost = {
