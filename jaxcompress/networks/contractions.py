@@ -323,9 +323,15 @@ def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
         if table.axes.inputs in ((-2,), (-1,)):
             replay.tell(step, operand, "looked up")
             return [table.take(rows)]
+    return replay_window(step, operands, replay)
+
+
+def replay_window(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """What is taken whole is taken whole at its present size."""
+    source = step.inputs[0]
     sizes = tuple(
         replay.size(dim) if dim is not None and size == full else size
-        for dim, size, full in zip(operand.dims, step.params["slice_sizes"], operand.shape, strict=True)
+        for dim, size, full in zip(source.dims, step.params["slice_sizes"], source.shape, strict=True)
     )
     return bind_with(step, operands, replay, slice_sizes=sizes)
 
@@ -387,16 +393,7 @@ def gather(step: Step, analysis: Analysis) -> None:
             analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0])
 
 
-def replay_dynamic_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    source = step.inputs[0]
-    sizes = tuple(
-        replay.size(dim) if dim is not None and size == full else size
-        for dim, size, full in zip(source.dims, step.params["slice_sizes"], source.shape, strict=True)
-    )
-    return bind_with(step, operands, replay, slice_sizes=sizes)
-
-
-@register("dynamic_slice", replay=replay_dynamic_slice)
+@register("dynamic_slice", replay=replay_window)
 def dynamic_slice(step: Step, analysis: Analysis) -> None:
     merge_facts(step)
     source, (out,) = step.inputs[0], step.outputs
