@@ -27,6 +27,7 @@ from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.recalibrate import recalibrate
+from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "partition",
     "plots",
     "recalibrate",
+    "reconstruct",
     "report",
     "rotate_and_prune",
     "save",

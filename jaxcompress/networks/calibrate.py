@@ -80,24 +80,28 @@ class Taps:
             return jnp.ones((), jnp.float32)
         return self.mask.astype(jnp.float32)
 
-    def second(self, key: str, x: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
-        """Count, sum and products of the vectors along given dimensions, about the shift."""
+    def vectors(self, x: Any, positions: tuple[int, ...], kept: list[int]) -> tuple[Any, Any]:
+        """The vectors along given dimensions as rows (*kept, rows, m) in float32, and a weight for each row (rows,)."""
         x = x.materialize() if hasattr(x, "materialize") else x
         weights = self.weights(x, [*positions, *kept])
         rest = [index for index in range(x.ndim) if index not in positions and index not in kept]
         spread = jnp.broadcast_to(weights.reshape(*weights.shape, *(1,) * (len(rest) - weights.ndim)), [x.shape[i] for i in rest])
         lead, m = [x.shape[i] for i in kept], math.prod(x.shape[i] for i in positions)
         flat = jnp.transpose(x, (*kept, *rest, *positions)).reshape(*lead, -1, m).astype(jnp.float32)
-        rows = spread.reshape(-1, 1)
+        rows = spread.reshape(-1)
+        return jnp.where(rows[:, None] > 0, flat, 0), rows  # padding may hold anything
+
+    def second(self, key: str, x: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
+        """Count, sum and products of the vectors along given dimensions, about the shift."""
+        flat, rows = self.vectors(x, positions, kept)
         if key in self.shifts:
-            flat = flat - self.shifts[key][..., None, :]
-        flat = jnp.where(rows > 0, flat, 0)  # padding may hold anything
-        weighted = flat * rows
-        if m > self.max_dim:
+            flat = jnp.where(rows[:, None] > 0, flat - self.shifts[key][..., None, :], 0)
+        weighted = flat * rows[:, None]
+        if flat.shape[-1] > self.max_dim:
             products = jnp.sum(weighted * flat, axis=-2)
         else:
             products = jnp.matmul(jnp.matrix_transpose(weighted), flat, precision="highest")
-        return {"n": spread.sum(), "s": weighted.sum(-2), "S": products}
+        return {"n": rows.sum(), "s": weighted.sum(-2), "S": products}
 
     def rows(self, indices: Any, size: int) -> Any:
         """How often each row of a table is looked up."""
@@ -220,7 +224,7 @@ def finish(net: Network, params: Any, sums: dict[str, Any], shifts: dict[str, np
         else:
             for leaf in structure.sites[key].leaves:
                 counts[leaf] = counts.get(leaf, 0) + part
-    return Moments(structure, sites, pairs, counts)
+    return Moments(structure, sites, pairs, counts, params)
 
 
 def _over(count: Any, like: Any) -> Any:

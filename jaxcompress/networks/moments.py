@@ -214,12 +214,16 @@ class Moments:
         sites: a statistic for each contraction with a parameter.
         pairs: two for each contraction of activations with activations.
         counts: for each embedding how often each row was looked up.
+        reference: the parameters that they were gathered with at first.
+        changes: the maps that have been applied to axes since, in their order.
     """
 
     structure: Structure
     sites: Mapping[str, Statistic]
     pairs: Mapping[str, tuple[Statistic, Statistic]]
     counts: Mapping[str, np.ndarray]
+    reference: Any = None
+    changes: tuple[tuple[Axis, AxisMap], ...] = ()
 
     def __getitem__(self, axis: str) -> AxisMoments:
         """The statistics along one hidden axis."""
@@ -268,7 +272,7 @@ class Moments:
             slots = self.structure.pairs[key].sides
             maps = [next((change.other[slot] for slot in side if slot in change.other), produce) for side in slots]
             pairs[key] = tuple(s.mapped(axis, m) if touches(s) else s for s, m in zip(sides, maps, strict=True))  # type: ignore[assignment]
-        return dataclasses.replace(self, sites=sites, pairs=pairs)
+        return dataclasses.replace(self, sites=sites, pairs=pairs, changes=(*self.changes, (axis, change)))
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of data."""
@@ -277,11 +281,11 @@ class Moments:
         shapes = lambda moments: [statistic.mean.shape for statistic in moments.sites.values()]
         if shapes(self) != shapes(other):
             raise ValueError("moments are added where they were gathered at the same sizes")
-        return Moments(
-            self.structure,
-            {key: statistic + other.sites[key] for key, statistic in self.sites.items()},
-            {key: (a + other.pairs[key][0], b + other.pairs[key][1]) for key, (a, b) in self.pairs.items()},
-            {key: count + other.counts[key] for key, count in self.counts.items()},
+        return dataclasses.replace(
+            self,
+            sites={key: statistic + other.sites[key] for key, statistic in self.sites.items()},
+            pairs={key: (a + other.pairs[key][0], b + other.pairs[key][1]) for key, (a, b) in self.pairs.items()},
+            counts={key: count + other.counts[key] for key, count in self.counts.items()},
         )
 
     def __repr__(self) -> str:

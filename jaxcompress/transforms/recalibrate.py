@@ -7,9 +7,10 @@ present sizes is better. Costs what `net.calibrate` costs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
 
@@ -20,22 +21,41 @@ class Recalibrate(Transform):
 
     net: Network
     batches: Iterable[Any]
+    inputs: Callable[[Any], Any] | None = None
+    mask: Callable[..., Any] | None = None
     progress: bool = True
     whole_network = True
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        return params, self.net.calibrate(params, self.batches, progress=self.progress)
+        found = self.net.calibrate(params, self.batches, self.inputs, mask=self.mask, progress=self.progress)
+        if isinstance(moments, Moments):  # what the original was stays known
+            found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
+        return params, found
 
     def __repr__(self) -> str:
         return "recalibrate(<batches>)"
 
 
-def recalibrate(net: Network, batches: Iterable[Any], *, progress: bool = True) -> Transform:
+def check_batches(what: str, batches: Iterable[Any]) -> None:
+    """Refuse what can be read only once."""
+    if iter(batches) is batches:
+        raise TypeError(f"{what} reads its batches each time the chain runs: give a list, not an iterator")
+
+
+def recalibrate(
+    net: Network,
+    batches: Iterable[Any],
+    inputs: Callable[[Any], Any] | None = None,
+    *,
+    mask: Callable[..., Any] | None = None,
+    progress: bool = True,
+) -> Transform:
     """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
 
     Args:
         net: from `jc.trace`.
         batches: as for `net.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
+        inputs, mask: as for `net.calibrate`.
         progress: show a progress bar.
 
     Example:
@@ -49,6 +69,5 @@ def recalibrate(net: Network, batches: Iterable[Any], *, progress: bool = True) 
         >>> moments["up:1"].mean.shape
         (1, 4)
     """
-    if iter(batches) is batches:
-        raise TypeError("recalibrate reads its batches each time the chain runs: give a list, not an iterator")
-    return Recalibrate(net, batches, progress)
+    check_batches("recalibrate", batches)
+    return Recalibrate(net, batches, inputs, mask, progress)

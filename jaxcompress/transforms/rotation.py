@@ -254,17 +254,9 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     return dataclasses.replace(change, other=other)
 
 
-def solvable(work: Work, site: Site) -> bool:
-    """Whether a consumer's whole kernel can be solved for: all its inputs were measured, and it is used nowhere else."""
-    statistic = work.statistic(site)
-    shared = any(set(other.leaves) & set(site.leaves) for key, other in work.structure.sites.items() if key != site.key)
-    whole = len(statistic.dims) == len(site.dims) and set(site.inputs) == set(site.leaves)
-    return whole and not (shared or statistic.diagonal or site.batch or statistic.lead)
-
-
 def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.System | None:
     """A consumer as the selection sees it: every place of a window or a head beside the channels."""
-    if not solvable(work, site):
+    if not work.solvable(site):
         return None
     statistic = work.statistic(site)
     flat = statistic.flat
@@ -294,7 +286,7 @@ def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray,
     """
     statistic = work.statistic(site)
     several = len(statistic.dims) > 1 or any(dim.split for dim in statistic.dims)
-    if not several or not solvable(work, site):
+    if not several or not work.solvable(site):
         return False
     flat, moments = statistic.flat, statistic.cov if centred else statistic.second
     marker = np.ones((1, flat.size))
