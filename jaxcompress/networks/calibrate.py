@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from jaxcompress.networks.algebra import atoms
 from jaxcompress.networks.axes import Layout
 from jaxcompress.networks.moments import Moments, Statistic
+from jaxcompress.networks.rows import Rows, rows
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step
@@ -32,13 +33,13 @@ MAX_DIM = 4096
 class Taps:
     """Sums over what the contractions of a running program see."""
 
-    def __init__(self, found: Found, shifts: Mapping[str, Any], mask: Any, max_dim: int):
-        self.found, self.shifts, self.mask, self.max_dim = found, shifts, mask, max_dim
+    def __init__(self, found: Found, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
+        self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
         self.sums: dict[str, Any] = {}
 
     def nested(self) -> Taps:
         """Empty sums for one turn of a loop."""
-        return Taps(self.found, self.shifts, self.mask, self.max_dim)
+        return Taps(self.found, self.shifts, self.rows, self.max_dim)
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sums to be added over a loop's turns, and those kept apart because the loop runs over their layers."""
@@ -53,72 +54,60 @@ class Taps:
     def see(self, key: str, operands: list[Any], step: Step) -> None:
         """Add one contraction's vectors."""
         contraction = self.found.analysis.contractions.get(key)
-        if contraction is not None and contraction.rows is not None:
-            self.sums[key] = self.rows(operands[contraction.operand], contraction.rows)
-        elif contraction is not None and contraction.window:
-            x = patches(operands, contraction, step, self.max_dim)
-            self.sums[key] = self.second(key, x, (x.ndim - 1,), [])
-        elif contraction is not None:
-            kept = [position for position, dim in contraction.batch if self.named(dim)]
-            self.sums[key] = self.second(key, operands[contraction.operand], contraction.positions, kept)
+        if contraction is not None:
+            value, x = step.inputs[contraction.operand], operands[contraction.operand]
+            x = x.materialize() if hasattr(x, "materialize") else x
+            if contraction.rows is not None:
+                self.sums[key] = self.look_ups(key, x, value, contraction.rows)
+            elif contraction.window:
+                x, dims = patches(operands, contraction, step, self.max_dim)
+                self.sums[key] = self.second(key, x, dims, (x.ndim - 1,), [])
+            else:
+                kept = [position for position, dim in contraction.batch if self.named(dim)]
+                self.sums[key] = self.second(key, x, value.dims, contraction.positions, kept)
         elif key in self.found.analysis.pairs:
             pair = self.found.analysis.pairs[key]
             kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
-            self.sums[key] = tuple(
-                self.second(f"{key}/{side}", operands[side], pair.positions[side], [both[side] for both in kept]) for side in (0, 1)
-            )
+            sides = []
+            for side, (x, value) in enumerate(zip(operands, step.inputs, strict=True)):
+                apart = [both[side] for both in kept]
+                sides.append(self.second(f"{key}/{side}", x, value.dims, pair.positions[side], apart))
+            self.sums[key] = tuple(sides)
 
     def named(self, dim: Any) -> bool:
         """Whether a dimension is an axis of parameters, not one of the data."""
         return dim is not None and all(atom in self.found.names for atom in atoms(dim))
 
-    def weights(self, x: Any, taken: Iterable[int]) -> Any:
-        """A weight for each vector, from the mask, where the leading dimensions are the mask's."""
-        if self.mask is None or self.mask.ndim > x.ndim or x.shape[: self.mask.ndim] != self.mask.shape:
-            return jnp.ones((), jnp.float32)
-        if set(range(self.mask.ndim)) & set(taken):
-            return jnp.ones((), jnp.float32)
-        return self.mask.astype(jnp.float32)
-
-    def vectors(self, x: Any, positions: tuple[int, ...], kept: list[int]) -> tuple[Any, Any]:
-        """The vectors along given dimensions as rows (*kept, rows, m) in float32, and a weight for each row (rows,)."""
-        x = x.materialize() if hasattr(x, "materialize") else x
-        weights = self.weights(x, [*positions, *kept])
-        rest = [index for index in range(x.ndim) if index not in positions and index not in kept]
-        spread = jnp.broadcast_to(weights.reshape(*weights.shape, *(1,) * (len(rest) - weights.ndim)), [x.shape[i] for i in rest])
-        lead, m = [x.shape[i] for i in kept], math.prod(x.shape[i] for i in positions)
-        flat = jnp.transpose(x, (*kept, *rest, *positions)).reshape(*lead, -1, m).astype(jnp.float32)
-        rows = spread.reshape(-1)
-        return jnp.where(rows[:, None] > 0, flat, 0), rows  # padding may hold anything
-
-    def second(self, key: str, x: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
+    def second(self, key: str, x: Any, dims: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
         """Count, sum and products of the vectors along given dimensions, about the shift."""
-        flat, rows = self.vectors(x, positions, kept)
+        flat, weights = self.rows.take(key, x, dims, positions, kept)
         if key in self.shifts:
-            flat = jnp.where(rows[:, None] > 0, flat - self.shifts[key][..., None, :], 0)
-        weighted = flat * rows[:, None]
+            flat = jnp.where(weights[:, None] > 0, flat - self.shifts[key][..., None, :], 0)
+        weighted = flat * weights[:, None]
         if flat.shape[-1] > self.max_dim:
             products = jnp.sum(weighted * flat, axis=-2)
         else:
             products = jnp.matmul(jnp.matrix_transpose(weighted), flat, precision="highest")
-        return {"n": rows.sum(), "s": weighted.sum(-2), "S": products}
+        return {"n": weights.sum(), "s": weighted.sum(-2), "S": products}
 
-    def rows(self, indices: Any, size: int) -> Any:
+    def look_ups(self, key: str, indices: Any, value: Any, size: int) -> Any:
         """How often each row of a table is looked up."""
         flat = indices[..., 0]
-        weights = self.weights(flat, ())
-        weights = jnp.broadcast_to(weights.reshape(*weights.shape, *(1,) * (flat.ndim - weights.ndim)), flat.shape)
+        weights = self.rows.weights(key, flat.shape, value.dims[:-1])
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
 
 
-def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: int) -> jax.Array:
-    """What a convolution's kernel is contracted with, flat and last, in the kernel's order; the features alone where it is wide."""
+def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: int) -> tuple[jax.Array, list[Any]]:
+    """What a convolution's kernel is contracted with, flat and last, in the kernel's order; the features alone where it is wide.
+
+    With it its dimensions, as the analysis knows them.
+    """
     x, kernel = (operand.materialize() if hasattr(operand, "materialize") else operand for operand in operands)
     numbers = step.params["dimension_numbers"]
     _, k_in, *k_space = numbers.rhs_spec
     groups = step.params["feature_group_count"]
     if groups > 1 or kernel.shape[k_in] * math.prod(kernel.shape[axis] for axis in k_space) > max_dim:
-        return jnp.moveaxis(x, numbers.lhs_spec[1], -1)
+        return jnp.moveaxis(x, numbers.lhs_spec[1], -1), moved(step.inputs[0].dims, numbers.lhs_spec[1])
     options = {name: step.params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")}
     window = [kernel.shape[axis] for axis in k_space]
     precision = jax.lax.Precision.HIGHEST
@@ -128,7 +117,12 @@ def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: 
     order = sorted(range(len(numbers.rhs_spec) - 1), key=lambda index: (k_in, *k_space)[index])
     first = found.ndim - len(order)
     found = jnp.transpose(found, (*range(first), *(first + index for index in order)))
-    return found.reshape(*found.shape[:first], -1)
+    return found.reshape(*found.shape[:first], -1), moved(step.outputs[0].dims, numbers.out_spec[1])
+
+
+def moved(dims: list[Any], position: int) -> list[Any]:
+    """Dimensions with one of them last."""
+    return [*dims[:position], *dims[position + 1 :], dims[position]]
 
 
 def calibrate(
@@ -138,6 +132,7 @@ def calibrate(
     inputs: Callable[[Any], Any] | None = None,
     *,
     mask: Callable[..., Any] | None = None,
+    sample: float = 1.0,
     max_dim: int = MAX_DIM,
     progress: bool = True,
 ) -> Moments:
@@ -146,9 +141,9 @@ def calibrate(
     shifts: dict[str, Any] = {}
 
     @jax.jit
-    def gather(params: Any, values: tuple[Any, ...], shifts: Any) -> Any:
+    def gather(params: Any, values: tuple[Any, ...], shifts: Any, number: Any) -> Any:
         found, _, _ = net._prepare(params, values)
-        taps = Taps(found, shifts, None if mask is None else jnp.asarray(mask(*values)), max_dim)
+        taps = Taps(found, shifts, rows(found, values, mask, sample, number), max_dim)
         net._replay(params, *values, tap=taps)
         return taps.sums
 
@@ -156,14 +151,14 @@ def calibrate(
     for number, batch in enumerate(tqdm(batches, desc="calibrate", disable=not progress, leave=False)):
         values = check_batch(net, number, batch if inputs is None else inputs(batch))
         if number == 0:
-            first = gather(params, values, {})
+            first = gather(params, values, {}, number)
             for key, sides in first.items():
                 sided = [(f"{key}/{i}", part) for i, part in enumerate(sides)] if isinstance(sides, tuple) else [(key, sides)]
                 for name, part in sided:
                     if isinstance(part, dict):
                         mean = part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1)
                         shifts[name] = mean.mean(tuple(range(part["n"].ndim)))  # one for all layers of a loop
-        found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gather(params, values, shifts))
+        found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gather(params, values, shifts, number))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
             bad = next(key for key, part in found.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)))
             raise ValueError(f"calibrate: batch {number} gives NaN or infinity at {bad}: check the parameters and the data")
@@ -224,7 +219,7 @@ def finish(net: Network, params: Any, sums: dict[str, Any], shifts: dict[str, np
         else:
             for leaf in structure.sites[key].leaves:
                 counts[leaf] = counts.get(leaf, 0) + part
-    return Moments(structure, sites, pairs, counts, params)
+    return Moments(structure, sites, pairs, counts, reference=params)
 
 
 def _over(count: Any, like: Any) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.networks.calibrate import MAX_DIM, Taps, check_batch
+from jaxcompress.networks.rows import Rows, rows
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step
@@ -57,12 +58,12 @@ class Paired:
 class Record(Taps):
     """The vectors themselves that some contractions of a running program see."""
 
-    def __init__(self, found: Any, keys: tuple[str, ...], mask: Any, order: dict[str, Any]):
-        super().__init__(found, {}, mask, MAX_DIM)
+    def __init__(self, found: Any, keys: tuple[str, ...], rows: Rows, order: dict[str, Any]):
+        super().__init__(found, {}, rows, MAX_DIM)
         self.keys, self.order = keys, order
 
     def nested(self) -> Record:
-        return Record(self.found, self.keys, self.mask, self.order)
+        return Record(self.found, self.keys, self.rows, self.order)
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, self.sums  # every turn of a loop gives vectors of its own
@@ -74,14 +75,23 @@ class Record(Taps):
             self.order[key] = (operands[contraction.operand], alike)
             super().see(key, operands, step)
 
-    def second(self, key: str, x: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
-        return self.vectors(x, positions, kept)
+    def second(self, key: str, x: Any, dims: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
+        return self.rows.take(key, x, dims, positions, kept)
 
 
-def record(net: Network, params: Any, values: tuple[Any, ...], keys: tuple[str, ...], mask: Any, order: dict[str, Any]) -> Any:
+def record(
+    net: Network,
+    params: Any,
+    values: tuple[Any, ...],
+    keys: tuple[str, ...],
+    mask: Any = None,
+    sample: float = 1.0,
+    number: Any = 0,
+    order: dict[str, Any] | None = None,
+) -> dict[str, tuple[Any, Any]]:
     """Rows (n, m) and their weights (n,) for each of some contractions, of one batch."""
     found, _, _ = net._prepare(params, values)
-    seen = Record(found, keys, None if mask is None else jnp.asarray(mask(*values)), order)
+    seen = Record(found, keys, rows(found, values, mask, sample, number), {} if order is None else order)
     net._replay(params, *values, tap=seen)
     flat = lambda x, w: (x.reshape(-1, x.shape[-1]), jnp.broadcast_to(w, x.shape[:-1]).reshape(-1))
     return {key: flat(*both) for key, both in seen.sums.items()}
@@ -93,7 +103,7 @@ def groups(net: Network, before: Any, after: Any, values: tuple[Any, ...], keys:
 
     @jax.jit
     def gaps(before: Any, after: Any, values: Any) -> dict[str, Any]:
-        theirs, ours = (record(net, params, values, keys, None, order) for params in (after, before))
+        theirs, ours = (record(net, params, values, keys, order=order) for params in (after, before))
         gap = lambda x, y: jnp.abs(x - y).max() if x.shape == y.shape else jnp.inf
         return {key: gap(ours[key][0], theirs[key][0]) for key in theirs}
 
@@ -105,12 +115,14 @@ def groups(net: Network, before: Any, after: Any, values: tuple[Any, ...], keys:
     return [tuple(group) for group in found.values()]
 
 
-def gather(net: Network, before: Any, after: Any, batches: Iterable[tuple[Any, ...]], key: str, mask: Any) -> Paired:
+def gather(
+    net: Network, before: Any, after: Any, batches: Iterable[tuple[Any, ...]], key: str, mask: Any = None, sample: float = 1.0
+) -> Paired:
     """What a contraction meets in two versions of a network, over all batches."""
 
     @jax.jit
-    def products(before: Any, after: Any, values: Any) -> Any:
-        (x, w), (y, _) = (record(net, params, values, (key,), mask, {})[key] for params in (before, after))
+    def products(before: Any, after: Any, values: Any, number: Any) -> Any:
+        (x, w), (y, _) = (record(net, params, values, (key,), mask, sample, number)[key] for params in (before, after))
         count = jnp.maximum(w.sum(), 1e-30)
         means = [(w @ part) / count for part in (x, y)]
         x, y = x - means[0], y - means[1]
@@ -118,8 +130,8 @@ def gather(net: Network, before: Any, after: Any, batches: Iterable[tuple[Any, .
         return w.sum(), *means, covariance(y), covariance(x)
 
     total: Paired | None = None
-    for values in batches:
-        count, *parts = (np.asarray(part, np.float64) for part in products(before, after, values))
+    for number, values in enumerate(batches):
+        count, *parts = (np.asarray(part, np.float64) for part in products(before, after, values, number))
         found = Paired(float(count), *parts)
         total = found if total is None else total + found
     assert total is not None

@@ -101,6 +101,7 @@ class Network:
         inputs: Callable[[Any], Any] | None = None,
         *,
         mask: Callable[..., Any] | None = None,
+        sample: float = 1.0,
         max_dim: int = MAX_DIM,
         progress: bool = True,
     ) -> Moments:
@@ -111,7 +112,8 @@ class Network:
             batches: any iterable; a batch is an array or the tuple of `apply`'s inputs.
             inputs: from a batch to the input or the tuple of inputs, where batches hold more.
             mask: from the inputs to weights of examples or positions, such as `lambda ids, mask: mask`; zero leaves
-                padding out. It weighs every vector whose leading dimensions are the mask's.
+                padding out. Its axes are found again in the activations, wherever they lie there.
+            sample: the share of every example's vectors (positions, patches) that are measured, at random places.
             max_dim: contractions of more inputs keep variances alone.
             progress: show a progress bar.
 
@@ -121,7 +123,7 @@ class Network:
         Raises:
             ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
         """
-        return calibrate(self, params, batches, inputs, mask=mask, max_dim=max_dim, progress=progress)
+        return calibrate(self, params, batches, inputs, mask=mask, sample=sample, max_dim=max_dim, progress=progress)
 
     def explain(self, params: Any, *inputs: Any) -> Table:
         """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""

@@ -150,8 +150,6 @@ class Work:
     def solvable(self, site: Site) -> bool:
         """Whether a consumer's whole kernel can be solved for: all its inputs were measured, and it is used nowhere else."""
         statistic = self.statistic(site)
-        shared = any(
-            set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key
-        )
+        shared = any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
         whole = len(statistic.dims) == len(site.dims) and set(site.inputs) == set(site.leaves)
         return whole and not (shared or statistic.diagonal or site.batch or statistic.lead)

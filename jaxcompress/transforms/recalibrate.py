@@ -23,11 +23,12 @@ class Recalibrate(Transform):
     batches: Iterable[Any]
     inputs: Callable[[Any], Any] | None = None
     mask: Callable[..., Any] | None = None
+    sample: float = 1.0
     progress: bool = True
     whole_network = True
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        found = self.net.calibrate(params, self.batches, self.inputs, mask=self.mask, progress=self.progress)
+        found = self.net.calibrate(params, self.batches, self.inputs, mask=self.mask, sample=self.sample, progress=self.progress)
         if isinstance(moments, Moments):  # what the original was stays known
             found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
         return params, found
@@ -48,6 +49,7 @@ def recalibrate(
     inputs: Callable[[Any], Any] | None = None,
     *,
     mask: Callable[..., Any] | None = None,
+    sample: float = 1.0,
     progress: bool = True,
 ) -> Transform:
     """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
@@ -55,7 +57,7 @@ def recalibrate(
     Args:
         net: from `jc.trace`.
         batches: as for `net.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
-        inputs, mask: as for `net.calibrate`.
+        inputs, mask, sample: as for `net.calibrate`.
         progress: show a progress bar.
 
     Example:
@@ -70,4 +72,4 @@ def recalibrate(
         (1, 4)
     """
     check_batches("recalibrate", batches)
-    return Recalibrate(net, batches, inputs, mask, progress)
+    return Recalibrate(net, batches, inputs, mask, sample, progress)

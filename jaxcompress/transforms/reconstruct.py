@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from jaxcompress.networks.paired import Paired, checked, gather, groups
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
-from jaxcompress.transforms.recalibrate import Recalibrate, check_batches
+from jaxcompress.transforms.recalibrate import check_batches
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ class Reconstruct(Transform):
     batches: Iterable[Any]
     inputs: Callable[[Any], Any] | None = None
     mask: Callable[..., Any] | None = None
+    sample: float = 1.0
     progress: bool = True
     whole_network = True
 
@@ -59,14 +59,15 @@ class Reconstruct(Transform):
         if values is None:
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
         gaps: dict[str, dict[str, np.ndarray]] = {}
+        met = dict(moments.sites)
         order = groups(self.net, original.params, params, values, tuple(solvable))
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
             batches = checked(self.net, self.batches, self.inputs)
-            paired = gather(self.net, original.params, work.params(), batches, group[0], self.mask)
+            paired = gather(self.net, original.params, work.params(), batches, group[0], self.mask, self.sample)
             for key in group:
                 solve(work, solvable[key], original, paired, gaps)
-        again = Recalibrate(self.net, self.batches, self.inputs, self.mask, self.progress)
-        return again._step(work.params(), work.moments, scope)
+                met[key] = dataclasses.replace(met[key], count=paired.count, mean=paired.after, cov=paired.cov)
+        return work.params(), dataclasses.replace(moments, sites=met)
 
     def __repr__(self) -> str:
         return "reconstruct(<batches>)"
@@ -108,7 +109,7 @@ def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict
             leaf, sign = bias
             gaps.setdefault(leaf, {})[site.key] = sign * (paired.before @ full - paired.after @ solved)
             plain = original.target(leaf)
-            work.leaves[leaf] = plain + sum(gaps[leaf].values()).reshape(plain.shape)
+            work.leaves[leaf] = plain + np.sum(list(gaps[leaf].values()), axis=0).reshape(plain.shape)
 
 
 def reconstruct(
@@ -117,6 +118,7 @@ def reconstruct(
     inputs: Callable[[Any], Any] | None = None,
     *,
     mask: Callable[..., Any] | None = None,
+    sample: float = 1.0,
     progress: bool = True,
 ) -> Transform:
     """Solve every kernel anew, layer after layer, towards what the original network computed on the same data.
@@ -127,11 +129,12 @@ def reconstruct(
     Args:
         net: from `jc.trace`.
         batches: as for `net.calibrate`; they are read once for each layer, so give a list, not an iterator.
-        inputs, mask: as for `net.calibrate`.
+        inputs, mask, sample: as for `net.calibrate`.
         progress: show a progress bar.
 
     Returns:
-        A transform; what comes after it in a chain has moments gathered anew.
+        A transform. What comes after it in a chain has the moments that the solved kernels' inputs have now; the others'
+        are as carried (`jc.recalibrate` gathers all).
 
     Raises:
         ValueError: when called, without the moments of `net.calibrate`, or for batches that do not fit.
@@ -152,4 +155,4 @@ def reconstruct(
         True
     """
     check_batches("reconstruct", batches)
-    return Reconstruct(net, batches, inputs, mask, progress)
+    return Reconstruct(net, batches, inputs, mask, sample, progress)

@@ -1,12 +1,14 @@
 """Channels of trained networks are cut without fine-tuning: what is lost on Fashion-MNIST, and what the small network costs.
 
 Two ordinary linen networks, a perceptron 784-512-512-10 and a small ConvNet with batch norm, are trained with three seeds and
-cut on every hidden axis at once. 5,000 training images calibrate; the 10,000 test images judge. The perceptron's weight decay
-was chosen out of two on the last 10,000 training images, one seed; the rest of the training was set in advance. "weights
-alone" is our cut without calibration; magnitude, l1 and random are the controls. Then two speeds: the cut network against the
-same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer encoder.
+cut on every hidden axis at once. 20,000 training images calibrate, an eighth of each image's patches; the 10,000 test images
+judge. The perceptron's weight decay was chosen out of two on the last 10,000 training images, one seed; the rest of the
+training was set in advance. "ours" is `rotate_and_prune` and `reconstruct`; "no reconstruction" is the first alone, "weights
+alone" that without calibration; magnitude (with our reconstruction, too), l1 and random are the controls. Then two speeds:
+the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer
+encoder.
 
-    python tests/benchmarks/channels.py             # the tables; about 20 minutes on two cores, mostly training
+    python tests/benchmarks/channels.py             # the tables; about 75 minutes on two cores, 45 of them training
     python tests/benchmarks/channels.py --again     # measure afresh, for instance after a change of the transform
     python tests/benchmarks/channels.py --alone     # each axis cut alone, to see which one loses what
 
@@ -37,11 +39,20 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 
 KEEPS = (0.7, 0.5)
-METHODS = {"ours": "auto", "weights alone": "auto", "magnitude": "magnitude", "l1": "l1", "random": "random"}
+METHODS = {
+    "ours": "auto",
+    "no reconstruction": "auto",
+    "weights alone": "auto",
+    "magnitude, reconstructed": "magnitude",
+    "magnitude": "magnitude",
+    "l1": "l1",
+    "random": "random",
+}
+RECONSTRUCTED = ("ours", "magnitude, reconstructed")
 TARGETS = {0.7: 0.3, 0.5: 1.0}
 """Points that our cut may lose; a tenth of what magnitude loses is the other half of the target."""
 
-CALIBRATION, PER_BATCH = 5_000, 1_000
+CALIBRATION, PER_BATCH, SAMPLE = 20_000, 500, 1 / 8
 BATCH, COST_BATCH, RUNS = 128, 128, 30
 VALIDATION = 10_000
 
@@ -188,13 +199,15 @@ class Case:
         self.subject, self.judge = SUBJECTS[name], judge
         self.params = trained(name, seed, data, retrain)
         self.net = jc.trace(self.subject.apply, self.params, jnp.zeros((COST_BATCH, 784)))
-        batches = np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)
-        self.moments = self.net.calibrate(self.params, map(to_unit, batches), progress=False)
+        self.batches = [to_unit(batch) for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)]
+        self.moments = self.net.calibrate(self.params, self.batches, sample=SAMPLE, progress=False)
         self.before = accuracy(self.net, self.params, judge)
 
     def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:
         """The small parameters, and what came of them."""
         transform = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
+        if method in RECONSTRUCTED:
+            transform = jc.chain(transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False))
         start = time.perf_counter()
         small = transform(self.params) if method == "weights alone" else transform(self.params, self.moments)
         jax.block_until_ready(small)

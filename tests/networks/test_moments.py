@@ -67,6 +67,54 @@ def test_padding_is_left_out():
     key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
     np.testing.assert_allclose(short.sites[key].mean, junk.sites[key].mean, atol=1e-5)
     np.testing.assert_allclose(short.sites[key].cov, junk.sites[key].cov, atol=1e-4)
+    # queries and keys lie as (batch, heads, length, size): the mask's axes are found there all the same
+    for ours, theirs in zip(short.pairs["pair#0"], junk.pairs["pair#0"], strict=True):
+        assert ours.count == theirs.count == 16
+        np.testing.assert_allclose(ours.mean, theirs.mean, atol=1e-5)
+        np.testing.assert_allclose(ours.cov, theirs.cov, atol=1e-4)
+
+
+def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
+    params = {"a": jnp.eye(3, 4), "b": jnp.ones((4, 4)), "c": jnp.ones((4, 4)), "d": jnp.ones((4, 2))}
+
+    def apply(p, x):  # (batch, length, 3)
+        flat = jax.nn.relu(x.reshape(-1, 3) @ p["a"])
+        swapped = jnp.swapaxes(jax.nn.relu(flat @ p["b"]).reshape(*x.shape[:2], 4), 0, 1)
+        return jax.nn.relu(jax.nn.relu(swapped @ p["c"]).sum(0)) @ p["d"]
+
+    x = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
+    mask = np.arange(6) < np.array([0, 6, 3, 1, 2])[:, None]
+    x[~mask] = 1e6
+    net = jc.trace(apply, params, x)
+    moments = net.calibrate(params, [x], mask=lambda x: x[..., 0] < 1e5, progress=False)
+    assert [round(moments.sites[key].count) for key in ("a#0", "b#0", "c#0", "d#0")] == [12, 12, 12, 4]
+    np.testing.assert_allclose(moments.sites["a#0"].mean, x[mask].mean(0), atol=1e-6)
+    np.testing.assert_allclose(moments.sites["b#0"].mean[:3], np.maximum(x[mask], 0).mean(0), atol=1e-6)
+
+
+def test_a_mask_that_is_not_found_is_told(caplog):
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    net = jc.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, np.ones((5, 3)))
+    net.calibrate(params, [np.ones((5, 3))], mask=lambda x: jnp.ones(7), progress=False)
+    assert "the mask's axes are not found in what a#0 contracts" in caplog.text
+
+
+def test_samples_take_a_share_of_every_example():
+    model, net = network("encoder_by_hand")
+    batches = [model.resize(16, 8) for _ in range(8)]
+    whole = net.calibrate(model.params, batches, progress=False)
+    half = net.calibrate(model.params, batches, sample=1 / 2, progress=False)
+    pooled = net.structure.sites["classifier/w#0"].key
+    assert half.sites[pooled].count == whole.sites[pooled].count == 128  # one vector an example
+    np.testing.assert_allclose(half.sites[pooled].cov, whole.sites[pooled].cov, atol=1e-6)
+    for key in ("blocks/0/wq#0", "blocks/1/down/w#0"):
+        assert whole.sites[key].count == 2 * half.sites[key].count == 1024
+        gap = np.linalg.norm(half.sites[key].second - whole.sites[key].second) / np.linalg.norm(whole.sites[key].second)
+        assert 0 < gap < 0.25
+    again = net.calibrate(model.params, batches, sample=1 / 2, progress=False)
+    np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
+    with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
+        net.calibrate(model.params, batches, sample=2, progress=False)
 
 
 def test_wide_inputs_keep_variances_and_say_so():

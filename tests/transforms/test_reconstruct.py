@@ -1,0 +1,146 @@
+"""reconstruct: least-squares kernels for what the small network meets, in every model; refused where no original is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.models import MODELS
+from networks.test_oracle import close
+from networks.test_replay import mlp, mlp_params
+from transforms.test_rotation import calibrated, error
+
+import jaxcompress as jc
+
+
+def pruned_mlp(keep=1 / 2):
+    params, x = mlp_params((5, 24, 16, 3)), np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    return net, params, x, moments, jc.rotate_and_prune(net, keep)
+
+
+def test_kernels_and_biases_are_the_least_squares_solutions_layer_after_layer():
+    net, params, x, moments, prune = pruned_mlp()
+    plain = prune(params, moments)
+    better, after = jc.chain(prune, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)).apply(params, moments)
+    affine = lambda p, layer, h: h @ p[f"w{layer}"] + p[f"b{layer}"]
+    relu = lambda h: np.maximum(h, 0)
+    p, q = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, better))
+    np.testing.assert_array_equal(better["w0"], plain["w0"])  # its inputs are as they were
+    kept = [int(np.abs(p["w0"] - column[:, None]).sum(0).argmin()) for column in q["w0"].T]
+    first = relu(affine(q, 0, x))
+    ones = np.ones((len(x), 1))
+    before = relu(affine(p, 0, x))
+    np.testing.assert_allclose(first, before[:, kept], atol=1e-5)
+    # the second layer's kernel is solved for its kept outputs, the last for all
+    second = relu(affine(p, 1, before))
+    wanted = affine(p, 1, before)
+    solution = np.linalg.lstsq(np.hstack([first, ones]), wanted, rcond=None)[0]
+    columns = [int(np.abs(solution[:-1] - column[:, None]).sum(0).argmin()) for column in q["w1"].T]
+    assert len(set(columns)) == 8
+    np.testing.assert_allclose(q["w1"], solution[:-1, columns], atol=2e-3)
+    np.testing.assert_allclose(q["b1"], solution[-1, columns], atol=2e-3)
+    met = relu(affine(q, 1, first))
+    solution = np.linalg.lstsq(met, second @ p["w2"], rcond=None)[0]  # without a bias
+    np.testing.assert_allclose(q["w2"], solution, atol=2e-3)
+    np.testing.assert_allclose(after.sites["w2#0"].mean, met.mean(0), atol=1e-4)
+    np.testing.assert_allclose(after.sites["w2#0"].cov, np.cov(met.T, bias=True), atol=1e-3)
+    assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
+
+
+def test_without_a_change_nothing_changes():
+    net, params, x, moments, _ = pruned_mlp()
+    same = jc.reconstruct(net, [x], progress=False)(params, moments)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def gain(name, keep=1 / 2, count=256):
+    """Errors of the outputs without and with reconstruction, on the data that were calibrated on."""
+    model, net, inputs, moments = calibrated(name, count)
+    prune = jc.rotate_and_prune(net, keep)
+    plain = prune(model.params, moments)
+    better = jc.chain(prune, jc.reconstruct(net, [inputs], progress=False))(model.params, moments)
+    sizes = [jax.tree.map(np.shape, tree) for tree in (plain, better)]
+    assert sizes[0] == sizes[1]
+    return [error(net, model.params, small, inputs) for small in (plain, better)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_come_nearer_in_every_model(name):
+    plain, better = gain(name)
+    assert np.isfinite(better)
+    assert better <= plain * 1.02 + 1e-6
+
+
+def test_maps_of_outputs_are_followed_through_a_chain():
+    """Two cuts of one axis, with other things between: the targets are those of the channels that are left."""
+    net, params, x, moments, _ = pruned_mlp()
+    cut = lambda keep, axes="**": jc.rotate_and_prune(net, keep, axes=axes)
+    again = jc.reconstruct(net, [x], progress=False)
+    once, twice = jc.chain(cut(1 / 2), again), jc.chain(cut(3 / 4, "w1"), again, cut(2 / 3), again, cut(3 / 4, "w0"), again)
+    assert twice(params, moments)["w1"].shape == once(params, moments)["w1"].shape == (12, 8)
+    errors = [error(net, params, small, (x,)) for small in (once(params, moments), twice(params, moments))]
+    assert errors[1] < 1.3 * errors[0]
+    fresh = jc.chain(cut(1 / 2), jc.recalibrate(net, [x], progress=False), again)(params, moments)
+    close(fresh, once(params, moments), 1e-3)
+
+
+def test_compact_kernels_stay():
+    net, params, x, moments, prune = pruned_mlp()
+    recipe = jc.chain(prune, jc.at("w1", jc.hashed(1 / 2)), jc.reconstruct(net, [x], progress=False))
+    small = recipe(params, moments)
+    assert isinstance(small["w1"], jc.HashedArray)
+    without = jc.chain(*recipe.transforms[:2])(params, moments)
+    assert error(net, params, small, (x,)) < 0.9 * error(net, params, without, (x,))
+
+
+def test_padding_and_samples():
+    """What lies in the padding changes nothing; half of the places of every example are enough."""
+    key = jax.random.split(jax.random.key(0), 3)
+    shapes = {"a": (5, 16), "b": (16, 12), "c": (12, 3)}
+    params = {name: jax.random.normal(k, shape) for k, (name, shape) in zip(key, shapes.items(), strict=True)}
+
+    def apply(p, x, mask):
+        h = jax.nn.relu(x @ p["a"])
+        return jax.nn.relu(h @ p["b"]) @ p["c"] * mask[..., None]
+
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(200, 8, 5)).astype(np.float32), np.broadcast_to(np.arange(8) < 5, (200, 8)).astype(np.float32)
+    junk = np.where(mask[..., None] > 0, x, 100)
+    net = jc.trace(apply, params, x, mask)
+    prune, given = jc.rotate_and_prune(net, 1 / 2), dict(mask=lambda x, mask: mask, progress=False)
+
+    def small(x, **options):
+        moments = net.calibrate(params, [(x, mask)], **given)
+        return jc.chain(prune, jc.reconstruct(net, [(x, mask)], **given, **options))(params, moments)
+
+    close(small(x), small(junk), 1e-3)
+    plain = prune(params, net.calibrate(params, [(x, mask)], **given))
+    sampled = small(junk, sample=1 / 2)
+    assert error(net, params, sampled, (x, mask)) < error(net, params, plain, (x, mask))
+
+
+@pytest.mark.parametrize(
+    ("moments", "batches", "kind", "message"),
+    [
+        (None, [1], ValueError, "needs the moments of net.calibrate"),
+        ({"w0": np.eye(5)}, [1], ValueError, "needs the moments of net.calibrate"),
+        ("own", [], ValueError, "there are no batches"),
+        ("own", [np.full((4, 5), np.nan)], ValueError, "batch 0, input 0 contains NaN"),
+        ("own", iter([1]), TypeError, "give a list, not an iterator"),
+    ],
+)
+def test_refusals(moments, batches, kind, message):
+    net, params, _, own, _ = pruned_mlp()
+    with pytest.raises(kind, match=message):
+        jc.reconstruct(net, batches, progress=False)(params, own if moments == "own" else moments)
+
+
+def test_original_weights_that_are_compact():
+    """Moments of a network with compact weights: those are what the outputs are held to, as they are."""
+    net, params, x, _, _ = pruned_mlp()
+    compact = {**params, "w2": jc.factored(1 / 2)(params["w2"])}
+    moments = net.calibrate(compact, [x], progress=False)
+    small = jc.chain(jc.rotate_and_prune(net, 1 / 2, axes="w0"), jc.reconstruct(net, [x], progress=False))(compact, moments)
+    assert isinstance(small["w2"], jc.FactoredArray)
+    assert float(jnp.linalg.norm(net(small, x) - net(compact, x)) / jnp.linalg.norm(net(compact, x))) < 0.3
