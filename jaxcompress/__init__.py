@@ -22,7 +22,9 @@ from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.transforms.base import Transform, second_moments
+from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
+from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
@@ -42,13 +44,16 @@ __all__ = [
     "MatrixAxes",
     "Moments",
     "Network",
+    "Plan",
     "Report",
     "Transform",
     "VocabularyArray",
     "as_function",
     "at",
+    "budget",
     "chain",
     "compact_array",
+    "compress",
     "convolved",
     "cross_entropy",
     "factored",

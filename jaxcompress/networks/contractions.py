@@ -94,8 +94,13 @@ def replay_dot(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
         if hasattr(operands[side], "materialize"):
             result = structural_dot(step, operands, side, replay)
             if result is not None:
-                return [result]
-    return bind(step, operands, replay)
+                return felt(step.note, step, [result], replay)
+    return felt(step.note, step, bind(step, operands, replay), replay)
+
+
+def felt(key: str | None, step: Step, results: list[Any], replay: Replay) -> list[Any]:
+    """What a contraction gives, as the tap hands it on."""
+    return results if replay.tap is None or key is None else [replay.tap.feel(key, step, results[0])]
 
 
 def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -> Any:
@@ -241,7 +246,8 @@ def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     groups = step.params["feature_group_count"]
     if groups > 1 and step.note is not None and step.note[1] is not None:
         groups = replay.size(step.note[1])
-    return bind_with(step, operands, replay, feature_group_count=groups)
+    results = bind_with(step, operands, replay, feature_group_count=groups)
+    return felt(step.note[0] if step.note else None, step, results, replay)
 
 
 @register("conv_general_dilated", replay=replay_conv)

@@ -214,6 +214,8 @@ class Moments:
         sites: a statistic for each contraction with a parameter.
         pairs: two for each contraction of activations with activations.
         counts: for each embedding how often each row was looked up.
+        gains: for each contraction what its result means to the network's outputs (networks/sensitivity.py); empty where that
+            was not asked for.
         reference: the parameters that they were gathered with at first.
         changes: the maps that have been applied to axes since, in their order.
     """
@@ -222,6 +224,7 @@ class Moments:
     sites: Mapping[str, Statistic]
     pairs: Mapping[str, tuple[Statistic, Statistic]]
     counts: Mapping[str, np.ndarray]
+    gains: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
     reference: Any = None
     changes: tuple[tuple[Axis, AxisMap], ...] = ()
 
@@ -272,7 +275,13 @@ class Moments:
             slots = self.structure.pairs[key].sides
             maps = [next((change.other[slot] for slot in side if slot in change.other), produce) for side in slots]
             pairs[key] = tuple(s.mapped(axis, m) if touches(s) else s for s, m in zip(sides, maps, strict=True))  # type: ignore[assignment]
-        return dataclasses.replace(self, sites=sites, pairs=pairs, changes=(*self.changes, (axis, change)))
+        gains = {}
+        for key, gain in self.gains.items():  # a derivative goes back through what takes the place of the full axis
+            slots = () if key in pairs else self.structure.sites[key].leaves
+            mine = next((m for slot, m in change.other.items() if axis.pair and slot.rsplit(":", 1)[0] in slots), produce)
+            back = np.linalg.pinv(mine) if axis.pair else change.consume
+            gains[key] = gain.mapped(axis, np.swapaxes(back, -1, -2)) if touches(gain) else gain
+        return dataclasses.replace(self, sites=sites, pairs=pairs, gains=gains, changes=(*self.changes, (axis, change)))
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of data."""
@@ -286,6 +295,7 @@ class Moments:
             sites={key: statistic + other.sites[key] for key, statistic in self.sites.items()},
             pairs={key: (a + other.pairs[key][0], b + other.pairs[key][1]) for key, (a, b) in self.pairs.items()},
             counts={key: count + other.counts[key] for key, count in self.counts.items()},
+            gains={key: gain + other.gains[key] for key, gain in self.gains.items() if key in other.gains},
         )
 
     def __repr__(self) -> str:

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.networks.calibrate import MAX_DIM, Taps, check_batch
+from jaxcompress.networks.calibrate import check_batch
 from jaxcompress.networks.rows import Rows, rows
+from jaxcompress.networks.taps import MAX_DIM, Taps
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step

@@ -21,10 +21,11 @@ from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find, mark, repeated, unify
 from jaxcompress.networks.arithmetic import MIXED
 from jaxcompress.networks.axes import AXES, REFUSED, USES, Axis, Layout, PairSite, Refused, Site, Structure, Table, Use
-from jaxcompress.networks.calibrate import MAX_DIM, calibrate
+from jaxcompress.networks.calibrate import calibrate
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.program import Program, Slot, Step, Value, build, prune
 from jaxcompress.networks.rules import Analysis, Contraction, Replay
+from jaxcompress.networks.taps import MAX_DIM
 
 
 class Found(NamedTuple):
@@ -102,6 +103,7 @@ class Network:
         *,
         mask: Callable[..., Any] | None = None,
         sample: float = 1.0,
+        sensitivity: bool = False,
         max_dim: int = MAX_DIM,
         progress: bool = True,
     ) -> Moments:
@@ -114,6 +116,7 @@ class Network:
             mask: from the inputs to weights of examples or positions, such as `lambda ids, mask: mask`; zero leaves
                 padding out. Its axes are found again in the activations, wherever they lie there.
             sample: the share of every example's vectors (positions, patches) that are measured, at random places.
+            sensitivity: also gather what every contraction means to the outputs, for `jc.budget`; a backward pass more.
             max_dim: contractions of more inputs keep variances alone.
             progress: show a progress bar.
 
@@ -123,7 +126,8 @@ class Network:
         Raises:
             ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
         """
-        return calibrate(self, params, batches, inputs, mask=mask, sample=sample, max_dim=max_dim, progress=progress)
+        options = dict(mask=mask, sample=sample, sensitivity=sensitivity, max_dim=max_dim, progress=progress)
+        return calibrate(self, params, batches, inputs, **options)  # type: ignore[arg-type]
 
     def explain(self, params: Any, *inputs: Any) -> Table:
         """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""

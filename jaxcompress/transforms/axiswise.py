@@ -20,6 +20,7 @@ from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
 from jaxcompress.networks.moments import Moments, Statistic
 from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.selection import root
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,25 @@ class AxisTransform(Transform):
         """The map for one axis, or None to leave it."""
         raise NotImplementedError
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        if moments is not None and not isinstance(moments, Moments):
-            raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
-        chosen = self.structure.axes.matching(self.axes)
-        if not chosen:
+    def chosen(self) -> list[Axis]:
+        """The axes that the pattern matches."""
+        found = self.structure.axes.matching(self.axes)
+        if not found:
             keys = ", ".join(self.structure.axes.keys()) or "none"
             why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.structure.refused.matching(self.axes)[:3])
             raise ValueError(f"axes={self.axes!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
+        return found
+
+    def prepare(self, params: Any, moments: Any) -> Work:
+        """The tree before any change."""
+        if moments is not None and not isinstance(moments, Moments):
+            raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
+        return Work(self.structure, params, moments)
+
+    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+        chosen, work = self.chosen(), self.prepare(params, moments)
         if moments is None:
             log.info("%r has no moments: it sees the weights alone", self)
-        work = Work(self.structure, params, moments)
         for axis in chosen:
             change = self.change(work, axis)
             if change is not None:
@@ -110,11 +119,12 @@ class Work:
             self.moments = self.moments.mapped(axis, change)
         self.sizes[axis.key] = change.size
 
-    def unfold(self, axis: Axis, slot: str) -> np.ndarray:
-        """(F, d, rest): a leaf along an axis, fibre by fibre."""
+    def unfold(self, axis: Axis, slot: str, leaf: np.ndarray | None = None) -> np.ndarray:
+        """(F, d, rest): a leaf, or what stands for it, along an axis, fibre by fibre."""
         name, dimension = slot.rsplit(":", 1)
+        leaf = self.leaves[name] if leaf is None else leaf
         layouts = tuple(layout.resized(self.sizes) for layout in self.structure.layouts[name])
-        moved = np.moveaxis(self.leaves[name], int(dimension), -1)
+        moved = np.moveaxis(leaf, int(dimension), -1)
         where = lines(layouts[int(dimension)], axis.key)
         found = blocks(layouts, int(dimension), axis, self.fibres(axis) > 1)
         parts = [np.moveaxis(moved[rows][..., where[:, mine]], -2, 0) for rows, mine in found]
@@ -127,6 +137,48 @@ class Work:
             rows = self.unfold(axis, slot)
             total += rows @ np.swapaxes(rows, 1, 2)
         return total
+
+    def read(self, axis: Axis) -> np.ndarray:
+        """(F, d, d): the Gram matrix of what the axis is read by, in the metric of the network's outputs where that is known."""
+        total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
+        for slot in axis.consumers:
+            rows = self.unfold(axis, slot, self.felt(slot.rsplit(":", 1)[0]))
+            total += rows @ np.swapaxes(rows, 1, 2)
+        return total
+
+    def felt(self, name: str) -> np.ndarray:
+        """A kernel C as the network's outputs feel it: `C G^(1/2)`; C itself where nothing is known."""
+        leaf = self.leaves[name]
+        if self.moments is None or not self.moments.gains:
+            return leaf
+        sites = [key for key, site in self.structure.sites.items() if name in site.leaves and key in self.moments.gains]
+        if not sites:
+            return leaf * math.sqrt(self.typical() / max(self.power(name), 1e-300))
+        gain = self.moments.gains[sites[0]].cov
+        gain = sum((self.moments.gains[key].cov for key in sites[1:]), gain)
+        order = self.structure.sites[sites[0]].inputs[name]
+        moved = np.moveaxis(leaf, order, range(len(order)))
+        matrix = moved.reshape(-1, len(gain))
+        matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ root(gain)
+        return np.moveaxis(matrix.reshape(moved.shape), range(len(order)), order)
+
+    def power(self, name: str, gain: np.ndarray | None = None) -> float:
+        """The squared norm of what a kernel gives, per row, in the metric of a gain; of the kernel where that is not known."""
+        assert self.moments is not None
+        key = next((key for key in self.moments.sites if name in self.structure.sites[key].inputs), None)
+        if key is None or not self.solvable(self.structure.sites[key]):
+            return float(np.sum(self.leaves[name] ** 2))
+        second, order = self.moments.sites[key].second, self.structure.sites[key].inputs[name]
+        matrix = np.moveaxis(self.leaves[name], order, range(len(order))).reshape(len(second), -1)
+        weighted = matrix if gain is None else matrix * gain if gain.ndim == 1 else matrix @ gain
+        return float(np.einsum("ij,ij->", weighted, second @ matrix))
+
+    def typical(self) -> float:
+        """What the outputs feel of one contraction, all of it: the median of those where that is known."""
+        assert self.moments is not None
+        known = [(self.structure.sites[key], gain.cov) for key, gain in self.moments.gains.items() if key in self.moments.sites]
+        felt = [self.power(site.leaves[0], gain) for site, gain in known if self.solvable(site) and site.leaves[0] in self.leaves]
+        return float(np.median(felt)) if felt else 1.0
 
     def sites(self, axis: Axis) -> list[Site]:
         """Where the axis is consumed by parameters that were measured."""

@@ -20,8 +20,9 @@ from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import join, matches, named_leaves
 from jaxcompress.transforms.base import Scope, Transform, map_leaves
+from jaxcompress.transforms.budget import Budget
 
-Keep = float | Mapping[str, float]
+Keep = float | Mapping[str, float] | Budget
 
 
 class LeafTransform(Transform):
@@ -169,6 +170,8 @@ def check_metric(where: str, metric: Any, matrix: np.ndarray) -> np.ndarray | No
 
 def check_keep(keep: Any) -> Any:
     """A keep, or a mapping of keeps as a tuple of pairs."""
+    if isinstance(keep, Budget):
+        return keep
     if isinstance(keep, Mapping):
         return tuple((pattern, check_keep(value)) for pattern, value in keep.items())
     if not isinstance(keep, (int, float)) or isinstance(keep, bool) or not 0 < keep <= 1:

@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
+from tqdm.auto import tqdm
 
-from jaxcompress.networks.axes import Axis, Layout, Site, Structure
-from jaxcompress.networks.maps import AxisMap, along, lines
-from jaxcompress.networks.moments import AxisMoments
+from jaxcompress.arrays.base import stored_numbers
+from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network
-from jaxcompress.transforms import selection
+from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
+from jaxcompress.transforms.budget import AxisCounts, Budget, Plan, Share, divide
+from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
-METHODS = ("auto", "rotate", "select", "magnitude", "l1", "random")
+CONTROLS = ("magnitude", "l1", "random")
+METHODS = ("auto", "rotate", "select", *CONTROLS)
 log = logging.getLogger(__name__)
 
 
@@ -43,10 +44,59 @@ class RotateAndPrune(AxisTransform):
     seed: int = 0
 
     def __repr__(self) -> str:
-        given = [f"keep={dict(self.keep) if isinstance(self.keep, tuple) else f'{self.keep:g}'}"]
+        keep = dict(self.keep) if isinstance(self.keep, tuple) else self.keep
+        given = [f"keep={keep:g}" if isinstance(keep, float) else f"keep={keep}"]
         given += [f"axes={self.axes!r}"] if self.axes != "**" else []
         given += [f"method={self.method!r}"] if self.method != "auto" else []
         return f"rotate_and_prune(<{len(self.structure.axes)} hidden axes>, {', '.join(given)})"
+
+    def plan(self, params: Any, moments: Any = None) -> Plan:
+        """How a budget is divided among the axes; it prints.
+
+        Args:
+            params, moments: as the transform is called with.
+
+        Raises:
+            ValueError: for a keep that is no budget, a control, a total that the axes cannot reach.
+        """
+        if not isinstance(self.keep, Budget):
+            raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
+        if self.method in CONTROLS:
+            raise ValueError(f"method={self.method!r} predicts no error that a budget could divide: give it keeps")
+        work = self.prepare(params, moments)
+        axes = [axis for axis in self.chosen() if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None]
+        for axis in axes:
+            work.touched(axis)
+        errors = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
+        worth = {name: stored_numbers(leaf) / max(jnp.size(leaf), 1) for name, leaf in work.given.items() if name in work.leaves}
+        layouts = {name: self.structure.layouts[name] for name in worth}
+        counts = AxisCounts(layouts, worth, [axis.key for axis in axes], full | work.sizes)
+        before = float(stored_numbers(params))
+        compact = before - counts.total([work.size(axis) - 1 for axis in axes])
+        target = self.keep.total * before - compact
+        option = lambda item, keep: max(1, round(keep * len(errors[item]))) - 1
+        try:
+            choice, equal = divide(errors, counts, target, option)
+        except ValueError as error:
+            raise ValueError(f"{self.keep}: {error}") from None
+        rows = []
+        for axis, curve_, index in zip(axes, errors, choice, strict=True):
+            d = len(curve_)
+            rows.append(Share(axis.key, (index + 1) / d, f"{index + 1} of {d}", float(curve_[index])))
+        return Plan(tuple(rows), (before, counts.total(choice) + compact), equal)
+
+    def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
+        if not isinstance(self.keep, Budget):
+            return super()._step(params, moments, scope)
+        keeps = tuple(self.plan(params, moments).keeps.items())
+        return dataclasses.replace(self, keep=keeps)._step(params, moments, scope)
+
+    def left(self, work: Work, axis: Axis, size: int) -> str | None:
+        """Why an axis is left as it is unless it is named; None where it is not."""
+        if self.axes != "**" or readable(self.structure, work, axis, size):
+            return None
+        return "its size cannot be read off the parameters; name it in axes=, and use net.resized"
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         keep = PerLeaf(self.keep, "keep").get(axis.key)
@@ -56,11 +106,11 @@ class RotateAndPrune(AxisTransform):
         size = max(1, round(keep * d))
         if size == d:
             return None
-        if not readable(self.structure, work, axis, size) and self.axes == "**":
-            log.info("%s is left: its size cannot be read off the parameters; name it in axes=, and use net.resized", axis.key)
+        if why := self.left(work, axis, size):
+            log.info("%s is left: %s", axis.key, why)
             return None
         work.touched(axis)
-        if self.method in ("magnitude", "l1", "random"):
+        if self.method in CONTROLS:
             return control(work, axis, size, self.method, self.seed)
         if self.method != "select":
             why = why_not_rotate(work, axis)
@@ -75,30 +125,6 @@ class RotateAndPrune(AxisTransform):
         return choose(work, axis, size, fold=why_not_fold(axis) is None)
 
 
-def why_not_rotate(work: Work, axis: Axis) -> str | None:
-    """Why a rotation of an axis would change what the network computes, in words; None where it is legal."""
-    marks = set(axis.marks)
-    if axis.tied:
-        return f"{axis.tied[0]} consumes it and has another use on it"
-    if axis.bent:
-        return f"{axis.bent[0]} passes a nonlinear function before it is used"
-    if axis.pair and (marks or axis.consumers):
-        return "activations are multiplied over it, and something else reads it as well"
-    if axis.pair or not marks:
-        return None
-    if marks <= {"rms", "diagonal"} and "rms" in marks:
-        return None if foldable(work, axis) else "its scales cannot be folded into the consumers right behind them"
-    words = {"elementwise": "a nonlinearity acts on", "normalised": "a sum is taken over", "diagonal": "a scale acts on"}
-    return f"{words.get(axis.marks[0] if axis.marks[0] in words else axis.marks[-1])} its channels"
-
-
-def why_not_fold(axis: Axis) -> str | None:
-    """Why the channels that go cannot be folded into the consumers; None where they can."""
-    if axis.pair or axis.tied or axis.bent:
-        return "it is read by other activations" if axis.pair else "its consumers have other uses, or are no plain parameters"
-    return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
-
-
 def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
     """Whether a new size of an axis can be told from the parameters' shapes."""
     sizes = {**work.sizes, axis.key: size}
@@ -109,250 +135,13 @@ def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
         return False
 
 
-def measured(work: Work, axis: Axis, sites: list[Site] | None = None) -> AxisMoments | None:
-    """What flows along an axis, for every fibre: all of it, or what some consumers see; None where nothing was measured."""
-    if work.moments is None:
-        return None
-    try:
-        found = work.moments[axis.key] if sites is None else work.moments.pooled(axis, [work.moments.sites[s.key] for s in sites])
-    except KeyError:
-        return None
-    spread = lambda part: np.broadcast_to(part, (work.fibres(axis), *part.shape[1:]))
-    return dataclasses.replace(found, mean=spread(found.mean), cov=spread(found.cov))
-
-
-def proxies(work: Work, axis: Axis) -> np.ndarray:
-    """Second moments from the weights alone, as if the producers' inputs were white."""
-    shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
-    return work.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(work.size(axis))
-
-
-def rotate(work: Work, axis: Axis, size: int) -> AxisMap:
-    """Any projection is legal: the best for the consumers' outputs."""
-    found, sites = measured(work, axis), work.sites(axis)
-    carried = bool(sites) and all(work.bias_of(site) for site in sites)
-    moments = proxies(work, axis) if found is None else found.cov if carried else found.second
-    maps = [selection.rotation(s, g, size) for s, g in zip(moments, work.gram(axis, axis.consumers), strict=True)]
-    produce, consume = (np.stack(each) for each in zip(*maps, strict=True))
-    gaps = {}
-    for site in sites if carried else ():
-        own = measured(work, axis, [site])
-        assert own is not None
-        gaps[site.key] = own.mean - np.einsum("fd,fdr,fre->fe", own.mean, produce, consume)
-    carry(work, axis, gaps)
-    return AxisMap(produce, consume)
-
-
-def rotate_pair(work: Work, axis: Axis, size: int) -> AxisMap:
-    """Queries and keys: each side has its own projection, so that their product changes least."""
-    keys = [key for key, pair in work.structure.pairs.items() if any(axis.key in dim.axes() for dim in pair.dims)]
-    sides = work.structure.pairs[keys[0]].sides if keys else ((), ())
-    if len(keys) != 1 or set(sides[0]) & set(sides[1]):
-        return choose(work, axis, size, fold=False)
-    count = work.fibres(axis)
-    if work.moments is None or keys[0] not in work.moments.pairs:
-        left, right = (work.gram(axis, side) for side in sides)
-    else:
-        both = work.moments.pairs[keys[0]]
-        pooled = [work.moments.pooled(axis, [side]).second for side in both]
-        left, right = (np.broadcast_to(part, (count, *part.shape[1:])) for part in pooled)
-    maps = [selection.pair_rotation(a, b, size) for a, b in zip(left, right, strict=True)]
-    first, second = (np.stack(each) for each in zip(*maps, strict=True))
-    return AxisMap(first, np.swapaxes(first, 1, 2), other=dict.fromkeys(sides[1], second))
-
-
-def foldable(work: Work, axis: Axis) -> bool:
-    """Whether every scale on the axis can be moved into the consumers right behind it."""
-    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
-    known = [site.scaled for site in sites]
-    if not sites or any(scaled is None or len(scaled) > 1 for scaled in known):
-        return False
-    if not axis.foldable or (axis.averaged and not all(known)):  # the constant of a mean is put into the scales
-        return False
-    used = {slot for scaled in known for slot in scaled or ()}
-    plain = all(len(work.structure.layouts[slot.rsplit(":", 1)[0]]) == 1 for slot in used)
-    return plain and used == set(axis.scales) and {slot for site in sites for slot in site.slots} >= set(axis.consumers)
-
-
-def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
-    """Scales are folded into the consumers, then an orthogonal rotation leaves the norm as it was.
-
-    The norm's mean divides by the present size, which the scale makes up for.
-    """
-    d = work.size(axis)
-    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
-    total = np.zeros((d, d))
-    scales = {slot: work.leaves[slot.rsplit(":", 1)[0]].copy() for slot in axis.scales}
-    for site in sites:
-        scale = scales[site.scaled[0]] if site.scaled else np.ones(d)
-        if work.moments is not None and site.key in work.moments.sites:
-            second = work.moments.pooled(axis, [work.moments.sites[site.key]]).second.mean(0)
-            safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), scale, np.inf)
-            normed = second / safe[:, None] / safe[None, :]
-            total += normed / max(np.trace(normed), 1e-30)
-        for slot in site.slots:
-            if slot in axis.consumers:
-                name, position = slot.rsplit(":", 1)
-                index = work.structure.layouts[name][int(position)].resized(work.sizes).index(axis.key)
-                factor = np.where(index >= 0, scale[index], 1.0)
-                shape = [1] * work.leaves[name].ndim
-                shape[int(position)] = -1
-                work.leaves[name] = work.leaves[name] * factor.reshape(shape)
-    if work.moments is None:
-        total = proxies(work, axis).mean(0)
-    for slot in axis.scales:
-        work.leaves[slot.rsplit(":", 1)[0]] = np.ones(d)
-    if work.moments is not None:
-        unscaled = dict(work.moments.sites)
-        for site in sites:
-            if site.scaled and site.key in unscaled:
-                scale = scales[site.scaled[0]]
-                safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), 1 / np.where(scale == 0, 1, scale), 0)
-                unscaled[site.key] = unscaled[site.key].mapped(axis, np.diag(safe)[None])
-        work.moments = dataclasses.replace(work.moments, sites=unscaled)
-    directions = selection.top(total, size)[None]
-    constant = math.sqrt(d / size) if axis.averaged else 1.0
-    level = np.full((1, d, size), constant / d)  # ones become the constant
-    return AxisMap(directions, np.swapaxes(directions, 1, 2), level)
-
-
-def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
-    """Keep some channels; where a fold is legal the consumers learn the others from them."""
-    found, sites, d = measured(work, axis), work.sites(axis), work.size(axis)
-    gram = work.gram(axis, axis.consumers) if axis.consumers else np.broadcast_to(np.eye(d), (work.fibres(axis), d, d))
-    if found is None or not fold:
-        second = proxies(work, axis) if found is None else found.second
-        importance = np.einsum("fii->fi", second) * np.einsum("fii->fi", gram)
-        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance], d)
-    centred = {site.key for site in sites if work.bias_of(site) is not None}
-    joint = found.cov if len(centred) == len(sites) > 0 else found.second
-    systems = [system(work, axis, site, site.key in centred) for site in sites]
-    if all(systems) and systems:
-        chosen = selection.choose([found for found in systems if found], size)
-    else:  # fibre by fibre, on what all consumers see on average
-        where = np.arange(d).reshape(1, d, 1)
-        alone = [selection.System(s, selection.root(g), where) for s, g in zip(joint, gram, strict=True)]
-        chosen = [selection.choose([each], size)[0] for each in alone]
-    folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
-    change = dataclasses.replace(selected(chosen, d), consume=folds(joint))
-    other, gaps = {}, {}
-    alone = Counter(slot for site in work.structure.sites.values() for slot in site.slots)
-    for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
-        if any(alone[slot] > 1 for slot in site.slots):
-            continue  # one kernel at several places takes the common fold
-        own = measured(work, axis, [site])
-        assert own is not None
-        mine = folds(own.cov if site.key in centred else own.second)
-        slots = [slot for slot in site.slots if slot in axis.consumers]
-        if refit(work, axis, site, change, mine, site.key in centred):
-            other |= dict.fromkeys(slots, np.swapaxes(change.produce, 1, 2))  # the kernel is solved for already
-            continue
-        other |= dict.fromkeys(slots, mine)
-        if site.key in centred:
-            gaps[site.key] = own.mean - np.stack([m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)])
-    carry(work, axis, gaps)
-    return dataclasses.replace(change, other=other)
-
-
-def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.System | None:
-    """A consumer as the selection sees it: every place of a window or a head beside the channels."""
-    if not work.solvable(site):
-        return None
-    statistic = work.statistic(site)
-    flat = statistic.flat
-    where = lines(flat, axis.key)  # (d, lines)
-    fibres = [flat.index(key)[where[0]] for key in axis.fibres]
-    if any((index < 0).any() for index in fibres):
-        return None
-    order = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
-    where = where[:, order].reshape(len(where), work.fibres(axis), -1).swapaxes(0, 1)
-    matrices = [
-        np.moveaxis(work.leaves[name], order, range(len(order))).reshape(flat.size, -1) for name, order in site.inputs.items()
-    ]
-    reader = np.concatenate(matrices, axis=1)
-    reader = reader if reader.shape[1] <= flat.size else selection.root(reader @ reader.T)
-    return selection.System(statistic.cov if centred else statistic.second, reader, where)
-
-
-SHRINK = 0.1
-"""How strongly a refitted kernel is held to the fold, for each unknown that a measured vector must pay for."""
-
-
-def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray, centred: bool) -> bool:
-    """Solve a consumer's kernel anew for the channels that stay, by ridge least squares towards the fold.
-
-    A fold predicts a dropped channel from the kept ones at the same place; a kernel with several places (a convolution's
-    window, heads, flattened pixels) can use all of them. Gives whether the kernel was one that could be solved for.
-    """
-    statistic = work.statistic(site)
-    several = len(statistic.dims) > 1 or any(dim.split for dim in statistic.dims)
-    if not several or not work.solvable(site):
-        return False
-    flat, moments = statistic.flat, statistic.cov if centred else statistic.second
-    marker = np.ones((1, flat.size))
-    kept = along(marker, (Layout(), flat), 1, axis, change.produce @ np.swapaxes(change.produce, 1, 2))[0] > 0.5
-    inner = moments[np.ix_(kept, kept)]
-    weight = SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner) + np.finfo(np.float64).tiny
-    for name, order in site.inputs.items():
-        values = work.leaves[name]
-        moved = np.moveaxis(values, order, range(len(order)))
-        matrix = moved.reshape(flat.size, -1)
-        towards = along(matrix, (flat, Layout("", matrix.shape[1])), 0, axis, np.swapaxes(fold, 1, 2))
-        solved = np.zeros_like(matrix)
-        right = moments[kept] @ matrix + weight * towards
-        solved[kept] = np.linalg.solve(inner + weight * np.eye(len(inner)), right)
-        bias = work.bias_of(site)
-        if centred and bias is not None:
-            shape = work.leaves[bias[0]].shape
-            work.leaves[bias[0]] = work.leaves[bias[0]] + bias[1] * (statistic.mean @ (matrix - solved)).reshape(shape)
-        work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
-    return True
-
-
-def selected(chosen: list[np.ndarray], size: int) -> AxisMap:
-    """A map that keeps channels and folds nothing."""
-    produce = np.stack([selection.embed(each, size) for each in chosen])
-    return AxisMap(produce, np.swapaxes(produce, 1, 2), produce)
-
-
-def control(work: Work, axis: Axis, size: int, method: str, seed: int) -> AxisMap:
-    """The baselines: the largest channels by the producers' weights, or any."""
-    count, d = work.fibres(axis), work.size(axis)
-    if method == "random":
-        rng = np.random.default_rng([seed, *axis.key.encode()])
-        return selected([np.sort(rng.permutation(d)[:size]) for _ in range(count)], d)
-    power = 1 if method == "l1" else 2
-    norms = np.zeros((count, d))
-    for slot in axis.producers or axis.consumers:
-        norms += np.sum(np.abs(work.unfold(axis, slot)) ** power, axis=-1)
-    return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in norms], d)
-
-
-def carry(work: Work, axis: Axis, gaps: Mapping[str, np.ndarray]) -> None:
-    """Let the consumers' biases carry the constant part (F, d) of what a fold leaves out."""
-    for key, gap in gaps.items():
-        site = work.structure.sites[key]
-        found = work.bias_of(site)
-        assert found is not None
-        (bias, sign), (name,) = found, site.leaves
-        layouts = tuple(layout.resized(work.sizes) for layout in work.structure.layouts[name])
-        consumed = list(site.inputs.get(name) or [int(slot.rsplit(":", 1)[1]) for slot in site.slots])
-        position = next(place for place in consumed if axis.key in layouts[place].axes())
-        part = along(work.leaves[name], layouts, position, axis, gap[:, :, None])
-        # entries that other axes hold in this dimension are not meant
-        others = layouts[position].resized({axis.key: 1}).index(axis.key) < 0
-        part = np.moveaxis(part, position, -1)
-        part[..., others] = 0
-        delta = np.moveaxis(part, -1, position).sum(tuple(consumed))
-        work.leaves[bias] = work.leaves[bias] + sign * delta.reshape(work.leaves[bias].shape)
-
-
 def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str = "auto", seed: int = 0) -> RotateAndPrune:
     """Keep the most useful directions or channels of every hidden axis.
 
     Args:
         net: from `jc.trace`; only its axes are kept.
-        keep: the fraction of the channels to keep, in (0, 1], or a mapping from patterns of axis keys to fractions.
+        keep: the fraction of the channels to keep, in (0, 1], a mapping from patterns of axis keys to fractions, or
+            `jc.budget(total)`, which divides a share of all numbers among the axes.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
         method: "auto" rotates where that is legal, else selects and folds; "rotate" rotates or raises; "select" never
             rotates; "magnitude" (L2 of the producers), "l1" and "random" are the controls, without a fold.

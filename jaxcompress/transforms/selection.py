@@ -41,7 +41,7 @@ class System:
     where: np.ndarray
 
 
-def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], float]:
+def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Channels that together predict what all consumers read best, one at a time: block-pivoted Cholesky.
 
     Args:
@@ -49,15 +49,15 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], floa
         size: how many channels each fibre keeps.
 
     Returns:
-        For each fibre its channels in ascending order, and the squared error that the consumers see.
+        For each fibre its channels in ascending order, and the squared error that the consumers see with 0, 1, 2, ... of them.
 
     Example:
         >>> import numpy as np
         >>> from jaxcompress.transforms.selection import System, greedy
         >>> twins = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]])
-        >>> chosen, error = greedy([System(twins, np.eye(3), np.arange(3).reshape(1, 3, 1))], 2)
-        >>> chosen[0].tolist(), round(error, 6)
-        ([0, 2], 0.0)
+        >>> chosen, errors = greedy([System(twins, np.eye(3), np.arange(3).reshape(1, 3, 1))], 2)
+        >>> chosen[0].tolist(), errors.round(6).tolist()
+        ([0, 2], [2.5, 0.5, 0.0])
     """
     fibres, d, _ = systems[0].where.shape
     rest = [np.array(system.moments, np.float64) for system in systems]
@@ -65,6 +65,8 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], floa
     start = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
     free = np.ones((fibres, d), bool)
     left = np.full(fibres, size)
+    seen_by = lambda: sum(float(np.einsum("ij,ij->", read, system.reader)) for read, system in zip(seen, systems, strict=True))
+    errors = [seen_by()]
     while left.any():
         spread = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
         usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
@@ -82,10 +84,10 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], floa
             rest[index] = rest[index] - column @ rest[index][block]
         free[fibre, channel] = False
         left[fibre] -= 1
+        errors.append(seen_by())
     for fibre in np.flatnonzero(left):  # channels without any variance of their own fill the rest, in order
         free[fibre, np.flatnonzero(free[fibre])[: left[fibre]]] = False
-    errors = (np.einsum("ij,ij->", read, system.reader) for read, system in zip(seen, systems, strict=True))
-    return [np.flatnonzero(~row) for row in free], float(max(sum(errors), 0))
+    return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
 
 def _gains(rest: np.ndarray, seen: np.ndarray, where: np.ndarray, usable: np.ndarray) -> np.ndarray:

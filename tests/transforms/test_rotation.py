@@ -135,8 +135,8 @@ def test_rotations_beat_selections_where_they_are_legal():
 def test_folding_a_norms_scale_changes_nothing():
     """A rotation to the full width is the identity of the function: the scale is in the consumers."""
     model, net, inputs, moments = calibrated("linear_rms")
+    from jaxcompress.transforms.axis_maps import rotate_rms
     from jaxcompress.transforms.axiswise import Work
-    from jaxcompress.transforms.rotation import rotate_rms
 
     axis = next(axis for axis in net.axes if axis.kind == "rms")
     work = Work(net.structure, model.params, moments)

@@ -1,0 +1,67 @@
+"""One percentage in, a network and small parameters out.
+
+`compress` is nothing but `trace`, `calibrate`, and a chain of `rotate_and_prune` with a `budget` and `reconstruct`: what one would
+write first by hand, and take apart when more is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxcompress.networks.trace import Network, trace
+from jaxcompress.transforms.budget import Budget, budget
+from jaxcompress.transforms.combinators import chain
+from jaxcompress.transforms.recalibrate import check_batches
+from jaxcompress.transforms.reconstruct import reconstruct
+from jaxcompress.transforms.rotation import rotate_and_prune
+
+
+def compress(
+    apply: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    keep: float | Budget,
+    inputs: Callable[[Any], Any] | None = None,
+    *,
+    mask: Callable[..., Any] | None = None,
+    sample: float = 1.0,
+    state: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> tuple[Network, Any]:
+    """Make a trained network smaller, to a share of its numbers, with unlabelled data alone.
+
+    Args:
+        apply: `apply(params, *inputs)`, pure, of any framework.
+        params: trained parameters.
+        batches: a list of batches of inputs; a batch is an array or the tuple of `apply`'s inputs.
+        keep: the fraction of all numbers to keep, in (0, 1].
+        inputs, mask, sample: as for `net.calibrate`.
+        state: as for `jc.trace`.
+        progress: show progress bars.
+
+    Returns:
+        The network, and its small parameters: `net(small, *inputs)`.
+
+    Raises:
+        ValueError: for batches that do not fit, a keep outside (0, 1] or out of reach.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        >>> shapes, keys = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}, jax.random.split(jax.random.key(0), 3)
+        >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
+        >>> net, small = jc.compress(apply, params, [jax.random.normal(keys[0], (500, 4))], 1/2, progress=False)
+        >>> jc.stored_numbers(small) / jc.stored_numbers(params) <= 1/2
+        True
+    """
+    check_batches("compress", batches)
+    total = keep if isinstance(keep, Budget) else budget(keep)
+    first = next(iter(batches), None)
+    if first is None:
+        raise ValueError("compress: there are no batches: give a list of at least one")
+    first = first if inputs is None else inputs(first)
+    net = trace(apply, params, *(first if isinstance(first, tuple) else (first,)), state=state)
+    moments = net.calibrate(params, batches, inputs, mask=mask, sample=sample, sensitivity=True, progress=progress)
+    again = reconstruct(net, batches, inputs, mask=mask, sample=sample, progress=progress)
+    return net, chain(rotate_and_prune(net, total), again)(params, moments)

@@ -1,0 +1,108 @@
+"""What the outputs feel of every contraction: the Jacobian's second moments, in any structure; carried through maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.test_oracle import network, outputs
+
+import jaxcompress as jc
+from jaxcompress.arrays.paths import named_leaves
+
+
+def felt(net, params, inputs, turns):
+    return net.calibrate(params, [inputs] * turns, sensitivity=True, progress=False).gains
+
+
+def test_gains_are_the_jacobians_second_moments():
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {
+        "a": jax.random.normal(keys[0], (5, 6)),
+        "b": jax.random.normal(keys[1], (6, 4, 2)),
+        "c": jax.random.normal(keys[2], (4, 2, 3)),
+    }
+
+    def tail(p, y):  # what follows the first product
+        h = jnp.einsum("btd,dhs->bths", jax.nn.tanh(y), p["b"])
+        return jnp.einsum("bths,hsk->bk", jax.nn.tanh(h), p["c"])
+
+    x = jax.random.normal(keys[3], (7, 3, 5))
+    net = jc.trace(lambda p, x: tail(p, x @ p["a"]), params, x)
+    gain = felt(net, params, (x,), 300)["a#0"]
+    y = x @ params["a"]
+    jacobian = np.asarray(jax.jacobian(lambda y: tail(params, y))(y), np.float64)  # (7, 3, 7, 3, 6)
+    expected = np.einsum("bkrtp,bkrtq->pq", jacobian, jacobian) / (7 * 3)
+    assert gain.count == 300 * 21
+    np.testing.assert_allclose(gain.cov, expected, atol=0.1 * np.abs(expected).max())
+    gain = felt(net, params, (x,), 300)["b#0"]
+    h = jnp.einsum("btd,dhs->bths", jax.nn.tanh(y), params["b"])
+    tail_of = lambda h: jnp.einsum("bths,hsk->bk", jax.nn.tanh(h), params["c"])
+    jacobian = np.asarray(jax.jacobian(tail_of)(h), np.float64).reshape(21, 21, 8)
+    expected = np.einsum("zrp,zrq->pq", jacobian, jacobian) / 21
+    np.testing.assert_allclose(gain.cov, expected, atol=0.1 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["lstm", "convnet", "encoder_by_hand", "stacked_scan"])
+def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name):
+    """tr(G dW' S dW) against the outputs themselves: in loops, windows, attention; errors of rows are not quite independent."""
+    model, net = network(name)
+    inputs = model.resize(64, 6) if model.resize else model.inputs
+    moments = net.calibrate(model.params, [inputs] * 20, sensitivity=True, progress=False)
+    before = jax.tree.leaves(outputs(model, net(model.params, *inputs)))[0]
+    ratios = []
+    flat, treedef = jax.tree_util.tree_flatten_with_path(model.params)
+    names = [name for name, _ in named_leaves(model.params)]
+    for key, gain in moments.gains.items():
+        site = net.structure.sites.get(key)
+        if site is None or len(site.inputs) != 1 or len(moments.sites[key].dims) != len(site.dims):
+            continue
+        ((leaf, order),) = site.inputs.items()
+        index = names.index(leaf)
+        value = np.asarray(flat[index][1], np.float64)
+        moved = np.moveaxis(value, order, range(len(order)))
+        for seed in range(3):
+            change = np.random.default_rng(seed).normal(size=moved.shape) * 1e-3 * value.std()
+            matrix = change.reshape(len(moments.sites[key].mean), -1)
+            predicted = np.einsum("ip,pq,ij,jq->", matrix, gain.cov, moments.sites[key].second, matrix)
+            moved_back = np.moveaxis(moved + change, range(len(order)), order)
+            leaves = [jnp.asarray(moved_back, jnp.float32) if i == index else leaf for i, (_, leaf) in enumerate(flat)]
+            after = jax.tree.leaves(outputs(model, net(jax.tree.unflatten(treedef, leaves), *inputs)))[0]
+            ratios.append(float(jnp.mean((after - before) ** 2)) / max(predicted, 1e-30))
+    assert len(ratios) >= 3
+    assert 0.3 < np.exp(np.mean(np.log(ratios))) < 3.5
+
+
+@pytest.mark.parametrize("name", ["linear_mlp", "fused_qkv", "encoder_by_hand"])
+def test_gains_follow_the_maps(name):
+    """Sizes fit after every map, and on a linear axis a cut network feels what its moments say."""
+    model, net = network(name)
+    inputs = model.resize(64, 6) if model.resize else model.inputs
+    moments = net.calibrate(model.params, [inputs], sensitivity=True, progress=False)
+    small, carried = jc.rotate_and_prune(net, 3 / 4).apply(model.params, moments)
+    fresh = net.calibrate(small, [inputs], sensitivity=True, progress=False)
+    assert carried.gains.keys() == fresh.gains.keys()
+    for key, gain in carried.gains.items():
+        assert gain.cov.shape == fresh.gains[key].cov.shape
+        if name == "linear_mlp":
+            np.testing.assert_allclose(gain.cov, fresh.gains[key].cov, atol=0.35 * np.abs(gain.cov).max())
+
+
+def test_straight_through_gradients_are_those_of_the_rule():
+    """A custom derivative is what the outputs feel: rounding passes it on, its own derivative would be zero."""
+
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    net = jc.trace(lambda p, x: rounded(x @ p["a"]) @ p["b"], params, jnp.ones((5, 3)))
+    gains = felt(net, params, (jnp.ones((5, 3)),), 50)
+    np.testing.assert_allclose(gains["a#0"].cov, 1, atol=0.3)
+
+
+def test_outputs_without_floats_are_refused():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    net = jc.trace(lambda p, x: jnp.argmax(jax.nn.relu(x @ p["a"]) @ p["b"], -1), params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="sensitivity needs outputs that are floats"):
+        net.calibrate(params, [jnp.ones((5, 3))], sensitivity=True, progress=False)
