@@ -265,6 +265,15 @@ class Moments:
                     found[leaf] = found[leaf] + statistic if leaf in found else statistic
         return {leaf: statistic.second for leaf, statistic in found.items()}
 
+    def gain_by_leaf(self) -> dict[str, float]:
+        """For every kernel how much the outputs feel one of its results, on average; those that are known."""
+        found: dict[str, float] = {}
+        for key, gain in self.gains.items():
+            for leaf in self.structure.sites[key].leaves if key in self.structure.sites else ():
+                mean = gain.cov.mean() if gain.diagonal else np.trace(gain.cov) / len(gain.cov)
+                found[leaf] = found.get(leaf, 0.0) + float(mean)
+        return found
+
     def mapped(self, axis: Axis, change: AxisMap) -> Moments:
         """The moments of the network after a map on one axis: exact there, first order downstream."""
         touches = lambda statistic: any(axis.key in layout.axes() for layout in (*statistic.lead, *statistic.dims))

@@ -17,6 +17,8 @@ import jax
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import Pattern, is_literal, join, named_leaves, names_within, select
 from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
+from jaxcompress.transforms.budget import Budget, Plan
+from jaxcompress.transforms.leafwise import LeafTransform
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,7 +43,16 @@ class At(Transform):
     pattern: Pattern
     transform: Transform
 
+    def plan(self, params: Any, moments: Any = None) -> Plan:
+        """How a budget is divided among the leaves that the pattern picks; it prints."""
+        if not isinstance(self.transform, LeafTransform):
+            raise ValueError(f"plan divides the budget of one leaf transform, got {self.transform!r}")
+        return self.transform.plan(params, moments, lambda name, leaf: select(self.pattern, name, leaf))
+
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        if isinstance(self.transform, LeafTransform) and isinstance(self.transform.keep, Budget) and not scope.prefix:
+            shared = self.transform.divided(self.plan(params, moments))
+            return dataclasses.replace(self, transform=shared)._apply(params, moments, scope)
         matched = 0
         inner = dataclasses.replace(scope, by_name=is_literal(self.pattern))
 

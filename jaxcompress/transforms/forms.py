@@ -18,7 +18,7 @@ from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.vocabulary import VocabularyArray
-from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep
+from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,6 +30,9 @@ class Hashed(LeafTransform):
     block: int = 1
     seed_by: str = "path"
     axes: Any = None
+
+    def unit(self, m: int, n: int) -> int:
+        return min(self.block, n)
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> HashedArray:
         m, n = matrix.shape[-2:]
@@ -51,6 +54,10 @@ class Vocabulary(LeafTransform):
     grid: tuple[int, ...] | None = None
     seed: int = 0
     axes: Any = None
+
+    def unit(self, m: int, n: int) -> int:
+        designed = callable(self.atoms) or (isinstance(self.atoms, str) and self.atoms != "learned")
+        return n if designed else m + n
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> VocabularyArray | None:
         m, n = matrix.shape[-2:]
@@ -85,6 +92,13 @@ class Factored(LeafTransform):
     energy: Any = None
     axes: Any = None
 
+    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+        m, n = matrix.shape[-2:]
+        power, shares = squared(matrix, metric), energy_by_rank(matrix, metric).mean(0)
+        ranks = [rank for rank in range(1, min(m, n)) if math.ceil(FactoredArray.numbers(m, n, rank)) < m * n]
+        keeps = [math.ceil(FactoredArray.numbers(m, n, rank)) / (m * n) for rank in ranks]
+        return np.array([*keeps, 1.0]), np.array([*(power * max(1 - shares[rank - 1], 0) for rank in ranks), 0.0])
+
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> FactoredArray:
         m, n = matrix.shape[-2:]
         if self.energy is not None:
@@ -106,6 +120,9 @@ class Convolved(LeafTransform):
 
     uses_moments = False  # means over the steps are the optimum in every metric
 
+    def unit(self, m: int, n: int) -> int:
+        return m
+
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ConvolvedArray:
         m, n = matrix.shape[-2:]
         return ConvolvedArray.fit(matrix, min(_whole(numbers, m, "one knot in each input's period"), n), basis=self.basis)
@@ -115,7 +132,7 @@ def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", 
     """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
 
     Args:
-        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         seed: which hash; every leaf mixes in its own path.
         block: how many neighbours along the outputs are shared as one run; faster, and coarser.
         seed_by: "path" for a hash of its own for each leaf, "shape" for one hash for leaves of equal shape, so that
@@ -143,7 +160,7 @@ def vocabulary(
     """Write each weight as features of its inputs times codes: `W = atoms @ codes`.
 
     Args:
-        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         atoms: "dct" (cosines, low frequencies first), "random" (seeded, orthonormal), both recomputed and free to
             store; "learned" (principal directions of the inputs when moments are given, else of the weight), stored;
             a matrix (inputs, atoms), stored, of which the first columns are used; or a function from the grid's
@@ -177,7 +194,7 @@ def factored(keep: Keep | None = None, *, energy: float | None = None, axes: Any
     With moments the *outputs'* error is the least possible at that rank; without, the weight's own.
 
     Args:
-        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         energy: instead of `keep`, the share of the outputs' (or the weight's) squared norm to reach.
         axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
@@ -203,7 +220,7 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
     roles in `axes` to coarsen along the inputs.
 
     Args:
-        keep: the fraction of the numbers to store, in (0, 1], or a mapping from patterns to fractions.
+        keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         basis: "step".
         axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 

@@ -6,6 +6,7 @@ chooses a size within it. The forms themselves are in forms.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -14,13 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm.auto import tqdm
 
 from jaxcompress.arrays.atoms import encode_name
-from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
-from jaxcompress.arrays.paths import join, matches, named_leaves
-from jaxcompress.transforms.base import Scope, Transform, map_leaves
-from jaxcompress.transforms.budget import Budget
+from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
+from jaxcompress.networks.moments import Moments
+from jaxcompress.transforms.base import Scope, Transform, map_leaves, moments_by_name
+from jaxcompress.transforms.budget import Budget, Counts, Plan, Share, divide
+
+SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+"""Keeps at which a form without a formula is fitted to know its error."""
 
 Keep = float | Mapping[str, float] | Budget
 
@@ -47,13 +53,88 @@ class LeafTransform(Transform):
         """
         raise NotImplementedError
 
+    def unit(self, m: int, n: int) -> int:
+        """The numbers that one step in size takes in an m x n matrix."""
+        return 1
+
+    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keeps in ascending order, up to 1, and the squared error of the outputs (or of the weight) at each.
+
+        By default from fits at a few keeps, interpolated between them.
+        """
+        m, n = matrix.shape[-2:]
+        known = {1.0: 0.0}
+        for keep in SAMPLED:
+            with contextlib.suppress(Unreachable):
+                array = self.fit(matrix, max(1, math.floor(keep * m * n)), metric, name)
+                if array is not None and array.stored_numbers < math.prod(matrix.shape):
+                    gap = matrix - np.asarray(array.materialize(), np.float64)
+                    known[array.stored_numbers / math.prod(matrix.shape)] = squared(gap, metric)
+        keeps, errors = (np.array(each) for each in zip(*sorted(known.items()), strict=True))
+        steps = np.arange(1, m * n // self.unit(m, n) + 1)
+        if len(steps) > 400:
+            steps = np.unique(np.geomspace(1, len(steps), 400).round())
+        grid = np.append(np.ceil(steps * self.unit(m, n)) / (m * n), 1.0)
+        grid = np.unique(grid[(grid >= keeps[0] * (1 - 1e-9)) & (grid <= 1)])
+        return grid, np.interp(grid, keeps, np.minimum.accumulate(errors))
+
+    def plan(self, params: Any, moments: Any = None, pick: Selector | None = None) -> Plan:
+        """How a budget is divided among matrices; it prints.
+
+        Args:
+            params, moments: as the transform is called with.
+            pick: `(name, leaf) -> bool`, for those that are to be compacted; all that can be by default.
+
+        Raises:
+            ValueError: for a keep that is no budget, a total that the matrices cannot reach.
+        """
+        if not isinstance(self.keep, Budget):
+            raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
+        leaves = {name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)}
+        axes = PerLeaf(self.axes, "axes")
+        leaves = {name: leaf for name, leaf in leaves.items() if why_not(leaf, axes.get(name)) is None}
+        if not leaves:
+            there = ", ".join(name for name, _ in named_leaves(params))
+            raise ValueError(f"{self.keep}: no leaf of the tree can be compacted; there are: {there}")
+        curves, powers = {}, {}
+        metrics = moments_by_name(moments)
+        for name, leaf in tqdm(leaves.items(), desc="plan", leave=False, disable=None):
+            matrix, metric, _ = read_matrix(self, name, leaf, metrics.get(name), axes.get(name))
+            curves[name], powers[name] = self.curve(matrix, metric, name), max(squared(matrix, metric), 1e-300)
+        gains = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
+        typical = np.median([gains[name] * power for name, power in powers.items() if name in gains] or [1.0])
+        errors = [gains.get(name, typical / powers[name]) * error for name, (_, error) in curves.items()]
+        before = float(stored_numbers(params))
+        dense = [stored_numbers(leaf.materialize() if is_compact(leaf) else leaf) for leaf in leaves.values()]
+        sizes = [keeps * numbers for (keeps, _), numbers in zip(curves.values(), dense, strict=True)]
+        counts = Counts(before - sum(float(stored_numbers(leaf)) for leaf in leaves.values()), sizes)
+        keeps = [keeps for keeps, _ in curves.values()]
+        option = lambda item, keep: max(0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1)
+        try:
+            choice, equal = divide(errors, counts, self.keep.total * before, option)
+        except ValueError as error:
+            raise ValueError(f"{self.keep}: {error}") from None
+        shares = (
+            Share(name, float(mine[index]), " x ".join(map(str, leaf.shape)), float(error[index]))
+            for (name, leaf), mine, error, index in zip(leaves.items(), keeps, errors, choice, strict=True)
+        )
+        return Plan(tuple(shares), (before, counts.total(choice)), equal)
+
+    def divided(self, plan: Plan) -> LeafTransform:
+        """The transform with the keeps of a plan."""
+        return dataclasses.replace(self, keep=tuple(plan.keeps.items()))  # type: ignore[type-var]
+
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        if isinstance(self.keep, Budget):
+            if scope.prefix:
+                raise TypeError(f"{self!r} divides a budget among several leaves: use it alone or in jc.at, with top-level leaves")
+            return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         keeps, axes = PerLeaf(self.keep, "keep"), PerLeaf(self.axes, "axes")
 
         def visit(name: str, leaf: Any, metric: Any) -> Any:
             path = join(scope.prefix, name)
             keep, roles = keeps.get(path), axes.get(path)
-            problem = "no keep is given for it" if keep is None else why_not(leaf, roles)
+            problem = why_not(leaf, roles) or ("no keep is given for it" if keep is None else None)
             if keep is not None and problem is None:
                 return compact_leaf(self, path, leaf, metric, keep, roles)
             if scope.by_name:
@@ -120,19 +201,8 @@ def why_not(leaf: Any, axes: MatrixAxes | None) -> str | None:
 def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, keep: float, axes: MatrixAxes | None) -> Any:
     """One weight in a transform's form; left dense where the form at full resolution would cost more than dense."""
     where = path or "the leaf"
-    roles: MatrixAxes = axes or (leaf.axes if is_compact(leaf) else MATRIX)
-    dense = leaf.materialize() if is_compact(leaf) else leaf
-    try:
-        axes = roles.resolve(dense.ndim)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    values = np.asarray(dense)
-    dtype = jnp.asarray(dense).dtype
-    if not np.isfinite(values.astype(np.float32)).all():
-        raise ValueError(f"{where} contains NaN or infinity: repair or retrain it before compressing")
-    matrix = axes.to_matrix(values.astype(np.float32) if dtype.itemsize < 4 else values)
+    matrix, metric, axes = read_matrix(transform, where, leaf, metric, axes)
     m, n = matrix.shape[-2:]
-    metric = check_metric(where, metric, matrix) if transform.uses_moments else None
     numbers = math.floor(keep * m * n * (1 + 1e-9))
     try:
         if numbers < 1:
@@ -146,10 +216,34 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
         raise Unreachable(error.least, f"{where}: {error}; {way_out}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    dims = values.shape[values.ndim - axes.ndim :]
     if array is None:
         return leaf
+    dtype, dims = jnp.result_type(leaf), tuple(leaf.shape)[len(leaf.shape) - axes.ndim :]
     return jax.tree.map(lambda child: child.astype(dtype), dataclasses.replace(array, axes=axes, dims=dims))
+
+
+def read_matrix(
+    transform: LeafTransform, where: str, leaf: Any, metric: Any, axes: MatrixAxes | None
+) -> tuple[np.ndarray, np.ndarray | None, MatrixAxes]:
+    """One weight as plain matrices (..., m, n), the metric of its inputs, and its axes."""
+    roles: MatrixAxes = axes or (leaf.axes if is_compact(leaf) else MATRIX)
+    dense = leaf.materialize() if is_compact(leaf) else leaf
+    try:
+        axes = roles.resolve(dense.ndim)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    values = np.asarray(dense)
+    dtype = jnp.asarray(dense).dtype
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise ValueError(f"{where} contains NaN or infinity: repair or retrain it before compressing")
+    matrix = axes.to_matrix(values.astype(np.float32) if dtype.itemsize < 4 else values)
+    return matrix, check_metric(where, metric, matrix) if transform.uses_moments else None, axes
+
+
+def squared(error: np.ndarray, metric: np.ndarray | None) -> float:
+    """The squared norm of a weight's error in the metric of its inputs, summed over a stack."""
+    error = np.asarray(error, np.float64)
+    return float(np.sum(error * (error if metric is None else metric @ error)))
 
 
 def check_metric(where: str, metric: Any, matrix: np.ndarray) -> np.ndarray | None:

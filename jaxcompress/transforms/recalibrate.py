@@ -16,8 +16,8 @@ from jaxcompress.transforms.base import Scope, Transform
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Recalibrate(Transform):
-    """See `recalibrate`."""
+class DataTransform(Transform):
+    """The base of transforms that read data when they run."""
 
     net: Network
     batches: Iterable[Any]
@@ -27,14 +27,21 @@ class Recalibrate(Transform):
     progress: bool = True
     whole_network = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lower()}(<batches>)"
+
+
+class Recalibrate(DataTransform):
+    """See `recalibrate`."""
+
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        found = self.net.calibrate(params, self.batches, self.inputs, mask=self.mask, sample=self.sample, progress=self.progress)
+        options = dict(mask=self.mask, sample=self.sample, progress=self.progress)
+        if isinstance(moments, Moments) and moments.gains:
+            options["sensitivity"] = True
+        found = self.net.calibrate(params, self.batches, self.inputs, **options)  # type: ignore[arg-type]
         if isinstance(moments, Moments):  # what the original was stays known
             found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
         return params, found
-
-    def __repr__(self) -> str:
-        return "recalibrate(<batches>)"
 
 
 def check_batches(what: str, batches: Iterable[Any]) -> None:

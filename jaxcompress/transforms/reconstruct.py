@@ -26,7 +26,7 @@ from jaxcompress.networks.paired import Paired, checked, gather, groups
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
-from jaxcompress.transforms.recalibrate import check_batches
+from jaxcompress.transforms.recalibrate import DataTransform, check_batches
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +34,8 @@ SHRINK = 0.1
 """How strongly a kernel is held to what it was, for each unknown that a measured vector must pay for."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Reconstruct(Transform):
+class Reconstruct(DataTransform):
     """See `reconstruct`."""
-
-    net: Network
-    batches: Iterable[Any]
-    inputs: Callable[[Any], Any] | None = None
-    mask: Callable[..., Any] | None = None
-    sample: float = 1.0
-    progress: bool = True
-    whole_network = True
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         if not isinstance(moments, Moments) or moments.reference is None:
@@ -68,9 +59,6 @@ class Reconstruct(Transform):
                 solve(work, solvable[key], original, paired, gaps)
                 met[key] = dataclasses.replace(met[key], count=paired.count, mean=paired.after, cov=paired.cov)
         return work.params(), dataclasses.replace(moments, sites=met)
-
-    def __repr__(self) -> str:
-        return "reconstruct(<batches>)"
 
 
 class Original:

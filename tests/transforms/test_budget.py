@@ -162,3 +162,70 @@ def test_compress_is_one_percentage():
     with pytest.raises(ValueError, match="budget must be"):
         jc.compress(mlp, params, [x], 4)
     assert jax.tree.structure(small) == jax.tree.structure(params)
+
+
+# --- budgets of matrices ---------------------------------------------------------------------------------------------
+
+FORMS = {
+    "factored": jc.factored,
+    "hashed": jc.hashed,
+    "vocabulary": lambda keep: jc.vocabulary(keep, atoms="learned"),
+    "convolved": jc.convolved,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("informed", [True, False])
+def test_matrices_meet_a_total_and_lose_no_more_than_equal_keeps(form, informed):
+    _, params, x, moments = trained_mlp((32, 64, 96, 16))
+    moments = moments if informed else None
+    for total in (0.5, 0.3):
+        divided = jc.at("w*", FORMS[form](jc.budget(total)))
+        plan, small = divided.plan(params, moments), divided(params, moments)
+        met = jc.stored_numbers(small) / jc.stored_numbers(params)
+        assert total * 0.97 <= met <= total * 1.0001
+        assert plan.stored[1] / plan.stored[0] == pytest.approx(met, rel=0.03)
+        assert plan.uniform is None or plan.error <= plan.uniform
+        if informed and form == "factored":
+            error = lambda tree: float(jnp.mean((mlp(jc.materialize(tree), x) - mlp(params, x)) ** 2))
+            keeps = [keep for keep in np.linspace(0.2, 0.7, 20) if total_of(form, keep, params, moments) <= plan.stored[1] * 1.001]
+            assert error(small) < error(jc.at("w*", FORMS[form](float(keeps[-1])))(params, moments))
+
+
+def total_of(form, keep, params, moments):
+    return jc.stored_numbers(jc.at("w*", FORMS[form](float(keep)))(params, moments))
+
+
+def test_curves_are_the_errors_of_the_fits():
+    """With a formula (factored) and interpolated (hashed, where every table size is another draw), in the metric of the inputs."""
+    rng = np.random.default_rng(0)
+    matrix, x = rng.normal(size=(24, 32)).astype(np.float32), rng.normal(size=(500, 24)) * np.linspace(0.1, 2, 24)
+    metric = x.T @ x / 500
+    for transform, tolerance in ((jc.factored(1.0), 1e-4), (jc.hashed(1.0), 0.2)):
+        keeps, errors = transform.curve(matrix, metric, "w")
+        assert (np.diff(keeps) > 0).all()
+        assert (np.diff(errors) <= 1e-9).all()
+        for keep in (0.2, 0.4, 0.7):
+            index = int(np.searchsorted(keeps, keep))
+            array = transform.fit(matrix, int(np.floor(keeps[index] * matrix.size * (1 + 1e-9))), metric, "w")
+            gap = matrix - np.asarray(array.materialize(), np.float64)
+            np.testing.assert_allclose(errors[index], np.sum(gap * (metric @ gap)), rtol=tolerance)
+
+
+def test_a_chain_of_budgets_multiplies():
+    net, params, _, moments = trained_mlp((32, 64, 96, 16))
+    recipe = jc.chain(jc.rotate_and_prune(net, jc.budget(1 / 2)), jc.at("w*", jc.factored(jc.budget(1 / 2))))
+    small = recipe(params, moments)
+    assert 0.24 < jc.stored_numbers(small) / jc.stored_numbers(params) <= 0.25
+
+
+def test_matrices_refuse_what_cannot_be_divided():
+    params = mlp_params((32, 64, 96, 16))
+    with pytest.raises(ValueError, match=r"budget\(0.001\): .* numbers cannot be reached"):
+        jc.at("w*", jc.factored(jc.budget(0.001)))(params)
+    with pytest.raises(ValueError, match="no leaf of the tree can be compacted"):
+        jc.at("b*", jc.factored(jc.budget(0.5)))(params)
+    with pytest.raises(TypeError, match="divides a budget among several leaves"):
+        jc.partition({"a": jc.hashed(jc.budget(0.5))}, jax.tree.map(lambda _: "a", params))(params)
+    with pytest.raises(ValueError, match="plan divides a budget, and hashed"):
+        jc.at("w*", jc.hashed(0.5)).plan(params)
