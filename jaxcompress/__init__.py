@@ -28,6 +28,7 @@ from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
@@ -66,6 +67,7 @@ __all__ = [
     "materialize",
     "matmul",
     "matrices",
+    "merge",
     "partition",
     "plots",
     "recalibrate",

@@ -36,6 +36,12 @@ class AxisTransform(Transform):
         """The map for one axis, or None to leave it."""
         raise NotImplementedError
 
+    def left(self, work: Work, axis: Axis, size: int) -> str | None:
+        """Why an axis is left as it is unless it is named; None where it is not."""
+        if self.axes != "**" or readable(self.structure, work, axis, size):
+            return None
+        return "its size cannot be read off the parameters; name it in axes=, and use net.resized"
+
     def chosen(self) -> list[Axis]:
         """The axes that the pattern matches."""
         found = self.structure.axes.matching(self.axes)
@@ -60,6 +66,16 @@ class AxisTransform(Transform):
             if change is not None:
                 work.apply(axis, change)
         return work.params(), work.moments
+
+
+def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
+    """Whether a new size of an axis can be told from the parameters' shapes."""
+    sizes = {**work.sizes, axis.key: size}
+    shapes = {name: tuple(layout.resized(sizes).size for layout in dims) for name, dims in structure.layouts.items()}
+    try:
+        return structure.sizes(shapes).get(axis.key, axis.size) == size
+    except ValueError:
+        return False
 
 
 class Work:

@@ -15,7 +15,7 @@ from jaxcompress.transforms.axiswise import Work
 
 
 def curve(work: Work, axis: Axis, method: str) -> np.ndarray:
-    """(d,): the predicted error of the outputs at size 1, 2, ..., d of one axis."""
+    """(d + 1,): the predicted error of the outputs at size 0, 1, ..., d of one axis."""
     d = work.size(axis)
     sensed = work.moments is not None and bool(work.moments.gains)
     if method != "select" and axis_maps.why_not_rotate(work, axis) is None and (not axis.pair or axis_maps.pair_of(work, axis)):
@@ -30,7 +30,7 @@ def curve(work: Work, axis: Axis, method: str) -> np.ndarray:
     else:
         errors = tails(np.sort(axis_maps.importance(work, axis), axis=1)[:, ::-1]).sum(0)
     errors = np.minimum.accumulate(errors)
-    return errors[1:] - errors[-1] if sensed else (errors[1:] - errors[-1]) / max(errors[0], 1e-300)
+    return errors - errors[-1] if sensed else (errors - errors[-1]) / max(errors[0], 1e-300)
 
 
 def rotated(work: Work, axis: Axis, sensed: bool) -> tuple[np.ndarray, bool]:

@@ -16,6 +16,7 @@ import logging
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
@@ -30,6 +31,9 @@ from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
+ROUNDING = 1e-6
+"""The share of an energy that is rounding: moments are gathered in float32."""
+
 log = logging.getLogger(__name__)
 
 
@@ -42,44 +46,49 @@ class RotateAndPrune(AxisTransform):
     axes: str = "**"
     method: str = "auto"
     seed: int = 0
+    energy: float | None = None
 
     def __repr__(self) -> str:
         keep = dict(self.keep) if isinstance(self.keep, tuple) else self.keep
-        given = [f"keep={keep:g}" if isinstance(keep, float) else f"keep={keep}"]
+        given = [f"keep={keep:g}" if isinstance(keep, float) else f"keep={keep}"] if self.energy is None else []
+        given += [f"energy={self.energy:g}"] if self.energy is not None else []
         given += [f"axes={self.axes!r}"] if self.axes != "**" else []
         given += [f"method={self.method!r}"] if self.method != "auto" else []
         return f"rotate_and_prune(<{len(self.structure.axes)} hidden axes>, {', '.join(given)})"
 
     def plan(self, params: Any, moments: Any = None) -> Plan:
-        """How a budget is divided among the axes; it prints.
+        """How a budget is divided among the axes, or what sizes an energy gives; it prints.
 
         Args:
             params, moments: as the transform is called with.
 
         Raises:
-            ValueError: for a keep that is no budget, a control, a total that the axes cannot reach.
+            ValueError: for a keep that is a number, a control, a total that the axes cannot reach.
         """
-        if not isinstance(self.keep, Budget):
+        if not self.planned:
             raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
         if self.method in CONTROLS:
-            raise ValueError(f"method={self.method!r} predicts no error that a budget could divide: give it keeps")
+            raise ValueError(f"method={self.method!r} predicts no error to go by: give it keeps")
         work = self.prepare(params, moments)
         axes = [axis for axis in self.chosen() if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None]
         for axis in axes:
             work.touched(axis)
-        errors = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        curves = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        errors = [each[1:] for each in curves]
         full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
         worth = {name: stored_numbers(leaf) / max(jnp.size(leaf), 1) for name, leaf in work.given.items() if name in work.leaves}
         layouts = {name: self.structure.layouts[name] for name in worth}
         counts = AxisCounts(layouts, worth, [axis.key for axis in axes], full | work.sizes)
         before = float(stored_numbers(params))
         compact = before - counts.total([work.size(axis) - 1 for axis in axes])
-        target = self.keep.total * before - compact
-        option = lambda item, keep: max(1, round(keep * len(errors[item]))) - 1
-        try:
-            choice, equal = divide(errors, counts, target, option)
-        except ValueError as error:
-            raise ValueError(f"{self.keep}: {error}") from None
+        if self.energy is not None:
+            choice, equal = [reaching(each, self.energy) - 1 for each in curves], None
+        else:
+            option = lambda item, keep: max(1, round(keep * len(errors[item]))) - 1
+            try:
+                choice, equal = divide(errors, counts, self.keep.total * before - compact, option)
+            except ValueError as error:
+                raise ValueError(f"{self.keep}: {error}") from None
         rows = []
         for axis, curve_, index in zip(axes, errors, choice, strict=True):
             d = len(curve_)
@@ -87,16 +96,15 @@ class RotateAndPrune(AxisTransform):
         return Plan(tuple(rows), (before, counts.total(choice) + compact), equal)
 
     def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
-        if not isinstance(self.keep, Budget):
+        if not self.planned:
             return super()._step(params, moments, scope)
         keeps = tuple(self.plan(params, moments).keeps.items())
-        return dataclasses.replace(self, keep=keeps)._step(params, moments, scope)
+        return dataclasses.replace(self, keep=keeps, energy=None)._step(params, moments, scope)
 
-    def left(self, work: Work, axis: Axis, size: int) -> str | None:
-        """Why an axis is left as it is unless it is named; None where it is not."""
-        if self.axes != "**" or readable(self.structure, work, axis, size):
-            return None
-        return "its size cannot be read off the parameters; name it in axes=, and use net.resized"
+    @property
+    def planned(self) -> bool:
+        """Whether the sizes come from the predicted errors."""
+        return self.energy is not None or isinstance(self.keep, Budget)
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         keep = PerLeaf(self.keep, "keep").get(axis.key)
@@ -125,23 +133,27 @@ class RotateAndPrune(AxisTransform):
         return choose(work, axis, size, fold=why_not_fold(axis) is None)
 
 
-def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
-    """Whether a new size of an axis can be told from the parameters' shapes."""
-    sizes = {**work.sizes, axis.key: size}
-    shapes = {name: tuple(layout.resized(sizes).size for layout in dims) for name, dims in structure.layouts.items()}
-    try:
-        return structure.sizes(shapes).get(axis.key, axis.size) == size
-    except ValueError:
-        return False
+def reaching(errors: np.ndarray, energy: float) -> int:
+    """The least size that keeps a share of what the consumers read."""
+    return max(1, int(np.argmax(errors <= (1 - energy + ROUNDING) * errors[0])))
 
 
-def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str = "auto", seed: int = 0) -> RotateAndPrune:
+def rotate_and_prune(
+    net: Network,
+    keep: Keep | None = None,
+    *,
+    energy: float | None = None,
+    axes: str = "**",
+    method: str = "auto",
+    seed: int = 0,
+) -> RotateAndPrune:
     """Keep the most useful directions or channels of every hidden axis.
 
     Args:
         net: from `jc.trace`; only its axes are kept.
         keep: the fraction of the channels to keep, in (0, 1], a mapping from patterns of axis keys to fractions, or
             `jc.budget(total)`, which divides a share of all numbers among the axes.
+        energy: instead of `keep`, the share of what every axis's consumers read that must stay, in (0, 1].
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
         method: "auto" rotates where that is legal, else selects and folds; "rotate" rotates or raises; "select" never
             rotates; "magnitude" (L2 of the producers), "l1" and "random" are the controls, without a fold.
@@ -152,7 +164,7 @@ def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str 
         moments it sees the weights alone, and folds nothing.
 
     Raises:
-        ValueError: for a keep outside (0, 1], an unknown method, a pattern without an axis.
+        ValueError: for a keep or an energy outside (0, 1], both or none of them, an unknown method, a pattern without an axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -170,4 +182,8 @@ def rotate_and_prune(net: Network, keep: Keep, *, axes: str = "**", method: str 
         raise TypeError(f"rotate_and_prune takes a network from jc.trace, got {type(net).__name__}")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}")
-    return RotateAndPrune(net.structure, check_keep(keep), axes, method, seed)
+    if (keep is None) == (energy is None):
+        raise ValueError("rotate_and_prune takes either keep or energy, and one of them")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be in (0, 1], the share of what the consumers read that stays; got {energy!r}")
+    return RotateAndPrune(net.structure, 1.0 if keep is None else check_keep(keep), axes, method, seed, energy)

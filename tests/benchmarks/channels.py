@@ -195,12 +195,12 @@ def flops(run: Callable[[Any, jax.Array], jax.Array], params: Any) -> float:
 class Case:
     """One trained network, calibrated."""
 
-    def __init__(self, name: str, seed: int, data: Digits, judge: Digits, retrain: bool):
+    def __init__(self, name: str, seed: int, data: Digits, judge: Digits, retrain: bool = False, sensitivity: bool = False):
         self.subject, self.judge = SUBJECTS[name], judge
         self.params = trained(name, seed, data, retrain)
         self.net = jc.trace(self.subject.apply, self.params, jnp.zeros((COST_BATCH, 784)))
         self.batches = [to_unit(batch) for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)]
-        self.moments = self.net.calibrate(self.params, self.batches, sample=SAMPLE, progress=False)
+        self.moments = self.net.calibrate(self.params, self.batches, sample=SAMPLE, sensitivity=sensitivity, progress=False)
         self.before = accuracy(self.net, self.params, judge)
 
     def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:

@@ -238,3 +238,28 @@ def test_recalibration_in_a_chain():
         jc.at("w0", fresh)
     with pytest.raises(TypeError, match="give a list"):
         jc.recalibrate(net, iter([x]))
+
+
+def test_energy_gives_the_least_size_that_keeps_a_share():
+    params, x = mlp_params((5, 24, 16, 3)), np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    linear = lambda p, x: (x @ p["w0"]) @ p["w1"]
+    params = {name: params[name] for name in ("w0", "w1")}
+    net = jc.trace(linear, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    sizes = []
+    for energy in (0.5, 0.9, 0.99, 1):
+        shrink = jc.rotate_and_prune(net, energy=energy)
+        small = shrink(params, moments)
+        sizes.append(small["w0"].shape[1])
+        assert error(net, params, small, (x,)) ** 2 <= 1 - energy + 1e-6
+        assert shrink.plan(params, moments).shares[0].detail == f"{sizes[-1]} of 24"
+    fewer = jc.rotate_and_prune(net, (sizes[1] - 1) / 24)(params, moments)
+    assert error(net, params, fewer, (x,)) ** 2 > 0.1
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 5  # the inputs have five directions
+    assert repr(jc.rotate_and_prune(net, energy=0.9)) == "rotate_and_prune(<1 hidden axes>, energy=0.9)"
+    for both in ({}, {"keep": 0.5, "energy": 0.5}):
+        with pytest.raises(ValueError, match="either keep or energy"):
+            jc.rotate_and_prune(net, **both)
+    with pytest.raises(ValueError, match=r"energy must be in \(0, 1\]"):
+        jc.rotate_and_prune(net, energy=2)
