@@ -18,22 +18,26 @@ import numpy as np
 
 from jaxcompress.networks.axes import Layout, Table
 
+OF = ("numbers", "channels")
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """See `budget`."""
 
     total: float
+    of: str = "numbers"
 
     def __repr__(self) -> str:
-        return f"budget({self.total:g})"
+        return f"budget({self.total:g}{f', of={self.of!r}' if self.of != 'numbers' else ''})"
 
 
-def budget(total: float) -> Budget:
+def budget(total: float, *, of: str = "numbers") -> Budget:
     """A rule that goes wherever a keep goes: one share of all stored numbers, divided where it costs the outputs least.
 
     Args:
         total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met within 2 %.
+        of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each counting one.
 
     Returns:
         A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)` prints what it gives. Errors
@@ -57,7 +61,9 @@ def budget(total: float) -> Budget:
         raise ValueError(
             f"budget must be in (0, 1], the fraction of all numbers to keep; got {total!r}: for a quarter, budget(1/4)"
         )
-    return Budget(float(total))
+    if of not in OF:
+        raise ValueError(f"of={of!r} is unknown: expected one of {', '.join(map(repr, OF))}")
+    return Budget(float(total), of)
 
 
 @dataclasses.dataclass(frozen=True)

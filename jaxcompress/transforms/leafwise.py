@@ -90,6 +90,8 @@ class LeafTransform(Transform):
         """
         if not isinstance(self.keep, Budget):
             raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
+        if self.keep.of != "numbers":
+            raise ValueError(f"{self.keep}: matrices are divided by their numbers, jc.budget({self.keep.total:g})")
         leaves = {name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)}
         axes = PerLeaf(self.axes, "axes")
         leaves = {name: leaf for name, leaf in leaves.items() if why_not(leaf, axes.get(name)) is None}

@@ -25,7 +25,7 @@ from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
-from jaxcompress.transforms.budget import AxisCounts, Budget, Plan, Share, divide
+from jaxcompress.transforms.budget import AxisCounts, Budget, Counts, Plan, Share, divide
 from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
@@ -85,8 +85,11 @@ class RotateAndPrune(AxisTransform):
             choice, equal = [reaching(each, self.energy) - 1 for each in curves], None
         else:
             option = lambda item, keep: max(1, round(keep * len(errors[item]))) - 1
+            channels = Counts(0, [np.arange(1.0, len(each) + 1) for each in errors])
+            of_channels = channels, self.keep.total * sum(map(len, errors))
+            counted, target = of_channels if self.keep.of == "channels" else (counts, self.keep.total * before - compact)
             try:
-                choice, equal = divide(errors, counts, self.keep.total * before - compact, option)
+                choice, equal = divide(errors, counted, target, option)
             except ValueError as error:
                 raise ValueError(f"{self.keep}: {error}") from None
         rows = []

@@ -3,8 +3,10 @@
 Two ordinary linen networks, a perceptron 784-512-512-10 and a small ConvNet with batch norm, are trained with three seeds and
 cut on every hidden axis at once. 20,000 training images calibrate, an eighth of each image's patches; the 10,000 test images
 judge. The perceptron's weight decay was chosen out of two on the last 10,000 training images, one seed; the rest of the
-training was set in advance. "ours" is `rotate_and_prune` and `reconstruct`; "no reconstruction" is the first alone, "weights
-alone" that without calibration; magnitude (with our reconstruction, too), l1 and random are the controls. Then two speeds:
+training was set in advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all channels,
+divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
+is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
+reconstruction, too), l1 and random are the controls. Then two speeds:
 the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer
 encoder.
 
@@ -41,6 +43,7 @@ import jaxcompress as jc
 KEEPS = (0.7, 0.5)
 METHODS = {
     "ours": "auto",
+    "equal in all layers": "auto",
     "no reconstruction": "auto",
     "weights alone": "auto",
     "magnitude, reconstructed": "magnitude",
@@ -48,7 +51,7 @@ METHODS = {
     "l1": "l1",
     "random": "random",
 }
-RECONSTRUCTED = ("ours", "magnitude, reconstructed")
+RECONSTRUCTED = ("ours", "equal in all layers", "magnitude, reconstructed")
 TARGETS = {0.7: 0.3, 0.5: 1.0}
 """Points that our cut may lose; a tenth of what magnitude loses is the other half of the target."""
 
@@ -195,21 +198,24 @@ def flops(run: Callable[[Any, jax.Array], jax.Array], params: Any) -> float:
 class Case:
     """One trained network, calibrated."""
 
-    def __init__(self, name: str, seed: int, data: Digits, judge: Digits, retrain: bool = False, sensitivity: bool = False):
+    def __init__(self, name: str, seed: int, data: Digits, judge: Digits, retrain: bool = False):
         self.subject, self.judge = SUBJECTS[name], judge
         self.params = trained(name, seed, data, retrain)
         self.net = jc.trace(self.subject.apply, self.params, jnp.zeros((COST_BATCH, 784)))
         self.batches = [to_unit(batch) for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)]
-        self.moments = self.net.calibrate(self.params, self.batches, sample=SAMPLE, sensitivity=sensitivity, progress=False)
+        self.felt = self.net.calibrate(self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False)
+        self.moments = dataclasses.replace(self.felt, gains={})
         self.before = accuracy(self.net, self.params, judge)
 
     def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:
         """The small parameters, and what came of them."""
-        transform = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
+        divided = jc.rotate_and_prune(self.net, jc.budget(keep, of="channels"), axes=axes)
+        equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
+        transform, moments = (divided, self.felt) if method == "ours" else (equal, self.moments)
         if method in RECONSTRUCTED:
             transform = jc.chain(transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False))
         start = time.perf_counter()
-        small = transform(self.params) if method == "weights alone" else transform(self.params, self.moments)
+        small = transform(self.params) if method == "weights alone" else transform(self.params, moments)
         jax.block_until_ready(small)
         seconds = round(time.perf_counter() - start, 3)
         after = accuracy(self.net, small, self.judge)

@@ -117,6 +117,20 @@ def test_pairs_and_heads_have_curves_too():
     assert plan.stored[1] <= 0.7 * plan.stored[0]
 
 
+def test_a_share_of_all_channels():
+    net, params, x, moments = trained_mlp()
+    shrink = jc.rotate_and_prune(net, jc.budget(1 / 8, of="channels"))
+    small = shrink(params, moments)
+    assert small["w0"].shape[1] + small["w1"].shape[1] == 160 / 8
+    error = lambda small: float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
+    assert error(small) < error(jc.rotate_and_prune(net, 1 / 8)(params, moments))
+    assert repr(shrink.keep) == "budget(0.125, of='channels')"
+    with pytest.raises(ValueError, match="of='flops' is unknown"):
+        jc.budget(1 / 2, of="flops")
+    with pytest.raises(ValueError, match="matrices are divided by their numbers"):
+        jc.at("w*", jc.factored(jc.budget(1 / 2, of="channels")))(params)
+
+
 def test_a_plan_prints_and_shows():
     net, params, _, moments = trained_mlp()
     shrink = jc.rotate_and_prune(net, jc.budget(1 / 4))
