@@ -210,6 +210,7 @@ class Site:
         layers: axes of loops that run over layers of the parameter.
         bias: slots of a bias added right behind, and its sign (-1 for a mean that is subtracted); 0 without one.
         scaled: scales that the activations were multiplied by, None where branches with different ones meet.
+        outputs: the parameter's other dimensions, in the product's order.
     """
 
     key: str
@@ -221,6 +222,7 @@ class Site:
     layers: tuple[str, ...] = ()
     bias: tuple[tuple[str, ...], int] = ((), 0)
     scaled: tuple[str, ...] | None = ()
+    outputs: tuple[Layout, ...] = ()
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -264,7 +266,7 @@ class Structure:
                 layouts = self.layouts[leaf]
                 outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not stacked & set(layout.axes())]
                 with contextlib.suppress(ValueError):  # a stack that does not come first, or no outputs
-                    found[leaf] = MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts))
+                    found.setdefault(leaf, MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts)))
         return found
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None) -> dict[str, int]:

@@ -41,7 +41,7 @@ def calibrate(
     """See `Network.calibrate`."""
     sums: dict[str, Any] = {}
     shifts: dict[str, Any] = {}
-    senses = Senses(net, max_dim) if sensitivity else None
+    senses = Senses(net, mask, max_dim) if sensitivity else None
 
     @jax.jit
     def gather(params: Any, values: tuple[Any, ...], shifts: Any, number: Any) -> Any:

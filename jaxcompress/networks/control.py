@@ -80,18 +80,18 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     options = {name: step.params[name] for name in ("length", "reverse", "unroll")}
     taps = None if replay.tap is None else replay.tap
 
-    def turn(state: tuple[list[Any], Any], slices: list[Any]) -> tuple[tuple[list[Any], Any], Any]:
-        values, sums = state
-        inner = replay if taps is None else Replay(replay.sizes, taps.nested(), replay.note)
+    def turn(state: tuple[list[Any], Any], given: tuple[list[Any], Any]) -> tuple[tuple[list[Any], Any], Any]:
+        (values, sums), (slices, index) = state, given
+        inner = replay if taps is None else Replay(replay.sizes, taps.nested(step.note, index), replay.note)
         results = all_dense(step, inner, body, inner.run(body, [*fixed, *values, *slices]))
         seen, layers = ({}, {}) if taps is None else inner.tap.divide(step.note)
         return (results[:carry], jax.tree.map(jnp.add, sums, seen) if sums else seen), (results[carry:], layers)
 
-    sums = {}
+    sums, given = {}, (stacked, None if taps is None else jnp.arange(step.params["length"]))
     if taps is not None:  # sums over the turns start from zeros, whose shapes one turn tells
-        first = jax.tree.map(lambda leaf: leaf[0], stacked)
+        first = jax.tree.map(lambda leaf: leaf[0], given)
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(turn, (init, {}), first)[0][1])
-    (final, sums), (outputs, layers) = jax.lax.scan(turn, (init, sums), stacked, **options)
+    (final, sums), (outputs, layers) = jax.lax.scan(turn, (init, sums), given, **options)
     if taps is not None:
         taps.update(sums, layers)
     return [*final, *outputs]
@@ -155,6 +155,7 @@ def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
     carry = [replay.dense(step, value, full) for value, full in zip(operands, step.inputs, strict=True)][first + second :]
     operands = [*operands[: first + second], *carry]
+    operands = operands if replay.tap is None else replay.tap.enter(operands)
     test = lambda values: quiet.run(step.programs["cond"], [*operands[:first], *values])[0]
     body = lambda values: quiet.run(step.programs["body"], [*operands[first : first + second], *values])
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(operands[first + second :], step.outputs, strict=True)]

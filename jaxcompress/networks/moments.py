@@ -257,11 +257,13 @@ class Moments:
     def by_leaf(self) -> dict[str, np.ndarray]:
         """For every matrix the second moments of its inputs, where they are known: (..., m, m)."""
         found: dict[str, Statistic] = {}
+        orders: dict[str, tuple[int, ...]] = {}
         for key, statistic in self.sites.items():
             site = self.structure.sites[key]
             usable = not (statistic.diagonal or site.batch) and len(statistic.dims) == len(site.dims)
             for leaf, order in site.inputs.items() if usable else ():
-                if list(order) == sorted(order):  # a matrix is read with its inputs in their own order
+                first = orders.setdefault(leaf, order)  # a kernel may also be read along other dimensions, as a tied one is
+                if list(order) == sorted(order) and order == first:  # a matrix is read with its inputs in their own order
                     found[leaf] = found[leaf] + statistic if leaf in found else statistic
         return {leaf: statistic.second for leaf, statistic in found.items()}
 

@@ -8,6 +8,7 @@ passes up to the contraction, and m' (m' + m) products a row.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from jaxcompress.networks.calibrate import check_batch
 from jaxcompress.networks.rows import Rows, rows
-from jaxcompress.networks.taps import MAX_DIM, Taps
+from jaxcompress.networks.taps import Taps
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step
@@ -60,11 +61,11 @@ class Record(Taps):
     """The vectors themselves that some contractions of a running program see."""
 
     def __init__(self, found: Any, keys: tuple[str, ...], rows: Rows, order: dict[str, Any]):
-        super().__init__(found, {}, rows, MAX_DIM)
+        super().__init__(found, {}, rows, sys.maxsize)
         self.keys, self.order = keys, order
 
-    def nested(self) -> Record:
-        return Record(self.found, self.keys, self.rows, self.order)
+    def nested(self, turns: Any, index: Any) -> Record:
+        return Record(self.found, self.keys, self.rows.turn(turns, index), self.order)
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, self.sums  # every turn of a loop gives vectors of its own

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,12 +32,31 @@ class Rows:
     Attributes:
         mask: an array of weights, or None.
         dims: its dimensions as the network's analysis knows them.
+        known: the dimensions of those of the network's inputs that it uses.
+        axes: those of parameters.
         sample: the share of every example's vectors that are taken.
         key: for the places.
     """
 
-    def __init__(self, mask: Any = None, dims: Sequence[Dim | None] = (), sample: float = 1.0, key: Any = None):
-        self.mask, self.dims, self.sample, self.key = mask, tuple(dims), sample, key
+    def __init__(
+        self,
+        mask: Any = None,
+        dims: Sequence[Dim | None] = (),
+        known: Sequence[Dim] = (),
+        axes: Collection[Dim] = (),
+        sample: float = 1.0,
+        key: Any = None,
+    ):
+        self.mask, self.dims, self.known, self.axes, self.sample, self.key = mask, tuple(dims), tuple(known), axes, sample, key
+
+    def turn(self, along: Dim | None, index: Any) -> Rows:
+        """The rows inside one turn of a loop along an axis."""
+        same = lambda dim: dim is not None and along is not None and find(dim) is find(along)
+        place = next((index for index, dim in enumerate(self.dims) if same(dim)), None)
+        if self.mask is None or place is None:
+            return self
+        mask = jnp.take(jnp.asarray(self.mask), index, axis=place)
+        return Rows(mask, self.dims[:place] + self.dims[place + 1 :], self.known, self.axes, self.sample, self.key)
 
     def take(self, name: str, x: Any, dims: Sequence[Dim | None], positions: Sequence[int], kept: Sequence[int]) -> tuple[Any, Any]:
         """Vectors along some dimensions as rows (*kept, rows, m) in float32, zero where they do not count, and weights (rows,).
@@ -67,21 +86,35 @@ class Rows:
             return jnp.ones(sizes, jnp.float32)
         mask = jnp.asarray(self.mask, jnp.float32)
         flat = [factor for dim, size in zip(dims, sizes, strict=True) for factor in _factors(dim, size)]
-        where = [
+        where: list[int | None] = [
             next((place for place, (dim, size) in enumerate(flat) if dim is not None and dim is root and size == extent), None)
             for root, extent in ((dim and find(dim), extent) for dim, extent in zip(self.dims, mask.shape, strict=True))
         ]
+        free = [dim is None or dim not in self.axes for dim, _ in flat]  # no axis of parameters
+        fits = lambda axis, place: (
+            where[axis] == place
+            or (where[axis] is None and free[place] and place not in where and flat[place][1] == mask.shape[axis])
+        )
+        if mask.ndim <= len(flat) and all(fits(axis, axis) for axis in range(mask.ndim)):
+            where = list(range(mask.ndim))  # it lies as the activations do
+        for axis, (dim, extent) in enumerate(zip(self.dims, mask.shape, strict=True)):
+            known = dim is not None and any(find(dim) is find(other) for other in self.known)
+            if where[axis] is not None or extent == 1 or known:  # an axis of the inputs that is not here is pooled over
+                continue
+            alike = [place for place in range(len(flat)) if fits(axis, place)]  # an axis that the mask made itself
+            if len(alike) > 1:
+                log.warning("it is not clear which axis of what %s contracts is the mask's: all of its vectors count", name)
+                return jnp.ones(sizes, jnp.float32)
+            where[axis] = alike[0] if alike else None
         found = [place for place in where if place is not None]
-        if found:
-            mask = mask.max(tuple(index for index, place in enumerate(where) if place is None))  # pooled over
-            order = sorted(range(len(found)), key=found.__getitem__)
-            shape = [size if index in found else 1 for index, (_, size) in enumerate(flat)]
-            spread = jnp.broadcast_to(jnp.transpose(mask, order).reshape(shape), [size for _, size in flat])
-            return spread.reshape(sizes)
-        if mask.shape == tuple(sizes[: mask.ndim]):  # laid out alike, at least
-            return jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (len(sizes) - mask.ndim)), sizes)
-        log.warning("the mask's axes are not found in what %s contracts: all of its vectors count", name)
-        return jnp.ones(sizes, jnp.float32)
+        if not found:
+            log.warning("the mask's axes are not found in what %s contracts: all of its vectors count", name)
+            return jnp.ones(sizes, jnp.float32)
+        mask = mask.max(tuple(index for index, place in enumerate(where) if place is None))  # pooled over
+        order = sorted(range(len(found)), key=found.__getitem__)
+        shape = [size if index in found else 1 for index, (_, size) in enumerate(flat)]
+        spread = jnp.broadcast_to(jnp.transpose(mask, order).reshape(shape), [size for _, size in flat])
+        return spread.reshape(sizes)
 
 
 def _factors(dim: Dim | None, size: int) -> list[tuple[Dim | None, int]]:
@@ -111,4 +144,7 @@ def rows(found: Found, values: tuple[Any, ...], mask: Callable[..., Any] | None,
     for source, inner in zip(found.program.inputs[len(found.leaves) :], program.inputs, strict=True):
         inner.dims, inner.data = list(source.dims), True
     Analysis().run(program)
-    return Rows(mask(*values), program.outputs[0].dims, sample, key)
+    used = {id(value) for step in found.program.steps for value in step.inputs}
+    inputs = [value for value in found.program.inputs[len(found.leaves) :] if id(value) in used]
+    known = [dim for value in inputs for dim in value.dims if dim is not None]
+    return Rows(mask(*values), program.outputs[0].dims, known, found.names.keys(), sample, key)

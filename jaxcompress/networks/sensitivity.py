@@ -11,46 +11,57 @@ Sources: Hutchinson 1990 (random signs); the factored curvature of Martens and G
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.moments import Statistic
-from jaxcompress.networks.rows import Rows
+from jaxcompress.networks.rows import Rows, rows
 from jaxcompress.networks.taps import Taps
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step
     from jaxcompress.networks.trace import Network
 
+log = logging.getLogger(__name__)
+
 
 @jax.custom_vjp
-def tag(y: jax.Array, probe: jax.Array) -> jax.Array:
-    """The rows y (n, p) as they are; in reverse the probe (p, p), or (p,) for the diagonal alone, receives the sum of g g'."""
+def tag(y: jax.Array, weights: jax.Array, probe: jax.Array) -> jax.Array:
+    """The rows y (n, p) as they are; in reverse the probe (p, p), or (p,) for the diagonal alone, receives the sum of w g g'."""
     return y
 
 
-def _backward(probe: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weights, probe = saved
     plain = g.astype(jnp.float32)
-    return g, jnp.sum(plain * plain, 0) if probe.ndim == 1 else jnp.matmul(plain.T, plain, precision="highest")
+    weighted = weights[:, None] * plain
+    felt = jnp.sum(weighted * plain, 0) if probe.ndim == 1 else jnp.matmul(weighted.T, plain, precision="highest")
+    return g, jnp.zeros_like(weights), felt
 
 
-tag.defvjp(lambda y, probe: (y, probe), _backward)
+tag.defvjp(lambda y, weights, probe: (y, (weights, probe)), _backward)
 
 
 class Sense(Taps):
     """Tags on what the contractions of a running program give; without probes their widths are noted."""
 
-    def __init__(self, found: Any, probes: dict[str, Any] | None, widths: dict[str, int]):
-        super().__init__(found, {}, Rows(), 0)
+    def __init__(self, found: Any, rows: Rows, probes: dict[str, Any] | None, widths: dict[str, int]):
+        super().__init__(found, {}, rows, 0)
         self.probes, self.widths = probes, widths
 
-    def nested(self) -> Sense:
-        return Sense(self.found, self.probes, self.widths)
+    def nested(self, turns: Any, index: Any) -> Sense:
+        return Sense(self.found, self.rows.turn(turns, index), self.probes, self.widths)
+
+    def enter(self, values: list[Any]) -> list[Any]:
+        return [jax.lax.stop_gradient(value) for value in values]  # no derivative passes a loop of unknown length
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}  # derivatives add up by themselves
@@ -67,7 +78,10 @@ class Sense(Taps):
         if self.probes is None:
             self.widths[key] = rows.shape[-1]
         elif key in self.probes:
-            moved = tag(rows, self.probes[key]).reshape(moved.shape)
+            rest = order[: len(order) - free]
+            dims = [step.outputs[0].dims[place] for place in rest]
+            weights = self.rows.weights(key, [result.shape[place] for place in rest], dims).reshape(-1)
+            moved = tag(rows, weights, self.probes[key]).reshape(moved.shape)
             return jnp.transpose(moved, np.argsort(order).tolist())
         return result
 
@@ -90,24 +104,37 @@ class Sense(Taps):
 class Senses:
     """Gathers what every contraction means to the outputs, batch by batch, in float64."""
 
-    def __init__(self, net: Network, max_dim: int):
-        self.net, self.max_dim = net, max_dim
+    def __init__(self, net: Network, mask: Callable[..., Any] | None, max_dim: int):
+        self.net, self.mask, self.max_dim = net, mask, max_dim
         self.sums: dict[str, np.ndarray] = {}
+        self.lost: set[str] = set()
         self.outputs = 0.0
         self.probes: dict[str, jax.Array] | None = None
         self.gather = jax.jit(self._gather)
 
     def _run(self, params: Any, values: tuple[Any, ...], probes: Any, widths: dict[str, int]) -> Any:
+        """The outputs that are floats (no state, complex ones as two), each with its weights."""
         found, _, _ = self.net._prepare(params, values)
-        outputs = self.net._replay(params, *values, tap=Sense(found, probes, widths))
-        return [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        counted = rows(found, values, self.mask)
+        outputs = self.net._replay(params, *values, tap=Sense(found, counted, probes, widths))
+        floats = []
+        for (path, leaf), value in zip(jax.tree_util.tree_flatten_with_path(outputs)[0], found.program.outputs, strict=True):
+            name = leaf_name(path)
+            mirrored = any(name == state or name.startswith(f"{state}/") for state in self.net.state)
+            if mirrored or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                continue
+            weights = counted.weights("an output", leaf.shape, value.dims)
+            parts = (leaf.real, leaf.imag) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else (leaf,)
+            floats += [(part, weights) for part in parts]
+        return floats
 
     def _gather(self, params: Any, values: tuple[Any, ...], probes: Any, key: Any) -> tuple[Any, Any]:
         def total(probes: Any) -> Any:
             outputs = self._run(params, values, probes, {})
             keys = jax.random.split(key, len(outputs))
-            signed = [jnp.sum(jax.random.rademacher(k, z.shape, jnp.float32) * z) for k, z in zip(keys, outputs, strict=True)]
-            return sum(signed), jnp.float32(sum(z.size for z in outputs))
+            sign = lambda key, z, weights: jnp.sum(jax.random.rademacher(key, z.shape, jnp.float32) * weights * z)
+            signed = [sign(key, *output) for key, output in zip(keys, outputs, strict=True)]
+            return sum(signed), sum(weights.sum() for _, weights in outputs)
 
         return jax.grad(total, has_aux=True)(probes)
 
@@ -122,18 +149,47 @@ class Senses:
         found, count = self.gather(params, values, self.probes, jax.random.key(number))
         for key, value in found.items():
             self.sums[key] = self.sums.get(key, 0) + np.asarray(value, np.float64)
+            if not np.isfinite(self.sums[key]).all() and key not in self.lost:
+                self.lost.add(key)
+                log.warning(
+                    "batch %d: the derivative of the outputs is NaN or infinite at %s: what they feel of it is left out",
+                    number,
+                    key,
+                )
         self.outputs += float(count)
 
     def gains(self, params: Any) -> dict[str, Statistic]:
         """For each contraction G per output, in terms of the axes that its kernel produces."""
         structure, sizes = self.net.structure, self.net.sizes(params)
         gains = {}
-        for key, total in self.sums.items():
-            dims = () if key in structure.pairs else produced(structure.layouts, structure.sites[key])
+        for key in self.sums.keys() - self.lost:
+            total = self.sums[key]
+            site = structure.sites.get(key)
+            dims = () if site is None else produced(structure.layouts, site)
             now = None if dims is None else tuple(dim.resized(sizes) for dim in dims)
-            if now is not None and math.prod(dim.size for dim in now) == len(total):
-                gains[key] = Statistic((), now, self.outputs, np.zeros(len(total)), total / self.outputs)
-        return gains
+            order = [] if site is None or now is None else transposition(now, tuple(dim.resized(sizes) for dim in site.outputs))
+            if now is None or order is None or math.prod(dim.size for dim in now) != len(total):
+                continue
+            for axis in range(total.ndim if order else 0):  # from the product's order of dimensions to the kernel's
+                total = np.take(total, order, axis)
+            gains[key] = Statistic((), now, self.outputs, np.zeros(len(total)), total / max(self.outputs, 1e-30))
+        return {key: gains[key] for key in self.sums if key in gains}
+
+
+def transposition(kernel: tuple[Layout, ...], product: tuple[Layout, ...]) -> list[int] | None:
+    """For every position of the kernel's outputs its place in the product; none where the axes are not the same."""
+    ours, theirs = ([part for dim in dims for part in dim.leaves() if part.size > 1] for dims in (kernel, product))
+    keys = [[part.key for part in parts] for parts in (ours, theirs)]
+    if keys[0] == keys[1]:
+        return list(range(math.prod(dim.size for dim in kernel)))
+    if (
+        any(dim.split == "concat" for dim in (*kernel, *product))
+        or sorted(keys[0]) != sorted(keys[1])
+        or len(set(keys[0])) < len(keys[0])
+    ):
+        return None
+    grid = np.arange(math.prod(part.size for part in theirs)).reshape([part.size for part in theirs])
+    return np.transpose(grid, [keys[1].index(key) for key in keys[0]]).ravel().tolist()
 
 
 def produced(layouts: Any, site: Site) -> tuple[Layout, ...] | None:

@@ -32,9 +32,13 @@ class Taps:
         self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
         self.sums: dict[str, Any] = {}
 
-    def nested(self) -> Taps:
-        """Empty sums for one turn of a loop."""
-        return Taps(self.found, self.shifts, self.rows, self.max_dim)
+    def nested(self, turns: Any, index: Any) -> Taps:
+        """Empty sums for one turn of a loop along an axis."""
+        return Taps(self.found, self.shifts, self.rows.turn(turns, index), self.max_dim)
+
+    def enter(self, values: list[Any]) -> list[Any]:
+        """What goes into a loop of unknown length."""
+        return values
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sums to be added over a loop's turns, and those kept apart because the loop runs over their layers."""

@@ -393,6 +393,7 @@ def site_of(found: Found, contraction: Contraction) -> Site:
         tuple(found.names.get(find(turns), "") for turns in contraction.layers),
         (spell_all(bias), sign),
         None if len(scales) > 1 or MIXED in one else spell_all(one),
+        tuple(layout_of(dim, found.names) for dim in contraction.produced),
     )
 
 

@@ -207,9 +207,18 @@ def systems(work: Work, axis: Axis) -> list[list[selection.System]]:
     return [[selection.System(moments, selection.root(gram), where)] for moments, gram in both]
 
 
+def apart(work: Work, axis: Axis) -> list[Site]:
+    """Consumers with a fold of their own, since two may read one axis after different operations.
+
+    One kernel at several places takes the common fold.
+    """
+    uses = Counter(slot for site in work.structure.sites.values() for slot in site.slots)
+    return [site for site in work.sites(axis) if all(uses[slot] == 1 for slot in site.slots)]
+
+
 def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     """Keep some channels; where a fold is legal the consumers learn the others from them."""
-    sites, d = work.sites(axis), work.size(axis)
+    d = work.size(axis)
     if measured(work, axis) is None or not fold:
         return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance(work, axis)], d)
     centred, joint = centred_sites(work, axis), joint_moments(work, axis)
@@ -217,10 +226,7 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
     change = dataclasses.replace(selected(chosen, d), consume=folds(joint))
     other, gaps = {}, {}
-    alone = Counter(slot for site in work.structure.sites.values() for slot in site.slots)
-    for site in sites:  # each consumer has a fold of its own: two may read one axis after different operations
-        if any(alone[slot] > 1 for slot in site.slots):
-            continue  # one kernel at several places takes the common fold
+    for site in apart(work, axis):
         own = measured(work, axis, [site])
         assert own is not None
         mine = folds(own.cov if site.key in centred else own.second)
@@ -248,7 +254,7 @@ def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.Syste
     order = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
     where = where[:, order].reshape(len(where), work.fibres(axis), -1).swapaxes(0, 1)
     matrices = [
-        np.moveaxis(work.felt(name), order, range(len(order))).reshape(flat.size, -1) for name, order in site.inputs.items()
+        np.moveaxis(work.felt(name, [site]), order, range(len(order))).reshape(flat.size, -1) for name, order in site.inputs.items()
     ]
     reader = np.concatenate(matrices, axis=1)
     reader = reader if reader.shape[1] <= flat.size else selection.root(reader @ reader.T)

@@ -158,21 +158,21 @@ class Work:
         """(F, d, d): the Gram matrix of what the axis is read by, in the metric of the network's outputs where that is known."""
         total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
         for slot in axis.consumers:
-            rows = self.unfold(axis, slot, self.felt(slot.rsplit(":", 1)[0]))
+            sites = [site for site in self.structure.sites.values() if slot in site.slots]
+            rows = self.unfold(axis, slot, self.felt(slot.rsplit(":", 1)[0], sites))
             total += rows @ np.swapaxes(rows, 1, 2)
         return total
 
-    def felt(self, name: str) -> np.ndarray:
-        """A kernel C as the network's outputs feel it: `C G^(1/2)`; C itself where nothing is known."""
+    def felt(self, name: str, sites: list[Site]) -> np.ndarray:
+        """A kernel C as the network's outputs feel it at some sites: `C G^(1/2)`; C itself where nothing is known."""
         leaf = self.leaves[name]
         if self.moments is None or not self.moments.gains:
             return leaf
-        sites = [key for key, site in self.structure.sites.items() if name in site.leaves and key in self.moments.gains]
-        if not sites:
+        known = [site for site in sites if site.key in self.moments.gains]
+        if not known:
             return leaf * math.sqrt(self.typical() / max(self.power(name), 1e-300))
-        gain = self.moments.gains[sites[0]].cov
-        gain = sum((self.moments.gains[key].cov for key in sites[1:]), gain)
-        order = self.structure.sites[sites[0]].inputs[name]
+        order = known[0].inputs[name]  # every one of them reads the same dimensions
+        gain = np.sum([self.moments.gains[site.key].cov for site in known if site.inputs[name] == order], axis=0)
         moved = np.moveaxis(leaf, order, range(len(order)))
         matrix = moved.reshape(-1, len(gain))
         matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ root(gain)
@@ -208,8 +208,18 @@ class Work:
         slots, sign = site.bias
         leaves = {slot.rsplit(":", 1)[0] for slot in slots}
         padded = site.window and len(self.statistic(site).dims) < len(site.dims)  # zeros at the borders were not measured
+        if len(leaves) != 1 or len(site.leaves) != 1 or not self.aligned(site, next(iter(leaves))):
+            return None
         once = not any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
         return (leaves.pop(), sign) if sign and len(leaves) == 1 and len(site.leaves) == 1 and once and not padded else None
+
+    def aligned(self, site: Site, bias: str) -> bool:
+        """Whether a bias has the axes of a kernel's outputs in the kernel's own order, and of the product's."""
+        (kernel,) = site.leaves
+        inputs = site.inputs.get(kernel) or tuple(int(slot.rsplit(":", 1)[1]) for slot in site.slots)
+        outputs = [layout for place, layout in enumerate(self.structure.layouts[kernel]) if place not in inputs]
+        keys = lambda dims: [part.key for dim in dims for part in dim.leaves() if part.size > 1]
+        return keys(outputs) == keys(self.structure.layouts[bias])
 
     def statistic(self, site: Site) -> Statistic:
         assert self.moments is not None

@@ -230,7 +230,7 @@ def fill(errors: Sequence[np.ndarray], counts: Any, target: float, choice: list[
             if not len(steps):
                 continue
             worth = (curve[here] - curve[here + 1 :][steps]) / np.maximum(more[steps], 1e-12)
-            step = int(np.argmax(worth))
+            step = len(worth) - 1 - int(np.argmax(worth[::-1]))  # as far as it is worth the same
             if best is None or worth[step] > best[0]:
                 best = (float(worth[step]), item, here + 1 + int(steps[step]), float(more[steps[step]]))
         if best is None or best[0] < 0:

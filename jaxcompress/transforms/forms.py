@@ -94,10 +94,16 @@ class Factored(LeafTransform):
 
     def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
         m, n = matrix.shape[-2:]
-        power, shares = squared(matrix, metric), energy_by_rank(matrix, metric).mean(0)
+        flat = matrix.reshape(-1, m, n)
+        metrics = [
+            None if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], m, m)).reshape(-1, m, m)[i]
+            for i in range(len(flat))
+        ]
+        powers = np.array([squared(*each) for each in zip(flat, metrics, strict=True)])
+        left = powers @ (1 - energy_by_rank(matrix, metric))
         ranks = [rank for rank in range(1, min(m, n)) if math.ceil(FactoredArray.numbers(m, n, rank)) < m * n]
         keeps = [math.ceil(FactoredArray.numbers(m, n, rank)) / (m * n) for rank in ranks]
-        return np.array([*keeps, 1.0]), np.array([*(power * max(1 - shares[rank - 1], 0) for rank in ranks), 0.0])
+        return np.array([*keeps, 1.0]), np.array([*(max(float(left[rank - 1]), 0.0) for rank in ranks), 0.0])
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> FactoredArray:
         m, n = matrix.shape[-2:]

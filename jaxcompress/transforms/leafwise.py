@@ -176,7 +176,7 @@ class PerLeaf:
 
     def get(self, path: str) -> Any:
         for pattern, value in self.rules:
-            if self.default or matches(pattern, path):
+            if self.default or pattern == path or matches(pattern, path):
                 self.used.add(pattern)
                 return value
         return None

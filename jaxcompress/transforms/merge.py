@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network
-from jaxcompress.transforms.axis_maps import carry, centred_sites, joint_moments, measured, selected, why_not_fold
+from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, selected, why_not_fold
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Merge(AxisTransform):
         ]
         folds = lambda moments: np.stack([fold(*each) for each in zip(moments, groups, chosen, strict=True)])
         centred, gaps, other = centred_sites(work, axis), {}, {}
-        for site in work.sites(axis):
+        for site in apart(work, axis):
             own = measured(work, axis, [site])
             assert own is not None
             mine = folds(own.cov if site.key in centred else own.second)

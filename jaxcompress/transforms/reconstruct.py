@@ -71,9 +71,11 @@ class Original:
 
     def target(self, name: str, inputs: tuple[int, ...] = ()) -> np.ndarray:
         """A leaf with the maps that were applied since, but for those of its inputs."""
-        layouts = [Layout("", layout.size) if i in inputs else layout for i, layout in enumerate(self.structure.layouts[name])]
-        structure = dataclasses.replace(self.structure, layouts={name: tuple(layouts)})
         leaves, sizes = {name: np.asarray(self.leaves[name], np.float64)}, dict(self.sizes)
+        layouts = list(self.structure.layouts[name])
+        for place in inputs:
+            layouts[place] = Layout("", leaves[name].shape[place])
+        structure = dataclasses.replace(self.structure, layouts={name: tuple(layouts)})
         for axis, change in self.changes:
             apply_map(structure, leaves, sizes, axis, change)
             sizes[axis.key] = change.size

@@ -191,3 +191,46 @@ def test_moments_that_belong_elsewhere():
         moments["w9:1"]
     with pytest.raises(ValueError, match="moments name leaves"):
         jc.hashed(1 / 2)({"other": params["w0"]}, moments)
+
+
+def lengths_or_input(kind):
+    x, lengths = np.random.default_rng(0).normal(size=(20, 8, 5)).astype(np.float32), np.arange(20) % 5 + 1
+    mask = (np.arange(8) < lengths[:, None]).astype(np.float32)
+    x = np.where(mask[..., None] > 0, x, 100).astype(np.float32)
+    params = {"a": jnp.ones((5, 6)), "b": jnp.ones((6, 3))}
+    pooled = lambda p, x, other: jnp.sum(jax.nn.relu(x @ p["a"]), 1) @ p["b"] + jnp.sum(other) * 0
+    each = lambda p, x, other: jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    def loop(p, x, mask):
+        step = lambda h, v: (jnp.where(v[1][:, None] > 0, jnp.tanh(v[0] @ p["a"]) + 0 * h, h), None)
+        return jax.lax.scan(step, jnp.zeros((len(x), 6)), (jnp.swapaxes(x, 0, 1), mask.T))[0] @ p["b"]
+
+    made = lambda x, lengths: jnp.arange(8)[None] < lengths[:, None]
+    given = lambda x, mask: mask
+    divided = lambda p, x, lengths: jnp.sum(jax.nn.relu(x @ p["a"]) / lengths[:, None, None], 1) @ p["b"]
+    apply, other, rule = {
+        "made of lengths": (divided, lengths, made),
+        "made of lengths that are not linked": (pooled, lengths, made),
+        "an input that is not used": (each, mask, given),
+        "along a loop": (loop, mask, given),
+    }[kind]
+    net = jc.trace(apply, params, x, other)
+    return net.calibrate(params, [(x, other)], mask=rule, progress=False), x[mask > 0], mask
+
+
+@pytest.mark.parametrize(
+    "kind", ["made of lengths", "made of lengths that are not linked", "an input that is not used", "along a loop"]
+)
+def test_masks_of_every_origin(kind):
+    moments, rows, _ = lengths_or_input(kind)
+    assert moments.sites["a#0"].count == len(rows) == 60
+    np.testing.assert_allclose(moments.sites["a#0"].mean, rows.mean(0), atol=1e-5)
+    assert moments.sites["b#0"].count in (20, 60)
+
+
+def test_a_kernel_tied_with_its_transpose():
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 16)), jnp.float32)}
+    net = jc.trace(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["w"].T, params, jnp.ones((5, 6)))
+    moments = net.calibrate(params, [np.eye(6, dtype=np.float32)], sensitivity=True, progress=False)
+    assert moments.by_leaf()["w"].shape == (6, 6)
+    assert jc.rotate_and_prune(net, 1 / 2)(params, moments)["w"].shape == (6, 8)

@@ -8,6 +8,7 @@ from networks.test_oracle import network, outputs
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.transforms.axiswise import Work
 
 
 def felt(net, params, inputs, turns):
@@ -106,3 +107,72 @@ def test_outputs_without_floats_are_refused():
     net = jc.trace(lambda p, x: jnp.argmax(jax.nn.relu(x @ p["a"]) @ p["b"], -1), params, jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="sensitivity needs outputs that are floats"):
         net.calibrate(params, [jnp.ones((5, 3))], sensitivity=True, progress=False)
+
+
+def test_padding_is_not_felt():
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), "b": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)}
+    x, mask = rng.normal(size=(20, 8, 5)), np.broadcast_to(np.arange(8) < 3, (20, 8)).astype(np.float32)
+    junk = np.where(mask[..., None] > 0, x, 100)
+    net = jc.trace(lambda p, x, mask: jnp.tanh(jax.nn.relu(x @ p["a"]) @ p["b"]), params, x, mask)
+    given = dict(mask=lambda x, mask: mask, sensitivity=True, progress=False)
+    ours, theirs = (net.calibrate(params, [(each, mask)], **given).gains for each in (x, junk))
+    for key, gain in ours.items():
+        np.testing.assert_allclose(gain.cov, theirs[key].cov, rtol=1e-4, atol=1e-7)
+        assert gain.count == 20 * 3 * 3
+
+
+def test_a_derivative_that_is_nan_is_left_out_and_told(caplog):
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {"a": jax.random.normal(keys[0], (5, 16)), "b": jax.random.normal(keys[1], (16, 3))}
+
+    def apply(p, x):  # finite at zero, but not its derivative
+        h = jnp.tanh(x @ p["a"])
+        return h / (jnp.sqrt((h * h).sum(-1, keepdims=True)) + 1e-6) @ p["b"]
+
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    x[0] = 0
+    net = jc.trace(apply, params, x)
+    moments = net.calibrate(params, [x], sensitivity=True, progress=False)
+    assert list(moments.gains) == ["b#0"]
+    assert "NaN or infinite at a#0" in caplog.text
+    assert jc.rotate_and_prune(net, jc.budget(1 / 2)).plan(params, moments).stored[1] <= 64
+
+
+def test_dimensions_that_the_product_has_in_another_order():
+    """A kernel (heads, inputs, sizes) used as (sizes * heads): gains are the kernel's, and biases carry no mean to wrong places."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {"a": draw(5, 24), "w": draw(2, 24, 3), "b": draw(6), "v": draw(6, 3)}
+    inner = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["w"].transpose(1, 2, 0).reshape(-1, 6) + p["b"]
+    outer = lambda p, y: jnp.tanh(y * 0.1) @ p["v"]
+    x = np.asarray(rng.normal(size=(400, 5)) + 1, np.float32)
+    net = jc.trace(lambda p, x: outer(p, inner(p, x)), params, x)
+    moments = net.calibrate(params, [x] * 100, sensitivity=True, progress=False)
+    jacobian = np.asarray(jax.vmap(jax.jacobian(lambda y: outer(params, y)))(inner(params, x)))
+    expected = np.einsum("bzp,bzq->pq", jacobian, jacobian) / (400 * 3)
+    order = [size * 2 + head for head in range(2) for size in range(3)]
+    np.testing.assert_allclose(moments.gains["w#0"].cov, expected[np.ix_(order, order)], atol=0.1 * expected.max())
+    for recipe in (jc.identity(), jc.reconstruct(net, [x], progress=False)):
+        small = jc.chain(jc.rotate_and_prune(net, 3 / 4, axes="a"), recipe)(params, moments)
+        assert float(jnp.abs((inner(small, x) - inner(params, x)).mean(0)).max()) < 0.15
+
+
+def test_a_tied_kernel_is_felt_where_it_is_read():
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(6, 16)), jnp.float32), "o": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)}
+    x = np.asarray(rng.normal(size=(100, 6)), np.float32)
+    net = jc.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["o"], params, x)
+    work = Work(net.structure, params, net.calibrate(params, [x], sensitivity=True, progress=False))
+    axis = next(axis for axis in net.axes if axis.key == "w:1")
+    kernel = np.asarray(params["w"], np.float64)
+    np.testing.assert_allclose(work.read(axis)[0], kernel.T @ work.moments.gains["w#1"].cov @ kernel, rtol=1e-6)
+
+
+def test_loops_of_unknown_length_and_complex_outputs():
+    params = {"a": jnp.ones((5, 16)), "c": jnp.ones((16, 5))}
+    halve = lambda h: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 0.5), (0, h))[1]
+    for apply in (lambda p, x: halve(x @ p["a"]) @ p["c"], lambda p, x: jnp.fft.fft(x @ p["a"] @ p["c"])):
+        net = jc.trace(apply, params, jnp.ones((4, 5)))
+        gains = net.calibrate(params, [jnp.ones((4, 5))], sensitivity=True, progress=False).gains
+        assert np.trace(gains["c#0"].cov) > 0

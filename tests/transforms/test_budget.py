@@ -243,3 +243,20 @@ def test_matrices_refuse_what_cannot_be_divided():
         jc.partition({"a": jc.hashed(jc.budget(0.5))}, jax.tree.map(lambda _: "a", params))(params)
     with pytest.raises(ValueError, match="plan divides a budget, and hashed"):
         jc.at("w*", jc.hashed(0.5)).plan(params)
+
+
+def test_names_are_no_patterns_and_one_leaf_is_a_tree():
+    matrix = jax.random.normal(jax.random.key(0), (16, 16))
+    half = jc.factored(jc.budget(1 / 2))
+    assert half(matrix).stored_numbers <= 128
+    small = half({"w[0]": matrix, "w[1]": matrix[:, ::-1]})
+    assert jc.stored_numbers(small) <= 256
+
+
+def test_a_stack_is_the_sum_of_its_matrices():
+    keys = jax.random.split(jax.random.key(0), 3)
+    large = 10 * jax.random.normal(keys[0], (16, 1)) @ jax.random.normal(keys[1], (1, 16))
+    params = {"w": jnp.stack([large, jax.random.normal(keys[2], (16, 16))])}
+    transform = jc.factored(jc.budget(1 / 2), axes=jc.MatrixAxes((1,), (2,)))
+    gap = transform(params)["w"].materialize() - params["w"]
+    np.testing.assert_allclose(jnp.sum(gap**2) / jnp.sum(params["w"] ** 2), transform.plan(params).error, rtol=1e-3)

@@ -86,3 +86,19 @@ def test_refusals():
     with pytest.raises(ValueError, match="merge looks at activations"):
         jc.merge(net, 0.9)(MODELS["mlp_by_hand"]().params)
     assert repr(jc.merge(net, 0.9)) == f"merge(<{len(net.axes)} hidden axes>, threshold=0.9)"
+
+
+def test_one_kernel_at_several_places_takes_one_fold():
+    rng = np.random.default_rng(0)
+    up = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    params = {"up": jnp.concatenate([up, 2 * up], 1), "down": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}
+
+    def apply(p, x, z):
+        first, second = jnp.maximum(x @ p["up"], 0), 0.01 * jnp.sin(30 * (z @ p["up"]))
+        return jnp.concatenate([first @ p["down"], second @ p["down"]], -1)
+
+    inputs = tuple(np.asarray(rng.normal(size=(400, 4)), np.float32) for _ in range(2))
+    net = jc.trace(apply, params, *inputs)
+    small = jc.merge(net, 0.95)(params, net.calibrate(params, [inputs], progress=False))
+    assert small["up"].shape == (4, 3)
+    assert error(net, params, small, inputs) < 0.01

@@ -144,3 +144,26 @@ def test_original_weights_that_are_compact():
     small = jc.chain(jc.rotate_and_prune(net, 1 / 2, axes="w0"), jc.reconstruct(net, [x], progress=False))(compact, moments)
     assert isinstance(small["w2"], jc.FactoredArray)
     assert float(jnp.linalg.norm(net(small, x) - net(compact, x)) / jnp.linalg.norm(net(compact, x))) < 0.3
+
+
+def test_an_original_that_is_small_already():
+    net, params, x, moments, prune = pruned_mlp(3 / 4)
+    smaller = prune(params, moments)
+    again = net.calibrate(smaller, [x], progress=False)
+    cut = jc.rotate_and_prune(net, 1 / 2)
+    small = jc.chain(cut, jc.reconstruct(net, [x], progress=False))(smaller, again)
+    assert error(net, smaller, small, (x,)) < error(net, smaller, cut(smaller, again), (x,))
+
+
+def test_a_convolution_that_was_too_wide_to_measure():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 10, jnp.float32)
+    params = {"a": draw(1, 1, 3, 64), "w": draw(3, 3, 64, 8), "b": draw(8)}
+    numbers = ("NHWC", "HWIO", "NHWC")
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    x = draw(4, 6, 6, 3) * 10
+    net = jc.trace(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["w"]) + p["b"], params, x)
+    moments = net.calibrate(params, [x], max_dim=300, progress=False)
+    plain, fresh = jc.rotate_and_prune(net, 1 / 8), jc.recalibrate(net, [x], progress=False)
+    small = jc.chain(plain, fresh, jc.reconstruct(net, [x], progress=False))(params, moments)
+    assert error(net, params, small, (x,)) < error(net, params, plain(params, moments), (x,))
