@@ -60,7 +60,7 @@ def gain(name, keep=1 / 2, count=256):
     prune = jc.rotate_and_prune(net, keep)
     plain = prune(model.params, moments)
     better = jc.chain(prune, jc.reconstruct(net, [inputs], progress=False))(model.params, moments)
-    sizes = [jax.tree.map(np.shape, tree) for tree in (plain, better)]
+    sizes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (plain, better)]
     assert sizes[0] == sizes[1]
     return [error(net, model.params, small, inputs) for small in (plain, better)]
 
