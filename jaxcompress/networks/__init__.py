@@ -3,7 +3,7 @@
 `register` adds the rule of a primitive; `elementwise` and `linear` are the two most common ones.
 """
 
-from jaxcompress.networks import contractions, control, layout, reductions  # noqa: F401  (each registers its rules)
+from jaxcompress.networks import contractions, control, indexing, layout, pieces, reductions  # noqa: F401  (each registers its rules)
 from jaxcompress.networks.arithmetic import elementwise, linear
 from jaxcompress.networks.rules import RULES, Rule, register
 

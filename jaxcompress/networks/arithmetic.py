@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcompress.networks.algebra import Dim, Kind, find, mark
 from jaxcompress.networks.program import NOTHING, Slot, Step, Value
-from jaxcompress.networks.rules import Analysis, Replay, bind, is_zero, merge_facts, register, varies
+from jaxcompress.networks.rules import Analysis, Replay, bind, copy_facts, is_zero, merge_facts, register, varies
 
 
 def same_layout(step: Step, analysis: Analysis) -> None:
@@ -46,6 +46,7 @@ def agreed(scales: list[frozenset[Slot]]) -> frozenset[Slot]:
     *("max", "min", "nextafter", "pow", "rem", "round", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh"),
     *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "shift_left", "shift_right_arithmetic"),
     *("shift_right_logical", "population_count", "clz", "polygamma", "igamma", "igammac", "regularized_incomplete_beta"),
+    *("bessel_i0e", "bessel_i1e", "igamma_grad_a", "zeta", "mulhi"),
 )
 def elementwise(step: Step, analysis: Analysis) -> None:
     """Nonlinear in each entry: units may be selected, permuted and merged, not rotated."""
@@ -61,10 +62,12 @@ def elementwise(step: Step, analysis: Analysis) -> None:
 
 
 def linear(step: Step, analysis: Analysis) -> None:
-    """Linear in its one operand, entry by entry."""
-    same_layout(step, analysis)
-    for out in step.outputs:
-        pass_on(analysis, step.inputs[0], out)
+    """Linear in its one operand, entry by entry; of several operands each has an output of its own."""
+    for source, out in zip(step.inputs, step.outputs, strict=False):
+        out.data = source.data
+        for index in range(len(out.shape)):
+            copy_facts(out, index, source, index)
+        pass_on(analysis, source, out)
 
 
 def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
@@ -95,7 +98,8 @@ def negate(step: Step, analysis: Analysis) -> None:
     out.literal = None if out.literal is None else -np.asarray(out.literal)
 
 
-register("real", "imag", "reduce_precision", "sharding_constraint", "mesh_cast", "optimization_barrier")(linear)
+register("real", "imag", "conj", "name", "reduce_precision", "sharding_constraint", "mesh_cast", "layout_constraint")(linear)
+register("device_put", "optimization_barrier", "debug_callback", "debug_print")(linear)
 register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
 
 

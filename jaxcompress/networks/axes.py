@@ -206,7 +206,7 @@ class Site:
         dims: the contracted dimensions in the parameter's order, a convolution's window among them.
         window: which of `dims` are a window.
         inputs: for each leaf its own dimensions that `dims` are, in their order.
-        batch: dimensions that both have.
+        batch: dimensions that both have; a convolution's groups.
         layers: axes of loops that run over layers of the parameter.
         bias: slots of a bias added right behind, and its sign (-1 for a mean that is subtracted); 0 without one.
         scaled: scales that the activations were multiplied by, None where branches with different ones meet.
@@ -264,7 +264,7 @@ class Structure:
             for leaf, inputs in site.inputs.items():
                 stacked = {*site.layers, *(key for layout in site.batch for key in layout.axes())}
                 layouts = self.layouts[leaf]
-                outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not stacked & set(layout.axes())]
+                outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not set(layout.axes()) <= stacked]
                 with contextlib.suppress(ValueError):  # a stack that does not come first, or no outputs
                     found.setdefault(leaf, MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts)))
         return found

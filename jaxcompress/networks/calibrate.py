@@ -112,6 +112,9 @@ def finish(net: Network, params: Any, sums: dict[str, Any], shifts: dict[str, np
     named = lambda layouts: tuple(layout for layout in layouts if all(layout.axes()))
     full = {part.key: part for dims in structure.layouts.values() for layout in dims for part in layout.leaves()}
     for key, part in sums.items():
+        seen = [side["n"] for side in (part if isinstance(part, tuple) else (part,)) if isinstance(side, dict)]
+        if seen and not any(map(np.any, seen)):
+            continue  # a branch that was never taken
         if isinstance(part, tuple):
             site = structure.pairs[key]
             shift = [shifts[f"{key}/{side}"] for side in (0, 1)]

@@ -68,6 +68,15 @@ def opaque_carry(value: Value) -> None:
     value.summed, value.sites = (), frozenset()
 
 
+def seen_in(replay: Replay) -> Replay:
+    """A replay whose tap adds up what one branch, or one turn of a loop of unknown length, shows it."""
+    return replay if replay.tap is None else Replay(replay.sizes, replay.tap.nested(None, None), replay.note)
+
+
+def zeros_like(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 # --- scan --------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +87,7 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     init = [replay.dense(step, value, full) for value, full in zip(init, body.inputs[consts:], strict=False)]
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(init, body.inputs[consts : consts + carry], strict=True)]
     options = {name: step.params[name] for name in ("length", "reverse", "unroll")}
-    taps = None if replay.tap is None else replay.tap
+    taps = replay.tap
 
     def turn(state: tuple[list[Any], Any], given: tuple[list[Any], Any]) -> tuple[tuple[list[Any], Any], Any]:
         (values, sums), (slices, index) = state, given
@@ -90,7 +99,7 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     sums, given = {}, (stacked, None if taps is None else jnp.arange(step.params["length"]))
     if taps is not None:  # sums over the turns start from zeros, whose shapes one turn tells
         first = jax.tree.map(lambda leaf: leaf[0], given)
-        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(turn, (init, {}), first)[0][1])
+        sums = zeros_like(jax.eval_shape(turn, (init, {}), first)[0][1])
     (final, sums), (outputs, layers) = jax.lax.scan(turn, (init, sums), given, **options)
     if taps is not None:
         taps.update(sums, layers)
@@ -152,14 +161,27 @@ def scan(step: Step, analysis: Analysis) -> None:
 
 def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     quiet = Replay(replay.sizes, None, replay.note)
+    loud = quiet if replay.tap is None or replay.tap.derivatives else replay
     first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
     carry = [replay.dense(step, value, full) for value, full in zip(operands, step.inputs, strict=True)][first + second :]
     operands = [*operands[: first + second], *carry]
-    operands = operands if replay.tap is None else replay.tap.enter(operands)
-    test = lambda values: quiet.run(step.programs["cond"], [*operands[:first], *values])[0]
-    body = lambda values: quiet.run(step.programs["body"], [*operands[first : first + second], *values])
+    if replay.tap is not None and replay.tap.derivatives:  # no derivative passes a loop of unknown length
+        operands = [jax.lax.stop_gradient(value) for value in operands]
+    test = lambda state: quiet.run(step.programs["cond"], [*operands[:first], *state[0]])[0]
+
+    def body(state: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
+        values, sums = state
+        inner = seen_in(loud)
+        results = inner.run(step.programs["body"], [*operands[first : first + second], *values])
+        seen = {} if inner.tap is None else inner.tap.divide(None)[0]
+        return results, jax.tree.map(jnp.add, sums, seen) if sums else seen
+
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(operands[first + second :], step.outputs, strict=True)]
-    return jax.lax.while_loop(test, body, init)
+    sums = zeros_like(jax.eval_shape(body, (init, {}))[1])
+    results, sums = jax.lax.while_loop(test, body, (init, sums))
+    if loud.tap is not None:
+        loud.tap.update(sums)
+    return results
 
 
 @register("while", replay=replay_while)
@@ -183,13 +205,24 @@ def while_(step: Step, analysis: Analysis) -> None:
 
 
 def replay_cond(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    quiet = Replay(replay.sizes, None, replay.note)
     index, *rest = operands
-    branches = [
-        lambda *values, program=step.programs[str(i)]: all_dense(step, quiet, program, quiet.run(program, list(values)))
-        for i in range(len(step.programs))
-    ]
-    return jax.lax.switch(index, branches, *rest)
+
+    def branch(program: Program, others: dict[str, Any]) -> Any:
+        def run(*values: Any) -> tuple[list[Any], dict[str, Any]]:
+            inner = seen_in(replay)
+            results = all_dense(step, inner, program, inner.run(program, list(values)))
+            return results, others if inner.tap is None else {**others, **inner.tap.sums}
+
+        return run
+
+    programs, sums = [step.programs[str(number)] for number in range(len(step.programs))], {}
+    if replay.tap is not None:  # a branch that is not taken shows nothing
+        for program in programs:
+            sums |= zeros_like(jax.eval_shape(branch(program, {}), *rest)[1])
+    results, sums = jax.lax.switch(index, [branch(program, sums) for program in programs], *rest)
+    if replay.tap is not None:
+        replay.tap.update(sums)
+    return results
 
 
 @register("cond", replay=replay_cond)
@@ -273,7 +306,7 @@ def contracts(program: Program) -> bool:
 def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     operands = [replay.dense(step, operand, value) for operand, value in zip(operands, step.inputs, strict=True)]
     body, rule = step.programs["body"], step.programs.get("rule")
-    seen = replay.tap is not None and contracts(body)  # a tap has to look inside
+    seen = replay.tap is not None and not replay.tap.derivatives and contracts(body)  # a tap has to look inside
     same = not seen and all(np.shape(operand) == value.shape for operand, value in zip(operands, step.inputs, strict=True))
     if same and all(replay.shape(value) == value.shape for value in step.outputs):
         return bind(step, operands, replay)

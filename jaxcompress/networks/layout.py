@@ -1,14 +1,14 @@
-"""Rules of layout: dimensions are permuted, split into factors, put together, cut and padded."""
+"""Rules of layout: dimensions are permuted, repeated, split into factors and put together as products."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from jaxcompress.networks.algebra import Dim, Kind, Misaligned, align, concat, cut, mark, place_of
-from jaxcompress.networks.arithmetic import agreed, linear, pass_on
+from jaxcompress.networks.algebra import Dim, Misaligned, align, product
+from jaxcompress.networks.arithmetic import linear, pass_on
 from jaxcompress.networks.program import Step, Value
-from jaxcompress.networks.rules import Analysis, Replay, bind, bind_with, copy_facts, is_zero, merge_facts, register
+from jaxcompress.networks.rules import Analysis, Replay, bind, bind_with, copy_facts, merge_facts, register
 
 
 def carry_over(step: Step, analysis: Analysis) -> tuple[Value, Value]:
@@ -85,6 +85,25 @@ def broadcast_in_dim(step: Step, analysis: Analysis) -> None:
             copy_facts(out, index, source, position)
         elif size > 1:
             out.dims[index], out.constant[index] = Dim(size), True
+
+
+def replay_tile(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    operand = replay.dense(step, operands[0], step.inputs[0])
+    shape = replay.shape(step.outputs[0])
+    reps = tuple(size // own for size, own in zip(shape, operand.shape, strict=True))
+    return bind_with(step, [operand], replay, reps=reps)
+
+
+@register("tile", replay=replay_tile)
+def tile(step: Step, analysis: Analysis) -> None:
+    """A dimension repeated is a product of the repetitions and itself."""
+    source, out = carry_over(step, analysis)
+    for index, (times, size) in enumerate(zip(step.params["reps"], source.shape, strict=True)):
+        copy_facts(out, index, source, index)
+        dim = source.dims[index]
+        if times > 1:
+            out.dims[index] = Dim(times) if dim is None else product([Dim(times), dim])
+            out.constant[index] = size == 1 or source.constant[index]
 
 
 def replay_reshape(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -172,129 +191,6 @@ def reshape(step: Step, analysis: Analysis) -> None:
             out.constant[index] = all(source.constant[old] for old in olds)
 
 
-@register("concatenate")
-def concatenate(step: Step, analysis: Analysis) -> None:
-    merge_facts(step)
-    (out,) = step.outputs
-    axis = step.params["dimension"]
-    for index, size in enumerate(out.shape):
-        out.slots[index] = frozenset().union(*(value.slots[index] for value in step.inputs if value.data or not out.data))
-        out.scaled[index] = agreed([value.scaled[index] for value in step.inputs])
-        if index != axis:
-            analysis.joined(step.inputs, index, step.inputs[0].dims[index])
-        if index == axis:
-            pieces = []
-            for value in step.inputs:
-                dim = value.dims[index]
-                if dim is None:
-                    dim = Dim(1)
-                    mark(dim, Kind.OPAQUE, analysis.reason(step, "it is one position beside others"))
-                pieces.append(dim)
-            out.dims[index] = concat(pieces) if size > 1 else None
-            continue
-        out.dims[index] = step.inputs[0].dims[index]
-        for value in step.inputs[1:]:
-            analysis.unify(step, out.dims[index], value.dims[index])
-        out.constant[index] = all(value.constant[index] for value in step.inputs)
-    if all(value.from_params for value in step.inputs):
-        out.direct = all(value.direct for value in step.inputs)
-        out.bent = any(value.bent for value in step.inputs)
-        out.shared = any(value.shared or analysis.uses[id(value)] > 1 for value in step.inputs)
-
-
-def replay_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    params, source = step.params, step.inputs[0]
-    starts = [place_of(dim, place, replay.sizes) for dim, place in zip(source.dims, params["start_indices"], strict=True)]
-    limits = [place_of(dim, place, replay.sizes) for dim, place in zip(source.dims, params["limit_indices"], strict=True)]
-    return bind_with(step, operands, replay, start_indices=tuple(starts), limit_indices=tuple(limits))
-
-
-@register("slice", replay=replay_slice)
-def slice_(step: Step, analysis: Analysis) -> None:
-    source, out = carry_over(step, analysis)
-    strides = step.params["strides"] or (1,) * len(source.shape)
-    whole = True
-    for index, (start, limit, stride) in enumerate(
-        zip(step.params["start_indices"], step.params["limit_indices"], strides, strict=True)
-    ):
-        dim, size = source.dims[index], source.shape[index]
-        copy_facts(out, index, source, index)
-        if (start, limit, stride) == (0, size, 1) or dim is None:
-            continue
-        whole = False
-        out.dims[index] = segment(step, analysis, dim, start, limit) if stride == 1 else None
-        if stride != 1:
-            analysis.freeze(step, dim, f"every {stride}th of its positions is taken")
-            out.dims[index] = analysis.fresh(out.shape[index])
-            analysis.freeze(step, out.dims[index], f"it is every {stride}th position of another axis")
-    if not whole:
-        out.summed, out.sites = (), frozenset()
-
-
-def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) -> Dim | None:
-    """Part of a dimension, from start up to limit."""
-    try:
-        pieces = cut(dim, [start, limit])
-        return pieces[1 if start else 0] if limit - start > 1 else None
-    except Misaligned as problem:
-        sentence = f"positions {start} to {limit} are cut out across its factors: {problem}"
-        analysis.freeze(step, dim, sentence)
-        fresh = analysis.fresh(limit - start)
-        analysis.freeze(step, fresh, sentence)
-        return fresh
-
-
-def replay_split(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    axis = step.params["axis"]
-    return bind_with(step, operands, replay, sizes=tuple(replay.shape(value)[axis] for value in step.outputs))
-
-
-@register("split", replay=replay_split)
-def split(step: Step, analysis: Analysis) -> None:
-    merge_facts(step)
-    source, axis = step.inputs[0], step.params["axis"]
-    start = 0
-    for out, size in zip(step.outputs, step.params["sizes"], strict=True):
-        out.direct, out.bent, out.shared = source.direct, source.bent, True
-        for index in range(len(source.shape)):
-            copy_facts(out, index, source, index)
-        dim = source.dims[axis]
-        if dim is not None:
-            out.dims[axis] = segment(step, analysis, dim, start, start + size)
-        start += size
-
-
-def replay_pad(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    config = list(step.params["padding_config"])
-    for index, (low, high) in (step.note or {}).items():
-        config[index] = (replay.size(low) if low else 0, replay.size(high) if high else 0, 0)
-    return bind_with(step, operands, replay, padding_config=tuple(config))
-
-
-@register("pad", replay=replay_pad)
-def pad(step: Step, analysis: Analysis) -> None:
-    """Padding puts fresh axes beside the old one."""
-    source, out = carry_over(step, analysis)
-    out.summed, out.sites, out.literal = (), frozenset(), None
-    step.note = {}
-    for index, (low, high, interior) in enumerate(step.params["padding_config"]):
-        if (low, high, interior) == (0, 0, 0):
-            copy_facts(out, index, source, index)
-            if not is_zero(step.inputs[1]):
-                mark(out.dims[index], Kind.ELEMENTWISE)
-            continue
-        dim = source.dims[index]
-        if interior or low < 0 or high < 0 or dim is None or not is_zero(step.inputs[1]):
-            analysis.freeze(step, dim, "it is padded between its positions, or by something other than zeros")
-            out.dims[index] = analysis.fresh(out.shape[index])
-            analysis.freeze(step, out.dims[index], "it is padded between its positions, or by something other than zeros")
-            continue
-        before, after = (Dim(low) if low else None), (Dim(high) if high else None)
-        out.dims[index] = concat([part for part in (before, dim, after) if part is not None])
-        out.slots[index] = source.slots[index]
-        step.note[index] = (before, after)
-
-
 def replay_iota(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     return bind_with(step, operands, replay, shape=replay.shape(step.outputs[0]))
 
@@ -305,7 +201,8 @@ def iota(step: Step, analysis: Analysis) -> None:
     for index, size in enumerate(out.shape):
         out.dims[index] = analysis.fresh(size)
         if index == step.params["dimension"]:
-            analysis.freeze(step, out.dims[index], "its positions are counted")
+            why = "its positions are numbered, as for rotary embeddings, position codes and one-hot codes"
+            analysis.freeze(step, out.dims[index], why)
         else:
             out.constant[index] = True
 

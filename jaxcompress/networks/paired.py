@@ -112,7 +112,7 @@ def groups(net: Network, before: Any, after: Any, values: tuple[Any, ...], keys:
     changed = gaps(before, after, values)
     found: dict[Any, list[str]] = {}
     for key, (operand, alike) in order.items():
-        if changed[key] > 0:
+        if changed.get(key, 0) > 0:  # what runs in a loop of unknown length has no rows
             found.setdefault((id(operand), alike), []).append(key)
     return [tuple(group) for group in found.values()]
 

@@ -37,7 +37,7 @@ class Contraction:
         dims: the contracted dimensions, in the order of the parameter's own.
         slots: for each of them the parameter slots it came from.
         positions: where they are in the activations.
-        batch: dimensions of the activations that the parameter has as well, with their positions.
+        batch: dimensions of the activations that the parameter has as well, with their positions; a convolution's groups.
         produced: the parameter's other dimensions, those of the product.
         window: which of `dims` are a convolution's window; the activations have none of them.
         layers: the loops that run over layers of the parameter.
@@ -134,7 +134,8 @@ class Analysis:
         if not value.shape:
             value.literal = value.array
             return
-        why = Reason("constant", f"it meets an array of shape {value.shape} that the function closes over: make it a parameter")
+        met = f"it meets an array of shape {value.shape} that the function closes over"
+        why = Reason("constant", f"{met}, as tables of rotary angles are: as a parameter it would follow")
         for index, size in enumerate(value.shape):
             if size > 1 and value.dims[index] is None:
                 value.dims[index] = Dim(size)

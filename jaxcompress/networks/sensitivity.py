@@ -53,15 +53,14 @@ tag.defvjp(lambda y, weights, probe: (y, (weights, probe)), _backward)
 class Sense(Taps):
     """Tags on what the contractions of a running program give; without probes their widths are noted."""
 
+    derivatives = True
+
     def __init__(self, found: Any, rows: Rows, probes: dict[str, Any] | None, widths: dict[str, int]):
         super().__init__(found, {}, rows, 0)
         self.probes, self.widths = probes, widths
 
     def nested(self, turns: Any, index: Any) -> Sense:
         return Sense(self.found, self.rows.turn(turns, index), self.probes, self.widths)
-
-    def enter(self, values: list[Any]) -> list[Any]:
-        return [jax.lax.stop_gradient(value) for value in values]  # no derivative passes a loop of unknown length
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}  # derivatives add up by themselves
@@ -91,11 +90,11 @@ class Sense(Taps):
         if key in self.found.analysis.pairs:
             return order, 0
         contraction = self.found.analysis.contractions[key]
-        if contraction.rows is not None or contraction.batch:
-            return None, 0
         if contraction.window:
             features = step.params["dimension_numbers"].out_spec[1]
             return [*order[:features], *order[features + 1 :], features], 1
+        if contraction.rows is not None or contraction.batch:
+            return None, 0
         side = contraction.operand
         free = len(step.inputs[1 - side].shape) - len(step.params["dimension_numbers"][0][1 - side])
         return (order if side == 0 else [*order[free:], *order[:free]]), free

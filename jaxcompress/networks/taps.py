@@ -26,7 +26,13 @@ MAX_DIM = 4096
 
 
 class Taps:
-    """Sums over what the contractions of a running program see."""
+    """Sums over what the contractions of a running program see.
+
+    Attributes:
+        derivatives: whether derivatives are taken of what is run: custom rules stay closed, and so do loops of unknown length.
+    """
+
+    derivatives = False
 
     def __init__(self, found: Found, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
         self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
@@ -35,10 +41,6 @@ class Taps:
     def nested(self, turns: Any, index: Any) -> Taps:
         """Empty sums for one turn of a loop along an axis."""
         return Taps(self.found, self.shifts, self.rows.turn(turns, index), self.max_dim)
-
-    def enter(self, values: list[Any]) -> list[Any]:
-        """What goes into a loop of unknown length."""
-        return values
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sums to be added over a loop's turns, and those kept apart because the loop runs over their layers."""
@@ -60,7 +62,8 @@ class Taps:
                 self.sums[key] = self.look_ups(key, x, value, contraction.rows)
             elif contraction.window:
                 x, dims = patches(operands, contraction, step, self.max_dim)
-                self.sums[key] = self.second(key, x, dims, (x.ndim - 1,), [])
+                kept = [x.ndim - 2] if contraction.batch else []
+                self.sums[key] = self.second(key, x, dims, (x.ndim - 1,), kept)
             else:
                 kept = [position for position, dim in contraction.batch if self.named(dim)]
                 self.sums[key] = self.second(key, x, value.dims, contraction.positions, kept)
@@ -110,7 +113,10 @@ def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: 
     _, k_in, *k_space = numbers.rhs_spec
     groups = step.params["feature_group_count"]
     if groups > 1 or kernel.shape[k_in] * math.prod(kernel.shape[axis] for axis in k_space) > max_dim:
-        return jnp.moveaxis(x, numbers.lhs_spec[1], -1), moved(step.inputs[0].dims, numbers.lhs_spec[1])
+        x, dims = jnp.moveaxis(x, numbers.lhs_spec[1], -1), moved(step.inputs[0].dims, numbers.lhs_spec[1])
+        if contraction.batch:  # groups stay apart
+            x, dims = x.reshape(*x.shape[:-1], -1, kernel.shape[k_in]), [*dims[:-1], contraction.batch[0][1], dims[-1]]
+        return x, dims
     options = {name: step.params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")}
     window = [kernel.shape[axis] for axis in k_space]
     precision = jax.lax.Precision.HIGHEST

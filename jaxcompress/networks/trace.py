@@ -419,8 +419,11 @@ def spell_all(slots: Iterable[Slot]) -> tuple[str, ...]:
     return tuple(sorted(map(spell, slots)))
 
 
-APART = frozenset({"scan", "input", "output", "conv_general_dilated"})
-"""Reasons that an axis is opaque for, and yet its positions stay apart from each other."""
+APART = frozenset(
+    {"scan", "input", "output", "conv_general_dilated", "iota", "top_k"}
+    | {"reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"}
+)
+"""Primitives that an axis is opaque for, and yet what lies along it stays apart and in order, or loses the axis."""
 
 
 def companions(found: Found) -> dict[Dim, tuple[str, ...]]:

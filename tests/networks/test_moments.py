@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from laws import matrix
 from networks.test_oracle import network
 from networks.test_replay import mlp, mlp_params
 
@@ -234,3 +236,58 @@ def test_a_kernel_tied_with_its_transpose():
     moments = net.calibrate(params, [np.eye(6, dtype=np.float32)], sensitivity=True, progress=False)
     assert moments.by_leaf()["w"].shape == (6, 6)
     assert jc.rotate_and_prune(net, 1 / 2)(params, moments)["w"].shape == (6, 8)
+
+
+def test_branches_and_loops_of_unknown_length_are_measured():
+    """A branch shows what it was taken for, one that is never taken nothing; a loop adds up its turns."""
+
+    def apply(p, x):
+        grow = lambda state: (jax.nn.relu(state[0] @ p["turn"]), state[1] + 1)
+        z, _ = lax.while_loop(lambda state: (state[0].sum() < 1e9) & (state[1] < 3), grow, (x @ p["first"], 0))
+        one, other = (lambda z, name=name: z @ p[name] for name in ("up", "down"))
+        never = lambda z: lax.cond(z[0, 0] > 1e30, one, other, z)
+        return never(z) + lax.cond(x[0, 0] > 0, lambda z: z @ p["left"], lambda z: z @ p["right"], z)
+
+    shapes = {"first": (3, 8), "turn": (8, 8), **dict.fromkeys(("up", "down", "left", "right"), (8, 2))}
+    params = {name: matrix(*shape, seed=seed) / 3 for seed, (name, shape) in enumerate(shapes.items())}
+    batches = [jnp.abs(matrix(20, 3, seed=10)), -jnp.abs(matrix(30, 3, seed=11)), jnp.abs(matrix(10, 3, seed=12))]
+    net = jc.trace(apply, params, batches[0])
+    moments = net.calibrate(params, batches, sensitivity=True, progress=False)
+    ends, turns = [], []
+    for x in batches:
+        z = x @ params["first"]
+        for _ in range(3):
+            turns.append(z)
+            z = jax.nn.relu(z @ params["turn"])
+        ends.append(z)
+    expected = {"turn": turns, "down": ends, "left": [ends[0], ends[2]], "right": [ends[1]]}
+    assert "up#0" not in moments.sites
+    for name, seen in expected.items():
+        seen = np.concatenate(seen).astype(np.float64)
+        found = moments.sites[f"{name}#0"]
+        assert found.count == len(seen)
+        np.testing.assert_allclose(found.mean, seen.mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.cov, np.cov(seen.T, bias=True), rtol=1e-4, atol=1e-5)
+    assert "left#0" in moments.gains
+    small = jc.rotate_and_prune(net, keep=1 / 2)(params, moments)
+    assert jnp.isfinite(net(small, batches[0])).all()
+
+
+def test_groups_of_a_convolution_have_statistics_of_their_own():
+    def apply(p, x):
+        y = lax.conv_general_dilated(
+            jax.nn.relu(x @ p["a"]), p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3
+        )
+        return jax.nn.relu(y).mean((1, 2)) @ p["b"]
+
+    params = {"a": matrix(3, 12), "w": matrix(3, 3, 4, 12, seed=1), "b": matrix(12, 2, seed=2)}
+    x = matrix(5, 6, 6, 3, seed=3)
+    net = jc.trace(apply, params, x)
+    moments = net.calibrate(params, [x], sensitivity=True, progress=False)
+    rows = np.asarray(jax.nn.relu(x @ params["a"]), np.float64).reshape(-1, 3, 4)
+    found = moments.sites["w#0"]
+    for group in range(3):
+        np.testing.assert_allclose(found.cov[group], np.cov(rows[:, group].T, bias=True), rtol=1e-4, atol=1e-5)
+    small = jc.rotate_and_prune(net, jc.budget(1 / 2))(params, moments)
+    assert jc.stored_numbers(small) <= jc.stored_numbers(params) / 2
+    assert net(small, x).shape == (5, 2)

@@ -47,7 +47,11 @@ def test_every_expected_axis_is_found(name):
     assert all(row.reason for row in net.refused)
 
 
-@pytest.mark.parametrize("name", ["encoder_linen", "encoder_rms", "lstm", "convnet", "custom_rules", "stacked_scan"])
+GRADIENTS = ["encoder_linen", "encoder_rms", "lstm", "convnet", "custom_rules", "stacked_scan"]
+GRADIENTS += ["branches", "nested_calls", "custom_product", "experts", "graph_network"]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_are_those_of_the_full_network(name):
     """Through custom rules, scans and norms; the embedded parameters' gradient, read where the small ones are."""
     model, net = network(name)
