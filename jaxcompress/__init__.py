@@ -16,6 +16,7 @@ from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.tie import tie
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
@@ -78,6 +79,7 @@ __all__ = [
     "second_moments",
     "static",
     "stored_numbers",
+    "tie",
     "trace",
     "vocabulary",
 ]

@@ -167,7 +167,7 @@ MIXED: Slot = ("", -1)
 
 def scalar(value: Value) -> float | None:
     """The number of a literal, or None."""
-    return None if value.literal is None or np.ndim(value.literal) else float(value.literal)
+    return None if value.literal is None or np.ndim(value.literal) or np.iscomplexobj(value.literal) else float(value.literal)
 
 
 def replay_mean(step: Step, operands: list[Any], replay: Replay) -> list[Any]:

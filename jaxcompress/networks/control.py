@@ -349,7 +349,7 @@ def custom(step: Step, analysis: Analysis) -> None:
     analysis.run(body)
     for result, out in zip(body.outputs, step.outputs, strict=True):
         hand_over(result, out)
-    if "rule" not in step.programs:
+    if "rule" not in step.programs and not analysis.of_rule:
         rule = derivative(step)
         if rule is not None:
             step.programs["rule"] = rule
@@ -361,8 +361,9 @@ def custom(step: Step, analysis: Analysis) -> None:
     forward = step.name == "custom_jvp_call"
     for source, inner in zip([*step.inputs, *(floats if forward else outs)], rule.inputs, strict=True):
         hand_over(source, inner)
-    # what is seen while a derivative is analysed are axes alone: it is no place where parameters are used
-    quiet = Analysis()
+    # what is seen while a derivative is analysed are axes alone: it is no place where parameters are used, and the rules
+    # inside of it, which may be the rule itself (logaddexp's is), are left to JAX
+    quiet = Analysis(of_rule=True)
     quiet.run(rule)
     for value, result in zip(outs if forward else floats, rule.outputs, strict=True):
         for index in range(len(value.shape)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxcompress.networks.algebra import Dim, Misaligned, align, product
+from jaxcompress.networks.algebra import Dim, Kind, Misaligned, align, mark, product
 from jaxcompress.networks.arithmetic import linear, pass_on
 from jaxcompress.networks.program import Step, Value
 from jaxcompress.networks.rules import Analysis, Replay, bind, bind_with, copy_facts, merge_facts, register
@@ -102,8 +102,11 @@ def tile(step: Step, analysis: Analysis) -> None:
         copy_facts(out, index, source, index)
         dim = source.dims[index]
         if times > 1:
-            out.dims[index] = Dim(times) if dim is None else product([Dim(times), dim])
+            turns = Dim(times)
+            out.dims[index] = turns if dim is None else product([turns, dim])
             out.constant[index] = size == 1 or source.constant[index]
+            if not out.constant[index]:
+                mark(turns, Kind.ELEMENTWISE)  # all turns are alike: no rotation finds them so
 
 
 def replay_reshape(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -178,6 +181,9 @@ def reshape(step: Step, analysis: Analysis) -> None:
         slots = frozenset().union(*(source.slots[index] for index in olds))
         scaled = frozenset().union(*(source.scaled[index] for index in olds))
         dims = [source.dims[index] for index in olds]
+        for index in olds:
+            if source.constant[index] and not all(source.constant[other] for other in olds):
+                mark(source.dims[index], Kind.ELEMENTWISE)  # it repeats the others
         fresh = [Dim(out.shape[index]) for index in news]
         try:
             ours, theirs = align([dim for dim in dims if dim is not None], list(fresh))

@@ -55,6 +55,20 @@ def cumulate(step: Step, analysis: Analysis) -> None:
     step.outputs[0].summed, step.outputs[0].sites, step.outputs[0].direct = (), frozenset(), False
 
 
+@register("fft")
+def fft(step: Step, analysis: Analysis) -> None:
+    """The transformed dimensions, which are the last, are mixed; across the others it is linear."""
+    source, out = carry_over(step, analysis)
+    out.summed, out.sites, out.square, out.literal, out.direct = (), frozenset(), False, None, False
+    first = len(out.shape) - len(step.params["fft_lengths"])
+    for index in range(first):
+        copy_facts(out, index, source, index)
+    for index in range(first, len(out.shape)):
+        analysis.freeze(step, source.dims[index], "a Fourier transform mixes its positions")
+        out.dims[index] = analysis.fresh(out.shape[index])
+        analysis.freeze(step, out.dims[index], "it holds the frequencies of another axis")
+
+
 @register("sort")
 def sort(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)

@@ -76,6 +76,7 @@ class Analysis:
     """What the analysis of one program gathers beside the values' own facts.
 
     Attributes:
+        of_rule: whether the program is a rule for derivatives.
         roles: for each parameter slot what it does along its axis: "produce", "consume", "shift", "scale", "indirect scale",
             "batch".
         contractions, pairs: by key, in the order of the program.
@@ -83,7 +84,8 @@ class Analysis:
         scales: for each consuming slot the sets of scale slots that its inputs had been multiplied by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_rule: bool = False) -> None:
+        self.of_rule = of_rule
         self.roles: dict[Slot, set[str]] = {}
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}

@@ -434,12 +434,35 @@ def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
     for contracted, given in found.analysis.mixed:
         mixed |= {atom for dim in contracted for atom in atoms(dim)} & {atom for dim in given for atom in atoms(dim)}
     for ambient, dims in found.analysis.company:
-        inside = {atom for dim in dims if dim is not None for atom in atoms(dim)}
-        around = (inside | {atom for dim in ambient for atom in atoms(dim)}) - mixed
-        for atom in inside:
-            if atom in found.names:
-                common[atom] = common[atom] & around if atom in common else set(around)
+        everywhere = [set().union(*(throughout(dim) for dim in dims if dim is not None and dim is not mine)) for mine in dims]
+        turns = {atom for dim in ambient for atom in atoms(dim)}
+        for dim, others in zip(dims, everywhere, strict=True):
+            for atom, inside in beside(dim) if dim is not None else ():
+                around = (others | inside | turns) - mixed
+                if atom in found.names:
+                    common[atom] = common[atom] & around if atom in common else around
     return {
         atom: tuple(found.names[other] for other in found.names if other is not atom and other in common.get(atom, ()))
         for atom in found.names
     }
+
+
+def throughout(dim: Dim) -> set[Dim]:
+    """The atoms that every position of a dimension lies along: all factors, and what all segments have in common."""
+    root = find(dim)
+    if root.split is None:
+        return {root}
+    inside = [throughout(part) for part in root.parts]
+    return set.union(*inside) if root.split == "product" else set.intersection(*inside)
+
+
+def beside(dim: Dim) -> list[tuple[Dim, set[Dim]]]:
+    """For each atom in a dimension, once for each place, the other atoms that its positions lie along there."""
+    root = find(dim)
+    if root.split is None:
+        return [(root, set())]
+    found = []
+    for index, part in enumerate(root.parts):
+        others = [throughout(other) for place, other in enumerate(root.parts) if place != index and root.split == "product"]
+        found += [(atom, inside.union(*others)) for atom, inside in beside(part)]
+    return found

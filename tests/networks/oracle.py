@@ -41,6 +41,15 @@ def repeat(rng, count, r, d):
     return AxisMap(places[None], (places * r / d).T[None], places[None])
 
 
+def beside_others(structure, axis):
+    """Whether an axis is a segment of a dimension."""
+
+    def inside(layout):
+        return axis.key in layout.axes() and (layout.split == "concat" or any(inside(part) for part in layout.parts))
+
+    return any(inside(layout) for dims in structure.layouts.values() for layout in dims)
+
+
 def small_and_full(net, params, seed=0, only=None):
     """A random small tree and the full tree that means the same."""
     rng = np.random.default_rng(seed)
@@ -51,7 +60,10 @@ def small_and_full(net, params, seed=0, only=None):
     changed, sizes = {}, {}
     for axis in structure.axes:
         normed = axis.averaged  # a mean over repeated channels is that of the small ones; a plain sum is not
-        if (only is not None and axis.key not in only) or (normed and axis.size % 2):
+        # consumers that see the channels in another way, too, and channels that are averaged together with others
+        unrepeatable = axis.size % 2 or axis.tied or axis.pair or axis.bent or beside_others(structure, axis)
+        unsummable = axis.pair and "elementwise" in axis.marks  # what was zero may no longer be where the network sums up
+        if (only is not None and axis.key not in only) or (normed and unrepeatable) or unsummable:
             continue
         size = axis.size // 2 if normed else int(rng.integers(1, axis.size))
         by_fibre = bool(axis.fibres) and not normed and rng.random() < 0.7
