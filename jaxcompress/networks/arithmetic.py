@@ -61,6 +61,20 @@ def elementwise(step: Step, analysis: Analysis) -> None:
                 mark(dim, Kind.ELEMENTWISE)
 
 
+@register("bitcast_convert_type")
+def bitcast(step: Step, analysis: Analysis) -> None:
+    """Elementwise; where the size of an item changes, a last dimension comes or goes."""
+    merge_facts(step)
+    source, out = step.inputs[0], step.outputs[0]
+    for index in range(min(len(source.shape), len(out.shape))):
+        copy_facts(out, index, source, index)
+        mark(out.dims[index], Kind.ELEMENTWISE)
+    if len(source.shape) != len(out.shape):
+        longer = max(source, out, key=lambda value: len(value.shape))
+        longer.dims[-1] = longer.dims[-1] if longer is source else analysis.fresh(longer.shape[-1])
+        analysis.freeze(step, longer.dims[-1], "its bytes are read as numbers of another type")
+
+
 def linear(step: Step, analysis: Analysis) -> None:
     """Linear in its one operand, entry by entry; of several operands each has an output of its own."""
     for source, out in zip(step.inputs, step.outputs, strict=False):

@@ -22,10 +22,11 @@ from jaxcompress.networks.rules import Analysis, Replay, bind, copy_facts, is_ze
 FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
 
 
-def hand_over(source: Value, target: Value) -> None:
+def hand_over(analysis: Analysis, source: Value, target: Value) -> None:
     """Give a value all that is known of another of the same shape."""
     for name in FACTS:
         setattr(target, name, getattr(source, name))
+    target.shared = source.shared or analysis.uses[id(source)] > 1
     for index in range(len(target.shape)):
         copy_facts(target, index, source, index)
 
@@ -123,12 +124,13 @@ def scan(step: Step, analysis: Analysis) -> None:
         turns = analysis.fresh(step.params["length"])
         analysis.freeze(step, turns, "a loop runs along it")
     for source, inner in zip(step.inputs[: consts + carry], body.inputs, strict=False):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
     for inner in body.inputs[consts : consts + carry]:
         opaque_carry(inner)
     for source, inner in zip(stacked, body.inputs[consts + carry :], strict=True):
         for name in FACTS:
             setattr(inner, name, getattr(source, name))
+        inner.shared = source.shared or analysis.uses[id(source)] > 1
         for index in range(len(inner.shape)):
             copy_facts(inner, index, source, index + 1)
         inner.summed, inner.sites = (), frozenset()
@@ -147,7 +149,7 @@ def scan(step: Step, analysis: Analysis) -> None:
             opaque_carry(inner)
     analysis.ambient, analysis.stacked = outer, around
     for out, inner in zip(step.outputs[:carry], body.inputs[consts : consts + carry], strict=True):
-        hand_over(inner, out)
+        hand_over(analysis, inner, out)
     for out, result in zip(step.outputs[carry:], body.outputs[carry:], strict=True):
         out.dims[0] = turns
         for index in range(len(result.shape)):
@@ -189,7 +191,7 @@ def while_(step: Step, analysis: Analysis) -> None:
     first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
     test, body = step.programs["cond"], step.programs["body"]
     for source, inner in zip(step.inputs[first:], body.inputs, strict=True):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
     for inner in body.inputs[second:]:
         opaque_carry(inner)
     for _ in range(2):
@@ -198,10 +200,10 @@ def while_(step: Step, analysis: Analysis) -> None:
             join(step, analysis, result, inner)
             opaque_carry(inner)
     for source, inner in zip([*step.inputs[:first], *body.inputs[second:]], test.inputs, strict=True):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
     analysis.run(test)
     for out, inner in zip(step.outputs, body.inputs[second:], strict=True):
-        hand_over(inner, out)
+        hand_over(analysis, inner, out)
 
 
 def replay_cond(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -225,14 +227,20 @@ def replay_cond(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     return results
 
 
+def reads(program: Program, value: Value) -> bool:
+    """Whether a program uses one of its inputs."""
+    return any(used is value for step in program.steps for used in step.inputs) or any(out is value for out in program.outputs)
+
+
 @register("cond", replay=replay_cond)
 def cond(step: Step, analysis: Analysis) -> None:
     for number, program in enumerate(step.programs.values()):
-        for source, inner in zip(step.inputs[1:], program.inputs, strict=True):
-            hand_over(source, inner)
+        for index, (source, inner) in enumerate(zip(step.inputs[1:], program.inputs, strict=True)):
+            hand_over(analysis, source, inner)
+            inner.shared |= sum(reads(each, each.inputs[index]) for each in step.programs.values()) > 1
         analysis.run(program)
         for out, result in zip(step.outputs, program.outputs, strict=True):
-            (hand_over(result, out) if number == 0 else join(step, analysis, result, out))
+            (hand_over(analysis, result, out) if number == 0 else join(step, analysis, result, out))
     if step.inputs[0].data:
         for out in step.outputs:
             out.data = True
@@ -253,11 +261,11 @@ def replay_remat(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 def remat(step: Step, analysis: Analysis) -> None:
     body = step.programs["body"]
     for source, inner in zip(step.inputs, body.inputs, strict=True):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
         analysis.uses[id(inner)] = 0
     analysis.run(body)
     for result, out in zip(body.outputs, step.outputs, strict=True):
-        hand_over(result, out)
+        hand_over(analysis, result, out)
 
 
 # --- custom derivative rules --------------------------------------------------------------------------------------
@@ -345,10 +353,10 @@ def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 def custom(step: Step, analysis: Analysis) -> None:
     body = step.programs["body"]
     for source, inner in zip(step.inputs, body.inputs, strict=True):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
     analysis.run(body)
     for result, out in zip(body.outputs, step.outputs, strict=True):
-        hand_over(result, out)
+        hand_over(analysis, result, out)
     if "rule" not in step.programs and not analysis.of_rule:
         rule = derivative(step)
         if rule is not None:
@@ -360,7 +368,7 @@ def custom(step: Step, analysis: Analysis) -> None:
     outs = [value for value in step.outputs if differentiable(value)]
     forward = step.name == "custom_jvp_call"
     for source, inner in zip([*step.inputs, *(floats if forward else outs)], rule.inputs, strict=True):
-        hand_over(source, inner)
+        hand_over(analysis, source, inner)
     # what is seen while a derivative is analysed are axes alone: it is no place where parameters are used, and the rules
     # inside of it, which may be the rule itself (logaddexp's is), are left to JAX
     quiet = Analysis(of_rule=True)

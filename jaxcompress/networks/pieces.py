@@ -108,7 +108,7 @@ def slice_(step: Step, analysis: Analysis) -> None:
             out.dims[index] = analysis.fresh(out.shape[index])
             analysis.freeze(step, out.dims[index], f"it is every {stride}th position of another axis")
     if not whole:
-        out.summed, out.sites = (), frozenset()
+        out.summed, out.sites, out.direct = (), frozenset(), False
 
 
 def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) -> Dim | None:

@@ -84,7 +84,7 @@ class Constant(Value):
     __slots__ = ("array",)
 
     def __init__(self, array: Any):
-        super().__init__(np.shape(array), getattr(array, "dtype", np.asarray(array).dtype))
+        super().__init__(np.shape(array), array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
         self.array = array
 
 

@@ -137,7 +137,7 @@ class Analysis:
             value.literal = value.array
             return
         met = f"it meets an array of shape {value.shape} that the function closes over"
-        why = Reason("constant", f"{met}, as tables of rotary angles are: as a parameter it would follow")
+        why = Reason("constant", f"{met}, such as a table of angles, a mask or an order: as a parameter it would follow")
         for index, size in enumerate(value.shape):
             if size > 1 and value.dims[index] is None:
                 value.dims[index] = Dim(size)

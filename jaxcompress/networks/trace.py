@@ -329,6 +329,7 @@ def describe(found: Found) -> Structure:
         producers, consumers = text("produce"), text("consume")
         shifted = text("shift", "scale", "indirect scale")
         why = "no contraction produces or consumes it" if not (producers or consumers) else None
+        why = why if any(analysis.uses[id(found.leaves[name])] for name, _ in slots[key]) else "the function does not use it"
         why = why or ("nothing produces it" if not (producers or shifted) else "it has one position" if atom.size == 1 else None)
         if why:
             refused.append(Refused(key, atom.size, "", why))

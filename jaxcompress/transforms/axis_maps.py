@@ -8,6 +8,7 @@ several places of the axis its kernel is solved for anew. Costs an eigendecompos
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from jaxcompress.networks.maps import AxisMap, along, lines
 from jaxcompress.networks.moments import AxisMoments
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.axiswise import Work
+
+log = logging.getLogger(__name__)
 
 
 def why_not_rotate(work: Work, axis: Axis) -> str | None:
@@ -219,17 +222,20 @@ def apart(work: Work, axis: Axis) -> list[Site]:
 def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     """Keep some channels; where a fold is legal the consumers learn the others from them."""
     d = work.size(axis)
-    if measured(work, axis) is None or not fold:
+    found = measured(work, axis)
+    if found is None or not fold:
         return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance(work, axis)], d)
+    if found.count < d:
+        log.warning("%s was measured on %d vectors, fewer than its %d channels: calibrate with more", axis.key, found.count, d)
     centred, joint = centred_sites(work, axis), joint_moments(work, axis)
     chosen = [mine for group in systems(work, axis) for mine in selection.choose(group, size)]
-    folds = lambda moments: np.stack([selection.predict(s, c) for s, c in zip(moments, chosen, strict=True)])
-    change = dataclasses.replace(selected(chosen, d), consume=folds(joint))
+    folds = lambda moments, count: np.stack([selection.predict(s, c, count) for s, c in zip(moments, chosen, strict=True)])
+    change = dataclasses.replace(selected(chosen, d), consume=folds(joint, found.count))
     other, gaps = {}, {}
     for site in apart(work, axis):
         own = measured(work, axis, [site])
         assert own is not None
-        mine = folds(own.cov if site.key in centred else own.second)
+        mine = folds(own.cov if site.key in centred else own.second, own.count)
         slots = [slot for slot in site.slots if slot in axis.consumers]
         if refit(work, axis, site, change, mine, site.key in centred):
             other |= dict.fromkeys(slots, np.swapaxes(change.produce, 1, 2))  # the kernel is solved for already
@@ -261,10 +267,6 @@ def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.Syste
     return selection.System(statistic.cov if centred else statistic.second, reader, where)
 
 
-SHRINK = 0.1
-"""How strongly a refitted kernel is held to the fold, for each unknown that a measured vector must pay for."""
-
-
 def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray, centred: bool) -> bool:
     """Solve a consumer's kernel anew for the channels that stay, by ridge least squares towards the fold.
 
@@ -279,7 +281,7 @@ def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray,
     marker = np.ones((1, flat.size))
     kept = along(marker, (Layout(), flat), 1, axis, change.produce @ np.swapaxes(change.produce, 1, 2))[0] > 0.5
     inner = moments[np.ix_(kept, kept)]
-    weight = SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner) + np.finfo(np.float64).tiny
+    weight = selection.SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner) + np.finfo(np.float64).tiny
     for name, order in site.inputs.items():
         values = work.leaves[name]
         moved = np.moveaxis(values, order, range(len(order)))

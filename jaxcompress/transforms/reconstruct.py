@@ -27,11 +27,9 @@ from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.recalibrate import DataTransform, check_batches
+from jaxcompress.transforms.selection import SHRINK
 
 log = logging.getLogger(__name__)
-
-SHRINK = 0.1
-"""How strongly a kernel is held to what it was, for each unknown that a measured vector must pay for."""
 
 
 class Reconstruct(DataTransform):

@@ -12,12 +12,15 @@ least-squares selection (Farahat et al. 2013), SVD in the inputs' metric (arXiv:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 RIDGE = 1e-7
 """The ridge of a fold, relative to the mean variance of the kept channels."""
+SHRINK = 0.1
+"""How strongly a fit is held to what is certain, for each unknown that a measured vector must pay for."""
 
 
 def root(matrix: np.ndarray) -> np.ndarray:
@@ -138,12 +141,22 @@ def embed(chosen: np.ndarray, size: int) -> np.ndarray:
     return np.eye(size)[:, chosen]
 
 
-def predict(moments: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """(r, d): all channels from the kept ones, by ridge least squares; the kept ones from themselves alone."""
-    kept = moments[np.ix_(chosen, chosen)]
-    ridge = RIDGE * np.trace(kept) / max(len(chosen), 1) + np.finfo(np.float64).tiny
-    fold = np.linalg.solve(kept + ridge * np.eye(len(chosen)), moments[chosen])
-    fold[:, chosen] = np.eye(len(chosen))
+def predict(moments: np.ndarray, chosen: np.ndarray, count: float = math.inf) -> np.ndarray:
+    """(r, d): all channels from the kept ones, by ridge least squares; the kept ones from themselves alone.
+
+    From few vectors noise is learned as well: the ridge grows with the kept channels over the vectors and with what cannot be
+    predicted, and is the whole of `SHRINK` where there are no more vectors than channels.
+    """
+    r = len(chosen)
+    kept, right = moments[np.ix_(chosen, chosen)], moments[chosen]
+    scale, tiny = np.trace(kept) / max(r, 1), np.finfo(np.float64).tiny
+    solve = lambda ridge: np.linalg.solve(kept + (ridge * scale + tiny) * np.eye(r), right)
+    fold = solve(RIDGE)
+    if r < len(moments) and math.isfinite(count):
+        left = np.trace(moments) - np.einsum("ij,ij->", fold, right)
+        unknown = left / max(1 - r / count, 1e-12) / max(np.trace(moments) - np.trace(kept), tiny)
+        fold = solve(RIDGE + SHRINK * r / count * min(1.0, max(unknown, 0.0) if count > r else 1.0))
+    fold[:, chosen] = np.eye(r)
     return fold
 
 

@@ -5,7 +5,6 @@ are met, now and then one that is there already. Whatever the numbers, a recipe 
 does nothing.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +199,15 @@ UNARY = (
         lambda h: jnp.where(h > 0, h, 0.1 * h),
     ),
     *(lambda h: lax.population_count((4 * jnp.abs(h)).astype(int)) * 0.1, lambda h: (h + 1j * h).real, jnp.isfinite),
+    *(lambda h: (h.astype(complex) * 1j).imag, lambda h: jnp.conj(h + 1j * h).real, lambda h: special.gammaincc(1 + h**2, 1.0)),
+    *(
+        lambda h: lax.bitcast_convert_type(lax.bitcast_convert_type(h, jnp.int32), jnp.float32),
+        lambda h: special.zeta(2 + h**2, 1.0),
+    ),
+    *(
+        lambda h: (((4 * h).astype(int) << 1) >> 2) * 0.1,
+        lambda h: lax.shift_right_logical((4 * h).astype(jnp.uint8), jnp.uint8(1)) * 0.1,
+    ),
     *(lambda h: lax.clz((4 * jnp.abs(h)).astype(int)) * 0.1, lambda h: lax.polygamma(1.0, 1 + h**2), lambda h: jnp.nan_to_num(h)),
 )
 
@@ -209,6 +217,7 @@ BINARY = (
     *(lambda a, b: ((a > 0) & (b > 0)) * a, lambda a, b: ((a > 0) | (b < 0)) * 1.0, lambda a, b: ((a >= 0) ^ (b <= 0)) * b),
     *(lambda a, b: ((4 * a).astype(int) & (4 * b).astype(int)) * 0.1, lambda a, b: jnp.logaddexp(a, b), lambda a, b: (a + b) / 2),
     *(lambda a, b: a * jax.nn.sigmoid(b), lambda a, b: jnp.hypot(a, 1 + b), lambda a, b: a + 0.5 * b, lambda a, b: (a != b) * a),
+    *(lambda a, b: jnp.nextafter(a, b), lambda a, b: lax.mulhi((4 * a).astype(int), (4 * b).astype(int)) * 0.1),
     *(lambda a, b: (a + b) ** 2, lambda a, b: jnp.where((a == b) | ~(a < b), b, 2 * a)),
 )
 
@@ -285,6 +294,20 @@ def over_time(m):
 
 
 @operation
+def bits_over_time(m):
+    h = m.tensor()
+    way = m.one_of((jnp.bitwise_and.reduce, jnp.bitwise_or.reduce, jnp.bitwise_xor.reduce))
+    return h + (way((8 * h).astype(int), axis=1, keepdims=True) if m.flag() else (h > 0).all(1, keepdims=True))
+
+
+@operation
+def noise(m):
+    """Random numbers, the same for all channels."""
+    h = m.tensor()
+    return h + jax.random.normal(jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (*h.shape[:2], 1))
+
+
+@operation
 def softmax(m):
     return jax.nn.softmax(m.tensor(), axis=m.one_of((1, 1, 2)))
 
@@ -292,7 +315,7 @@ def softmax(m):
 @operation
 def cumulative(m):
     h, axis = m.tensor(), m.one_of((1, 1, 2))
-    return m.one_of((jnp.cumsum, jnp.cumprod, lax.cummax, lax.cumlogsumexp))(jnp.tanh(h), axis=axis)
+    return m.one_of((jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin, lax.cumlogsumexp))(jnp.tanh(h), axis=axis)
 
 
 @operation
@@ -306,7 +329,7 @@ def largest(m):
     h = m.tensor()
     if m.flag():
         return lax.top_k(h, 2)[0]
-    return h * jax.nn.one_hot(jnp.argmax(h, -1), h.shape[-1])
+    return h * jax.nn.one_hot(m.one_of((jnp.argmax, jnp.argmin))(h, -1), h.shape[-1])
 
 
 # --- layout --------------------------------------------------------------------------------------------------------
@@ -413,7 +436,14 @@ def window_of_time(m):
 def scattered(m):
     h = m.tensor(lambda h: h.shape[1] == TIME)
     place = h.at[:, m.tokens[0] % TIME] if m.flag() else jnp.zeros_like(h).at[:, m.tokens[0] % TIME]
-    return m.one_of((place.add, place.max, place.min, place.multiply))(jnp.tanh(h))
+    return m.one_of((place.add, place.subtract, place.max, place.min, place.multiply))(jnp.tanh(h))
+
+
+@operation
+def written(m):
+    """Some positions of time become others: each of them once, or the last to be written would count."""
+    h = m.tensor(lambda h: h.shape[1] >= 2)
+    return h.at[:, m.tokens[0, 0] % h.shape[1]].set(jnp.sin(h[:, 0]))
 
 
 # --- attention and convolutions ------------------------------------------------------------------------------------
@@ -578,10 +608,9 @@ def state_space(m):
     return lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (decay, h), axis=1)[1]
 
 
-@functools.cache
-def primitives_of(recipe: tuple[tuple[str, int], ...]) -> frozenset[str]:
+def primitives_of(recipe: Recipe) -> set[str]:
     """The names of the primitives that a network uses, those inside of loops and rules among them."""
-    made = generated(list(recipe))
+    made = generated(recipe)
     found: set[str] = set()
 
     def walk(jaxpr: Any) -> None:
@@ -595,4 +624,4 @@ def primitives_of(recipe: tuple[tuple[str, int], ...]) -> frozenset[str]:
                     walk(inner)
 
     walk(jax.make_jaxpr(made.apply)(made.params, *made.inputs).jaxpr)
-    return frozenset(found)
+    return found

@@ -219,3 +219,35 @@ def test_a_weight_times_a_constant_is_no_place_of_measurement():
     moments = net.calibrate(params, [X], progress=False)
     jc.at("W", jc.factored(3 / 4))(params, moments)
     assert np.isfinite(np.asarray(net(jc.rotate_and_prune(net, 1 / 2)(params, moments), X))).all()
+
+
+def scanned(p, x, tail=0.0):
+    """A loop that adds one row of a leaf, or a leaf that is used once more behind it."""
+    turn = lambda h, _: (jnp.tanh(h @ p["W"] + p["b"]), None)
+    return lax.scan(turn, x @ p["A"], None, length=2)[0] @ p["C"] + tail
+
+
+BIASES = {
+    "a row of a leaf": lambda p, x: scanned({**p, "b": p["B"][0]}, x) + (p["B"][1] ** 2).sum(),
+    "used once more": lambda p, x: scanned({**p, "b": p["B"][0]}, x, (p["B"][0] ** 2).sum()),
+    "in two branches": lambda p, x: (
+        lax.cond(x[0, 0] > 0, lambda h: h @ p["W"] + p["v"], lambda h: h @ p["V"] + p["v"], jax.nn.relu(x @ p["A"])) @ p["C"]
+    ),
+    "inside and outside": lambda p, x: (
+        jax.checkpoint(lambda h: h @ p["W"] + p["v"])(jax.nn.relu(x @ p["A"])) @ p["C"] + jnp.sin(p["v"]).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_that_is_used_elsewhere_carries_no_mean(name):
+    """It would be changed there as well: channels that are constant must go without loss, or no bias may be claimed."""
+    shapes = {"A": (3, 8), "W": (8, 8), "V": (8, 8), "C": (8, 2), "B": (2, 8), "v": (8,)}
+    params = {
+        key: jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32) for i, (key, shape) in enumerate(shapes.items())
+    }
+    x = jnp.asarray(np.random.default_rng(9).normal(size=(40, 3)), jnp.float32)
+    net = jc.trace(BIASES[name], params, x)
+    assert not any("v:0" in site.bias[0] or "B:1" in site.bias[0] for site in net.structure.sites.values())
+    small = jc.rotate_and_prune(net, keep=1 / 2)(params, net.calibrate(params, [x], progress=False))
+    assert jnp.isfinite(net(small, x)).all()

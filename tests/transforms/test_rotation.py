@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import matrix
 from networks.models import MODELS
 from networks.test_oracle import close, network
 from networks.test_replay import mlp, mlp_params
@@ -263,3 +264,27 @@ def test_energy_gives_the_least_size_that_keeps_a_share():
             jc.rotate_and_prune(net, **both)
     with pytest.raises(ValueError, match=r"energy must be in \(0, 1\]"):
         jc.rotate_and_prune(net, energy=2)
+
+
+def test_few_vectors_are_not_learned_by_heart(caplog):
+    """From fewer vectors than channels a fold that interpolates is a hundred times worse on others than none."""
+    width = 48
+    params = {f"w{i}": matrix(width, width, seed=i) * (2 / width) ** 0.5 for i in range(4)}
+    params |= {"a": matrix(8, width, seed=8) / 2, "b": matrix(width, 5, seed=9) / 8}
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["a"])
+        for i in range(4):
+            h = jax.nn.relu(h @ p[f"w{i}"])
+        return h @ p["b"]
+
+    other = matrix(500, 8, seed=11)
+    net = jc.trace(apply, params, other)
+    prune = jc.rotate_and_prune(net, keep=1 / 2)
+    lost = lambda small: float(jnp.linalg.norm(net(small, other) - apply(params, other)) / jnp.linalg.norm(apply(params, other)))
+    errors = [lost(prune(params))]
+    for count in (4, 24, 400):
+        errors.append(lost(prune(params, net.calibrate(params, [matrix(count, 8, seed=12)], progress=False))))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 2
+    assert "measured on 24 vectors, fewer than its 48 channels" in caplog.text
