@@ -45,7 +45,7 @@ class Dim:
     __slots__ = ("kind", "pair", "parent", "parts", "reasons", "size", "split")
 
     def __init__(self, size: int):
-        self.size = size
+        self.size = int(size)
         self.parent: Dim | None = None
         self.split: str | None = None  # "product" or "concat"
         self.parts: tuple[Dim, ...] = ()
@@ -213,9 +213,9 @@ def factor(dim: Dim, leading: int) -> list[Dim]:
             return [*factor(factors[0], leading), *factors[1:]]
         if first == leading:
             return factors
-        raise Misaligned(f"{root!r} has no leading factor {leading}")
+        raise Misaligned(f"its {root!r} positions do not begin with {leading} equal parts")
     if root.size % leading:
-        raise Misaligned(f"{root.size} is no multiple of {leading}")
+        raise Misaligned(f"its {root.size} positions are no multiple of {leading}")
     if root.split == "concat":
         tie(root, leading)
         return factor(root, leading)
@@ -268,7 +268,7 @@ def cut(dim: Dim, bounds: Iterable[int]) -> list[Dim]:
         lead, *rest = parts(root, "product")
         stride = root.size // find(lead).size
         if any(place % stride for place in bounds):
-            raise Misaligned(f"{root!r} is cut at {bounds}")
+            raise Misaligned(f"its {root!r} positions are cut at {bounds}")
         mark(lead, Kind.OPAQUE, Reason("slice", "some of its positions are cut out"))
         inner = product(rest)
         ends = [*bounds, root.size]

@@ -41,6 +41,7 @@ def calibrate(
     """See `Network.calibrate`."""
     sums: dict[str, Any] = {}
     shifts: dict[str, Any] = {}
+    alike: dict[str, str] = {}
     senses = Senses(net, mask, max_dim) if sensitivity else None
 
     @jax.jit
@@ -48,30 +49,47 @@ def calibrate(
         found, _, _ = net._prepare(params, values)
         taps = Taps(found, shifts, rows(found, values, mask, sample, number), max_dim)
         net._replay(params, *values, tap=taps)
+        alike.update(taps.alike)
         return taps.sums
 
-    number = -1
+    number, running = -1, None
     for number, batch in enumerate(tqdm(batches, desc="calibrate", disable=not progress, leave=False)):
         values = check_batch(net, number, batch if inputs is None else inputs(batch))
         if number == 0:
-            first = gather(params, values, {}, number)
-            for key, sides in first.items():
-                sided = [(f"{key}/{i}", part) for i, part in enumerate(sides)] if isinstance(sides, tuple) else [(key, sides)]
-                for name, part in sided:
-                    if isinstance(part, dict):
-                        mean = part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1)
-                        shifts[name] = mean.mean(tuple(range(part["n"].ndim)))  # one for all layers of a loop
-        found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gather(params, values, shifts, number))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
-            bad = next(key for key, part in found.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)))
-            raise ValueError(f"calibrate: batch {number} gives NaN or infinity at {bad}: check the parameters and the data")
-        sums = found if number == 0 else jax.tree.map(np.add, sums, found)
+            shifts = means(gather(params, values, {}, number))
+        found = gather(params, values, shifts, number)
+        if running is not None:  # the last batch is added up while this one runs
+            sums = added(sums, *running)
+        running = number, found
         if senses is not None:
             senses.add(params, values, number)
-    if number < 0:
+    if running is None:
         raise ValueError("calibrate: there are no batches: give an iterable of at least one")
+    sums = added(sums, *running)
+    for key, first in alike.items():
+        sums[key], shifts[key] = sums[first], shifts[first]
     gains = {} if senses is None else senses.gains(params)
     return finish(net, params, sums, {key: np.asarray(shift, np.float64) for key, shift in shifts.items()}, gains)
+
+
+def means(sums: dict[str, Any]) -> dict[str, Any]:
+    """The mean of what every contraction met, either side of a pair by itself; one for all layers of a loop."""
+    found = {}
+    for key, sides in sums.items():
+        for name, part in [(f"{key}/{i}", side) for i, side in enumerate(sides)] if isinstance(sides, tuple) else [(key, sides)]:
+            if isinstance(part, dict):
+                mean = part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1)
+                found[name] = mean.mean(tuple(range(part["n"].ndim)))
+    return found
+
+
+def added(sums: dict[str, Any], number: int, found: dict[str, Any]) -> dict[str, Any]:
+    """Sums with one batch's added to them, in float64."""
+    found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        bad = next(key for key, part in found.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)))
+        raise ValueError(f"calibrate: batch {number} gives NaN or infinity at {bad}: check the parameters and the data")
+    return jax.tree.map(np.add, sums, found) if sums else found
 
 
 def check_batch(net: Network, number: int, batch: Any) -> tuple[Any, ...]:

@@ -281,7 +281,7 @@ def convolution(step: Step, analysis: Analysis) -> None:
             shared = _grouped(step, analysis, groups, x_features, k_in, k_out)
         except Misaligned as problem:
             for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
-                analysis.freeze(step, dim, f"its groups cut across its factors: {problem}")
+                analysis.freeze(step, dim, f"its groups cut across its parts: {problem}")
     if shared is not None:
         mark(shared, Kind.ELEMENTWISE)
     if shared is not None and find(shared).size == x.shape[x_features]:  # depthwise: a scale of its own kind

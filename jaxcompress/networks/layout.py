@@ -191,7 +191,7 @@ def reshape(step: Step, analysis: Analysis) -> None:
                 analysis.unify(step, one, other)
         except Misaligned as problem:
             for dim in (*dims, *fresh):
-                analysis.freeze(step, dim, f"it is reshaped across its factors: {problem}")
+                analysis.freeze(step, dim, f"it is reshaped across its parts: {problem}")
         for index, dim in zip(news, fresh, strict=True):
             out.dims[index], out.slots[index], out.scaled[index] = dim, slots, scaled
             out.constant[index] = all(source.constant[old] for old in olds)

@@ -75,6 +75,7 @@ class Record(Taps):
             contraction = self.found.analysis.contractions[key]
             alike = (key,) if contraction.window else (contraction.positions, contraction.batch)
             self.order[key] = (operands[contraction.operand], alike)
+            self.same.clear()  # each is asked for by name
             super().see(key, operands, step)
 
     def second(self, key: str, x: Any, dims: Any, positions: tuple[int, ...], kept: list[int]) -> Any:

@@ -117,7 +117,7 @@ def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) ->
         pieces = cut(dim, [start, limit])
         return pieces[1 if start else 0] if limit - start > 1 else None
     except Misaligned as problem:
-        sentence = f"positions {start} to {limit} are cut out across its factors: {problem}"
+        sentence = f"positions {start} to {limit} are cut out across its parts: {problem}"
         analysis.freeze(step, dim, sentence)
         fresh = analysis.fresh(limit - start)
         analysis.freeze(step, fresh, sentence)

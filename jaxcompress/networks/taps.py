@@ -37,10 +37,14 @@ class Taps:
     def __init__(self, found: Found, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
         self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
         self.sums: dict[str, Any] = {}
+        self.same: dict[Any, str] = {}  # the first contraction of some vectors
+        self.alike: dict[str, str] = {}  # those of the same vectors, such as queries', keys' and values', and the first of them
 
     def nested(self, turns: Any, index: Any) -> Taps:
         """Empty sums for one turn of a loop along an axis."""
-        return Taps(self.found, self.shifts, self.rows.turn(turns, index), self.max_dim)
+        inner = Taps(self.found, self.shifts, self.rows.turn(turns, index), self.max_dim)
+        inner.alike = self.alike
+        return inner
 
     def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sums to be added over a loop's turns, and those kept apart because the loop runs over their layers."""
@@ -66,7 +70,11 @@ class Taps:
                 self.sums[key] = self.second(key, x, dims, (x.ndim - 1,), kept)
             else:
                 kept = [position for position, dim in contraction.batch if self.named(dim)]
-                self.sums[key] = self.second(key, x, value.dims, contraction.positions, kept)
+                first = self.same.setdefault((id(value), contraction.positions, tuple(kept), contraction.layers), key)
+                if first != key:
+                    self.alike[key] = first
+                else:
+                    self.sums[key] = self.second(key, x, value.dims, contraction.positions, kept)
         elif key in self.found.analysis.pairs:
             pair = self.found.analysis.pairs[key]
             kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
