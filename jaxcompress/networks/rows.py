@@ -69,15 +69,26 @@ class Rows:
         """
         rest = [index for index in range(x.ndim) if index not in positions and index not in kept]
         sizes = [x.shape[index] for index in rest]
-        examples, places = sizes[0] if sizes else 1, math.prod(sizes[1:])
         lead, m = [x.shape[index] for index in kept], math.prod(x.shape[index] for index in positions)
-        flat = jnp.transpose(x, (*kept, *rest, *positions)).reshape(*lead, examples, places, m)
-        weights = self.weights(name, sizes, [dims[index] for index in rest]).reshape(examples, places)
-        few = max(1, round(self.sample * places))
-        if few < places:
-            taken = jax.random.permutation(jax.random.fold_in(self.key, zlib.crc32(name.encode())), places)[:few]
-            flat, weights = jnp.take(flat, taken, axis=-2), jnp.take(weights, taken, axis=-1)
-        flat, weights = flat.reshape(*lead, -1, m).astype(jnp.float32), weights.reshape(-1)
+        examples = sizes[0] if sizes else 1
+        flat = jnp.transpose(x, (*kept, *rest, *positions)).reshape(*lead, examples, math.prod(sizes[1:]), m)
+        taken = self.places(name, math.prod(sizes[1:]))
+        if taken is not None:
+            flat = jnp.take(flat, taken, axis=-2)
+        return self.weighed(name, flat, sizes, [dims[index] for index in rest], taken)
+
+    def places(self, name: str, count: int) -> Any:
+        """Which of the places of every example are taken; None for all of them."""
+        few = max(1, round(self.sample * count))
+        if few >= count:
+            return None
+        return jax.random.permutation(jax.random.fold_in(self.key, zlib.crc32(name.encode())), count)[:few]
+
+    def weighed(self, name: str, flat: Any, sizes: Sequence[int], dims: Sequence[Dim | None], taken: Any) -> tuple[Any, Any]:
+        """Vectors (*lead, examples, places, m) as rows (*lead, rows, m) and their weights (rows,)."""
+        weights = self.weights(name, sizes, dims).reshape(sizes[0] if sizes else 1, -1)
+        weights = weights if taken is None else jnp.take(weights, taken, axis=-1)
+        flat, weights = flat.reshape(*flat.shape[:-3], -1, flat.shape[-1]).astype(jnp.float32), weights.reshape(-1)
         return jnp.where(weights[:, None] > 0, flat, 0), weights  # padding may hold anything
 
     def weights(self, name: str, sizes: Sequence[int], dims: Sequence[Dim | None]) -> Any:

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxcompress.networks.algebra import atoms
+from jaxcompress.networks.windows import moved, patches, places_of, windows_at
 
 if TYPE_CHECKING:
     from jaxcompress.networks.program import Step
@@ -65,23 +65,22 @@ class Taps:
             if contraction.rows is not None:
                 self.sums[key] = self.look_ups(key, x, value, contraction.rows)
             elif contraction.window:
-                x, dims = patches(operands, contraction, step, self.max_dim)
-                kept = [x.ndim - 2] if contraction.batch else []
-                self.sums[key] = self.second(key, x, dims, (x.ndim - 1,), kept)
+                self.sums[key] = self.second(key, *self.windows(key, operands, contraction, step))
             else:
                 kept = [position for position, dim in contraction.batch if self.named(dim)]
                 first = self.same.setdefault((id(value), contraction.positions, tuple(kept), contraction.layers), key)
                 if first != key:
                     self.alike[key] = first
                 else:
-                    self.sums[key] = self.second(key, x, value.dims, contraction.positions, kept)
+                    self.sums[key] = self.second(key, *self.rows.take(key, x, value.dims, contraction.positions, kept))
         elif key in self.found.analysis.pairs:
             pair = self.found.analysis.pairs[key]
             kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
             sides = []
             for side, (x, value) in enumerate(zip(operands, step.inputs, strict=True)):
                 apart = [both[side] for both in kept]
-                sides.append(self.second(f"{key}/{side}", x, value.dims, pair.positions[side], apart))
+                name = f"{key}/{side}"
+                sides.append(self.second(name, *self.rows.take(name, x, value.dims, pair.positions[side], apart)))
             self.sums[key] = tuple(sides)
 
     def feel(self, key: str, step: Step, result: Any) -> Any:
@@ -92,9 +91,20 @@ class Taps:
         """Whether a dimension is an axis of parameters, not one of the data."""
         return dim is not None and all(atom in self.found.names for atom in atoms(dim))
 
-    def second(self, key: str, x: Any, dims: Any, positions: tuple[int, ...], kept: list[int]) -> Any:
-        """Count, sum and products of the vectors along given dimensions, about the shift."""
-        flat, weights = self.rows.take(key, x, dims, positions, kept)
+    def windows(self, key: str, operands: list[Any], contraction: Contraction, step: Step) -> tuple[Any, Any]:
+        """What a convolution's kernel is contracted with, as rows; where a share is measured no other windows are made."""
+        operands = [operand.materialize() if hasattr(operand, "materialize") else operand for operand in operands]
+        sizes = places_of(operands, step, self.max_dim)
+        taken = None if sizes is None else self.rows.places(key, math.prod(sizes))
+        if sizes is not None and taken is not None:
+            dims = moved(step.outputs[0].dims, step.params["dimension_numbers"].out_spec[1])[:-1]
+            found = windows_at(operands, step, sizes, taken)
+            return self.rows.weighed(key, found, [len(found), *sizes], dims, taken)
+        x, dims = patches(operands, contraction, step, self.max_dim)
+        return self.rows.take(key, x, dims, (x.ndim - 1,), [x.ndim - 2] if contraction.batch else [])
+
+    def second(self, key: str, flat: Any, weights: Any) -> Any:
+        """Count, sum and products of rows, about the shift."""
         if key in self.shifts:
             flat = jnp.where(weights[:, None] > 0, flat - self.shifts[key][..., None, :], 0)
         weighted = flat * weights[:, None]
@@ -109,34 +119,3 @@ class Taps:
         flat = indices[..., 0]
         weights = self.rows.weights(key, flat.shape, value.dims[:-1])
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
-
-
-def patches(operands: list[Any], contraction: Contraction, step: Step, max_dim: int) -> tuple[jax.Array, list[Any]]:
-    """What a convolution's kernel is contracted with, flat and last, in the kernel's order; the features alone where it is wide.
-
-    With it its dimensions, as the analysis knows them.
-    """
-    x, kernel = (operand.materialize() if hasattr(operand, "materialize") else operand for operand in operands)
-    numbers = step.params["dimension_numbers"]
-    _, k_in, *k_space = numbers.rhs_spec
-    groups = step.params["feature_group_count"]
-    if groups > 1 or kernel.shape[k_in] * math.prod(kernel.shape[axis] for axis in k_space) > max_dim:
-        x, dims = jnp.moveaxis(x, numbers.lhs_spec[1], -1), moved(step.inputs[0].dims, numbers.lhs_spec[1])
-        if contraction.batch:  # groups stay apart
-            x, dims = x.reshape(*x.shape[:-1], -1, kernel.shape[k_in]), [*dims[:-1], contraction.batch[0][1], dims[-1]]
-        return x, dims
-    options = {name: step.params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")}
-    window = [kernel.shape[axis] for axis in k_space]
-    precision = jax.lax.Precision.HIGHEST
-    found = jax.lax.conv_general_dilated_patches(x, window, **options, dimension_numbers=numbers, precision=precision)
-    found = jnp.moveaxis(found, numbers.out_spec[1], -1)
-    found = found.reshape(*found.shape[:-1], kernel.shape[k_in], *window)
-    order = sorted(range(len(numbers.rhs_spec) - 1), key=lambda index: (k_in, *k_space)[index])
-    first = found.ndim - len(order)
-    found = jnp.transpose(found, (*range(first), *(first + index for index in order)))
-    return found.reshape(*found.shape[:first], -1), moved(step.outputs[0].dims, numbers.out_spec[1])
-
-
-def moved(dims: list[Any], position: int) -> list[Any]:
-    """Dimensions with one of them last."""
-    return [*dims[:position], *dims[position + 1 :], dims[position]]

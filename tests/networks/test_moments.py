@@ -10,6 +10,7 @@ from networks.test_oracle import network
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
+from jaxcompress.networks import taps
 
 
 def gathered(batches, **options):
@@ -291,3 +292,33 @@ def test_groups_of_a_convolution_have_statistics_of_their_own():
     small = jc.rotate_and_prune(net, jc.budget(1 / 2))(params, moments)
     assert jc.stored_numbers(small) <= jc.stored_numbers(params) / 2
     assert net(small, x).shape == (5, 2)
+
+
+CONVOLUTIONS = {
+    "plain": ("NHWC", "HWIO", dict(window_strides=(1, 1), padding="SAME")),
+    "strided, dilated": ("NHWC", "HWIO", dict(window_strides=(2, 1), padding=((1, 2), (0, 1)), rhs_dilation=(2, 1))),
+    "features first": ("NCHW", "OIHW", dict(window_strides=(1, 2), padding="VALID")),
+    "cropped": ("NHWC", "OIHW", dict(window_strides=(1, 1), padding=((-1, 0), (2, 0)))),
+    "transposed": ("NHWC", "HWIO", dict(window_strides=(1, 1), padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_some_windows_are_those_of_all(name, monkeypatch):
+    """Cutting windows out of the padded input gives what extracting all of them and taking some gives."""
+    layout, kernel, options = CONVOLUTIONS[name]
+    shape = dict(zip("HWIO", (3, 2, 4, 6), strict=True))
+    params = {"w": matrix(*(shape[letter] for letter in kernel)), "b": matrix(6, 2)}
+    x = matrix(*(dict(zip("NHWC", (5, 8, 9, 4), strict=True))[letter] for letter in layout), seed=1)
+
+    def apply(p, x):
+        y = lax.conv_general_dilated(x, p["w"], **options, dimension_numbers=(layout, kernel, layout))
+        return jnp.moveaxis(jax.nn.relu(y), layout.index("C"), -1).mean((1, 2)) @ p["b"]
+
+    net = jc.trace(apply, params, x)
+    found = [net.calibrate(params, [x], sample=1 / 4, progress=False).sites["w#0"]]
+    monkeypatch.setattr(taps, "places_of", lambda *_: None)
+    found.append(net.calibrate(params, [x], sample=1 / 4, progress=False).sites["w#0"])
+    assert found[0].count == found[1].count
+    np.testing.assert_allclose(found[0].mean, found[1].mean, atol=1e-5)
+    np.testing.assert_allclose(found[0].cov, found[1].cov, atol=1e-5)
