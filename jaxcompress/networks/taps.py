@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from jaxcompress.networks.algebra import atoms
+from jaxcompress.networks.algebra import Kind, atoms
 from jaxcompress.networks.windows import moved, patches, places_of, windows_at
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Taps:
                     self.sums[key] = self.second(key, *self.rows.take(key, x, value.dims, contraction.positions, kept))
         elif key in self.found.analysis.pairs:
             pair = self.found.analysis.pairs[key]
+            if any(atom.kind & Kind.OPAQUE for dim in pair.dims if dim is not None for atom in atoms(dim)):
+                return  # weights of attention times values, over positions: no map would ask
             kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
             sides = []
             for side, (x, value) in enumerate(zip(operands, step.inputs, strict=True)):

@@ -86,9 +86,12 @@ def products(net: jc.Network, w: Any) -> Callable[[], Any]:
         if width and first not in seen:  # queries, keys and values meet the same
             seen.add(first)
             sizes.append((rows, width))
+    hidden = set(net.axes.keys())
     for pair in net.structure.pairs.values():
-        width, lead = int(np.prod([dim.size for dim in pair.dims])), int(np.prod([dim.size for dim in pair.batch]))
-        sizes += [(lead, rows, width)] * 2
+        if not hidden.issuperset(key for dim in pair.dims for key in dim.axes()):
+            continue  # a product over positions, such as of attention's weights with values
+        heads = [dim.size for dim in pair.batch if all(dim.axes())]
+        sizes += [(*heads, rows, int(np.prod([dim.size for dim in pair.dims])))] * 2
     made = [jax.random.normal(jax.random.key(i), size) for i, size in enumerate(sizes)]
     run = jax.jit(lambda made: [jnp.matrix_transpose(x) @ x for x in made])
     return lambda: jax.block_until_ready(run(made))
