@@ -84,12 +84,15 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
 
 
 def added(sums: dict[str, Any], number: int, found: dict[str, Any]) -> dict[str, Any]:
-    """Sums with one batch's added to them, in float64."""
-    found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
-        bad = next(key for key, part in found.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)))
-        raise ValueError(f"calibrate: batch {number} gives NaN or infinity at {bad}: check the parameters and the data")
-    return jax.tree.map(np.add, sums, found) if sums else found
+    """Sums with one batch's added to them in float64, in place: they may be many."""
+    for key, part in found.items():
+        for leaf in jax.tree.leaves(part):  # what is wrong anywhere in a product is so on its diagonal
+            square = leaf.ndim > 1 and leaf.shape[-1] == leaf.shape[-2]
+            if not np.isfinite(np.einsum("...ii->...i", np.asarray(leaf)) if square else np.asarray(leaf)).all():
+                raise ValueError(f"calibrate: batch {number} gives NaN or infinity at {key}: check the parameters and the data")
+    if not sums:
+        return jax.tree.map(lambda leaf: np.array(leaf, np.float64), found)
+    return jax.tree.map(lambda total, leaf: np.add(total, leaf, out=total), sums, jax.tree.map(np.asarray, found))
 
 
 def check_batch(net: Network, number: int, batch: Any) -> tuple[Any, ...]:

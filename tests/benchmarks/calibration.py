@@ -37,7 +37,8 @@ ROUNDS, EACH = 4, 4
 """Every way gets `EACH` batches in turn, `ROUNDS` times."""
 
 KEEP, SAMPLE = 1 / 2, 1 / 8
-AXES = ("*intermediate*", "*value*", "*query*")
+AXES = ("*intermediate*", "*:0.1")
+"""The MLPs, and the sizes of the values and of queries and keys in every head."""
 
 
 def windows(modules: tuple[str, ...]) -> np.ndarray:
@@ -127,7 +128,7 @@ def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> d
     ids = jnp.asarray(held_out[:BATCH])
     plain = apply(w, ids)
     for name, moments in (("whole", whole), ("part", part)):
-        small = jc.chain(*(jc.rotate_and_prune(net, KEEP, axes=f"**/{axes}") for axes in AXES))(w, moments)
+        small = jc.chain(*(jc.rotate_and_prune(net, KEEP, axes=axes) for axes in AXES))(w, moments)
         found[name] = float(jnp.linalg.norm(net(small, ids) - plain) / jnp.linalg.norm(plain))
     return found
 
@@ -135,7 +136,8 @@ def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="for the one long pass")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished parts are kept")
     args = parser.parse_args()
     w = {
         name: jnp.asarray(value)
@@ -144,20 +146,28 @@ def main() -> None:
     }
     text, held_out = windows(CALIBRATION), windows(HELD_OUT)
     net = jc.trace(apply, w, jnp.asarray(text[:BATCH]))
-    row: dict[str, Any] = {"tokens": args.tokens, "batch": [BATCH, WINDOW]}
-    row["seconds"] = speeds(net, w, text)
-    row["losses"] = losses(net, w, text, held_out)
-    row["memory"] = []
+    known = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
+    row: dict[str, Any] = known[0] if known else {"batch": [BATCH, WINDOW]}
+
+    def finish(part: str, measure: Callable[[], Any]) -> None:
+        if part not in row:
+            row[part] = measure()
+            write(args.out, [row])
+
+    def long_pass(tokens: int) -> dict[str, float]:
+        start, count = time.perf_counter(), tokens // (BATCH * WINDOW)
+        net.calibrate(w, tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"), sample=SAMPLE, progress=False)
+        return {"GB": memory(), "seconds": time.perf_counter() - start}
+
+    finish("seconds", lambda: speeds(net, w, text))
+    finish("losses", lambda: losses(net, w, text, held_out))
     for tokens in (args.tokens // 8, args.tokens):
-        start = time.perf_counter()
-        net.calibrate(w, tqdm(batches(text, tokens // (BATCH * WINDOW)), desc=f"{tokens:,} tokens"), sample=SAMPLE, progress=False)
-        row["memory"].append([tokens, memory(), time.perf_counter() - start])
-    write(args.out, [row])
+        finish(f"{tokens:,} tokens", lambda tokens=tokens: long_pass(tokens))
     seconds, both = row["seconds"], row["seconds"]["forward"] + row["seconds"]["products"]
     print("| | seconds a batch | / forward | / (forward + products) |\n|---|---|---|---|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.2f} | {value / seconds['forward']:.2f} | {value / both:.2f} |")
-    print(json.dumps(row["losses"]), json.dumps(row["memory"]))
+    print(json.dumps({key: value for key, value in row.items() if key not in ("seconds", "batch")}, indent=1))
 
 
 if __name__ == "__main__":
