@@ -288,7 +288,7 @@ class Moments:
             pairs[key] = tuple(s.mapped(axis, m) if touches(s) else s for s, m in zip(sides, maps, strict=True))  # type: ignore[assignment]
         gains = {}
         for key, gain in self.gains.items():  # a derivative goes back through what takes the place of the full axis
-            slots = () if key in pairs else self.structure.sites[key].leaves
+            slots = () if key in self.structure.pairs else self.structure.sites[key].leaves
             mine = next((m for slot, m in change.other.items() if axis.pair and slot.rsplit(":", 1)[0] in slots), produce)
             back = np.linalg.pinv(mine) if axis.pair else change.consume
             gains[key] = gain.mapped(axis, np.swapaxes(back, -1, -2)) if touches(gain) else gain
