@@ -155,9 +155,9 @@ def main() -> None:
             write(args.out, [row])
 
     def long_pass(tokens: int) -> dict[str, float]:
-        start, count = time.perf_counter(), tokens // (BATCH * WINDOW)
+        count = tokens // (BATCH * WINDOW)
         net.calibrate(w, tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"), sample=SAMPLE, progress=False)
-        return {"GB": memory(), "seconds": time.perf_counter() - start}
+        return {"GB": memory()}
 
     finish("seconds", lambda: speeds(net, w, text))
     finish("losses", lambda: losses(net, w, text, held_out))
