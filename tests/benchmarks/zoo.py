@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 
 sys.path.append(str(Path(__file__).parents[1]))
-from networks.oracle import small_and_full
+from networks.oracle import embeddable, small_and_full
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -965,7 +965,7 @@ def gap(actual: Any, expected: Any) -> float:
 def law_4(net: jc.Network, original: Callable[..., Any], params: Any, inputs: tuple[Any, ...]) -> float | None:
     """A replayed small network against the full one with its maps embedded."""
     errors: list[float] = []
-    possible = {axis.key for axis in net.axes if not (axis.averaged and axis.tied)}  # channels repeated add up where they are read
+    possible = embeddable(net)
     for seed in range(DRAWS):
         small, full, changed = small_and_full(net, params, seed, only=possible)
         sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})

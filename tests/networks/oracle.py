@@ -41,13 +41,22 @@ def repeat(rng, count, r, d):
     return AxisMap(places[None], (places * r / d).T[None], places[None])
 
 
-def beside_others(structure, axis):
-    """Whether an axis is a segment of a dimension."""
+def embeddable(net):
+    """The axes on which some embedding is exact, whatever network it is.
 
-    def inside(layout):
-        return axis.key in layout.axes() and (layout.split == "concat" or any(inside(part) for part in layout.parts))
+    Channels repeated for a mean change what is tied to it, paired over it, bent before it is used, or averaged with others
+    beside it; channels embedded as zeros may not be zeros where a nonlinearity lies before a product over them.
+    """
 
-    return any(inside(layout) for dims in structure.layouts.values() for layout in dims)
+    def segment(axis, layout):
+        return axis.key in layout.axes() and (layout.split == "concat" or any(segment(axis, part) for part in layout.parts))
+
+    def exact(axis):
+        beside = any(segment(axis, layout) for dims in net.structure.layouts.values() for layout in dims)
+        repeatable = not (axis.averaged and (axis.tied or axis.pair or axis.bent or beside))
+        return repeatable and not (axis.pair and "elementwise" in axis.marks)
+
+    return {axis.key for axis in net.structure.axes if exact(axis)}
 
 
 def small_and_full(net, params, seed=0, only=None):
@@ -60,10 +69,7 @@ def small_and_full(net, params, seed=0, only=None):
     changed, sizes = {}, {}
     for axis in structure.axes:
         normed = axis.averaged  # a mean over repeated channels is that of the small ones; a plain sum is not
-        # consumers that see the channels in another way, too, and channels that are averaged together with others
-        unrepeatable = axis.size % 2 or axis.tied or axis.pair or axis.bent or beside_others(structure, axis)
-        unsummable = axis.pair and "elementwise" in axis.marks  # what was zero may no longer be where the network sums up
-        if (only is not None and axis.key not in only) or (normed and unrepeatable) or unsummable:
+        if (only is not None and axis.key not in only) or (normed and axis.size % 2):
             continue
         size = axis.size // 2 if normed else int(rng.integers(1, axis.size))
         by_fibre = bool(axis.fibres) and not normed and rng.random() < 0.7
