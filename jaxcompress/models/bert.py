@@ -1,0 +1,298 @@
+"""BERT as an ordinary Flax encoder, read from a Hugging Face folder: a network to be made smaller, that knows nothing of it.
+
+Post layer norm, exact gelu, absolute positions: `h <- LN(h + attention(h))`, `h <- LN(h + down(gelu(up(h))))`, then the mean over
+the tokens, or the first one. Stores `V d` numbers for V words and `4 d^2 + 2 d f` a layer for f neurons; each of n tokens takes
+twice as many FLOPs a layer, and `4 n d` more for attention.
+
+Source: Devlin et al. 2018 (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+from flax import linen as nn
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_new": partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+POOLINGS = ("mean", "cls", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT; names are those of its `config.json`.
+
+    Attributes:
+        pooling: "mean" over the tokens that the mask keeps, "cls" for the first one, "none" for all hidden states.
+        normalize: whether pooled vectors are scaled to length 1.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+    pooling: str = "mean"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: expected one of {', '.join(ACTIVATIONS)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)}")
+
+
+class Bert(nn.Module):
+    """The encoder, from token ids to sentence embeddings.
+
+    Attributes:
+        config: the sizes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxcompress.models.bert import Bert, BertConfig
+        >>> model = Bert(BertConfig(100, 32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64))
+        >>> ids = jnp.array([[1, 5, 7, 2], [1, 9, 2, 0]])
+        >>> params = model.init(jax.random.key(0), ids, ids > 0)["params"]
+        >>> model.apply({"params": params}, ids, ids > 0).shape
+        (2, 32)
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+        """Encode sentences.
+
+        Args:
+            ids: (batch, length) integers, length up to `max_position_embeddings`.
+            mask: (batch, length), true or 1 where there is a token; everywhere by default.
+            segments: (batch, length) integers, 0 by default.
+
+        Returns:
+            (batch, hidden), or the hidden states (batch, length, hidden) where nothing is pooled.
+        """
+        config = self.config
+        norm = partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False)
+        if ids.shape[-1] > config.max_position_embeddings:
+            raise ValueError(f"{ids.shape[-1]} tokens are more than the {config.max_position_embeddings} positions: cut the text")
+        mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+        segments = jnp.zeros_like(ids) if segments is None else segments
+        h = nn.Embed(config.vocab_size, config.hidden_size, name="words")(ids)
+        h += nn.Embed(config.max_position_embeddings, config.hidden_size, name="positions")(jnp.arange(ids.shape[-1]))
+        h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
+        h = norm(name="norm")(h)
+        for index in range(config.num_hidden_layers):
+            h = Layer(config, norm, name=f"layer_{index}")(h, mask)
+        if config.pooling == "none":
+            return h
+        h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
+        return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-12) if config.normalize else h
+
+
+class Layer(nn.Module):
+    """Attention and neurons, each added and normalised."""
+
+    config: BertConfig
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
+        attended = nn.MultiHeadDotProductAttention(self.config.num_attention_heads, name="attention")(
+            h, mask=rearrange(mask, "batch key -> batch 1 1 key")
+        )
+        h = self.norm(name="attention_norm")(h + attended)
+        neurons = ACTIVATIONS[self.config.hidden_act](nn.Dense(self.config.intermediate_size, name="up")(h))
+        return self.norm(name="norm")(h + nn.Dense(self.config.hidden_size, name="down")(neurons))
+
+
+def mean(h: jax.Array, mask: jax.Array) -> jax.Array:
+    """(batch, hidden): the mean of (batch, length, hidden) over the tokens that a mask keeps."""
+    weight = mask.astype(h.dtype)
+    count = jnp.maximum(reduce(weight, "batch token -> batch 1", "sum"), 1)
+    return jnp.einsum("btd,bt->bd", h, weight) / count
+
+
+# --- a Hugging Face folder ------------------------------------------------------------------------------------------
+
+
+def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
+    """Read a BERT from a Hugging Face folder.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`; where `1_Pooling/config.json` and `modules.json` of
+            sentence-transformers are, they say how to pool, else it is the mean, scaled to length 1.
+
+    Returns:
+        The module, and its parameters in float32, for `module.apply({"params": params}, ids, mask)`. The pooler and the heads of
+        pretraining, which embeddings do not need, are left in the file.
+
+    Raises:
+        FileNotFoundError: for a folder or a file that is not there.
+        ValueError: for another architecture, and for a tensor that is missing or has another shape; it is named.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path)!r}: expected one with config.json and model.safetensors")
+    config = read_config(path)
+    return Bert(config), read_weights(path / "model.safetensors", config)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a Hugging Face folder, without padding or truncation: `tokenizer.encode(text).ids`.
+
+    Args:
+        folder: with `tokenizer.json`.
+
+    Raises:
+        ImportError: when the package tokenizers is not installed.
+        FileNotFoundError, ValueError: for a file that is not there, or no tokenizer.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ImportError("reading tokenizer.json needs the package tokenizers: pip install 'jaxcompress[bert]'") from None
+    text = text_of(Path(folder) / "tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the package raises plain exceptions
+        raise ValueError(f"{Path(folder) / 'tokenizer.json'} is not a tokenizer: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def text_of(path: Path) -> str:
+    if not path.is_file():
+        there = ", ".join(sorted(each.name for each in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+        raise FileNotFoundError(f"{path.name} is missing in {str(path.parent)!r}, which has: {there or 'nothing'}")
+    return path.read_text(encoding="utf-8")
+
+
+def json_of(path: Path) -> Any:
+    try:
+        return json.loads(text_of(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The sizes in `config.json`, and the pooling of sentence-transformers where it is there."""
+    path = folder / "config.json"
+    given = json_of(path)
+    wanted = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+    for key, value in wanted.items():
+        if given.get(key, value) != value:
+            raise ValueError(f"{path}: {key} is {given[key]!r}, and only {value!r} is read")
+    fields = {field.name: field for field in dataclasses.fields(BertConfig)}
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: expected the config.json of a BERT")
+    sizes = {name: given[name] for name in fields if name in given}
+    try:
+        return BertConfig(**sizes | pooling_of(folder))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def pooling_of(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers wrote about pooling; nothing where it wrote nothing."""
+    found: dict[str, Any] = {}
+    if (folder / "1_Pooling" / "config.json").is_file():
+        given = json_of(folder / "1_Pooling" / "config.json")
+        modes = [name for name, on in given.items() if name.startswith("pooling_mode_") and on is True]
+        known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+        mode = given.get("pooling_mode") or (known.get(modes[0]) if len(modes) == 1 else None)
+        if mode not in ("mean", "cls"):
+            raise ValueError(f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the mean or cls is read")
+        found["pooling"] = mode
+    if (folder / "modules.json").is_file():
+        found["normalize"] = any(str(each.get("type", "")).endswith("Normalize") for each in json_of(folder / "modules.json"))
+    return found
+
+
+def read_weights(path: Path, config: BertConfig) -> Any:
+    """The parameters in a file of tensors under Hugging Face's names, whatever stands before them."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        pickled = " (pytorch_model.bin is a pickle, which is not read: save it again with safe_serialization=True)"
+        raise FileNotFoundError(f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}")
+    try:
+        file = safe_open(path, framework="flax")  # reads bfloat16, too
+        names = list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    # older files say gamma and beta, and a whole model's put "bert." before everything
+    stored = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): name for name in names
+    }
+    end = "embeddings.word_embeddings.weight"
+    prefix = next((name.removesuffix(end) for name in stored if name.endswith(end)), "")
+    params: dict[str, Any] = {}
+    for place, name, shape, pattern in tensors_of(config):
+        key = stored.get(prefix + name)
+        if key is None:
+            raise ValueError(
+                f"{path} lacks the tensor {prefix + name!r} of shape {shape}; it holds {len(names)} tensors, such as {names[:3]}"
+            )
+        found = tuple(file.get_slice(key).get_shape())
+        if found != shape:
+            raise ValueError(f"{path}: the tensor {key!r} has shape {found}, and config.json asks for {shape}")
+        values = np.asarray(file.get_tensor(key)).astype(np.float32)
+        inside = params
+        for part in place[:-1]:
+            inside = inside.setdefault(part, {})
+        heads = {"head": config.num_attention_heads} if "head" in pattern else {}
+        inside[place[-1]] = jnp.asarray(rearrange(values, pattern, **heads))
+    return params
+
+
+def tensors_of(config: BertConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
+    """For every parameter its path, its name in the file, its shape there, and how it is laid out anew."""
+    d, f = config.hidden_size, config.intermediate_size
+
+    def norm(path: tuple[str, ...], name: str) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
+        yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
+        yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
+
+    def dense(path: tuple[str, ...], name: str, shape: tuple[int, int], kernel: str, bias: str = "out -> out") -> Iterator[Any]:
+        yield (*path, "kernel"), f"{name}.weight", shape, kernel
+        yield (*path, "bias"), f"{name}.bias", shape[:1], bias
+
+    sizes = {"words": config.vocab_size, "positions": config.max_position_embeddings, "segments": config.type_vocab_size}
+    for name, kind in zip(sizes, ("word", "position", "token_type")):
+        yield (name, "embedding"), f"embeddings.{kind}_embeddings.weight", (sizes[name], d), "row d -> row d"
+    yield from norm(("norm",), "embeddings.LayerNorm")
+    for index in range(config.num_hidden_layers):
+        here, there = f"layer_{index}", f"encoder.layer.{index}"
+        for part in ("query", "key", "value"):
+            out = "(head size) d -> d head size", "(head size) -> head size"
+            yield from dense((here, "attention", part), f"{there}.attention.self.{part}", (d, d), *out)
+        into = "d (head size) -> head size d"
+        yield from dense((here, "attention", "out"), f"{there}.attention.output.dense", (d, d), into)
+        yield from norm((here, "attention_norm"), f"{there}.attention.output.LayerNorm")
+        yield from dense((here, "up"), f"{there}.intermediate.dense", (f, d), "out d -> d out")
+        yield from dense((here, "down"), f"{there}.output.dense", (d, f), "d out -> out d")
+        yield from norm((here, "norm"), f"{there}.output.LayerNorm")
