@@ -33,6 +33,7 @@ from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
+from jaxcompress.transforms.select_rows import select_rows
 
 __all__ = [
     "CompactArray",
@@ -77,6 +78,7 @@ __all__ = [
     "rotate_and_prune",
     "save",
     "second_moments",
+    "select_rows",
     "static",
     "stored_numbers",
     "tie",

@@ -1,0 +1,74 @@
+"""Some rows of a table stay: the words of one task.
+
+`table[rows]`, exact for whoever looks up rows that stay, at `k` of V rows stored. Which rows they are is kept by who numbers them
+anew, such as a tokenizer; the tree stores no index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.paths import Pattern, named_leaves, select
+from jaxcompress.transforms.base import Scope, Transform, map_leaves
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SelectRows(Transform):
+    """See `select_rows`."""
+
+    pattern: Pattern
+    rows: tuple[int, ...]
+    whole_network = True
+
+    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+        found = [name for name, leaf in named_leaves(params) if select(self.pattern, name, leaf)]
+        if not found:
+            there = ", ".join(name for name, _ in named_leaves(params))
+            raise ValueError(f"select_rows: {self.pattern!r} matches no leaf; there are: {there}")
+
+        def visit(name: str, leaf: Any, metric: Any) -> Any:
+            if name not in found:
+                return leaf
+            if is_compact(leaf):
+                raise ValueError(f"{name} is compact: select rows first, and compact what is left")
+            if np.ndim(leaf) < 1 or len(leaf) <= self.rows[-1]:
+                raise ValueError(f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is asked for")
+            return jnp.asarray(leaf)[np.array(self.rows)]
+
+        return map_leaves(visit, params, moments)
+
+    def __repr__(self) -> str:
+        return f"select_rows({self.pattern!r}, <{len(self.rows):,} rows>)"
+
+
+def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRows:
+    """Keep some rows of a table, such as the words that one task needs.
+
+    Args:
+        pattern: which leaves, as in `jc.at`.
+        rows: (k,) integers, sorted, each once: `jaxcompress.text.words.words_to_keep`.
+
+    Returns:
+        A transform; whoever looks up rows must count them anew, as `jaxcompress.text.words.restrict_tokenizer` does. Trace the
+        network after it: the number of rows is no hidden axis.
+
+    Raises:
+        ValueError: for rows that are none, unsorted or negative; when called, for a pattern without a leaf or a row
+            that is not there.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> cut = jc.select_rows("words", [0, 2])
+        >>> cut, cut({"words": jnp.arange(6).reshape(3, 2), "bias": jnp.ones(2)})["words"].tolist()
+        (select_rows('words', <2 rows>), [[0, 1], [4, 5]])
+    """
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or not len(rows) or not np.issubdtype(rows.dtype, np.integer) or rows[0] < 0 or (np.diff(rows) <= 0).any():
+        raise ValueError("select_rows: rows must be sorted whole numbers of at least 0, each once, and at least one")
+    return SelectRows(pattern, tuple(rows.tolist()))
