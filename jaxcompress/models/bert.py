@@ -108,7 +108,7 @@ class Bert(nn.Module):
         if config.pooling == "none":
             return h
         h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
-        return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-12) if config.normalize else h
+        return unit(h) if config.normalize else h
 
 
 class Layer(nn.Module):
@@ -132,6 +132,11 @@ def mean(h: jax.Array, mask: jax.Array) -> jax.Array:
     weight = mask.astype(h.dtype)
     count = jnp.maximum(reduce(weight, "batch token -> batch 1", "sum"), 1)
     return jnp.einsum("btd,bt->bd", h, weight) / count
+
+
+def unit(h: jax.Array) -> jax.Array:
+    """Vectors scaled to length 1; zero stays zero, and its gradient, too: a row of padding does no harm."""
+    return h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24))
 
 
 # --- a Hugging Face folder ------------------------------------------------------------------------------------------

@@ -190,9 +190,7 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
 
 
 def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(f"fit: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained")
+    check_params("fit", params)
     lengths = {
         jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
         for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
@@ -205,3 +203,10 @@ def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
     if steps < 0:
         raise ValueError(f"fit: steps must not be negative, got {steps}")
     return examples
+
+
+def check_params(who: str, params: Any) -> None:
+    """Refuse what has no gradient, by name."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise TypeError(f"{who}: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained")

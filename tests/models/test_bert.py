@@ -131,6 +131,15 @@ def test_the_module_makes_the_tree_that_is_read(tmp_path):
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
 
+def test_a_row_of_padding_does_no_harm(tmp_path):
+    model, params = load_bert(folder(tmp_path))
+    ids, mask = np.vstack([IDS, 0 * IDS[:1]]), np.vstack([MASK, MASK[:1] & False])
+    loss = lambda params, ids, mask: model.apply({"params": params}, ids, mask)[:3].sum()
+    gradients = (jax.jit(jax.grad(loss))(params, *batch) for batch in ((ids, mask), (IDS, MASK)))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-4), *gradients)
+    assert not embed(model, params, ids, mask)[3].any()
+
+
 def test_how_to_pool_is_read(tmp_path):
     folder(tmp_path)
     h = embed(Bert(dataclasses.replace(SMALL, pooling="none")), load_bert(tmp_path)[1])
