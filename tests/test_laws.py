@@ -62,6 +62,20 @@ def test_fits_are_least_squares_optima(name, metric, shape):
     assert best <= weighted_error(dense, plain.materialize(), metric) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_vector_of_moments_is_their_diagonal(name):
+    """A table that is looked up has no others: its rows as inputs are never two at once."""
+    dense = matrix(12, 9)
+    often = np.array([5, 0, 1, 9, 2, 2, 7, 1, 0, 3, 1, 4]) / 35
+    one, other = (jc.materialize(TRANSFORMS[name](dense, metric)) for metric in (often, np.diag(often)))
+    if name == "vocabulary, learned":  # such inputs have no directions to learn: the weight's are, at the best rank
+        best = jc.FactoredArray.fit(np.asarray(dense), 3, metric=often).materialize()
+        np.testing.assert_allclose(one, best, atol=1e-4)
+        assert weighted_error(dense, one, np.diag(often)) < weighted_error(dense, other, np.diag(often))
+        return
+    np.testing.assert_allclose(one, other, atol=2e-4)
+
+
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12), (1, 7), (7, 1), (1, 1), (5, 5)])
 @pytest.mark.parametrize("metric", [False, True])
 def test_full_resolution_is_the_identity(shape, metric):

@@ -20,6 +20,7 @@ from jax.stages import Compiled
 from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.arrays.projection import weigh
 from jaxcompress.transforms.base import moments_by_name
 
 ROWS = 128
@@ -167,7 +168,7 @@ def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) ->
         if metric is not None and gap.ndim >= axes.ndim:
             gap, target = axes.to_matrix(gap), axes.to_matrix(target)
             metric = np.asarray(metric, np.float64)
-            output_error = _ratio(np.sum(gap * (metric @ gap)), np.sum(target * (metric @ target)))
+            output_error = _ratio(np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target)))
     form = f"{type(new).__name__.removesuffix('Array').lower()}: {new._summary()}".rstrip(": ") if is_compact(new) else "dense"
     return ReportRow(
         leaf=name,

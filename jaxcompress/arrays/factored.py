@@ -95,7 +95,7 @@ class FactoredArray(CompactArray):
         Args:
             matrix: (..., m, n); a stack shares one choice of lines.
             rank: between 1 and min(m, n).
-            metric: (..., m, m) second moments of the inputs; the error is then that of the outputs.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is then that of the outputs.
         """
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
@@ -126,8 +126,9 @@ def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) 
     """The output directions (stack, n, r) that carry most of the outputs' energy: projecting on them is the best rank r."""
     stack, m, n = target.shape
     if metric is None:
-        root = None
         weighted = target
+    elif metric.ndim == 1:
+        weighted = np.sqrt(np.maximum(metric, 1e-10 * metric.max(initial=np.finfo(float).tiny)))[:, None] * target
     else:
         # a trace of the plain metric settles what the data do not see
         metric = np.broadcast_to(np.asarray(metric, np.float64), (stack, m, m))

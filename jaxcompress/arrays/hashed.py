@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, static
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import least_squares
+from jaxcompress.arrays.projection import least_squares, per_matrix
 
 
 @compact_array
@@ -63,8 +63,8 @@ class HashedArray(CompactArray):
             size: K; at K = m n the array is the dense matrix.
             seed: which hash.
             block: entries shared as one run.
-            metric: (..., m, m) second moments of the inputs; the error is then that of the outputs, found by
-                conjugate gradients from the plain means.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is then that of the outputs,
+                found by conjugate gradients from the plain means.
         """
         m, n = matrix.shape[-2:]
         start, sign = (np.asarray(part) for part in _row_runs(np.uint32(seed & 0xFFFFFFFF), m=m, n=n, block=block))
@@ -79,12 +79,13 @@ class HashedArray(CompactArray):
             means = collect(target) / np.bincount(index, minlength=size)
             if metric is None:
                 return means
-            scale = np.bincount(index, weights=np.repeat(np.diag(metric), n), minlength=size)
+            scale = np.bincount(index, weights=np.repeat(metric if metric.ndim == 1 else np.diag(metric), n), minlength=size)
             return least_squares(lambda table: table[index].reshape(m, n) * sign, collect, target, metric, means, scale)
 
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
-        metrics = [None] * len(stack) if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], m, m)).reshape(-1, m, m)
-        table = np.stack([fit_one(*each) for each in zip(stack, metrics, strict=True)]).reshape(*matrix.shape[:-2], size)
+        table = np.stack([fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]).reshape(
+            *matrix.shape[:-2], size
+        )
         return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, dims=(m, n))
 
 

@@ -3,7 +3,8 @@
 Given its structure, an array is linear in what it stores: `A = T v`. The fit of a matrix W in the metric M of the
 inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal equations `T' M T v = T' M W` are solved
 by conjugate gradients on the host, in float64, from given values: what the metric does not see stays as it was. Costs
-one product with M and one pass over the entries an iteration.
+one product with M and one pass over the entries an iteration. The metric of a table that is looked up is diagonal, how often
+each row is: a vector.
 
 Source: Hestenes and Stiefel 1952; the output-error metric as in SVD-LLM (arXiv:2403.07378) and GPTQ.
 """
@@ -33,7 +34,7 @@ def least_squares(
         expand: T, from numbers (k,) to a matrix (m, n).
         collect: T', its transpose, from (m, n) to (k,).
         matrix: (m, n) to fit.
-        metric: (m, m) second moments of the inputs.
+        metric: (m, m) second moments of the inputs, or (m,) their diagonal where nothing else is there.
         start: (k,) numbers to start from.
         scale: (k,) the diagonal of T' M T, which preconditions.
         steps: the most iterations.
@@ -48,9 +49,21 @@ def least_squares(
     """
     size = (len(start), len(start))
     inverse = np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
-    normal = LinearOperator(size, matvec=lambda values: collect(metric @ expand(values)), dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    normal = LinearOperator(size, matvec=lambda values: collect(weigh(metric, expand(values))), dtype=np.float64)  # pyright: ignore[reportCallIssue]
     precondition = LinearOperator(size, matvec=lambda values: inverse * values, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     # solve for the correction: the part of the start that the metric does not see is left alone
-    residual = collect(metric @ (matrix - expand(start)))
+    residual = collect(weigh(metric, matrix - expand(start)))
     correction, _ = cg(normal, residual, rtol=tol, maxiter=steps, M=precondition)
     return start + correction
+
+
+def weigh(metric: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`M x` for second moments (..., m, m) or (m,), the diagonal, and x (..., m, n)."""
+    return metric[:, None] * x if metric.ndim == 1 else metric @ x
+
+
+def per_matrix(metric: np.ndarray | None, count: int) -> list[np.ndarray | None]:
+    """The metric of each matrix of a stack, which may share one."""
+    if metric is None or metric.ndim < 3:
+        return [metric] * count
+    return list(metric.reshape(-1, *metric.shape[-2:]))

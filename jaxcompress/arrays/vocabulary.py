@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
+from jaxcompress.arrays.projection import weigh
 
 
 @compact_array
@@ -53,7 +54,7 @@ class VocabularyArray(CompactArray):
 
     def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
         atoms = np.asarray(self._dense_atoms(), np.float64)
-        gram = atoms.mT @ (atoms if metric is None else metric @ atoms)
+        gram = atoms.mT @ (atoms if metric is None else weigh(metric, atoms))
         return {"atoms": metric, "codes": gram}
 
     def _dense_atoms(self) -> jax.Array:
@@ -67,13 +68,13 @@ class VocabularyArray(CompactArray):
         Args:
             matrix: (..., m, n).
             atoms: (..., m, k), designed or numbers to store.
-            metric: (..., m, m) second moments of the inputs; what they do not see is fitted plainly.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do not see is fitted plainly.
         """
         dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
         target = np.asarray(matrix, np.float64)
         codes = np.linalg.pinv(dense) @ target
         if metric is not None:
-            weighted = np.asarray(metric, np.float64) @ dense
+            weighted = weigh(np.asarray(metric, np.float64), dense)
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )

@@ -255,7 +255,10 @@ class Moments:
         return AxisMoments(row, total, mean, cov)
 
     def by_leaf(self) -> dict[str, np.ndarray]:
-        """For every matrix the second moments of its inputs, where they are known: (..., m, m)."""
+        """For every matrix the second moments of its inputs, where they are known: (..., m, m).
+
+        For a table, (rows,): the share of the look-ups that each row has, the diagonal of what a one-hot input would give.
+        """
         found: dict[str, Statistic] = {}
         orders: dict[str, tuple[int, ...]] = {}
         for key, statistic in self.sites.items():
@@ -265,7 +268,12 @@ class Moments:
                 first = orders.setdefault(leaf, order)  # a kernel may also be read along other dimensions, as a tied one is
                 if list(order) == sorted(order) and order == first:  # a matrix is read with its inputs in their own order
                     found[leaf] = found[leaf] + statistic if leaf in found else statistic
-        return {leaf: statistic.second for leaf, statistic in found.items()}
+        looked_up = {
+            leaf: count / count.sum()
+            for leaf, count in self.counts.items()
+            if leaf not in found and count.any() and any(site.slots == (f"{leaf}:0",) for site in self.structure.sites.values())
+        }
+        return {leaf: statistic.second for leaf, statistic in found.items()} | looked_up
 
     def gain_by_leaf(self) -> dict[str, float]:
         """For every kernel how much the outputs feel one of its results, on average; those that are known."""

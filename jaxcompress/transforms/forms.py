@@ -17,6 +17,7 @@ from jaxcompress.arrays.convolved import BASES, ConvolvedArray
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
+from jaxcompress.arrays.projection import per_matrix, weigh
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
 
@@ -95,11 +96,7 @@ class Factored(LeafTransform):
     def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
         m, n = matrix.shape[-2:]
         flat = matrix.reshape(-1, m, n)
-        metrics = [
-            None if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], m, m)).reshape(-1, m, m)[i]
-            for i in range(len(flat))
-        ]
-        powers = np.array([squared(*each) for each in zip(flat, metrics, strict=True)])
+        powers = np.array([squared(*each) for each in zip(flat, per_matrix(metric, len(flat)), strict=True)])
         left = powers @ (1 - energy_by_rank(matrix, metric))
         ranks = [rank for rank in range(1, min(m, n)) if math.ceil(FactoredArray.numbers(m, n, rank)) < m * n]
         keeps = [math.ceil(FactoredArray.numbers(m, n, rank)) / (m * n) for rank in ranks]
@@ -252,8 +249,14 @@ def _whole(numbers: int, unit: int, what: str) -> int:
 def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> np.ndarray:
     """Orthonormal features of the inputs: of the data when their moments are known, else of the weight."""
     source = np.asarray(matrix, np.float64)
-    gram = source @ source.mT if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
-    vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
+    if (
+        metric is not None and metric.ndim == 1
+    ):  # the inputs of a look-up have no directions: the weight's, each row as often as read
+        root = np.sqrt(np.maximum(metric, 1e-10 * metric.max()))[:, None]
+        vectors = np.linalg.qr(np.linalg.svd(root * source, full_matrices=False)[0][..., :count] / root)[0]
+    else:
+        gram = source @ source.mT if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
+        vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
     # a sign convention, so that equal weights give equal atoms everywhere
     peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
     return vectors * np.where(peak < 0, -1, 1)
@@ -269,7 +272,7 @@ def energy_by_rank(matrix: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
     """The share of the outputs' squared norm that the best product of rank 1, 2, ... carries: (matrices, ranks)."""
     target = np.asarray(matrix, np.float64).reshape(-1, *matrix.shape[-2:])
     outputs = target @ principal_outputs(target, metric, min(target.shape[-2:]))
-    weighted = outputs if metric is None else np.broadcast_to(metric, (len(target), *metric.shape[-2:])) @ outputs
+    weighted = outputs if metric is None else weigh(metric.reshape(-1, *metric.shape[-2:]) if metric.ndim > 2 else metric, outputs)
     gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
     return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)
 

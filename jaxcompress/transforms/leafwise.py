@@ -21,6 +21,7 @@ from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
+from jaxcompress.arrays.projection import weigh
 from jaxcompress.networks.moments import Moments
 from jaxcompress.transforms.base import Scope, Transform, map_leaves, moments_by_name
 from jaxcompress.transforms.budget import Budget, Counts, Plan, Share, divide
@@ -45,7 +46,7 @@ class LeafTransform(Transform):
         Args:
             matrix: (..., m, n) float32 or wider.
             numbers: the most numbers to store, for each matrix of a stack.
-            metric: (..., m, m) second moments of the inputs, or None.
+            metric: (..., m, m) second moments of the inputs, (m,) their diagonal for a table that is looked up, or None.
             name: the leaf's path, for seeds and messages.
 
         Raises:
@@ -245,7 +246,7 @@ def read_matrix(
 def squared(error: np.ndarray, metric: np.ndarray | None) -> float:
     """The squared norm of a weight's error in the metric of its inputs, summed over a stack."""
     error = np.asarray(error, np.float64)
-    return float(np.sum(error * (error if metric is None else metric @ error)))
+    return float(np.sum(error * (error if metric is None else weigh(metric, error))))
 
 
 def check_metric(where: str, metric: Any, matrix: np.ndarray) -> np.ndarray | None:
@@ -254,10 +255,10 @@ def check_metric(where: str, metric: Any, matrix: np.ndarray) -> np.ndarray | No
         return None
     metric = np.asarray(metric, np.float64)
     m = matrix.shape[-2]
-    if metric.shape[-2:] != (m, m) or metric.shape[:-2] not in ((), matrix.shape[:-2]):
+    if metric.shape != (m,) and (metric.shape[-2:] != (m, m) or metric.shape[:-2] not in ((), matrix.shape[:-2])):
         raise ValueError(
             f"{where}: its moments have shape {metric.shape}, expected {(m, m)}: jc.second_moments of the layer's "
-            "inputs; a transform that changed the width has to hand on its own moments"
+            f"inputs, or how often each of {m} rows is looked up; a transform that changed the width has to hand on its own moments"
         )
     if not np.isfinite(metric).all():
         raise ValueError(f"{where}: its moments contain NaN or infinity: compute them from finite inputs")

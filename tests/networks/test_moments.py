@@ -142,8 +142,12 @@ def test_embeddings_count_their_rows():
     model, net = network("embedding_mlp")
     tokens = np.array([[1, 1, 2], [0, 1, 5]])
     moments = net.calibrate(model.params, [(tokens,)], progress=False)
-    (counts,) = moments.counts.values()
+    ((leaf, counts),) = moments.counts.items()
     assert counts[:6].tolist() == [1, 3, 1, 0, 0, 1]
+    np.testing.assert_allclose(moments.by_leaf()[leaf], counts / 6)
+    few = jc.at(leaf, jc.factored(keep=1 / 2))
+    gaps = [(few(model.params, each)[leaf].materialize() - model.params[leaf])[tokens] for each in (moments, None)]
+    assert jnp.sum(gaps[0] ** 2) < 0.5 * jnp.sum(gaps[1] ** 2)  # rows that are read often are nearly right
 
 
 def test_heads_and_pairs():
