@@ -17,10 +17,16 @@ from jaxcompress.networks.rules import Analysis, Contraction, Replay, bind_with,
 
 
 def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    if replay.tap is None or step.note is None:
+        return replay_rows(step, operands, replay)
+    replay.tap.see(step.note, operands, step)
+    return [replay.tap.feel(step.note, step, replay_rows(step, operands, replay)[0])]
+
+
+def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """What is picked, of a compact table without making it dense where that is possible."""
     table, indices = operands
     operand = step.inputs[0]
-    if replay.tap is not None and step.note is not None:
-        replay.tap.see(step.note, operands, step)
     if hasattr(table, "materialize") and rows_only(step) and table.ndim == 2 and table.axes.ndim == 2:
         rows = indices[..., 0]
         mode = step.params["mode"]
@@ -98,7 +104,7 @@ def gather(step: Step, analysis: Analysis) -> None:
             leaf = min((name for name, _ in slots), default="?")
             key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
             step.note = key
-            analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0])
+            analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0], produced=(table.dims[1],))
 
 
 @register("dynamic_slice", replay=replay_window)

@@ -93,7 +93,9 @@ class Sense(Taps):
         if contraction.window:
             features = step.params["dimension_numbers"].out_spec[1]
             return [*order[:features], *order[features + 1 :], features], 1
-        if contraction.rows is not None or contraction.batch:
+        if contraction.rows is not None:
+            return order, 1
+        if contraction.batch:
             return None, 0
         side = contraction.operand
         free = len(step.inputs[1 - side].shape) - len(step.params["dimension_numbers"][0][1 - side])
@@ -193,7 +195,11 @@ def transposition(kernel: tuple[Layout, ...], product: tuple[Layout, ...]) -> li
 
 def produced(layouts: Any, site: Site) -> tuple[Layout, ...] | None:
     """The dimensions of one kernel that its product has; None where several kernels, or loops, make it."""
-    if len(site.inputs) != 1 or len(site.leaves) != 1 or site.layers:
+    if len(site.leaves) != 1 or site.layers:
+        return None
+    if not site.dims:  # a table that is looked up: its other dimension
+        return (layouts[site.leaves[0]][1],)
+    if len(site.inputs) != 1:
         return None
     ((leaf, inputs),) = site.inputs.items()
     return tuple(layout for place, layout in enumerate(layouts[leaf]) if place not in inputs)

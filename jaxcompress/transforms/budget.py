@@ -130,16 +130,35 @@ class Plan:
 class Counts:
     """Numbers stored by items whose counts add up: a vector of numbers over the options of each."""
 
-    def __init__(self, fixed: float, each: Sequence[np.ndarray]):
-        self.fixed, self.each = fixed, list(each)
+    def __init__(self, each: Sequence[np.ndarray]):
+        self.each = list(each)
+
+    def total(self, choice: Sequence[int]) -> float:
+        """Of all items at one option of each."""
+        return sum(float(numbers[option]) for numbers, option in zip(self.each, choice, strict=True))
+
+    def along(self, item: int, choice: Sequence[int]) -> np.ndarray:
+        """Of what depends on one item, over its options, the others as chosen."""
+        return self.each[item]
+
+
+class JointCounts:
+    """Numbers stored by several transforms' items, and by all that none of them changes."""
+
+    def __init__(self, fixed: float, parts: Sequence[Any], sizes: Sequence[int]):
+        self.fixed, self.parts = fixed, list(parts)
+        self.starts = np.cumsum([0, *sizes]).tolist()
 
     def total(self, choice: Sequence[int]) -> float:
         """Of everything at one option of each item."""
-        return self.fixed + sum(float(numbers[option]) for numbers, option in zip(self.each, choice, strict=True))
+        spans = zip(self.parts, self.starts, self.starts[1:])
+        return self.fixed + sum(part.total(choice[start:end]) for part, start, end in spans)
 
     def along(self, item: int, choice: Sequence[int]) -> np.ndarray:
-        """Of everything that depends on one item, over its options, the others as chosen."""
-        return self.each[item]
+        """Of what depends on one item, over its options, the others as chosen."""
+        place = int(np.searchsorted(self.starts, item, "right")) - 1
+        start, end = self.starts[place : place + 2]
+        return self.parts[place].along(item - start, choice[start:end])
 
 
 class AxisCounts:
@@ -156,7 +175,7 @@ class AxisCounts:
         return self.full | {key: option + 1 for key, option in zip(self.keys, choice, strict=True)}
 
     def total(self, choice: Sequence[int]) -> float:
-        """Of everything at one size of each axis."""
+        """Of all leaves at one size of each axis."""
         sizes = self.sizes(choice)
         entries = lambda dims: float(np.prod([layout.resized(sizes).size for layout in dims]))
         return sum(self.worth[name] * entries(dims) for name, dims in self.layouts.items())
@@ -181,7 +200,7 @@ def allocate(errors: Sequence[np.ndarray], counts: Any, target: float) -> list[i
 
     Args:
         errors: for each item a curve over its options, from the smallest size to the whole.
-        counts: `Counts` or `AxisCounts`.
+        counts: `Counts`, `AxisCounts` or `JointCounts`.
         target: the most numbers.
 
     Raises:
@@ -261,3 +280,70 @@ def divide(errors: Sequence[np.ndarray], counts: Any, target: float, option: Cal
     if equal is None:
         return found, None
     return (found if total(found) <= total(equal) else fill(errors, counts, target, equal)), total(equal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """What one transform divides a budget among.
+
+    Attributes:
+        keys: of axes or leaves.
+        errors: for each item a curve over its options, from the smallest size to the whole.
+        keeps: for each item the fraction that stays, over its options.
+        detail: what an option of an item is, in words.
+        counts: the numbers stored by the leaves that depend on the items, `Counts` or `AxisCounts`.
+        stored: the numbers that those leaves store at present.
+        option: the option of an item that an equal keep for all gives.
+        leaves: the names of those leaves.
+    """
+
+    keys: list[str]
+    errors: list[np.ndarray]
+    keeps: list[np.ndarray]
+    detail: Callable[[int, int], str]
+    counts: Any
+    stored: float
+    option: Callable[[int, float], int]
+    leaves: frozenset[str]
+
+
+def joint(parts: Sequence[Items], before: float) -> Items:
+    """The items of several transforms as one's, with the numbers of the whole tree, which stores `before`."""
+    places = [(part, item) for part in parts for item in range(len(part.keys))]
+    counts = JointCounts(
+        before - sum(part.stored for part in parts), [part.counts for part in parts], [len(part.keys) for part in parts]
+    )
+    return Items(
+        [part.keys[item] for part, item in places],
+        [part.errors[item] for part, item in places],
+        [part.keeps[item] for part, item in places],
+        lambda item, option: places[item][0].detail(places[item][1], option),
+        counts,
+        before,
+        lambda item, keep: places[item][0].option(places[item][1], keep),
+        frozenset().union(*(part.leaves for part in parts)),
+    )
+
+
+def plan_for(rule: Budget, parts: Sequence[Items], before: float) -> Plan:
+    """How a budget is divided among the items of one or several transforms of a tree that stores `before` numbers."""
+    items = joint(parts, before)
+    if rule.of == "channels":
+        channels = Counts([np.arange(1.0, len(curve) + 1) for curve in items.errors])
+        counted, target = channels, rule.total * sum(map(len, items.errors))
+    else:
+        counted, target = items.counts, rule.total * before
+    try:
+        choice, equal = divide(items.errors, counted, target, items.option)
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}") from None
+    return plan_of(items, choice, equal)
+
+
+def plan_of(items: Items, choice: Sequence[int], equal: float | None = None) -> Plan:
+    """Options of the items of a whole tree as a plan."""
+    shares = (
+        Share(key, float(keeps[option]), items.detail(index, option), float(errors[option]))
+        for index, (key, keeps, errors, option) in enumerate(zip(items.keys, items.keeps, items.errors, choice, strict=True))
+    )
+    return Plan(tuple(shares), (items.stored, items.counts.total(choice)), equal)

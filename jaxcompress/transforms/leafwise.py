@@ -24,7 +24,7 @@ from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
 from jaxcompress.arrays.projection import weigh
 from jaxcompress.networks.moments import Moments
 from jaxcompress.transforms.base import Scope, Transform, map_leaves, moments_by_name
-from jaxcompress.transforms.budget import Budget, Counts, Plan, Share, divide
+from jaxcompress.transforms.budget import Budget, Counts, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Keeps at which a form without a formula is fitted to know its error."""
@@ -91,6 +91,10 @@ class LeafTransform(Transform):
         """
         if not isinstance(self.keep, Budget):
             raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
+        return plan_for(self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)))
+
+    def items(self, params: Any, moments: Any, pick: Selector | None = None) -> Items:
+        """What a budget is divided among: the matrices, by the keeps that their form has."""
         if self.keep.of != "numbers":
             raise ValueError(f"{self.keep}: matrices are divided by their numbers, jc.budget({self.keep.total:g})")
         leaves = {name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)}
@@ -106,22 +110,19 @@ class LeafTransform(Transform):
             curves[name], powers[name] = self.curve(matrix, metric, name), max(squared(matrix, metric), 1e-300)
         gains = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
         typical = np.median([gains[name] * power for name, power in powers.items() if name in gains] or [1.0])
-        errors = [gains.get(name, typical / powers[name]) * error for name, (_, error) in curves.items()]
-        before = float(stored_numbers(params))
         dense = [stored_numbers(leaf.materialize() if is_compact(leaf) else leaf) for leaf in leaves.values()]
-        sizes = [keeps * numbers for (keeps, _), numbers in zip(curves.values(), dense, strict=True)]
-        counts = Counts(before - sum(float(stored_numbers(leaf)) for leaf in leaves.values()), sizes)
-        keeps = [keeps for keeps, _ in curves.values()]
-        option = lambda item, keep: max(0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1)
-        try:
-            choice, equal = divide(errors, counts, self.keep.total * before, option)
-        except ValueError as error:
-            raise ValueError(f"{self.keep}: {error}") from None
-        shares = (
-            Share(name, float(mine[index]), " x ".join(map(str, leaf.shape)), float(error[index]))
-            for (name, leaf), mine, error, index in zip(leaves.items(), keeps, errors, choice, strict=True)
+        keeps = [each for each, _ in curves.values()]
+        sizes = [each * numbers for each, numbers in zip(keeps, dense, strict=True)]
+        return Items(
+            list(leaves),
+            [gains.get(name, typical / powers[name]) * error for name, (_, error) in curves.items()],
+            keeps,
+            lambda item, option: " x ".join(map(str, list(leaves.values())[item].shape)),
+            Counts(sizes),
+            float(sum(map(stored_numbers, leaves.values()))),
+            lambda item, keep: max(0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1),
+            frozenset(leaves),
         )
-        return Plan(tuple(shares), (before, counts.total(choice)), equal)
 
     def divided(self, plan: Plan) -> LeafTransform:
         """The transform with the keeps of a plan."""

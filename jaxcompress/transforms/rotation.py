@@ -25,7 +25,7 @@ from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
-from jaxcompress.transforms.budget import AxisCounts, Budget, Counts, Plan, Share, divide
+from jaxcompress.transforms.budget import AxisCounts, Budget, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
@@ -67,36 +67,33 @@ class RotateAndPrune(AxisTransform):
         """
         if not self.planned:
             raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
+        before = float(stored_numbers(params))
+        items = self.items(params, moments)
+        if self.energy is None:
+            return plan_for(self.keep, [items], before)
+        return plan_of(joint([items], before), [reaching(errors, self.energy) - 1 for errors in items.errors])
+
+    def items(self, params: Any, moments: Any) -> Items:
+        """What a budget is divided among: the axes that can be cut, by sizes from 1 on."""
         if self.method in CONTROLS:
             raise ValueError(f"method={self.method!r} predicts no error to go by: give it keeps")
         work = self.prepare(params, moments)
         axes = [axis for axis in self.chosen() if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None]
-        for axis in axes:
-            work.touched(axis)
-        curves = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
-        errors = [each[1:] for each in curves]
+        errors = [curve(work, axis, self.method)[1:] for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
         full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
-        worth = {name: stored_numbers(leaf) / max(jnp.size(leaf), 1) for name, leaf in work.given.items() if name in work.leaves}
-        layouts = {name: self.structure.layouts[name] for name in worth}
+        layouts = {name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)}
+        worth = {name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1) for name in layouts}
         counts = AxisCounts(layouts, worth, [axis.key for axis in axes], full | work.sizes)
-        before = float(stored_numbers(params))
-        compact = before - counts.total([work.size(axis) - 1 for axis in axes])
-        if self.energy is not None:
-            choice, equal = [reaching(each, self.energy) - 1 for each in curves], None
-        else:
-            option = lambda item, keep: max(1, round(keep * len(errors[item]))) - 1
-            channels = Counts(0, [np.arange(1.0, len(each) + 1) for each in errors])
-            of_channels = channels, self.keep.total * sum(map(len, errors))
-            counted, target = of_channels if self.keep.of == "channels" else (counts, self.keep.total * before - compact)
-            try:
-                choice, equal = divide(errors, counted, target, option)
-            except ValueError as error:
-                raise ValueError(f"{self.keep}: {error}") from None
-        rows = []
-        for axis, curve_, index in zip(axes, errors, choice, strict=True):
-            d = len(curve_)
-            rows.append(Share(axis.key, (index + 1) / d, f"{index + 1} of {d}", float(curve_[index])))
-        return Plan(tuple(rows), (before, counts.total(choice) + compact), equal)
+        return Items(
+            [axis.key for axis in axes],
+            errors,
+            [np.arange(1, len(each) + 1) / len(each) for each in errors],
+            lambda item, option: f"{option + 1} of {len(errors[item])}",
+            counts,
+            counts.total([len(each) - 1 for each in errors]),
+            lambda item, keep: max(1, round(keep * len(errors[item]))) - 1,
+            frozenset(layouts),
+        )
 
     def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
         if not self.planned:

@@ -43,6 +43,25 @@ def test_gains_are_the_jacobians_second_moments():
     np.testing.assert_allclose(gain.cov, expected, atol=0.1 * np.abs(expected).max())
 
 
+def test_a_table_that_is_looked_up_is_felt():
+    """Each text reads a word once: the rows' errors are then independent, and the prediction is right on average."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"words": (20, 6), "up": (6, 8), "down": (8, 3)}
+    params = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())}
+    apply = lambda p, ids: (jax.nn.tanh(p["words"][ids] @ p["up"]) @ p["down"]).mean(1)
+    ids = jax.random.permutation(keys[3], jnp.tile(jnp.arange(20), (40, 1)), axis=1, independent=True)[:, :7]
+    net = jc.trace(apply, params, ids)
+    moments = net.calibrate(params, [ids] * 50, sensitivity=True, progress=False)
+    gain, often = moments.gains["words#0"].cov, moments.by_leaf()["words"]
+    before, moved, predicted = apply(params, ids), [], []
+    for seed in range(50):
+        noise = 1e-2 * jax.random.normal(jax.random.key(seed), shapes["words"])
+        moved.append(jnp.mean((apply(params | {"words": params["words"] + noise}, ids) - before) ** 2))
+        predicted.append(jnp.trace(gain @ noise.T @ (often[:, None] * noise)))
+    np.testing.assert_allclose(np.mean(moved), np.mean(predicted), rtol=0.15)
+    assert moments.gain_by_leaf()["words"] == pytest.approx(np.trace(gain) / 6)
+
+
 @pytest.mark.parametrize("name", ["lstm", "convnet", "encoder_by_hand", "stacked_scan"])
 def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name):
     """tr(G dW' S dW) against the outputs themselves: in loops, windows, attention; errors of rows are not quite independent."""

@@ -13,7 +13,7 @@ from transforms.test_rotation import calibrated
 
 import jaxcompress as jc
 from jaxcompress.networks.axes import Layout
-from jaxcompress.transforms.budget import AxisCounts, Counts, allocate, divide
+from jaxcompress.transforms.budget import AxisCounts, Counts, JointCounts, allocate, divide
 
 
 def trained_mlp(widths=(8, 64, 96, 4), seed=0):
@@ -33,7 +33,7 @@ def test_the_division_is_the_best_for_convex_curves(seed):
     rng = np.random.default_rng(seed)
     errors = [np.sort(rng.exponential(size=6))[::-1].cumsum()[::-1] * scale for scale in (1, 10, 0.1)]
     errors = [np.append(np.sort(np.diff(np.append(0, np.sort(e)))).cumsum()[::-1], 0) for e in errors]
-    counts = Counts(5, [np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)])
+    counts = JointCounts(5, [Counts([np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)])], [3])
     for target in (15, 22, 30, 40):
         choice = allocate(errors, counts, target)
         assert counts.total(choice) <= target
