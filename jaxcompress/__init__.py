@@ -34,6 +34,7 @@ from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
+from jaxcompress.transforms.together import together
 
 __all__ = [
     "CompactArray",
@@ -82,6 +83,7 @@ __all__ = [
     "static",
     "stored_numbers",
     "tie",
+    "together",
     "trace",
     "vocabulary",
 ]

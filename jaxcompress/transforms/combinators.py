@@ -17,7 +17,7 @@ import jax
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import Pattern, is_literal, join, named_leaves, names_within, select
 from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
-from jaxcompress.transforms.budget import Budget, Plan
+from jaxcompress.transforms.budget import Budget, Items, Plan
 from jaxcompress.transforms.leafwise import LeafTransform
 
 
@@ -49,10 +49,19 @@ class At(Transform):
             raise ValueError(f"plan divides the budget of one leaf transform, got {self.transform!r}")
         return self.transform.plan(params, moments, lambda name, leaf: select(self.pattern, name, leaf))
 
+    def items(self, params: Any, moments: Any) -> Items:
+        """What a budget is divided among: the leaves that the pattern picks."""
+        assert isinstance(self.transform, LeafTransform)
+        return self.transform.items(params, moments, lambda name, leaf: select(self.pattern, name, leaf))
+
+    def divided(self, plan: Plan) -> At:
+        """The transform with the keeps of a plan."""
+        assert isinstance(self.transform, LeafTransform)
+        return dataclasses.replace(self, transform=self.transform.divided(plan))
+
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
         if isinstance(self.transform, LeafTransform) and isinstance(self.transform.keep, Budget) and not scope.prefix:
-            shared = self.transform.divided(self.plan(params, moments))
-            return dataclasses.replace(self, transform=shared)._apply(params, moments, scope)
+            return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         matched = 0
         inner = dataclasses.replace(scope, by_name=is_literal(self.pattern))
 

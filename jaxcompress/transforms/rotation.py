@@ -98,8 +98,11 @@ class RotateAndPrune(AxisTransform):
     def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
         if not self.planned:
             return super()._step(params, moments, scope)
-        keeps = tuple(self.plan(params, moments).keeps.items())
-        return dataclasses.replace(self, keep=keeps, energy=None)._step(params, moments, scope)
+        return self.divided(self.plan(params, moments))._step(params, moments, scope)
+
+    def divided(self, plan: Plan) -> RotateAndPrune:
+        """The transform with the keeps of a plan."""
+        return dataclasses.replace(self, keep=tuple(plan.keeps.items()), energy=None)
 
     @property
     def planned(self) -> bool:
