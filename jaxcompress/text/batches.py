@@ -52,13 +52,21 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int = 128) -> list[np.n
     return [np.array(encoding.ids, np.int32) for encoding in cutting.encode_batch(list(texts))]
 
 
-def buckets(ids: Sequence[np.ndarray], *, tokens: int = TOKENS, multiple: int = MULTIPLE, seed: int | None = None) -> list[Batch]:
+def buckets(
+    ids: Sequence[np.ndarray],
+    *,
+    tokens: int = TOKENS,
+    multiple: int = MULTIPLE,
+    longest: int | None = None,
+    seed: int | None = None,
+) -> list[Batch]:
     """Texts in batches of like length.
 
     Args:
         ids: the token ids of each text, from `encode`.
         tokens: of a batch, padding included: a batch of texts of n tokens has `tokens // n` rows, one at least.
         multiple: lengths are rounded up to multiples of it.
+        longest: what an encoder can take; no length is rounded up beyond it.
         seed: which texts of a length come together and the order of the batches, at random; by length and then as given by default.
 
     Returns:
@@ -80,6 +88,8 @@ def buckets(ids: Sequence[np.ndarray], *, tokens: int = TOKENS, multiple: int = 
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
     rounded = -(-lengths // multiple) * multiple
+    if longest is not None:
+        rounded = np.maximum(np.minimum(rounded, longest), lengths)
     found = []
     for length in np.unique(rounded):
         mine = order[rounded[order] == length]
@@ -107,6 +117,7 @@ def embed(
     ids: Sequence[np.ndarray],
     *,
     tokens: int = TOKENS,
+    longest: int | None = None,
     progress: bool = True,
     description: str = "embed",
 ) -> np.ndarray:
@@ -116,7 +127,7 @@ def embed(
         apply: `apply(params, ids, mask) -> (rows, d)`, of a network or a module.
         params: its parameters, dense or compact as `apply` takes them.
         ids: the token ids of each text, from `encode`.
-        tokens: of a batch, as for `buckets`.
+        tokens, longest: of a batch, as for `buckets`.
         progress: show a progress bar.
         description: the words in front of it.
 
@@ -125,7 +136,7 @@ def embed(
     """
     run = jax.jit(apply)
     found: np.ndarray | None = None
-    for batch in tqdm(buckets(ids, tokens=tokens), desc=description, leave=False, disable=not progress):
+    for batch in tqdm(buckets(ids, tokens=tokens, longest=longest), desc=description, leave=False, disable=not progress):
         values = np.asarray(run(params, *batch.inputs), np.float32)
         found = np.empty((len(ids), values.shape[-1]), np.float32) if found is None else found
         real = batch.index >= 0

@@ -33,6 +33,11 @@ def test_every_text_once_in_few_shapes(lengths, tokens, seed):
     assert all(np.array_equal(one.ids, other.ids) for one, other in zip(found, again, strict=True))
 
 
+def test_no_length_is_beyond_what_an_encoder_takes():
+    found = buckets([np.arange(1, n) for n in (3, 18, 21)], longest=20)
+    assert sorted(batch.ids.shape[1] for batch in found) == [16, 20]
+
+
 def test_a_seed_mixes():
     texts = [np.arange(1, 5)] * 64
     one, other = (np.concatenate([b.index for b in buckets(texts, tokens=64, seed=seed)]) for seed in (0, 1))
