@@ -351,6 +351,48 @@ def table(rows: list[Row], clocks: list[Row]) -> str:
     return "\n".join(lines)
 
 
+FIGURES = (
+    "points lost after the cut / after the same fine-tuning",
+    "FLOPs",
+    "seconds to compress, of all cores",
+    "ms / whole network",
+)
+
+
+def summary(rows: list[Row], clocks: list[Row]) -> str:
+    """The means over the seeds with a row for each method, as markdown: what is lost, and what it costs."""
+    cells = list(dict.fromkeys((row["network"], row["keep"]) for row in rows))
+    parts = []
+    for figure in FIGURES:
+        heads = [f"{name} {1 - keep:.0%}" for name, keep in cells]
+        lines = [figure, "", f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
+        for method in METHODS:
+            found = [[row for row in rows if (row["network"], row["keep"], row["method"]) == (*cell, method)] for cell in cells]
+            shown = [shown_as(figure, cell, mine, clocks) for cell, mine in zip(cells, found)]
+            lines.append(f"| {method} | {' | '.join(shown)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list[Row]) -> str:
+    """One figure of one method on one network at one cut."""
+    if not mine or any("failed" in row for row in mine):
+        return "fails" if mine else ""
+    if figure == FIGURES[0]:
+        cut = np.mean([row["before"] - row["after"] for row in mine])
+        tuned = f" / {np.mean([row['before'] - row['tuned'][0] for row in mine]):.2f}" if all(row["tuned"] for row in mine) else ""
+        return f"{cut:.2f}{tuned}"
+    name, keep = cell
+    if figure == FIGURES[1]:
+        return f"{np.mean([costs(name, row['widths'])[1] / costs(name)[1] for row in mine]):.2f}"
+    if figure == FIGURES[2]:
+        return f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}"
+    times = next((row["ms"] for row in clocks if (row["network"], row["keep"]) == (name, keep)), {})
+    method = mine[0]["method"]
+    whole = "jax" if METHODS[method]["peer"] == "jaxcompress" else "torch"
+    return f"{times[method] / times[whole]:.2f}" if method in times else ""
+
+
 def choice_table(rows: list[Row]) -> str:
     """Accuracy on the images held back, after the cut and after fine-tuning at each rate, as markdown."""
     lines = [
@@ -471,7 +513,7 @@ def main() -> None:
         if not widths.keys() <= ((kept(key) or {}).get("ms") or {}).keys():
             keep_row(key, {"batch": channels.COST_BATCH, "ms": clock(name, widths, pythons["torch-pruning"], arrays)})
         clocks += [row for row in [kept(key)] if row is not None]
-    print(table(rows, clocks))
+    print(table(rows, clocks), summary(rows, clocks), sep="\n\n")
 
 
 if __name__ == "__main__":
