@@ -351,19 +351,16 @@ def table(rows: list[Row], clocks: list[Row]) -> str:
     return "\n".join(lines)
 
 
-FIGURES = (
-    "points lost after the cut / after the same fine-tuning",
-    "FLOPs",
-    "seconds to compress, of all cores",
-    "ms / whole network",
-)
+LOST = "points lost after the cut / after the same fine-tuning"
+COST = "FLOPs / milliseconds, as shares of the whole network's"
+TIME = "seconds to compress, of all cores"
 
 
 def summary(rows: list[Row], clocks: list[Row]) -> str:
     """The means over the seeds with a row for each method, as markdown: what is lost, and what it costs."""
     cells = list(dict.fromkeys((row["network"], row["keep"]) for row in rows))
     parts = []
-    for figure in FIGURES:
+    for figure in (LOST, COST, TIME):
         heads = [f"{name} {1 - keep:.0%}" for name, keep in cells]
         lines = [figure, "", f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
         for method in METHODS:
@@ -378,19 +375,18 @@ def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list
     """One figure of one method on one network at one cut."""
     if not mine or any("failed" in row for row in mine):
         return "fails" if mine else ""
-    if figure == FIGURES[0]:
+    if figure == LOST:
         cut = np.mean([row["before"] - row["after"] for row in mine])
         tuned = f" / {np.mean([row['before'] - row['tuned'][0] for row in mine]):.2f}" if all(row["tuned"] for row in mine) else ""
         return f"{cut:.2f}{tuned}"
-    name, keep = cell
-    if figure == FIGURES[1]:
-        return f"{np.mean([costs(name, row['widths'])[1] / costs(name)[1] for row in mine]):.2f}"
-    if figure == FIGURES[2]:
+    if figure == TIME:
         return f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}"
+    name, keep = cell
+    products = np.mean([costs(name, row["widths"])[1] / costs(name)[1] for row in mine])
     times = next((row["ms"] for row in clocks if (row["network"], row["keep"]) == (name, keep)), {})
     method = mine[0]["method"]
     whole = "jax" if METHODS[method]["peer"] == "jaxcompress" else "torch"
-    return f"{times[method] / times[whole]:.2f}" if method in times else ""
+    return f"{products:.2f} / {times[method] / times[whole]:.2f}" if method in times else f"{products:.2f}"
 
 
 def choice_table(rows: list[Row]) -> str:
