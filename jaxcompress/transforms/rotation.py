@@ -68,23 +68,29 @@ class RotateAndPrune(AxisTransform):
         if not self.planned:
             raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
         before = float(stored_numbers(params))
-        items = self.items(params, moments)
+        items, empty = self._items(params, moments)
         if self.energy is None:
             return plan_for(self.keep, [items], before)
-        return plan_of(joint([items], before), [reaching(errors, self.energy) - 1 for errors in items.errors])
+        sizes = (reaching(errors, self.energy, nothing) for errors, nothing in zip(items.errors, empty, strict=True))
+        return plan_of(joint([items], before), [size - 1 for size in sizes])
 
     def items(self, params: Any, moments: Any) -> Items:
         """What a budget is divided among: the axes that can be cut, by sizes from 1 on."""
+        return self._items(params, moments)[0]
+
+    def _items(self, params: Any, moments: Any) -> tuple[Items, list[float]]:
+        """The items, and the error of each when nothing of it is left."""
         if self.method in CONTROLS:
             raise ValueError(f"method={self.method!r} predicts no error to go by: give it keeps")
         work = self.prepare(params, moments)
         axes = [axis for axis in self.chosen() if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None]
-        errors = [curve(work, axis, self.method)[1:] for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        curves = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        errors = [each[1:] for each in curves]
         full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
         layouts = {name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)}
         worth = {name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1) for name in layouts}
         counts = AxisCounts(layouts, worth, [axis.key for axis in axes], full | work.sizes)
-        return Items(
+        items = Items(
             [axis.key for axis in axes],
             errors,
             [np.arange(1, len(each) + 1) / len(each) for each in errors],
@@ -94,6 +100,7 @@ class RotateAndPrune(AxisTransform):
             lambda item, keep: max(1, round(keep * len(errors[item]))) - 1,
             frozenset(layouts),
         )
+        return items, [float(each[0]) for each in curves]
 
     def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
         if not self.planned:
@@ -136,9 +143,9 @@ class RotateAndPrune(AxisTransform):
         return choose(work, axis, size, fold=why_not_fold(axis) is None)
 
 
-def reaching(errors: np.ndarray, energy: float) -> int:
-    """The least size that keeps a share of what the consumers read."""
-    return max(1, int(np.argmax(errors <= (1 - energy + ROUNDING) * errors[0])))
+def reaching(errors: np.ndarray, energy: float, nothing: float) -> int:
+    """The least size, from 1 on, that keeps a share of what the consumers read; `nothing` is the error without the axis."""
+    return 1 + int(np.argmax(errors <= (1 - energy + ROUNDING) * nothing))
 
 
 def rotate_and_prune(
