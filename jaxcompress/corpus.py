@@ -69,7 +69,7 @@ class Settings:
 
     keep: float = 1 / 4
     minutes: float = 10.0
-    rate: float = 1e-3
+    rate: float = 1e-4
     reserve: int = 500
     seed: int = 0
 
