@@ -81,8 +81,8 @@ class Texts:
     Attributes:
         passages: all of them, in order; these are searched.
         learned, held_out: indices of passages.
-        short, short_held_out: spans and first sentences of the former and the latter, a text each, as a question would be.
-        source: for each of `short_held_out` the index of its passage.
+        short: a span and the first words of each of the former, as short as questions.
+        short_held_out: a span of each of the latter.
     """
 
     passages: list[Passage]
@@ -90,7 +90,6 @@ class Texts:
     held_out: np.ndarray
     short: list[str]
     short_held_out: list[str]
-    source: np.ndarray
 
 
 def split(found: Sequence[Passage], seed: int) -> Texts:
@@ -103,7 +102,7 @@ def split(found: Sequence[Passage], seed: int) -> Texts:
     held_out, learned = np.sort(order[:judges]), np.sort(order[judges:])
     spans = {int(index): span(found[index].text, rng) for index in (*learned, *held_out)}
     short = [text for index in learned for text in (spans[index], first_line(found[index].text))]
-    return Texts(list(found), learned, held_out, short, [spans[index] for index in held_out], held_out)
+    return Texts(list(found), learned, held_out, short, [spans[index] for index in held_out])
 
 
 def span(text: str, rng: np.random.Generator) -> str:
@@ -195,14 +194,13 @@ def learn(
 def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any) -> float:
     """What a step takes on average, compiling left out: one step of each shape, weighed by how many there are."""
     shapes = [batch.ids.shape for batch in batches]
-    first = {shape: shapes.index(shape) for shape in shapes}
-    order = {stream(number)[0].shape: number for number in range(len(batches))}
+    place = {stream(number)[0].shape: number for number in range(len(batches))}
     run = jax.jit(jax.value_and_grad(loss))
     taken = {}
-    for shape in first:
+    for shape, number in place.items():
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
-            jax.block_until_ready(run(params, stream(order[shape]), jax.random.key(0)))
+            jax.block_until_ready(run(params, stream(number), jax.random.key(0)))
             taken[shape] = time.perf_counter() - start
     return sum(taken[shape] for shape in shapes) / len(shapes)
 
@@ -261,7 +259,7 @@ def judge(
     """The report, and the small encoder's embeddings of all passages; `known` are the large one's."""
     ours = small.embed([passage.text for passage in texts.passages], progress=progress, description="passages")
     questions = [encoder.embed(texts.short_held_out, progress=False) for encoder in (large, small)]
-    before = ranks(questions[0], known, texts.source)
+    before = ranks(questions[0], known, texts.held_out)
     costs: dict[str, tuple[float, float]] = {}
     times: dict[str, tuple[float, float]] = {}
     for name, shape in {"1 x 16 tokens": (1, 16), "32 x 128 tokens": (32, 128)}.items():
@@ -275,8 +273,8 @@ def judge(
     return CorpusReport(
         {name: (old, new) for name, (old, new) in parts.items()},
         (fidelity(known[texts.held_out], ours[texts.held_out]), fidelity(*questions)),
-        compare(before, ranks(questions[1], ours, texts.source)),
-        compare(before, ranks(questions[1], known, texts.source)),
+        compare(before, ranks(questions[1], ours, texts.held_out)),
+        compare(before, ranks(questions[1], known, texts.held_out)),
         costs,
         times,
         tuple(means),

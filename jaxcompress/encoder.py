@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,10 @@ class Encoder:
     tokenizer: Any
     length: int = 128
 
-    @cached_property
+    @property
     def net(self) -> Network:
         """The network, to be run at the sizes of any parameters: `net(params, ids, mask)`."""
-        module = Bert(self.config)
-        shape = 2, min(16, self.config.max_position_embeddings)
-        ids, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
-        params = jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
-        return trace(lambda params, ids, mask: module.apply({"params": params}, ids, mask), params, ids, mask)
+        return network(self.config)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of texts."""
@@ -67,6 +63,16 @@ class Encoder:
     def replace(self, **changes: Any) -> Encoder:
         """The same encoder with other parameters, or another tokenizer."""
         return dataclasses.replace(self, **changes)
+
+
+@cache
+def network(config: BertConfig) -> Network:
+    """One for all encoders of a configuration, whatever their parameters, so that what is compiled for one serves the others."""
+    module = Bert(config)
+    shape = 2, min(16, config.max_position_embeddings)
+    ids, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+    params = jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
+    return trace(lambda params, ids, mask: module.apply({"params": params}, ids, mask), params, ids, mask)
 
 
 def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
