@@ -32,7 +32,7 @@ from jaxcompress.text.documents import Document, Passage, passages
 from jaxcompress.text.retrieval import Comparison, compare, fidelity, ranks
 from jaxcompress.text.words import restrict_tokenizer, word_counts, words_to_keep
 from jaxcompress.training.distillation import batches_with, distillation_loss
-from jaxcompress.training.fit import FitState
+from jaxcompress.training.fit import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 from jaxcompress.transforms.budget import budget
 from jaxcompress.transforms.combinators import at
@@ -182,8 +182,7 @@ def learn(
     steps = json.loads(steps_file.read_text())
     cycle = optax.cosine_onecycle_schedule(steps, settings.rate, pct_start=0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cycle))
-    like = FitState(student.params, optimizer.init(student.params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
-    state = load(state_file, like=like) if state_file.exists() else None
+    state = load(state_file, like=initial_state(student.params, optimizer)) if state_file.exists() else None
     keep_state = lambda state: save(state_file, state)
     return fit_stream(
         loss, student.params, stream, optimizer=optimizer, steps=steps, seed=settings.seed, state=state, save=keep_state,

@@ -122,14 +122,8 @@ def fit(
     """
     examples = _check(params, data, steps, batch_size)
     data = jax.tree.map(jnp.asarray, data)
-    if state is None:
-        params = jax.tree.map(jnp.array, params)  # a copy: the loop gives its buffers away
-        current = FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
-    else:
-        current: FitState = jax.tree.map(jnp.array, state)
+    current = begun("fit", params, optimizer, steps, state)
     done = int(current.step)
-    if done > steps:
-        raise ValueError(f"fit: the state has already taken {done} steps, and steps={steps} is the whole run's length")
     # a report now and then, all of equal length where that divides the run, so that the loop compiles once
     chunk = -(-steps // next((pieces for pieces in range(10, 41) if steps % pieces == 0), 20)) or 1
     losses = [np.asarray(current.losses)]
@@ -150,9 +144,7 @@ def fit(
                 count=count,
             )
             losses.append(np.asarray(new, np.float32))
-            if not np.isfinite(losses[-1]).all():
-                bad = done + int(np.argmin(np.isfinite(losses[-1])))
-                raise ValueError(f"fit: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN")
+            check_losses("fit", losses[-1], done)
             done += count
             bar.update(count)
             bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
@@ -203,6 +195,27 @@ def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
     if steps < 0:
         raise ValueError(f"fit: steps must not be negative, got {steps}")
     return examples
+
+
+def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:
+    """A run that has taken no step."""
+    return FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
+
+
+def begun(who: str, params: Any, optimizer: optax.GradientTransformation, steps: int, state: FitState | None) -> FitState:
+    """Where a run of so many steps starts: a copy, since a loop gives its buffers away."""
+    current: FitState = jax.tree.map(jnp.array, initial_state(params, optimizer) if state is None else state)
+    if (done := int(current.step)) > steps:
+        raise ValueError(f"{who}: the state has already taken {done} steps, and steps={steps} is the whole run's length")
+    return current
+
+
+def check_losses(who: str, losses: Any, first: int) -> None:
+    """Refuse losses, of the steps from `first` on, that are not finite."""
+    finite = np.isfinite(losses)
+    if not finite.all():
+        bad = first + int(np.argmin(finite))
+        raise ValueError(f"{who}: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN")
 
 
 def check_params(who: str, params: Any) -> None:

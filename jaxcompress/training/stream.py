@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from jaxcompress.training.fit import FitState, Loss, check_params
+from jaxcompress.training.fit import FitState, Loss, begun, check_losses, check_params
 
 CHECKED = 20
 """Steps between looks at the losses: a look waits for the device."""
@@ -72,12 +72,8 @@ def fit_stream(
         Array([1., 1., 1.], dtype=float32)
     """
     check_params("fit_stream", params)
-    if state is None:
-        state = FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
-    current: FitState = jax.tree.map(jnp.array, state)  # a copy: the loop gives its buffers away
+    current = begun("fit_stream", params, optimizer, steps, state)
     done = int(current.step)
-    if done > steps:
-        raise ValueError(f"fit_stream: the state has already taken {done} steps, and steps={steps} is the whole run's length")
     params, opt_state, losses, fresh = current.params, current.opt_state, list(np.asarray(current.losses)), []
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, desc=description, disable=not progress, leave=False) as bar:
@@ -90,7 +86,7 @@ def fit_stream(
             if len(fresh) == CHECKED or number + 1 == steps or due:
                 losses += map(float, fresh)
                 bar.update(len(fresh))
-                check_losses(losses, len(fresh))
+                check_losses("fit_stream", losses[-len(fresh) :], len(losses) - len(fresh))
                 bar.set_postfix(loss=f"{np.mean(losses[-CHECKED:]):.4g}", refresh=False)
                 fresh = []
             if due and save is not None:
@@ -108,10 +104,3 @@ def step(params, opt_state, batch, seed, number, *, loss, optimizer):
     value, gradient = jax.value_and_grad(loss)(params, batch, key)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value
-
-
-def check_losses(losses: list[float], count: int) -> None:
-    recent = np.array(losses[-count:])
-    if not np.isfinite(recent).all():
-        bad = len(losses) - count + int(np.argmin(np.isfinite(recent)))
-        raise ValueError(f"fit_stream: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN")
