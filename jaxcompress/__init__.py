@@ -11,6 +11,7 @@ from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.report import Report, report
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
+from jaxcompress.arrays.clustered import ClusteredArray
 from jaxcompress.arrays.convolved import ConvolvedArray, as_function
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
@@ -26,7 +27,7 @@ from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
-from jaxcompress.transforms.forms import convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.forms import clustered, convolved, factored, hashed, vocabulary
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
@@ -37,6 +38,7 @@ from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.together import together
 
 __all__ = [
+    "ClusteredArray",
     "CompactArray",
     "ConvolvedArray",
     "DesignedAtoms",
@@ -57,6 +59,7 @@ __all__ = [
     "budget",
     "chain",
     "compact_array",
+    "clustered",
     "compress",
     "convolved",
     "cross_entropy",

@@ -8,6 +8,8 @@ import jaxcompress as jc
 TRANSFORMS = {
     "hashed": jc.hashed(keep=1 / 4),
     "hashed in blocks": jc.hashed(keep=1 / 2, block=4),
+    "clustered": jc.clustered(keep=3 / 4),
+    "clustered in blocks": jc.clustered(keep=1 / 2, block=4, most=7),
     "vocabulary, dct": jc.vocabulary(keep=1 / 2),
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),

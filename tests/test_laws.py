@@ -21,12 +21,12 @@ def test_every_array_keeps_the_laws(name):
     check_array(array, export=True)
 
 
-@pytest.mark.parametrize("name", ["hashed", "vocabulary, dct", "factored", "convolved"])
+@pytest.mark.parametrize("name", ["hashed", "clustered", "vocabulary, dct", "factored", "convolved"])
 def test_wide_arrays_and_other_layouts_keep_the_laws(name):
     check_array(TRANSFORMS[name](matrix(12, 20)), export=False)
     out_in = jc.at("w", TRANSFORMS[name])
     swapped = jc.MatrixAxes(inputs=1, outputs=0)
-    kernel = {"hashed": jc.hashed, "vocabulary, dct": jc.vocabulary, "factored": jc.factored, "convolved": jc.convolved}[name]
+    kernel = {"hashed": jc.hashed, "clustered": jc.clustered, "vocabulary, dct": jc.vocabulary, "factored": jc.factored, "convolved": jc.convolved}[name]
     check_array(kernel(3 / 4, axes=swapped)(matrix(9, 12)), export=False)
     heads = kernel(3 / 4, axes=jc.MatrixAxes(inputs=0, outputs=(1, 2)))(matrix(12, 3, 4))
     assert heads.shape == (12, 3, 4)
@@ -42,7 +42,7 @@ def test_every_transform_keeps_the_laws(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("metric", [None, moments(12)], ids=["plain", "in the inputs' metric"])
-@pytest.mark.parametrize("name", ["hashed", "hashed in blocks", "vocabulary, dct", "factored", "convolved", "dct, codes hashed"])
+@pytest.mark.parametrize("name", ["hashed", "hashed in blocks", "clustered", "vocabulary, dct", "factored", "convolved", "dct, codes hashed"])
 def test_fits_are_least_squares_optima(name, metric, shape):
     """Law 3: no small change of the stored numbers lowers the error."""
     dense = matrix(*SHAPES[shape])
@@ -95,7 +95,8 @@ def test_full_resolution_is_the_identity(shape, metric):
         array = transform(dense, metric)
         np.testing.assert_allclose(array.materialize(), dense, atol=2e-5)
         assert array.stored_numbers == dense.size
-    assert not is_compact(jc.vocabulary(1, atoms="learned")(dense, metric))  # it would cost more than dense
+    for costly in (jc.vocabulary(1, atoms="learned"), jc.clustered(1)):  # more than dense
+        assert not is_compact(costly(dense, metric))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -107,6 +108,7 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
     for transform in (
         jc.hashed(numbers / (m * n), seed=seed),
         jc.hashed(numbers / (m * n), seed=seed, block=min(3, numbers)),
+        jc.clustered(numbers / (m * n), seed=seed),
         jc.vocabulary(numbers / (m * n), atoms="random", seed=seed),
         jc.factored(numbers / (m * n)),
         jc.convolved(numbers / (m * n)),
@@ -120,11 +122,11 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
         if refused:
             assert refused.least > numbers
             continue
-        assert array.stored_numbers <= numbers
+        assert jc.stored_numbers(array) <= numbers
         assert array.shape == dense.shape
         x = np.ones((2, m), np.float32)
-        np.testing.assert_allclose(x @ array, x @ np.asarray(array.materialize()), atol=1e-4 * max(m, 4))
-        assert weighted_error(dense, array.materialize()) <= weighted_error(dense, jnp.zeros_like(dense)) * (1 + 1e-4)
+        np.testing.assert_allclose(x @ array, x @ np.asarray(jc.materialize(array)), atol=1e-4 * max(m, 4))
+        assert weighted_error(dense, jc.materialize(array)) <= weighted_error(dense, jnp.zeros_like(dense)) * (1 + 1e-4)
 
 
 def test_chain_is_associative():

@@ -9,6 +9,7 @@ Source: the unwrap-before-use pattern of paramax and lineax's small operator pro
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -105,8 +106,11 @@ def encode_static(value: Any) -> Any:
     """A static field as JSON; functions have no JSON and raise."""
     if isinstance(value, MatrixAxes):
         return {"inputs": value.inputs, "outputs": value.outputs}
-    if isinstance(value, StaticArray):
+    if isinstance(value, StaticArray) and value.array.dtype == bool:
         return {"bits": np.packbits(value.array).tobytes().hex(), "size": value.array.size}
+    if isinstance(value, StaticArray):
+        content = base64.b64encode(value.array.astype(value.array.dtype.newbyteorder("<")).tobytes()).decode()
+        return {"indices": content, "dtype": value.array.dtype.name, "shape": list(value.array.shape)}
     if isinstance(value, tuple):
         return {"tuple": [encode_static(item) for item in value]}
     if callable(value):
@@ -123,6 +127,9 @@ def decode_static(value: Any) -> Any:
     if "bits" in value:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(value["bits"]), np.uint8), count=value["size"])
         return StaticArray(bits.astype(bool))
+    if "indices" in value:
+        dtype = np.dtype(value["dtype"]).newbyteorder("<")
+        return StaticArray(np.frombuffer(base64.b64decode(value["indices"]), dtype).reshape(value["shape"]))
     return MatrixAxes(tuple(value["inputs"]), tuple(value["outputs"]))
 
 
@@ -171,7 +178,7 @@ class CompactArray(_Fields):
         return jax.eval_shape(self.__class__._matrix, self).shape[:-2]
 
     def _extra_numbers(self) -> float:
-        """Numbers needed to run that are not children: orders and look-ups, in 32-bit words."""
+        """Numbers needed to run that are not children: orders and look-ups."""
         return sum(value.words for name in self._statics if isinstance(value := getattr(self, name), StaticArray))
 
     def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
@@ -219,7 +226,7 @@ class CompactArray(_Fields):
 
     @property
     def stored_numbers(self) -> int:
-        """Every number needed to run: children, orders and look-ups (int32 = 1, one bit = 1/32; seeds are free)."""
+        """Every number needed to run: children, orders and look-ups (an index = 1, one bit = 1/32; seeds are free)."""
         extra = self._extra_numbers()
         return math.ceil(sum(stored_numbers(child) for child in self._child_values()) + extra)
 

@@ -103,25 +103,28 @@ MATRIX = MatrixAxes((-2,), (-1,))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StaticArray:
-    """A boolean numpy array as part of a tree's structure: compared and hashed by content, the digest cached.
+    """A numpy array of booleans or indices as part of a tree's structure: compared and hashed by content, the digest cached.
 
     An integer child would break `jax.grad` and every optimizer, so a choice that cannot be avoided is static.
-    It is counted: one bit an entry.
+    It is counted: one bit a boolean, a whole number an index.
     """
 
     array: np.ndarray
     digest: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        array = np.ascontiguousarray(self.array, dtype=bool)
+        array = np.asarray(self.array)
+        small = bool if array.dtype == bool else np.min_scalar_type(int(array.max(initial=0)))
+        array = np.ascontiguousarray(array, dtype=small)
         array.setflags(write=False)
         object.__setattr__(self, "array", array)
-        object.__setattr__(self, "digest", hashlib.sha256(array.tobytes()).hexdigest())
+        content = f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest())
 
     @property
     def words(self) -> float:
-        """The size in 32-bit numbers."""
-        return self.array.size / 32
+        """How many numbers it counts as."""
+        return self.array.size / 32 if self.array.dtype == bool else self.array.size
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StaticArray) and self.digest == other.digest
@@ -130,4 +133,6 @@ class StaticArray:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"StaticArray({self.array.size} bits, {int(self.array.sum())} set)"
+        if self.array.dtype == bool:
+            return f"StaticArray({self.array.size} bits, {int(self.array.sum())} set)"
+        return f"StaticArray({self.array.size} indices)"

@@ -82,7 +82,7 @@ def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: A
     result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[..., np.flatnonzero(old.index(axis.key) < 0)]
     for matrix, (rows, mine) in zip(matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True):
         block = moved[rows][..., before[:, mine]]  # (..., d, lines)
-        result[(*(part[..., None, None] for part in rows), after[:, mine])] = np.einsum("...dl,dr->...rl", block, matrix)
+        result[(*(part[..., None, None] for part in rows), after[:, mine])] = (block.mT @ matrix).mT
     return np.moveaxis(result, -1, position)
 
 

@@ -1,4 +1,4 @@
-"""The four forms a weight can be rewritten in: hashed, vocabulary, factored, convolved.
+"""The forms a weight can be rewritten in: hashed, clustered, vocabulary, factored, convolved.
 
 Each turns a number of numbers into a size of its form and fits what it stores by least squares, in the metric of the
 inputs when moments are given. What a form means, stores and costs is said in the array's own file.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcompress.arrays.atoms import DesignedAtoms, check_rule
+from jaxcompress.arrays.clustered import MOST, ClusteredArray
 from jaxcompress.arrays.convolved import BASES, ConvolvedArray
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
@@ -44,6 +45,34 @@ class Hashed(LeafTransform):
         size = numbers if numbers == m * n else numbers - numbers % block
         seed = leaf_seed(self.seed, name if self.seed_by == "path" else f"{m}x{n}")
         return HashedArray.fit(matrix, size, seed=seed, block=block, metric=metric)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Clustered(LeafTransform):
+    """See `clustered`."""
+
+    keep: Any
+    block: int | None = None
+    most: int = MOST
+    seed: int = 0
+    axes: Any = None
+
+    def unit(self, m: int, n: int) -> int:
+        return m
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ClusteredArray | None:
+        m, n = matrix.shape[-2:]
+        if numbers == m * n:
+            return None  # the matrix itself, and indices besides
+        blocks = range(1, n + 1) if self.block is None else [min(self.block, n)]
+        fits = {block: (numbers - ClusteredArray.numbers(m, n, block, 0)) // block for block in blocks}
+        # what is left of the error falls as count^(-2 / block)
+        worth = {block: math.log(min(count, self.most, m * math.ceil(n / block))) / block for block, count in fits.items() if count > 0}
+        if not worth:
+            least = min(ClusteredArray.numbers(m, n, block, 1) for block in blocks)
+            raise Unreachable(least, f"one run with its indices takes {least} numbers, and keep allows {numbers}")
+        block = max(worth, key=lambda block: (worth[block], block))
+        return ClusteredArray.fit(matrix, min(fits[block], self.most), block, seed=leaf_seed(self.seed, name), metric=metric)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -155,6 +184,35 @@ def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", 
     if seed_by not in ("path", "shape"):
         raise ValueError(f"seed_by must be 'path' or 'shape', got {seed_by!r}")
     return Hashed(check_keep(keep), seed, block, seed_by, check_axes(axes))
+
+
+def clustered(
+    keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None
+) -> LeafTransform:
+    """Share weights by clusters: each run of neighbours along the outputs is one of a few shared runs, found by k-means.
+
+    The strongest form for a table of words, whose rows are looked up. A product with it costs as much as with the dense matrix.
+
+    Args:
+        keep: the fraction of the numbers to store, every index counting as one, in (0, 1], a mapping from patterns to fractions,
+            or `jc.budget(total)`.
+        block: the length of a run; by default that with the least predicted error.
+        most: the most shared runs; by default as many as two bytes tell apart.
+        seed: of k-means; every leaf mixes in its own path.
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `ClusteredArray` nodes (Jégou et al. 2011, doi:10.1109/TPAMI.2010.57).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.clustered(keep=1/3)(jnp.arange(48.0).reshape(6, 8) % 4)
+        ClusteredArray((6, 8) float32, 1 runs of 4, 16 stored = 1/3)
+    """
+    for name, value in {"block": block, "most": most}.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return Clustered(check_keep(keep), block, most, seed, check_axes(axes))
 
 
 def vocabulary(

@@ -35,12 +35,13 @@ class System:
 
     Attributes:
         moments: (m, m) second moments or covariance of its inputs.
-        reader: (m, p) its kernel, or any matrix with the same Gram matrix.
+        reader: (m, p) its kernel, or any matrix with the same Gram matrix; None where every input counts for itself, which asks for
+            channels that are one input each.
         where: (fibres, d, k) the k inputs that each channel of each fibre is: places in a window, heads, pixels.
     """
 
     moments: np.ndarray
-    reader: np.ndarray
+    reader: np.ndarray | None
     where: np.ndarray
 
 
@@ -63,47 +64,78 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
         ([0, 2], [2.5, 0.5, 0.0])
     """
     fibres, d, _ = systems[0].where.shape
-    rest = [np.array(system.moments, np.float64) for system in systems]
-    seen = [part @ system.reader for part, system in zip(rest, systems, strict=True)]  # what is left, as it is read
-    start = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
+    parts = [Remainder(system, fibres * d) for system in systems]
+    start = np.sum([part.spread() for part in parts], axis=0)
     free = np.ones((fibres, d), bool)
     left = np.full(fibres, size)
-    seen_by = lambda: sum(float(np.einsum("ij,ij->", read, system.reader)) for read, system in zip(seen, systems, strict=True))
-    errors = [seen_by()]
+    errors = [sum(part.error for part in parts)]
     while left.any():
-        spread = np.array([np.diag(part)[system.where].sum(-1) for part, system in zip(rest, systems, strict=True)]).sum(0)
+        spread = np.sum([part.spread() for part in parts], axis=0)
         usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
         if not usable.any():
             break
-        each = [_gains(part, read, system.where, usable) for part, read, system in zip(rest, seen, systems, strict=True)]
-        gains = np.sum(each, axis=0)
+        gains = np.where(usable, np.sum([part.gains() for part in parts], axis=0), -1)
         if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
             gains = np.where(usable, spread, -1)
         fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
-        for index, system in enumerate(systems):
-            block = system.where[fibre, channel]
-            column = rest[index][:, block] @ _inverse(rest[index][np.ix_(block, block)])
-            seen[index] = seen[index] - column @ seen[index][block]
-            rest[index] = rest[index] - column @ rest[index][block]
+        for part in parts:
+            part.explain(fibre, channel)
         free[fibre, channel] = False
         left[fibre] -= 1
-        errors.append(seen_by())
+        errors.append(sum(part.error for part in parts))
     for fibre in np.flatnonzero(left):  # channels without any variance of their own fill the rest, in order
         free[fibre, np.flatnonzero(free[fibre])[: left[fibre]]] = False
     return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
 
-def _gains(rest: np.ndarray, seen: np.ndarray, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """(fibres, d): by how much each channel would lower the error."""
-    gains = np.full(usable.shape, -1.0)
-    blocks = where[usable]  # (candidates, k)
-    inner = rest[blocks[:, :, None], blocks[:, None, :]]
-    read = seen[blocks]
-    if blocks.shape[1] == 1:
-        gains[usable] = np.einsum("cip,cip->c", read, read) / np.maximum(inner[:, 0, 0], 1e-300)
-    else:
-        gains[usable] = np.einsum("cij,cji->c", _inverse(inner), read @ np.swapaxes(read, 1, 2))
-    return gains
+class Remainder:
+    """What of a consumer's inputs the chosen channels do not explain: `moments - L L'`, of which only what is asked for is formed.
+
+    A channel costs products with L and one update of what is read, `(m, p)`: no matrix of m x m is written.
+    """
+
+    def __init__(self, system: System, most: int):
+        self.system = system
+        self.moments = np.asarray(system.moments, np.float64)
+        self.lower = np.zeros((len(self.moments), most * system.where.shape[-1]), order="F")
+        self.taken = 0
+        self.inner = self.moments[system.where[..., :, None], system.where[..., None, :]]  # (fibres, d, k, k) of what is left
+        if system.reader is None:
+            self.norms = np.sum(self.moments**2, axis=1)
+            self.error = float(np.trace(self.moments))
+        else:
+            self.seen = self.moments @ system.reader  # what is left, as it is read
+            self.error = float(np.einsum("ij,ij->", self.seen, system.reader))
+
+    def spread(self) -> np.ndarray:
+        """(fibres, d): the variance that is left of each channel."""
+        return np.trace(self.inner, axis1=-2, axis2=-1)
+
+    def gains(self) -> np.ndarray:
+        """(fibres, d): by how much each channel would lower the error."""
+        if self.inner.shape[-1] == 1:
+            norms = self.norms if self.system.reader is None else np.einsum("ip,ip->i", self.seen, self.seen)
+            return norms[self.system.where[..., 0]] / np.maximum(self.inner[..., 0, 0], 1e-300)
+        read = self.seen[self.system.where]  # (fibres, d, k, p)
+        return np.einsum("fcij,fcji->fc", _inverse(self.inner), read @ np.swapaxes(read, -1, -2))
+
+    def explain(self, fibre: int, channel: int) -> None:
+        """Take one channel, and from all others what follows from it."""
+        block, done = self.system.where[fibre, channel], self.lower[:, : self.taken]
+        half = np.linalg.cholesky(_inverse(self.inner[fibre, channel]))
+        column = (self.moments[:, block] - done @ done[block].T) @ half
+        if self.system.reader is None:
+            self.error -= float(np.sum(column**2))
+            across = self.moments @ column - done @ (done.T @ column)
+            self.norms += np.sum(column * (column @ (column.T @ column) - 2 * across), axis=1)
+        else:
+            read = half.T @ self.seen[block]
+            self.error -= float(np.sum(read**2))
+            self.seen -= column @ read
+        each = column[self.system.where]  # (fibres, d, k, k)
+        self.inner = self.inner - each @ np.swapaxes(each, -1, -2)
+        self.lower[:, self.taken : self.taken + len(block)] = column
+        self.taken += len(block)
 
 
 def _inverse(blocks: np.ndarray) -> np.ndarray:
@@ -120,7 +152,7 @@ def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:
     """
     if any(system.where.shape[-1] > 1 for system in systems):
         return greedy(systems, size)[0]
-    plain = [dataclasses.replace(system, reader=np.eye(len(system.moments))) for system in systems]
+    plain = [dataclasses.replace(system, reader=None) for system in systems]
     tries = [greedy(systems, size)[0], greedy(plain, size)[0]]
     return min(tries, key=lambda chosen: sum(_error(system, chosen) for system in systems))
 

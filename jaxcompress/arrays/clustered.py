@@ -1,0 +1,124 @@
+"""Clustered weight sharing: runs of neighbours in the rows of a matrix share the numbers of the run that is most like all of them.
+
+`W[i, b j : b (j + 1)] = runs[index[i, j]]`: hashed sharing in blocks of b, with the hash learned instead of drawn, or a vocabulary
+of K features a block, one of which is looked up. Stored: K b numbers, and m n / b indices, each of which counts as a whole number.
+The error falls as `K^(-2 / b)`, where that of a low rank falls with the spectrum alone: nothing stores a table of words better.
+Looked-up rows gather their runs; a product costs the dense one, 2 m n operations a row, and a gather of m n numbers a call.
+
+Source: product quantization, Jégou et al. 2011 (doi:10.1109/TPAMI.2010.57), for word tables Shu and Nakayama 2018
+(arXiv:1711.01068), for weights Stock et al. 2020 (arXiv:1907.05686).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.spatial import KDTree
+
+from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static
+from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.projection import least_squares
+
+MOST = 2**16
+"""The most runs: an index is then two bytes."""
+STEPS = 15
+"""Of k-means."""
+SAMPLE = 2**18
+"""Places that k-means looks at, where the runs are few enough for it."""
+
+
+@compact_array
+class ClusteredArray(CompactArray):
+    """A matrix whose rows are put together from shared runs.
+
+    Attributes:
+        runs: (..., K, b) shared runs of b numbers; where b does not divide n the last run of a row is cut short.
+        index: (m, n / b rounded up) integers, which run stands where; one for all matrices of a stack.
+    """
+
+    runs: Any
+    index: StaticArray = static()
+
+    def materialize(self) -> jax.Array:
+        return self._gather(jnp.asarray(self.index.array, jnp.int32))
+
+    def _take(self, rows: jax.Array) -> jax.Array:
+        return self._gather(jnp.asarray(self.index.array, jnp.int32)[rows])
+
+    def _gather(self, index: jax.Array) -> jax.Array:
+        """The rows that the indices (..., n / b) stand for."""
+        runs = self.runs.materialize() if is_compact(self.runs) else self.runs
+        found = runs.at[..., index, :].get(mode="promise_in_bounds")  # a k-means has no others
+        return found.reshape(*found.shape[:-2], -1)[..., : self.matrix_shape[1]]
+
+    def _leading(self) -> tuple[int, ...]:
+        return self.runs.shape[:-2]
+
+    def _summary(self) -> str:
+        count, block = self.runs.shape[-2:]
+        return f"{count} runs of {block}"
+
+    @staticmethod
+    def numbers(m: int, n: int, block: int, count: int) -> int:
+        """What is stored for `count` runs of `block` numbers."""
+        return m * math.ceil(n / block) + count * block
+
+    @classmethod
+    def fit(cls, matrix: np.ndarray, count: int, block: int, *, seed: int = 0, metric: np.ndarray | None = None) -> ClusteredArray:
+        """Runs found by k-means, each the mean of what it stands for.
+
+        Args:
+            matrix: (..., m, n).
+            count: K, the most runs.
+            block: b.
+            seed: which places k-means starts from.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal: rows count as much as their inputs have
+                power, and the runs are those with the least squared error of the outputs.
+        """
+        m, n = matrix.shape[-2:]
+        stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
+        padded = np.pad(stack, ((0, 0), (0, 0), (0, -n % block)))
+        inside = (np.arange(padded.shape[-1]) < n).reshape(-1, block)  # (places in a row, block)
+        places = np.moveaxis(padded.reshape(len(stack), m, -1, block), 0, 2).reshape(-1, len(stack) * block)
+        metrics = [] if metric is None else list(np.broadcast_to(metric, (len(stack), *metric.shape[-2 if metric.ndim > 1 else -1 :])))
+        power = np.ones(m) if metric is None else np.mean([each if each.ndim == 1 else np.diag(each) for each in metrics], axis=0)
+        power = np.maximum(power, 1e-6 * power.max(initial=1e-30))
+        index = cluster(places, np.repeat(power, len(inside)), count, seed)
+        count = int(index.max()) + 1
+        entry = (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()  # which number an entry is
+
+        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
+            collect = lambda values: np.bincount(entry, weights=values.ravel(), minlength=count * block)
+            weight = np.repeat(power, n).reshape(m, n)
+            scale = collect(weight)
+            runs = collect(weight * target) / np.where(scale > 0, scale, 1)
+            if metric is None or metric.ndim == 1:
+                return runs
+            return least_squares(lambda runs: runs[entry].reshape(m, n), collect, target, metric, runs, scale)
+
+        runs = np.stack([fit_one(target, metrics[i] if metrics else None) for i, target in enumerate(stack)])
+        runs = jnp.asarray(runs.reshape(*matrix.shape[:-2], count, block), jnp.asarray(matrix).dtype)
+        return cls(runs, StaticArray(index.reshape(m, -1)), dims=(m, n))
+
+
+def cluster(places: np.ndarray, weight: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(places,) which of at most `count` clusters each belongs to, all in use: Lloyd's k-means, by a tree of the centres."""
+    rng = np.random.default_rng(seed)
+    some = rng.permutation(len(places))[: max(SAMPLE, 4 * count)]
+    seen, power = places[some], weight[some]
+    centres = np.unique(seen[: 4 * count], axis=0)
+    centres = centres[rng.permutation(len(centres))[:count]]
+    for _ in range(STEPS if len(centres) < len(seen) else 0):
+        nearest = KDTree(centres).query(seen, workers=-1)[1]
+        total = np.bincount(nearest, power, len(centres))
+        sums = [np.bincount(nearest, power * column, len(centres)) for column in seen.T]
+        moved = np.where(total[:, None] > 0, np.stack(sums, 1) / np.maximum(total, 1e-300)[:, None], centres)
+        still, centres = np.array_equal(moved, centres), moved
+        if still:
+            break
+    found = KDTree(centres).query(places, workers=-1)[1]
+    return np.unique(found, return_inverse=True)[1]
