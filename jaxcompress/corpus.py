@@ -1,8 +1,9 @@
 """A pretrained BERT made small for one collection of documents, without labels and without questions.
 
-The words that the documents need stay; hidden axes and the table of words are cut to one budget by what the embeddings feel of
-them; the small encoder then learns from the large one's embeddings of the documents, and is judged on passages that it did not
-learn from. What is expensive is kept beside the result until that is whole, so that an interrupted run goes on.
+The words that the documents need stay, the layers that matter least are left out, hidden axes and the table of words are cut to one
+budget by what the embeddings feel of them; the small encoder then learns from the large one's hidden states and embeddings of the
+documents, and is judged on passages that it did not learn from. What is expensive is kept beside the result until that is whole,
+so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
-from jaxcompress.encoder import Encoder, check_free, write_encoder
-from jaxcompress.text.batches import Batch, buckets
+from jaxcompress.encoder import Encoder, check_free, network, write_encoder
+from jaxcompress.models.bert import BertConfig, pool, without_layers
+from jaxcompress.text.batches import Batch, States, buckets, hidden_states
 from jaxcompress.text.documents import Document, Passage, passages
 from jaxcompress.text.retrieval import Comparison, compare, fidelity, ranks
 from jaxcompress.text.words import restrict_tokenizer, word_counts, words_to_keep
@@ -36,7 +39,7 @@ from jaxcompress.training.fit import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 from jaxcompress.transforms.budget import budget
 from jaxcompress.transforms.combinators import at
-from jaxcompress.transforms.forms import factored
+from jaxcompress.transforms.forms import clustered
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.together import Together, together
@@ -45,11 +48,20 @@ HELD_OUT = 0.05
 """The share of the passages that judge."""
 
 MOST_HELD_OUT = 500
-CALIBRATION = 40_000
+CALIBRATION = 20_000
 """Tokens that calibrate."""
+TRIAL = 6_000
+"""Tokens by which layers are told apart."""
+LEARNED = 2_000_000
+"""The most tokens that are learned from: their hidden states are kept in a file."""
+STEP = 1_024
+"""Tokens of a step of learning."""
 
 SHORT = (4, 16)
 """Words of a span that stands for a question."""
+
+RATE = 1.5e-3
+"""The highest learning rate where nearly nothing is kept."""
 
 BANK = 4_096
 """The most passages that similarities are learned against."""
@@ -62,14 +74,16 @@ class Settings:
     Attributes:
         keep: the fraction of all numbers to keep, the table of words included.
         minutes: of learning from the large encoder.
-        rate: the highest learning rate of Adam's cycle.
+        rate: the highest learning rate of Adam's cycle; by default the lower, the more is kept.
+        layers: how many stay; by default all, and two thirds where less than a third of the numbers is kept.
         reserve: word pieces that stay beyond those of the documents.
         seed: of everything random.
     """
 
     keep: float = 1 / 4
     minutes: float = 10.0
-    rate: float = 1e-4
+    rate: float | None = None
+    layers: int | None = None
     reserve: int = 500
     seed: int = 0
 
@@ -122,12 +136,46 @@ def first_line(text: str) -> str:
 
 
 def fewer_words(encoder: Encoder, texts: Iterable[str], settings: Settings) -> Encoder:
-    """The encoder with the words that texts need."""
+    """The encoder with the words that texts need, and the positions that it is asked for."""
     kept = words_to_keep(encoder.tokenizer, word_counts(encoder.tokenizer, texts), reserve=settings.reserve)
     kept = kept[kept < encoder.config.vocab_size]
-    config = dataclasses.replace(encoder.config, vocab_size=len(kept))
+    config = dataclasses.replace(encoder.config, vocab_size=len(kept), max_position_embeddings=encoder.length)
     params = select_rows("words/embedding", kept)(encoder.params)
+    params = select_rows("positions/embedding", np.arange(encoder.length))(params)
     return Encoder(config, params, restrict_tokenizer(encoder.tokenizer, kept), encoder.length)
+
+
+def layers_that_stay(config: BertConfig, settings: Settings) -> int:
+    """How many layers a small encoder has."""
+    if settings.layers is not None:
+        if not 1 <= settings.layers <= config.num_hidden_layers:
+            raise ValueError(f"layers must be between 1 and the model's {config.num_hidden_layers}, got {settings.layers}")
+        return settings.layers
+    return config.num_hidden_layers if settings.keep > 1 / 3 else max(1, round(2 / 3 * config.num_hidden_layers))
+
+
+def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, progress: bool) -> Encoder:
+    """The encoder with so many layers; one after another is left out, always the one that some texts' embeddings miss least."""
+    if count == encoder.config.num_hidden_layers:
+        return encoder
+    known = encoder.embed(texts, progress=False)
+    trials = sum(range(count + 1, encoder.config.num_hidden_layers + 1))
+    with tqdm(total=trials, desc="layers", leave=False, disable=not progress) as bar:
+        while encoder.config.num_hidden_layers > count:
+            found = []
+            for index in range(encoder.config.num_hidden_layers):
+                config, params = without_layers(encoder.config, encoder.params, [index])
+                small = encoder.replace(config=config, params=params)
+                found.append((fidelity(known, small.embed(texts, progress=False)), small))
+                bar.update()
+            encoder = max(found, key=lambda pair: pair[0])[1]
+    return encoder
+
+
+def resized(encoder: Encoder, params: Any) -> Encoder:
+    """The encoder with other parameters, which may have fewer layers."""
+    layers = sum(name.startswith("layer_") for name in params)
+    return encoder.replace(params=params, config=dataclasses.replace(encoder.config, num_hidden_layers=layers))
 
 
 def centred(params: Any, often: np.ndarray) -> Any:
@@ -144,17 +192,18 @@ def centred(params: Any, often: np.ndarray) -> Any:
 def cut(encoder: Encoder, numbers: float) -> Together:
     """What cuts an encoder to so many numbers: its hidden axes and its table of words on one budget."""
     total = budget(min(numbers / float(stored_numbers(encoder.params)), 1.0))
-    return together(rotate_and_prune(encoder.net, total), at("words/embedding", factored(total)))
+    return together(rotate_and_prune(encoder.net, total), at("words/embedding", clustered(total)))
 
 
-def shrink(encoder: Encoder, texts: Sequence[str], numbers: float, *, seed: int, progress: bool) -> Encoder:
-    """The encoder in so many numbers, cut by what its embeddings of some of the texts feel."""
+def shrink(encoder: Encoder, texts: Sequence[str], numbers: float, *, layers: int, seed: int, progress: bool) -> Encoder:
+    """The encoder in so many layers and numbers, cut by what its embeddings of some of the texts feel."""
     ids = encoder.encode(texts)
     order = np.random.default_rng(seed).permutation(len(ids))
-    few = order[np.cumsum([len(ids[index]) for index in order]) <= CALIBRATION]
+    upto = lambda tokens: order[np.cumsum([len(ids[index]) for index in order]) <= tokens]
     often = np.bincount(np.concatenate(ids), minlength=encoder.config.vocab_size).astype(float)
     encoder = encoder.replace(params=centred(encoder.params, often))
-    batches = buckets([ids[index] for index in few], longest=encoder.config.max_position_embeddings)
+    encoder = fewer_layers(encoder, [texts[index] for index in upto(TRIAL)], layers, progress=progress)
+    batches = buckets([ids[index] for index in upto(CALIBRATION)], longest=encoder.config.max_position_embeddings)
     net, params = encoder.net, encoder.params
     moments = net.calibrate(
         params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, sensitivity=True, progress=progress
@@ -163,45 +212,71 @@ def shrink(encoder: Encoder, texts: Sequence[str], numbers: float, *, seed: int,
 
 
 def learn(
+    large: Encoder,
     student: Encoder,
-    ids: Sequence[np.ndarray],
-    targets: np.ndarray,
-    bank: np.ndarray,
+    texts: Sequence[str],
     settings: Settings,
     place: Path,
     *,
     progress: bool,
-) -> FitState:
-    """Learn from the large encoder's embeddings of texts, for some minutes; the state is kept in a file and goes on from there."""
-    batches = buckets(ids, longest=student.config.max_position_embeddings, seed=settings.seed)
-    loss, stream = distillation_loss(student.net, bank), batches_with(batches, targets)
+) -> tuple[FitState, np.ndarray]:
+    """Learn from the large encoder's hidden states of texts, for some minutes; what is done is kept in files.
+
+    Returns:
+        The state at the end, and the large encoder's embeddings of the texts.
+    """
+    ids = large.encode(texts)
+    if [len(each) for each in ids] != [len(each) for each in student.encode(texts)]:
+        raise ValueError("learn: the small tokenizer cuts the texts in another way than the large one")
+    pooling = partial(pool, large.config)
+    hidden = partial(dataclasses.replace, pooling="none")
+    longest = student.config.max_position_embeddings
+    states = hidden_states(
+        network(hidden(large.config)), large.params, ids, place / "states.npy", longest=longest, progress=progress
+    )
+    targets = pooled(pooling, states, ids, longest)
+    bank = targets[np.random.default_rng(settings.seed).permutation(len(targets))[:BANK]]
+    batches = buckets(student.encode(texts), tokens=STEP, longest=longest, seed=settings.seed)
+    loss = distillation_loss(network(hidden(student.config)), bank, pool=pooling)
+    stream = batches_with(batches, targets, states)
     steps_file, state_file = place / "steps.json", place / "state.safetensors"
     if not steps_file.exists():
         seconds = seconds_a_step(loss, student.params, batches, stream)
         steps_file.write_text(json.dumps(max(round(60 * settings.minutes / seconds), 1)))
     steps = json.loads(steps_file.read_text())
-    cycle = optax.cosine_onecycle_schedule(steps, settings.rate, pct_start=0.1)
+    rate = settings.rate or RATE * (1 - settings.keep) ** 2
+    cycle = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.05)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cycle))
     state = load(state_file, like=initial_state(student.params, optimizer)) if state_file.exists() else None
     keep_state = lambda state: save(state_file, state)
-    return fit_stream(
+    state = fit_stream(
         loss, student.params, stream, optimizer=optimizer, steps=steps, seed=settings.seed, state=state, save=keep_state,
         progress=progress, description="learning",
     )  # fmt: skip
+    return state, targets
+
+
+def pooled(pooling: Any, states: States, ids: Sequence[np.ndarray], longest: int) -> np.ndarray:
+    """(texts, d): embeddings from hidden states."""
+    found = np.zeros((len(ids), states.values.shape[-1]), np.float32)
+    for batch in buckets(ids, longest=longest):
+        real = batch.index >= 0
+        found[batch.index[real]] = np.asarray(pooling(states.of(batch).astype(np.float32), batch.mask))[real]
+    return found
 
 
 def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any) -> float:
-    """What a step takes on average, compiling left out: one step of each shape, weighed by how many there are."""
+    """What a step takes on average, compiling left out: that of the most common shape, since all have about as many tokens."""
     shapes = [batch.ids.shape for batch in batches]
-    place = {stream(number)[0].shape: number for number in range(len(batches))}
+    common = max(set(shapes), key=shapes.count)
+    batch = next(found for number in range(len(batches)) if (found := stream(number))[0].shape == common)
     run = jax.jit(jax.value_and_grad(loss))
-    taken = {}
-    for shape, number in place.items():
-        for _ in range(2):  # the first compiles
-            start = time.perf_counter()
-            jax.block_until_ready(run(params, stream(number), jax.random.key(0)))
-            taken[shape] = time.perf_counter() - start
-    return sum(taken[shape] for shape in shapes) / len(shapes)
+    taken = []
+    for _ in range(4):  # the first compiles
+        start = time.perf_counter()
+        jax.block_until_ready(run(params, batch, jax.random.key(0)))
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -332,26 +407,22 @@ def compress_for(
     numbers = settings.keep * float(stored_numbers(large.params))
     few = fewer_words(large, [passage.text for passage in texts.passages], settings)
     cut(few, numbers).plan(few.params)  # a budget that cannot be reached is refused before any long work
+    layers = layers_that_stay(large.config, settings)
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 
     known = once(place / "passages.safetensors", lambda: large.embed([p.text for p in texts.passages], progress=progress))
-    targets = np.concatenate(
-        [known[texts.learned], once(place / "short.safetensors", lambda: large.embed(texts.short, progress=progress))]
-    )
     stages.update()
     params = once(
         place / "cut.safetensors",
-        lambda: shrink(few, learned, numbers, seed=settings.seed, progress=progress).params,
+        lambda: shrink(few, learned, numbers, layers=layers, seed=settings.seed, progress=progress).params,
     )
-    small = few.replace(params=params)
+    small = resized(few, params)
     stages.update()
+    losses = np.zeros(0)
     if settings.minutes > 0:
-        bank = known[np.random.default_rng(settings.seed).permutation(texts.learned)[:BANK]]
-        state = learn(small, small.encode(learned), targets, bank, settings, place, progress=progress)
+        state, _ = learn(large, small, some_of(learned, large, settings.seed), settings, place, progress=progress)
         small, losses = small.replace(params=state.params), np.asarray(state.losses)
-    else:
-        losses = np.zeros(0)
     stages.update()
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)
     stages.update()
@@ -361,6 +432,13 @@ def compress_for(
     stages.update()
     stages.close()
     return small, report
+
+
+def some_of(texts: Sequence[str], encoder: Encoder, seed: int) -> list[str]:
+    """As many texts as can be learned from, at random."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    total = np.cumsum([len(each) for each in encoder.encode([texts[index] for index in order])])
+    return [texts[index] for index in order[total <= LEARNED]]
 
 
 def once(path: Path, make: Any) -> Any:

@@ -26,7 +26,13 @@ def test_wide_arrays_and_other_layouts_keep_the_laws(name):
     check_array(TRANSFORMS[name](matrix(12, 20)), export=False)
     out_in = jc.at("w", TRANSFORMS[name])
     swapped = jc.MatrixAxes(inputs=1, outputs=0)
-    kernel = {"hashed": jc.hashed, "clustered": jc.clustered, "vocabulary, dct": jc.vocabulary, "factored": jc.factored, "convolved": jc.convolved}[name]
+    kernel = {
+        "hashed": jc.hashed,
+        "clustered": jc.clustered,
+        "vocabulary, dct": jc.vocabulary,
+        "factored": jc.factored,
+        "convolved": jc.convolved,
+    }[name]
     check_array(kernel(3 / 4, axes=swapped)(matrix(9, 12)), export=False)
     heads = kernel(3 / 4, axes=jc.MatrixAxes(inputs=0, outputs=(1, 2)))(matrix(12, 3, 4))
     assert heads.shape == (12, 3, 4)
@@ -42,7 +48,9 @@ def test_every_transform_keeps_the_laws(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("metric", [None, moments(12)], ids=["plain", "in the inputs' metric"])
-@pytest.mark.parametrize("name", ["hashed", "hashed in blocks", "clustered", "vocabulary, dct", "factored", "convolved", "dct, codes hashed"])
+@pytest.mark.parametrize(
+    "name", ["hashed", "hashed in blocks", "clustered", "vocabulary, dct", "factored", "convolved", "dct, codes hashed"]
+)
 def test_fits_are_least_squares_optima(name, metric, shape):
     """Law 3: no small change of the stored numbers lowers the error."""
     dense = matrix(*SHAPES[shape])

@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 
 from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static
 from jaxcompress.arrays.layout import StaticArray
-from jaxcompress.arrays.projection import least_squares
+from jaxcompress.arrays.projection import least_squares, per_matrix
 
 MOST = 2**16
 """The most runs: an index is then two bytes."""
@@ -84,8 +84,8 @@ class ClusteredArray(CompactArray):
         padded = np.pad(stack, ((0, 0), (0, 0), (0, -n % block)))
         inside = (np.arange(padded.shape[-1]) < n).reshape(-1, block)  # (places in a row, block)
         places = np.moveaxis(padded.reshape(len(stack), m, -1, block), 0, 2).reshape(-1, len(stack) * block)
-        metrics = [] if metric is None else list(np.broadcast_to(metric, (len(stack), *metric.shape[-2 if metric.ndim > 1 else -1 :])))
-        power = np.ones(m) if metric is None else np.mean([each if each.ndim == 1 else np.diag(each) for each in metrics], axis=0)
+        metrics = per_matrix(metric, len(stack))
+        power = np.mean([np.ones(m) if each is None else each if each.ndim == 1 else np.diag(each) for each in metrics], axis=0)
         power = np.maximum(power, 1e-6 * power.max(initial=1e-30))
         index = cluster(places, np.repeat(power, len(inside)), count, seed)
         count = int(index.max()) + 1
@@ -100,7 +100,7 @@ class ClusteredArray(CompactArray):
                 return runs
             return least_squares(lambda runs: runs[entry].reshape(m, n), collect, target, metric, runs, scale)
 
-        runs = np.stack([fit_one(target, metrics[i] if metrics else None) for i, target in enumerate(stack)])
+        runs = np.stack([fit_one(*each) for each in zip(stack, metrics, strict=True)])
         runs = jnp.asarray(runs.reshape(*matrix.shape[:-2], count, block), jnp.asarray(matrix).dtype)
         return cls(runs, StaticArray(index.reshape(m, -1)), dims=(m, n))
 

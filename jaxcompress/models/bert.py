@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,7 @@ class Bert(nn.Module):
         for index in range(config.num_hidden_layers):
             h = Layer(config, norm, name=f"layer_{index}")(h, mask)
         h = rearrange(h, "(batch token) d -> batch token d", batch=len(ids))
-        if config.pooling == "none":
-            return h
-        h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
-        return unit(h) if config.normalize else h
+        return pool(config, h, mask)
 
 
 class Layer(nn.Module):
@@ -146,6 +143,37 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(jnp.where(kept, scores, jnp.finfo(scores.dtype).min))
         mixed = rearrange(jnp.einsum("bhqt,bhts->bhqs", weights, value), "batch head token size -> (batch token) head size")
         return nn.DenseGeneral(d, axis=(-2, -1), name="out")(mixed)
+
+
+def without_layers(config: BertConfig, params: Any, dropped: Collection[int]) -> tuple[BertConfig, Any]:
+    """A BERT with some of its layers left out: what enters one is what would have left it.
+
+    Args:
+        config, params: the encoder.
+        dropped: the numbers of layers.
+
+    Returns:
+        The sizes and the parameters, the other layers numbered anew.
+
+    Raises:
+        ValueError: for a layer that is not there, or none that is left.
+    """
+    kept = [index for index in range(config.num_hidden_layers) if index not in dropped]
+    if not kept or not set(dropped) <= set(range(config.num_hidden_layers)):
+        raise ValueError(
+            f"without_layers: layers are 0 to {config.num_hidden_layers - 1}, and one must stay; got {sorted(dropped)}"
+        )
+    layers = {f"layer_{place}": params[f"layer_{index}"] for place, index in enumerate(kept)}
+    rest = {name: part for name, part in params.items() if not name.startswith("layer_")}
+    return dataclasses.replace(config, num_hidden_layers=len(kept)), rest | layers
+
+
+def pool(config: BertConfig, h: jax.Array, mask: jax.Array) -> jax.Array:
+    """Embeddings (batch, hidden) from hidden states (batch, length, hidden), as a configuration says."""
+    if config.pooling == "none":
+        return h
+    h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
+    return unit(h) if config.normalize else h
 
 
 def mean(h: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,20 +1,23 @@
 """Texts as batches of token ids, in buckets of like length, so that padding does not burn the processor.
 
-Lengths are rounded up to a multiple of 16, and all batches of a length have the same number of rows: a few shapes, each compiled
-once. A batch of `rows x length` tokens takes about the same time whatever its length.
+Lengths are rounded up to 16, 24, 32, 48, 64, 96, ..., and all batches of a length have the same number of rows: a few shapes, each
+compiled once. A batch of `rows x length` tokens takes about the same time whatever its length.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-MULTIPLE = 16
+SHORTEST = 16
+"""The least length of a batch."""
 TOKENS = 4_096
 
 
@@ -56,7 +59,6 @@ def buckets(
     ids: Sequence[np.ndarray],
     *,
     tokens: int = TOKENS,
-    multiple: int = MULTIPLE,
     longest: int | None = None,
     seed: int | None = None,
 ) -> list[Batch]:
@@ -65,7 +67,6 @@ def buckets(
     Args:
         ids: the token ids of each text, from `encode`.
         tokens: of a batch, padding included: a batch of texts of n tokens has `tokens // n` rows, one at least.
-        multiple: lengths are rounded up to multiples of it.
         longest: what an encoder can take; no length is rounded up beyond it.
         seed: which texts of a length come together and the order of the batches, at random; by length and then as given by default.
 
@@ -87,7 +88,8 @@ def buckets(
         raise ValueError(f"text {int(np.argmin(lengths))} has no tokens: leave it out, or use a tokenizer with special tokens")
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
-    rounded = -(-lengths // multiple) * multiple
+    steps = sorted(SHORTEST * share // 2 * 2**power for share in (2, 3) for power in range(16))  # a third is padding at most
+    rounded = np.array(steps)[np.searchsorted(steps, lengths)]
     if longest is not None:
         rounded = np.maximum(np.minimum(rounded, longest), lengths)
     found = []
@@ -109,6 +111,67 @@ def padded(texts: Sequence[np.ndarray], index: np.ndarray, rows: int, length: in
         ids[row, : len(text)], lengths[row] = text, len(text)
     which[: len(index)] = index
     return Batch(ids, np.arange(length) < lengths[:, None], which)
+
+
+@dataclasses.dataclass(frozen=True)
+class States:
+    """Hidden states of the tokens of many texts, one after another, in half precision; in a file or in memory.
+
+    Attributes:
+        values: (tokens, d) float16.
+        starts: (texts + 1,) where each text begins and the last one ends.
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """(rows, length, d) float16: the states of a batch, zero where there is no token."""
+        found = np.zeros((*batch.ids.shape, self.values.shape[-1]), np.float16)
+        for row, text in enumerate(batch.index):
+            if text >= 0:
+                found[row, : self.starts[text + 1] - self.starts[text]] = self.values[self.starts[text] : self.starts[text + 1]]
+        return found
+
+
+def hidden_states(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    ids: Sequence[np.ndarray],
+    file: str | os.PathLike[str] | None = None,
+    *,
+    tokens: int = TOKENS,
+    longest: int | None = None,
+    progress: bool = True,
+    description: str = "hidden states",
+) -> States:
+    """The hidden states of texts, by an encoder that pools nothing.
+
+    Args:
+        apply: `apply(params, ids, mask) -> (rows, length, d)`.
+        params, ids, tokens, longest, progress, description: as for `embed`.
+        file: a .npy file to keep them in, which appears when it is whole; one that is there is read. In memory by default.
+    """
+    starts = np.concatenate([[0], np.cumsum([len(each) for each in ids])])
+    path = None if file is None else Path(file)
+    if path is not None and path.exists():
+        return States(np.load(path, mmap_mode="r"), starts)
+    run, values, draft = jax.jit(apply), None, None if path is None else path.with_name(f".{path.name}.draft")
+    for batch in tqdm(buckets(ids, tokens=tokens, longest=longest), desc=description, leave=False, disable=not progress):
+        found = np.asarray(run(params, *batch.inputs)).astype(np.float16)
+        if values is None:
+            shape = (int(starts[-1]), found.shape[-1])
+            values = np.empty(shape, np.float16) if draft is None else np.lib.format.open_memmap(draft, "w+", np.float16, shape)
+        for row, text in enumerate(batch.index):
+            if text >= 0:
+                values[starts[text] : starts[text + 1]] = found[row, : starts[text + 1] - starts[text]]
+    if values is None:
+        raise ValueError("hidden_states: there are no texts")
+    if isinstance(values, np.memmap) and path is not None and draft is not None:
+        values.flush()
+        os.replace(draft, path)
+        values = np.load(path, mmap_mode="r")
+    return States(values, starts)
 
 
 def embed(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.text.batches import Batch
+from jaxcompress.text.batches import Batch, States
 from jaxcompress.training.fit import Loss
 
 
@@ -98,14 +98,19 @@ def distillation_loss(
     *,
     temperature: float = 0.05,
     similarity: float = 1.0,
+    pool: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    states: float = 1.0,
 ) -> Loss:
-    """The loss of an encoder that learns from a teacher's embeddings.
+    """The loss of an encoder that learns from a teacher's embeddings, and from its hidden states where they are given.
 
     Args:
         apply: `apply(params, ids, mask) -> (rows, d)`, the student.
         passages: (n, d) the teacher's embeddings of the passages that texts are near or far from; by default the batch's own.
         temperature: as for `similarity_loss`.
         similarity: its weight, in units of the temperature's: the two parts of the loss are then of about one size.
+        pool: `pool(hidden, mask) -> (rows, d)`, where `apply` gives hidden states (rows, length, d): these are matched, too, which
+            says much more of every text. The batches then have the teacher's.
+        states: the weight of that.
 
     Returns:
         `loss(params, batch, key)` for `fit_stream`, with the batches of `batches_with`.
@@ -113,23 +118,28 @@ def distillation_loss(
     bank = None if passages is None else jnp.asarray(passages)
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
-        ids, mask, target, weight = batch
-        student = apply(params, ids, mask)
+        ids, mask, target, weight, *hidden = batch
+        student, apart = apply(params, ids, mask), jnp.float32(0)
+        if pool is not None:
+            apart = states * state_loss(student, hidden[0].astype(jnp.float32), mask)
+            student = pool(student, mask)
         near = similarity_loss(student, target, bank, temperature=temperature, weight=weight)
-        return embedding_loss(student, target, weight) + similarity / temperature * near
+        return embedding_loss(student, target, weight) + similarity / temperature * near + apart
 
     return loss
 
 
-def batches_with(batches: Sequence[Batch], targets: Any) -> Callable[[int], tuple[np.ndarray, ...]]:
+def batches_with(batches: Sequence[Batch], targets: Any, states: States | None = None) -> Callable[[int], tuple[np.ndarray, ...]]:
     """Batches of texts with the teacher's embeddings, as a function of the step: epoch after epoch, each in an order of its own.
 
     Args:
         batches: from `jaxcompress.text.batches.buckets`.
         targets: (texts, d).
+        states: the teacher's hidden states of the texts, from `jaxcompress.text.batches.hidden_states`.
 
     Returns:
-        From a step's number to `(ids, mask, target, weight)`; rows of padding have weight 0.
+        From a step's number to `(ids, mask, target, weight)` and the hidden states where there are some; rows of padding have
+        weight 0.
     """
     if not batches:
         raise ValueError("batches_with: there are no batches")
@@ -138,6 +148,7 @@ def batches_with(batches: Sequence[Batch], targets: Any) -> Callable[[int], tupl
     def batch_at(step: int) -> tuple[np.ndarray, ...]:
         epoch, turn = divmod(step, len(batches))
         batch = batches[np.random.default_rng(epoch).permutation(len(batches))[turn]]
-        return batch.ids, batch.mask, targets[batch.index], (batch.index >= 0).astype(np.float32)
+        given = batch.ids, batch.mask, targets[batch.index], (batch.index >= 0).astype(np.float32)
+        return given if states is None else (*given, states.of(batch))
 
     return batch_at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,19 +61,39 @@ class Clustered(LeafTransform):
     def unit(self, m: int, n: int) -> int:
         return m
 
+    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+        m, n = matrix.shape[-2:]
+        least = min(ClusteredArray.numbers(m, n, block, 1) for block in self.blocks(n)) / (m * n)
+        keeps = np.geomspace(min(least, 1.0), 1.0, 60)[:-1]
+        sizes = [self.size(m, n, math.floor(keep * m * n * (1 + 1e-9))) for keep in keeps]
+        fits = {ClusteredArray.numbers(m, n, *size) / (m * n): self.left(*size) for size in sizes if size is not None}
+        known = {keep: left for keep, left in fits.items() if keep < 1}
+        return np.array([*known, 1.0]), squared(matrix, metric) * np.minimum.accumulate([*known.values(), 0.0])
+
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ClusteredArray | None:
         m, n = matrix.shape[-2:]
         if numbers == m * n:
             return None  # the matrix itself, and indices besides
-        blocks = range(1, n + 1) if self.block is None else [min(self.block, n)]
-        fits = {block: (numbers - ClusteredArray.numbers(m, n, block, 0)) // block for block in blocks}
-        # what is left of the error falls as count^(-2 / block)
-        worth = {block: math.log(min(count, self.most, m * math.ceil(n / block))) / block for block, count in fits.items() if count > 0}
-        if not worth:
-            least = min(ClusteredArray.numbers(m, n, block, 1) for block in blocks)
+        size = self.size(m, n, numbers)
+        if size is None:
+            least = min(ClusteredArray.numbers(m, n, block, 1) for block in self.blocks(n))
             raise Unreachable(least, f"one run with its indices takes {least} numbers, and keep allows {numbers}")
-        block = max(worth, key=lambda block: (worth[block], block))
-        return ClusteredArray.fit(matrix, min(fits[block], self.most), block, seed=leaf_seed(self.seed, name), metric=metric)
+        block, count = size
+        return ClusteredArray.fit(matrix, count, block, seed=leaf_seed(self.seed, name), metric=metric)
+
+    def blocks(self, n: int) -> Sequence[int]:
+        return range(1, n + 1) if self.block is None else [min(self.block, n)]
+
+    def size(self, m: int, n: int, numbers: int) -> tuple[int, int] | None:
+        """The length of a run and how many there are, of those that store so few numbers the ones with the least error."""
+        fits = {block: (numbers - ClusteredArray.numbers(m, n, block, 0)) // block for block in self.blocks(n)}
+        found = [(block, min(count, self.most, m * math.ceil(n / block))) for block, count in fits.items() if count > 0]
+        return min(found, key=lambda size: (self.left(*size), -size[0]), default=None)
+
+    @staticmethod
+    def left(block: int, count: int) -> float:
+        """The share of the error that is predicted to be left: the distortion of a Gaussian at so many bits."""
+        return count ** (-2 / block)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -186,9 +207,7 @@ def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", 
     return Hashed(check_keep(keep), seed, block, seed_by, check_axes(axes))
 
 
-def clustered(
-    keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None
-) -> LeafTransform:
+def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None) -> LeafTransform:
     """Share weights by clusters: each run of neighbours along the outputs is one of a few shared runs, found by k-means.
 
     The strongest form for a table of words, whose rows are looked up. A product with it costs as much as with the dense matrix.

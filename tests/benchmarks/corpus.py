@@ -66,7 +66,7 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
-def measure(key: dict[str, Any], large: Encoder, texts: list[str], targets: np.ndarray) -> dict[str, Any]:
+def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, Any]:
     """One cell: cut, learn, ask both halves of the questions."""
     pairs = faq.pairs()
     answers, questions = [pair.answer for pair in pairs], [pair.question for pair in pairs]
@@ -74,12 +74,12 @@ def measure(key: dict[str, Any], large: Encoder, texts: list[str], targets: np.n
     start = time.perf_counter()
     whole = float(jc.stored_numbers(large.params))
     few = corpus.fewer_words(large, texts, settings)
-    small = corpus.shrink(few, texts, settings.keep * whole, seed=settings.seed, progress=True)
+    layers = corpus.layers_that_stay(large.config, settings)
+    small = corpus.shrink(few, texts, settings.keep * whole, layers=layers, seed=settings.seed, progress=True)
     losses: list[float] = []
     if settings.minutes:
-        bank = targets[: corpus.BANK]
         with tempfile.TemporaryDirectory() as place:
-            state = corpus.learn(small, small.encode(texts), targets, bank, settings, Path(place), progress=True)
+            state, _ = corpus.learn(large, small, texts, settings, Path(place), progress=True)
         small, losses = small.replace(params=state.params), np.asarray(state.losses).tolist()
     row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": whole, "steps": len(losses)}
     row |= {"minutes in all": round((time.perf_counter() - start) / 60, 1)}
@@ -143,14 +143,13 @@ def main() -> None:
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     large = read_encoder(installed_model(), LENGTH)
     texts = learned_texts(large)
-    targets = known("texts", large, texts)
     rows = []
     for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
         key = {"keep": keep, "minutes": minutes, "seed": seed}
         place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
         if place == len(results) or args.again:
             jax.clear_caches()
-            results[place : place + 1] = [key | measure(key, large, texts, targets)]
+            results[place : place + 1] = [key | measure(key, large, texts)]
             write(args.out, results)
         rows.append(results[place])
     print(table(rows, args.half))
