@@ -402,12 +402,12 @@ def compress_for(
         FileExistsError: for a folder with anything else in it.
     """
     check_free(out)
+    layers = layers_that_stay(large.config, settings)
     texts = split(passages(documents, large.tokenizer, large.length), settings.seed)
     learned = [texts.passages[index].text for index in texts.learned] + texts.short
     numbers = settings.keep * float(stored_numbers(large.params))
     few = fewer_words(large, [passage.text for passage in texts.passages], settings)
     cut(few, numbers).plan(few.params)  # a budget that cannot be reached is refused before any long work
-    layers = layers_that_stay(large.config, settings)
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 

@@ -7,13 +7,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from models.test_bert import folder
+from models.test_bert import SMALL, folder
 from text.test_words import LETTERS, make
 
 import jaxcompress as jc
 from jaxcompress import corpus
 from jaxcompress.cli import main
 from jaxcompress.encoder import read_encoder, read_index
+from jaxcompress.models.bert import tensors_of
 from jaxcompress.text.documents import read_documents
 
 
@@ -34,6 +35,12 @@ def documents(tmp_path):
     for index in range(40):
         (path / f"{index:02}.txt").write_text(" ".join(rng.choice(words, 5)) + "".join(rng.choice(list(LETTERS), 2)))
     return path
+
+
+def deep():
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(SMALL, num_hidden_layers=3)
+    return {name: rng.standard_normal(shape).astype(np.float32) for _, name, shape, _ in tensors_of(config)}
 
 
 def run(*arguments):
@@ -104,6 +111,23 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     assert jc.stored_numbers(other.params) < jc.stored_numbers(again.params)
 
 
+def test_the_layer_that_is_missed_least_goes(model, tmp_path):
+    (tmp_path / "deep").mkdir()
+    path = folder(tmp_path / "deep", config={"num_hidden_layers": 3}, weights=deep())
+    make().save(str(path / "tokenizer.json"))
+    encoder = read_encoder(path, 12)
+    plain = {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
+    dead = jax.tree.map(np.zeros_like, encoder.params["layer_1"]) | {"norm": plain, "attention_norm": plain}
+    first = encoder.params["layer_0"] | {"norm": plain}
+    encoder = encoder.replace(params=encoder.params | {"layer_0": first, "layer_1": dead})
+    texts = ["bag face dead", "deaf head", "fade bad cab", "abc"]
+    small = corpus.fewer_layers(encoder, texts, 2, progress=False)
+    assert small.config.num_hidden_layers == 2
+    jax.tree.map(np.testing.assert_array_equal, small.params["layer_1"], encoder.params["layer_2"])
+    np.testing.assert_allclose(small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5)
+    assert corpus.resized(encoder, small.params).config == small.config
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -114,6 +138,7 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
         ({"model": "nowhere"}, "there is no folder"),
         ({"model": "documents"}, "config.json is missing"),
         ({"keep": "0.001"}, "cannot be reached"),
+        ({"layers": "2"}, "layers must be between 1 and the model's 1"),
         ({"out": "documents"}, "holds something else"),
     ],
 )
@@ -123,12 +148,10 @@ def test_what_is_bad_is_said_before_any_long_work(model, documents, tmp_path, ca
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_bytes(data)
     monkeypatch.setattr(corpus.Encoder, "embed", lambda *args, **options: pytest.fail("long work"))
-    given = {"documents": "documents", "model": "model", "keep": "1/2", "out": "small"} | change
+    given = {"documents": "documents", "model": "model", "keep": "1/2", "out": "small", "layers": "1"} | change
     place = lambda what: tmp_path / given[what]
-    assert (
-        run("bert", place("documents"), "--model", place("model"), "--keep", given["keep"], "--length", 12, "--out", place("out"))
-        == 1
-    )
+    sizes = ("--keep", given["keep"], "--layers", given["layers"], "--length", 12)
+    assert run("bert", place("documents"), "--model", place("model"), *sizes, "--out", place("out")) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 

@@ -66,23 +66,27 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
+def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float]]:
+    """The encoder made small for texts, and its losses while it learned."""
+    settings = corpus.Settings(key["keep"], key["minutes"], seed=key["seed"])
+    few = corpus.fewer_words(large, texts, settings)
+    numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
+    small = corpus.shrink(few, texts, numbers, layers=layers, seed=settings.seed, progress=True)
+    if not settings.minutes:
+        return small, []
+    with tempfile.TemporaryDirectory() as place:
+        state, _ = corpus.learn(large, small, texts, settings, Path(place), progress=True)
+    return small.replace(params=state.params), np.asarray(state.losses).tolist()
+
+
 def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, Any]:
     """One cell: cut, learn, ask both halves of the questions."""
     pairs = faq.pairs()
     answers, questions = [pair.answer for pair in pairs], [pair.question for pair in pairs]
-    settings = corpus.Settings(key["keep"], key["minutes"], seed=key["seed"])
     start = time.perf_counter()
-    whole = float(jc.stored_numbers(large.params))
-    few = corpus.fewer_words(large, texts, settings)
-    layers = corpus.layers_that_stay(large.config, settings)
-    small = corpus.shrink(few, texts, settings.keep * whole, layers=layers, seed=settings.seed, progress=True)
-    losses: list[float] = []
-    if settings.minutes:
-        with tempfile.TemporaryDirectory() as place:
-            state, _ = corpus.learn(large, small, texts, settings, Path(place), progress=True)
-        small, losses = small.replace(params=state.params), np.asarray(state.losses).tolist()
-    row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": whole, "steps": len(losses)}
-    row |= {"minutes in all": round((time.perf_counter() - start) / 60, 1)}
+    small, losses = compacted(key, large, texts)
+    row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": float(jc.stored_numbers(large.params))}
+    row |= {"steps": len(losses), "minutes in all": round((time.perf_counter() - start) / 60, 1)}
     theirs = [known(name, large, some) for name, some in (("questions", questions), ("answers", answers))]
     ours = [small.embed(some, progress=False) for some in (questions, answers)]
     row |= {"fidelity": [round(fidelity(*each), 4) for each in zip(theirs, ours, strict=True)]}
@@ -132,7 +136,7 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
     parser.add_argument("--minutes", nargs="+", type=float, default=[0, 30])
     parser.add_argument("--seeds", type=int, default=1)

@@ -13,7 +13,7 @@ import safetensors.numpy
 from models.golden_minilm import FILE, TEXTS
 
 import jaxcompress as jc
-from jaxcompress.models.bert import Bert, BertConfig, load_bert, load_tokenizer, tensors_of
+from jaxcompress.models.bert import Bert, BertConfig, load_bert, load_tokenizer, tensors_of, without_layers
 
 SMALL = BertConfig(
     vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, max_position_embeddings=12
@@ -231,3 +231,20 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
     small = jc.rotate_and_prune(net, keep=1 / 2)(params, net.calibrate(params, [(IDS, MASK)], mask=lambda i, m: m, progress=False))
     assert jax.tree.map(jnp.shape, small["layer_1"]["attention"]["query"]) == {"kernel": (16, 2, 2), "bias": (2, 2)}
     assert net(small, IDS, MASK).shape == (3, 16)
+
+
+def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
+    """Where attention and neurons give zero and the norms are plain, a layer passes on what it is given."""
+    model, params = load_bert(folder(tmp_path))
+    plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+    dead = jax.tree.map(jnp.zeros_like, params["layer_1"]) | {"norm": plain, "attention_norm": plain}
+    dead_first = params | {"layer_0": params["layer_0"] | {"norm": plain}, "layer_1": dead}
+    config, kept = without_layers(model.config, dead_first, [1])
+    assert config.num_hidden_layers == 1
+    assert sorted(kept) == ["layer_0", "norm", "positions", "segments", "words"]
+    np.testing.assert_allclose(embed(Bert(config), kept), embed(model, dead_first), atol=1e-5)
+    _, second = without_layers(model.config, params, [0])
+    assert second["layer_0"] is params["layer_1"]
+    for wrong in ([0, 1], [2]):
+        with pytest.raises(ValueError, match="layers are 0 to 1 and one must stay"):
+            without_layers(model.config, params, wrong)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from text.test_words import make
 
 from jaxcompress.models.bert import Bert, BertConfig
-from jaxcompress.text.batches import buckets, embed, encode
+from jaxcompress.text.batches import buckets, embed, encode, hidden_states
 
 lengths = st.lists(st.integers(1, 70), min_size=1, max_size=60)
 
@@ -68,3 +68,27 @@ def test_what_does_not_fit_is_named():
         buckets([np.arange(3), np.arange(0)])
     with pytest.raises(ValueError, match="there are no texts"):
         embed(lambda params, ids, mask: ids, None, [], progress=False)
+
+
+def test_hidden_states_are_kept_text_by_text(tmp_path):
+    tokenizer = make()
+    ids = encode(tokenizer, ["bag face " * n for n in (1, 3, 8, 12, 2)])
+    model = Bert(
+        BertConfig(tokenizer.get_vocab_size(), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pooling="none")
+    )
+    params = model.init(jax.random.key(0), ids[0][None])["params"]
+    calls = []
+
+    def apply(params, ids, mask):
+        calls.append(ids.shape)
+        return model.apply({"params": params}, ids, mask)
+
+    found, kept = (hidden_states(apply, params, ids, file, progress=False) for file in (None, tmp_path / "states.npy"))
+    count = len(calls)
+    again = hidden_states(apply, params, ids, tmp_path / "states.npy", progress=False)
+    assert len(calls) == count  # it was there
+    assert [each.name for each in tmp_path.iterdir()] == ["states.npy"]
+    for batch in buckets(ids, tokens=64, seed=0):
+        expected = np.where(batch.mask[..., None], model.apply({"params": params}, *batch.inputs), 0)
+        for states in (found, kept, again):
+            np.testing.assert_allclose(states.of(batch), expected, atol=2e-3)

@@ -1,5 +1,8 @@
 """A student that learns from texts alone comes near its teacher; the loop resumes to the bit."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,8 @@ import optax
 import pytest
 
 import jaxcompress as jc
-from jaxcompress.models.bert import Bert, BertConfig
-from jaxcompress.text.batches import buckets, embed
+from jaxcompress.models.bert import Bert, BertConfig, pool
+from jaxcompress.text.batches import buckets, embed, hidden_states
 from jaxcompress.text.retrieval import fidelity
 from jaxcompress.training.distillation import batches_with, distillation_loss, embedding_loss, similarity_loss, state_loss
 from jaxcompress.training.stream import fit_stream
@@ -36,6 +39,26 @@ def test_a_cut_encoder_recovers_on_texts_alone():
         loss = distillation_loss(net, bank)
         state = fit_stream(loss, small, stream, optimizer=optax.adam(3e-3), steps=60, progress=False)
         assert 1 - similar(state.params) < 0.5 * (1 - before)
+
+
+def test_hidden_states_teach_more_than_embeddings_alone():
+    config = dataclasses.replace(MODEL.config, pooling="none")
+    hidden = lambda params, ids, mask: Bert(config).apply({"params": params}, ids, mask)
+    batches, teacher = buckets(TEXTS, tokens=256, seed=0), embed(apply, PARAMS, TEXTS, progress=False)
+    net = jc.trace(hidden, PARAMS, *batches[0].inputs)
+    small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, net.calibrate(PARAMS, [b.inputs for b in batches], progress=False))
+    states = hidden_states(hidden, PARAMS, TEXTS, progress=False)
+    error = lambda params: float(
+        np.mean([state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask) for b in batches])
+    )
+    found = {}
+    for weight in (0.0, 1.0):
+        loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
+        state = fit_stream(
+            loss, small, batches_with(batches, teacher, states), optimizer=optax.adam(3e-3), steps=60, progress=False
+        )
+        found[weight] = error(state.params)
+    assert found[1.0] < 0.8 * found[0.0] < error(small)
 
 
 def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
