@@ -118,7 +118,7 @@ def main() -> None:
     other = reference(Path(installed_model()))
     result: dict[str, Any] = {name: clock(encoders, other, shape, RUNS[name]) for name, shape in SHAPES.items()}
     result |= {"cores": os.cpu_count(), "numbers": {name: float(jc.stored_numbers(each.params)) for name, each in encoders.items()}}
-    write(args.out, result)
+    write(args.out, [result])
     print(table(result))
 
 

@@ -246,5 +246,5 @@ def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
     _, second = without_layers(model.config, params, [0])
     assert second["layer_0"] is params["layer_1"]
     for wrong in ([0, 1], [2]):
-        with pytest.raises(ValueError, match="layers are 0 to 1 and one must stay"):
+        with pytest.raises(ValueError, match="layers are 0 to 1, and one must stay"):
             without_layers(model.config, params, wrong)
