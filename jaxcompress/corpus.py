@@ -202,7 +202,7 @@ def shrink(encoder: Encoder, texts: Sequence[str], numbers: float, *, layers: in
     upto = lambda tokens: order[np.cumsum([len(ids[index]) for index in order]) <= tokens]
     often = np.bincount(np.concatenate(ids), minlength=encoder.config.vocab_size).astype(float)
     encoder = encoder.replace(params=centred(encoder.params, often))
-    encoder = fewer_layers(encoder, [texts[index] for index in upto(TRIAL)], layers, progress=progress)
+    encoder = fewer_layers(encoder, [texts[int(index)] for index in upto(TRIAL)], layers, progress=progress)
     batches = buckets([ids[index] for index in upto(CALIBRATION)], longest=encoder.config.max_position_embeddings)
     net, params = encoder.net, encoder.params
     moments = net.calibrate(
@@ -437,8 +437,8 @@ def compress_for(
 def some_of(texts: Sequence[str], encoder: Encoder, seed: int) -> list[str]:
     """As many texts as can be learned from, at random."""
     order = np.random.default_rng(seed).permutation(len(texts))
-    total = np.cumsum([len(each) for each in encoder.encode([texts[index] for index in order])])
-    return [texts[index] for index in order[total <= LEARNED]]
+    total = np.cumsum([len(each) for each in encoder.encode([texts[int(index)] for index in order])])
+    return [texts[int(index)] for index in order[total <= LEARNED]]
 
 
 def once(path: Path, make: Any) -> Any:

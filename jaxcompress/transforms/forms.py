@@ -225,8 +225,8 @@ def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: i
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> jc.clustered(keep=1/3)(jnp.arange(48.0).reshape(6, 8) % 4)
-        ClusteredArray((6, 8) float32, 1 runs of 4, 16 stored = 1/3)
+        >>> jc.clustered(keep=1/2)(jnp.arange(48.0).reshape(6, 8) % 8)
+        ClusteredArray((6, 8) float32, 2 runs of 4, 20 stored = 1/2.4)
     """
     for name, value in {"block": block, "most": most}.items():
         if value is not None and (not isinstance(value, int) or value < 1):

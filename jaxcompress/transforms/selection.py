@@ -77,7 +77,7 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
         gains = np.where(usable, np.sum([part.gains() for part in parts], axis=0), -1)
         if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
             gains = np.where(usable, spread, -1)
-        fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
+        fibre, channel = map(int, np.unravel_index(int(np.argmax(gains)), gains.shape))
         for part in parts:
             part.explain(fibre, channel)
         free[fibre, channel] = False
@@ -159,6 +159,7 @@ def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:
 
 def _error(system: System, chosen: list[np.ndarray]) -> float:
     """The squared error of a consumer solved anew for some channels."""
+    assert system.reader is not None
     fixed = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
     kept = np.concatenate([fixed, *(system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen))])
     inner = system.moments[np.ix_(kept, kept)]
