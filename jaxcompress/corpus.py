@@ -282,7 +282,7 @@ def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CorpusReport:
     """What became of an encoder; prints.
 
@@ -325,6 +325,8 @@ class CorpusReport:
                 "loss while learning: " + " ".join(f"{loss:.3g}" for loss in self.losses[:: max(len(self.losses) // 6, 1)]),
             ]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def judge(

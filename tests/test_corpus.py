@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from models.test_bert import SMALL, folder
-from text.test_words import LETTERS, make
+from text.test_words import make
 
 import jaxcompress as jc
 from jaxcompress import corpus
@@ -16,25 +16,6 @@ from jaxcompress.cli import main
 from jaxcompress.encoder import read_encoder, read_index
 from jaxcompress.models.bert import tensors_of
 from jaxcompress.text.documents import read_documents
-
-
-@pytest.fixture
-def model(tmp_path):
-    (tmp_path / "model").mkdir()
-    path = folder(tmp_path / "model", config={"num_hidden_layers": 1})
-    make().save(str(path / "tokenizer.json"))
-    return path
-
-
-@pytest.fixture
-def documents(tmp_path):
-    path = tmp_path / "documents"
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    words = ["bag", "face", "dead", "deaf", "head", "fade", "bad", "cab", "abc", "head"]
-    for index in range(40):
-        (path / f"{index:02}.txt").write_text(" ".join(rng.choice(words, 5)) + "".join(rng.choice(list(LETTERS), 2)))
-    return path
 
 
 def deep():
