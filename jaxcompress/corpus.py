@@ -63,6 +63,12 @@ SHORT = (4, 16)
 RATE = 1.5e-3
 """The highest learning rate where nearly nothing is kept."""
 
+OPENERS = (
+    "How do I", "How can I", "How does", "What is", "What are", "What does", "Why is", "Why does", "Where is", "When should I use",
+    "Can I", "Is there a way to", "Which", "Who", "What is the difference between", "I get an error:",
+)  # fmt: skip
+"""How questions begin; with words of a text behind them they are no good questions, and the large encoder says what they mean."""
+
 BANK = 4_096
 """The most passages that similarities are learned against."""
 
@@ -95,7 +101,7 @@ class Texts:
     Attributes:
         passages: all of them, in order; these are searched.
         learned, held_out: indices of passages.
-        short: a span and the first words of each of the former, as short as questions.
+        short: texts from each of the former, as short as questions.
         short_held_out: a span of each of the latter.
     """
 
@@ -114,9 +120,13 @@ def split(found: Sequence[Passage], seed: int) -> Texts:
     order = rng.permutation(len(found))
     judges = min(max(round(HELD_OUT * len(found)), 10), MOST_HELD_OUT)
     held_out, learned = np.sort(order[:judges]), np.sort(order[judges:])
-    spans = {int(index): span(found[index].text, rng) for index in (*learned, *held_out)}
-    short = [text for index in learned for text in (spans[index], first_line(found[index].text))]
-    return Texts(list(found), learned, held_out, short, [spans[index] for index in held_out])
+    short = [text for index in learned for text in short_texts(found[index].text, rng)]
+    return Texts(list(found), learned, held_out, short, [span(found[index].text, rng) for index in held_out])
+
+
+def short_texts(text: str, rng: np.random.Generator) -> tuple[str, ...]:
+    """What stands for a question in a text: words that stand together, its first words, and words behind the beginning of one."""
+    return span(text, rng), first_line(text), f"{rng.choice(OPENERS)} {span(text, rng)}?"
 
 
 def span(text: str, rng: np.random.Generator) -> str:
@@ -408,7 +418,7 @@ def compress_for(
     texts = split(passages(documents, large.tokenizer, large.length), settings.seed)
     learned = [texts.passages[index].text for index in texts.learned] + texts.short
     numbers = settings.keep * float(stored_numbers(large.params))
-    few = fewer_words(large, [passage.text for passage in texts.passages], settings)
+    few = fewer_words(large, [*(passage.text for passage in texts.passages), *texts.short], settings)
     cut(few, numbers).plan(few.params)  # a budget that cannot be reached is refused before any long work
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)

@@ -2,11 +2,11 @@
 
 The encoder is all-MiniLM-L6-v2 (22.7 M numbers, its table of words included), the questions and answers those of `faq.py`.
 Documents alone are given: the answers, and other pages of the same manuals, from which every question that stands there
-verbatim is cut out. They calibrate the cut and are what is learned from, for some minutes by the clock; a question is seen
-when it is asked, and not before. All choices were made on one half of the questions, the figures are of the other (`--half
-development` shows the former). Share kept: of the recall@1 and the reciprocal ranks of MiniLM itself, with 95 % intervals of
-a bootstrap over the questions; lost and won are questions that only MiniLM, or only the small encoder, answers first.
-"Questions' side" has passages embedded by MiniLM once.
+verbatim is cut out. They, and words of them behind the beginning of a question, calibrate the cut and are what is learned from,
+for some minutes by the clock; a question is seen when it is asked, and not before. All choices were made on one half of the
+questions, the figures are of the other (`--half development` shows the former). Share kept: of the recall@1 and the reciprocal
+ranks of MiniLM itself, with 95 % intervals of a bootstrap over the questions; lost and won are questions that only MiniLM, or
+only the small encoder, answers first. "Questions' side" has passages embedded by MiniLM once.
 
     python tests/benchmarks/corpus.py                      # the table; the minutes of its cells and half an hour more
     python tests/benchmarks/corpus.py --keeps 0.25 --minutes 10 --seeds 1
@@ -45,13 +45,13 @@ BACKGROUND = 6_000
 
 
 def learned_texts(large: Encoder) -> list[str]:
-    """Passages of the answers and of other pages, with a span and the first words of each."""
+    """Passages of the answers and of other pages, with short texts from each."""
     rng = np.random.default_rng(0)
     answers = passages([Document("answer", text) for text in faq.documents()], large.tokenizer, LENGTH)
     others = passages([Document("page", text) for text in faq.background()], large.tokenizer, LENGTH)
     chosen = [others[index] for index in np.sort(rng.permutation(len(others))[:BACKGROUND])]
     texts = [passage.text for passage in (*answers, *chosen)]
-    return texts + [short for text in texts for short in (corpus.span(text, rng), corpus.first_line(text))]
+    return texts + [short for text in texts for short in corpus.short_texts(text, rng)]
 
 
 def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:

@@ -136,7 +136,7 @@ def main() -> None:
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     large = read_encoder(installed_model(), LENGTH)
     documents, texts, labels = task()
-    documents += [short for text in documents for short in (corpus.first_line(text),)]
+    documents += list(map(corpus.first_line, documents))
     rows = []
     for keep in tqdm(args.keeps, desc="cells"):
         key = {"keep": keep, "minutes": args.minutes, "seed": 0}
