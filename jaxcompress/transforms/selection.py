@@ -19,6 +19,8 @@ import numpy as np
 
 RIDGE = 1e-7
 """The ridge of a fold, relative to the mean variance of the kept channels."""
+RIDGED = 1e-9
+"""The ridge of a block of inputs that are one channel, relative to its mean variance."""
 SHRINK = 0.1
 """How strongly a fit is held to what is certain, for each unknown that a measured vector must pay for."""
 
@@ -122,7 +124,8 @@ class Remainder:
     def explain(self, fibre: int, channel: int) -> None:
         """Take one channel, and from all others what follows from it."""
         block, done = self.system.where[fibre, channel], self.lower[:, : self.taken]
-        half = np.linalg.cholesky(_inverse(self.inner[fibre, channel]))
+        values, vectors = np.linalg.eigh(self.inner[fibre, channel])  # a block may be singular, and negative by rounding
+        half = vectors / np.sqrt(np.maximum(values, 0) + RIDGED * np.mean(np.maximum(values, 0)) + 1e-300)
         column = (self.moments[:, block] - done @ done[block].T) @ half
         if self.system.reader is None:
             self.error -= float(np.sum(column**2))
@@ -142,7 +145,7 @@ def _inverse(blocks: np.ndarray) -> np.ndarray:
     """The inverse of small symmetric blocks, ridged so that what was taken already adds nothing."""
     k = blocks.shape[-1]
     scale = np.trace(blocks, axis1=-2, axis2=-1)[..., None, None] / k
-    return np.linalg.inv(blocks + (1e-9 * scale + 1e-300) * np.eye(k))
+    return np.linalg.inv(blocks + (RIDGED * scale + 1e-300) * np.eye(k))
 
 
 def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from networks.test_oracle import close, network
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
+from jaxcompress.transforms.selection import System, greedy
 
 
 def error(net, params, small, inputs):
@@ -313,3 +314,14 @@ def test_every_layer_and_every_expert_keeps_units_of_its_own(name, up, down, oth
     close(net(small, *x), model.apply(params, *x), 1e-4)
     kept = small["layers"][up] if name == "stacked_scan" else small[up]
     assert kept.shape[-1] == width // 2
+
+
+def test_channels_whose_inputs_depend_on_each_other_are_chosen_from():
+    """A channel that is several inputs of rank one: its block is singular, and negative by rounding."""
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((400, 4))
+    inputs = np.concatenate([few, few @ rng.standard_normal((4, 8))], axis=1)
+    moments, where = inputs.T @ inputs / 400, np.arange(12).reshape(1, 3, 4)
+    (chosen,), errors = greedy([System(moments, rng.standard_normal((12, 3)), where)], 1)
+    assert len(chosen) == 1
+    assert errors[1] < 1e-6 * errors[0]  # one channel explains them all
