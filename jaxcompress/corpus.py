@@ -229,12 +229,8 @@ def learn(
     place: Path,
     *,
     progress: bool,
-) -> tuple[FitState, np.ndarray]:
-    """Learn from the large encoder's hidden states of texts, for some minutes; what is done is kept in files.
-
-    Returns:
-        The state at the end, and the large encoder's embeddings of the texts.
-    """
+) -> FitState:
+    """Learn from the large encoder's hidden states of texts, for some minutes; what is done is kept in files."""
     ids = large.encode(texts)
     if [len(each) for each in ids] != [len(each) for each in student.encode(texts)]:
         raise ValueError("learn: the small tokenizer cuts the texts in another way than the large one")
@@ -259,11 +255,10 @@ def learn(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cycle))
     state = load(state_file, like=initial_state(student.params, optimizer)) if state_file.exists() else None
     keep_state = lambda state: save(state_file, state)
-    state = fit_stream(
+    return fit_stream(
         loss, student.params, stream, optimizer=optimizer, steps=steps, seed=settings.seed, state=state, save=keep_state,
         progress=progress, description="learning",
     )  # fmt: skip
-    return state, targets
 
 
 def pooled(pooling: Any, states: States, ids: Sequence[np.ndarray], longest: int) -> np.ndarray:
@@ -433,7 +428,7 @@ def compress_for(
     stages.update()
     losses = np.zeros(0)
     if settings.minutes > 0:
-        state, _ = learn(large, small, some_of(learned, large, settings.seed), settings, place, progress=progress)
+        state = learn(large, small, some_of(learned, large, settings.seed), settings, place, progress=progress)
         small, losses = small.replace(params=state.params), np.asarray(state.losses)
     stages.update()
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)

@@ -76,7 +76,8 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
         usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
         if not usable.any():
             break
-        gains = np.where(usable, np.sum([part.gains() for part in parts], axis=0), -1)
+        gains = np.full(usable.shape, -1.0)
+        gains[usable] = np.sum([part.gains(usable) for part in parts], axis=0)
         if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
             gains = np.where(usable, spread, -1)
         fibre, channel = map(int, np.unravel_index(int(np.argmax(gains)), gains.shape))
@@ -113,13 +114,14 @@ class Remainder:
         """(fibres, d): the variance that is left of each channel."""
         return np.trace(self.inner, axis1=-2, axis2=-1)
 
-    def gains(self) -> np.ndarray:
-        """(fibres, d): by how much each channel would lower the error."""
-        if self.inner.shape[-1] == 1:
+    def gains(self, usable: np.ndarray) -> np.ndarray:
+        """By how much each usable channel, of a mask (fibres, d), would lower the error: (channels,)."""
+        where, inner = self.system.where[usable], self.inner[usable]
+        if inner.shape[-1] == 1:
             norms = self.norms if self.system.reader is None else np.einsum("ip,ip->i", self.seen, self.seen)
-            return norms[self.system.where[..., 0]] / np.maximum(self.inner[..., 0, 0], 1e-300)
-        read = self.seen[self.system.where]  # (fibres, d, k, p)
-        return np.einsum("fcij,fcji->fc", _inverse(self.inner), read @ np.swapaxes(read, -1, -2))
+            return norms[where[:, 0]] / np.maximum(inner[:, 0, 0], 1e-300)
+        read = self.seen[where]  # (channels, k, p)
+        return np.einsum("cij,cji->c", _inverse(inner), read @ np.swapaxes(read, -1, -2))
 
     def explain(self, fibre: int, channel: int) -> None:
         """Take one channel, and from all others what follows from it."""

@@ -75,7 +75,7 @@ def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[En
     if not settings.minutes:
         return small, []
     with tempfile.TemporaryDirectory() as place:
-        state, _ = corpus.learn(large, small, texts, settings, Path(place), progress=True)
+        state = corpus.learn(large, small, texts, settings, Path(place), progress=True)
     return small.replace(params=state.params), np.asarray(state.losses).tolist()
 
 
