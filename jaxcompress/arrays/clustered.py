@@ -2,7 +2,7 @@
 
 `W[i, b j : b (j + 1)] = runs[index[i, j]]`: hashed sharing in blocks of b, with the hash learned instead of drawn, or a vocabulary
 of K features a block, one of which is looked up. Stored: K b numbers, and m n / b indices, each of which counts as a whole number.
-The error falls as `K^(-2 / b)`, where that of a low rank falls with the spectrum alone, and a table of words has a flat one.
+The error falls as `K^(-2 / b)`; that of a low rank falls with the spectrum alone, and a table of words has a flat one.
 Looked-up rows gather their runs; a product costs the dense one, 2 m n operations a row, and a gather of m n numbers a call.
 
 Source: product quantization, Jégou et al. 2011 (doi:10.1109/TPAMI.2010.57), for word tables Shu and Nakayama 2018
