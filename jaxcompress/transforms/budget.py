@@ -162,17 +162,23 @@ class JointCounts:
 
 
 class AxisCounts:
-    """Numbers stored by leaves whose dimensions are axes; option k of an axis is size k + 1."""
+    """Numbers stored by leaves whose dimensions are axes, each with sizes to choose from."""
 
     def __init__(
-        self, layouts: Mapping[str, tuple[Layout, ...]], worth: Mapping[str, float], keys: Sequence[str], full: Mapping[str, int]
+        self,
+        layouts: Mapping[str, tuple[Layout, ...]],
+        worth: Mapping[str, float],
+        options: Mapping[str, np.ndarray],
+        full: Mapping[str, int],
     ):
-        self.layouts, self.worth, self.keys, self.full = layouts, worth, list(keys), dict(full)
+        self.layouts, self.worth, self.full = layouts, worth, dict(full)
+        self.keys, self.options = list(options), list(options.values())
         self.touched = [[name for name, dims in layouts.items() if any(key in d.axes() for d in dims)] for key in self.keys]
 
     def sizes(self, choice: Sequence[int]) -> dict[str, int]:
         """The sizes of the axes at one option of each."""
-        return self.full | {key: option + 1 for key, option in zip(self.keys, choice, strict=True)}
+        chosen = zip(self.keys, self.options, choice, strict=True)
+        return self.full | {key: int(options[option]) for key, options, option in chosen}
 
     def total(self, choice: Sequence[int]) -> float:
         """Of all leaves at one size of each axis."""
@@ -183,7 +189,7 @@ class AxisCounts:
     def along(self, item: int, choice: Sequence[int]) -> np.ndarray:
         """Of the leaves that have one axis, over its sizes: every dimension is affine in it."""
         key, sizes = self.keys[item], self.sizes(choice)
-        options = np.arange(1, self.full[key] + 1)
+        options = self.options[item]
         none, one = sizes | {key: 0}, sizes | {key: 1}
         total = np.zeros(len(options))
         for name in self.touched[item]:
@@ -290,6 +296,7 @@ class Items:
         keys: of axes or leaves.
         errors: for each item a curve over its options, from the smallest size to the whole.
         keeps: for each item the fraction that stays, over its options.
+        sizes: for each item its channels or numbers, over its options.
         detail: what an option of an item is, in words.
         counts: the numbers stored by the leaves that depend on the items, `Counts` or `AxisCounts`.
         stored: the numbers that those leaves store at present.
@@ -300,6 +307,7 @@ class Items:
     keys: list[str]
     errors: list[np.ndarray]
     keeps: list[np.ndarray]
+    sizes: list[np.ndarray]
     detail: Callable[[int, int], str]
     counts: Any
     stored: float
@@ -317,6 +325,7 @@ def joint(parts: Sequence[Items], before: float) -> Items:
         [part.keys[item] for part, item in places],
         [part.errors[item] for part, item in places],
         [part.keeps[item] for part, item in places],
+        [part.sizes[item] for part, item in places],
         lambda item, option: places[item][0].detail(places[item][1], option),
         counts,
         before,
@@ -329,8 +338,7 @@ def plan_for(rule: Budget, parts: Sequence[Items], before: float) -> Plan:
     """How a budget is divided among the items of one or several transforms of a tree that stores `before` numbers."""
     items = joint(parts, before)
     if rule.of == "channels":
-        channels = Counts([np.arange(1.0, len(curve) + 1) for curve in items.errors])
-        counted, target = channels, rule.total * sum(map(len, items.errors))
+        counted, target = Counts(items.sizes), rule.total * sum(float(each[-1]) for each in items.sizes)
     else:
         counted, target = items.counts, rule.total * before
     try:

@@ -117,6 +117,7 @@ class LeafTransform(Transform):
             list(leaves),
             [gains.get(name, typical / powers[name]) * error for name, (_, error) in curves.items()],
             keeps,
+            sizes,
             lambda item, option: " x ".join(map(str, list(leaves.values())[item].shape)),
             Counts(sizes),
             float(sum(map(stored_numbers, leaves.values()))),

@@ -47,7 +47,7 @@ def test_the_division_is_the_best_for_convex_curves(seed):
 
 
 def test_a_total_out_of_reach_is_refused_with_what_can_be_reached():
-    counts = AxisCounts({"w": (Layout("a", 4), Layout("b", 5))}, {"w": 1.0}, ["a", "b"], {"a": 4, "b": 5})
+    counts = AxisCounts({"w": (Layout("a", 4), Layout("b", 5))}, {"w": 1.0}, {"a": np.arange(1, 5), "b": np.arange(1, 6)}, {})
     assert counts.total([3, 4]) == 20
     assert counts.along(0, [3, 1]).tolist() == [2, 4, 6, 8]
     with pytest.raises(ValueError, match="cannot be reached: 1 stay"):
@@ -260,3 +260,24 @@ def test_a_stack_is_the_sum_of_its_matrices():
     transform = jc.factored(jc.budget(1 / 2), axes=jc.MatrixAxes((1,), (2,)))
     gap = transform(params)["w"].materialize() - params["w"]
     np.testing.assert_allclose(jnp.sum(gap**2) / jnp.sum(params["w"] ** 2), transform.plan(params).error, rtol=1e-3)
+
+
+def test_sizes_are_divisible():
+    """Of every axis by its own multiple, with a keep, a budget or an energy; and a whole axis stays whole."""
+    net, params, _, moments = trained_mlp(widths=(8, 60, 96, 4))
+    for rule in ({"keep": 0.4}, {"keep": jc.budget(0.4)}, {"energy": 0.99}):
+        shrink = jc.rotate_and_prune(net, multiple={"w0*": 16, "w1*": 7}, **rule)
+        small = shrink(params, moments)
+        sizes = small["w0"].shape[1], small["w1"].shape[1]
+        assert sizes[0] % 16 == 0 or sizes[0] == 60
+        assert sizes[1] % 7 == 0 or sizes[1] == 96
+        assert sizes != (60, 96)
+        assert "multiple={'w0*': 16, 'w1*': 7}" in repr(shrink)
+    assert jc.rotate_and_prune(net, keep=0.01, multiple=64)(params, moments)["w0"].shape == (8, 60)
+    plan = jc.rotate_and_prune(net, jc.budget(0.4), multiple=16).plan(params, moments)
+    assert 0.3 < plan.stored[1] / plan.stored[0] <= 0.4
+    for multiple in (0, 1.5, True, {"w0*": "8"}):
+        with pytest.raises(ValueError, match="multiple must be a whole number from 1 on"):
+            jc.rotate_and_prune(net, keep=0.5, multiple=multiple)
+    with pytest.raises(ValueError, match=r"multiple: the patterns \['up'\] match no leaf"):
+        jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
