@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
+from jaxcompress.corpus_report import CorpusReport, judge
 from jaxcompress.encoder import Encoder, check_free, network, write_encoder
-from jaxcompress.models.bert import BertConfig, pool, without_layers
+from jaxcompress.models.bert import BertConfig, bypass, layer_states, pool, without_layers
 from jaxcompress.text.batches import Batch, States, buckets, hidden_states
-from jaxcompress.text.documents import Document, Passage, passages
-from jaxcompress.text.retrieval import Comparison, compare, fidelity, ranks
+from jaxcompress.text.documents import Document, passages
+from jaxcompress.text.retrieval import fidelity
+from jaxcompress.text.samples import Texts, split
 from jaxcompress.text.words import restrict_tokenizer, word_counts, words_to_keep
 from jaxcompress.training.distillation import batches_with, distillation_loss
 from jaxcompress.training.fit import FitState, initial_state
@@ -44,10 +45,6 @@ from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.together import Together, together
 
-HELD_OUT = 0.05
-"""The share of the passages that judge."""
-
-MOST_HELD_OUT = 500
 CALIBRATION = 20_000
 """Tokens that calibrate."""
 TRIAL = 6_000
@@ -57,17 +54,8 @@ LEARNED = 2_000_000
 STEP = 1_024
 """Tokens of a step of learning."""
 
-SHORT = (4, 16)
-"""Words of a span that stands for a question."""
-
 RATE = 1.5e-3
 """The highest learning rate where nearly nothing is kept."""
-
-OPENERS = (
-    "How do I", "How can I", "How does", "What is", "What are", "What does", "Why is", "Why does", "Where is", "When should I use",
-    "Can I", "Is there a way to", "Which", "Who", "What is the difference between", "I get an error:",
-)  # fmt: skip
-"""How questions begin; with words of a text behind them they are no good questions, and the large encoder says what they mean."""
 
 BANK = 4_096
 """The most passages that similarities are learned against."""
@@ -94,54 +82,6 @@ class Settings:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """What the documents give: passages to learn from and passages to be judged by, with short texts from each.
-
-    Attributes:
-        passages: all of them, in order; these are searched.
-        learned, held_out: indices of passages.
-        short: texts from each of the former, as short as questions.
-        short_held_out: a span of each of the latter.
-    """
-
-    passages: list[Passage]
-    learned: np.ndarray
-    held_out: np.ndarray
-    short: list[str]
-    short_held_out: list[str]
-
-
-def split(found: Sequence[Passage], seed: int) -> Texts:
-    """Divide passages into those that are learned from and those that judge."""
-    if len(found) < 20:
-        raise ValueError(f"the documents give {len(found)} passages, and at least 20 are needed: give more documents")
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(found))
-    judges = min(max(round(HELD_OUT * len(found)), 10), MOST_HELD_OUT)
-    held_out, learned = np.sort(order[:judges]), np.sort(order[judges:])
-    short = [text for index in learned for text in short_texts(found[index].text, rng)]
-    return Texts(list(found), learned, held_out, short, [span(found[index].text, rng) for index in held_out])
-
-
-def short_texts(text: str, rng: np.random.Generator) -> tuple[str, ...]:
-    """What stands for a question in a text: words that stand together, its first words, and words behind the beginning of one."""
-    return span(text, rng), first_line(text), f"{rng.choice(OPENERS)} {span(text, rng)}?"
-
-
-def span(text: str, rng: np.random.Generator) -> str:
-    """Some words of a text that stand together."""
-    words = text.split()
-    count = int(rng.integers(*SHORT, endpoint=True))
-    start = int(rng.integers(0, max(len(words) - count, 0), endpoint=True))
-    return " ".join(words[start : start + count])
-
-
-def first_line(text: str) -> str:
-    """The first words of a text, which often say what it is about."""
-    return " ".join(text.split("\n", 1)[0].split()[: SHORT[1]])
-
-
 # --- the steps ------------------------------------------------------------------------------------------------------
 
 
@@ -164,17 +104,28 @@ def layers_that_stay(config: BertConfig, settings: Settings) -> int:
     return config.num_hidden_layers if settings.keep > 1 / 3 else max(1, round(2 / 3 * config.num_hidden_layers))
 
 
-def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, progress: bool) -> Encoder:
-    """The encoder with so many layers; one after another is left out, always the one that some texts' embeddings miss least."""
+def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, linear: bool = False, progress: bool) -> Encoder:
+    """The encoder with so many layers; one after another goes, always the one that some texts' embeddings miss least.
+
+    Args:
+        encoder, texts, progress: the encoder, the texts, whether to show a bar.
+        count: how many layers stay.
+        linear: put a linear map of each token in place of a layer, instead of nothing.
+    """
     if count == encoder.config.num_hidden_layers:
         return encoder
     known = encoder.embed(texts, progress=False)
-    trials = sum(range(count + 1, encoder.config.num_hidden_layers + 1))
-    with tqdm(total=trials, desc="layers", leave=False, disable=not progress) as bar:
-        while encoder.config.num_hidden_layers > count:
+    whole = encoder.config.num_hidden_layers
+    with tqdm(total=sum(range(count + 1, whole + 1)), desc="layers", leave=False, disable=not progress) as bar:
+        while len(left := [i for i in range(encoder.config.num_hidden_layers) if i not in encoder.config.linear_layers]) > count:
+            states = token_states(encoder, texts) if linear else []
             found = []
-            for index in range(encoder.config.num_hidden_layers):
-                config, params = without_layers(encoder.config, encoder.params, [index])
+            for index in left:
+                config, params = (
+                    bypass(encoder.config, encoder.params, index, *states[index : index + 2])
+                    if linear
+                    else without_layers(encoder.config, encoder.params, [index])
+                )
                 small = encoder.replace(config=config, params=params)
                 found.append((fidelity(known, small.embed(texts, progress=False)), small))
                 bar.update()
@@ -182,10 +133,20 @@ def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, progress
     return encoder
 
 
+def token_states(encoder: Encoder, texts: Sequence[str]) -> list[np.ndarray]:
+    """(tokens, d) what enters every layer, and what leaves the last, of all tokens of texts."""
+    run = jax.jit(partial(layer_states, encoder.config))
+    batches = buckets(encoder.encode(texts), longest=encoder.config.max_position_embeddings)
+    found = [[np.asarray(each)[batch.mask] for each in run(encoder.params, *batch.inputs)] for batch in batches]
+    return [np.concatenate(each) for each in zip(*found, strict=True)]
+
+
 def resized(encoder: Encoder, params: Any) -> Encoder:
-    """The encoder with other parameters, which may have fewer layers."""
-    layers = sum(name.startswith("layer_") for name in params)
-    return encoder.replace(params=params, config=dataclasses.replace(encoder.config, num_hidden_layers=layers))
+    """The encoder with other parameters, which may have fewer layers, or linear ones."""
+    layers = [params[f"layer_{index}"] for index in range(sum(name.startswith("layer_") for name in params))]
+    linear = tuple(index for index, layer in enumerate(layers) if "kernel" in layer)
+    config = dataclasses.replace(encoder.config, num_hidden_layers=len(layers), linear_layers=linear)
+    return encoder.replace(params=params, config=config)
 
 
 def centred(params: Any, often: np.ndarray) -> Any:
@@ -202,49 +163,79 @@ def centred(params: Any, often: np.ndarray) -> Any:
 def cut(encoder: Encoder, numbers: float) -> Together:
     """What cuts an encoder to so many numbers: its hidden axes and its table of words on one budget."""
     total = budget(min(numbers / float(stored_numbers(encoder.params)), 1.0))
-    return together(rotate_and_prune(encoder.net, total), at("words/embedding", clustered(total)))
+    # odd widths are slow: neurons stay in blocks of a 48th of them, widths of heads in quarters, 32 and 8 in a small BERT
+    width = encoder.config.hidden_size // encoder.config.num_attention_heads
+    blocks = {"*/up/*": max(encoder.config.intermediate_size // 48, 1), "*/attention/*/kernel:2": max(width // 4, 1)}
+    return together(rotate_and_prune(encoder.net, total, multiple=blocks), at("words/embedding", clustered(total)))
 
 
-def shrink(encoder: Encoder, texts: Sequence[str], numbers: float, *, layers: int, seed: int, progress: bool) -> Encoder:
-    """The encoder in so many layers and numbers, cut by what its embeddings of some of the texts feel."""
+def shrink(
+    encoder: Encoder,
+    texts: Sequence[str],
+    numbers: float,
+    *,
+    layers: int,
+    seed: int,
+    progress: bool,
+    linear: bool = False,
+    cutting: Callable[[Encoder, float], Any] = cut,
+) -> Encoder:
+    """The encoder in so many layers and numbers, cut by what its embeddings of some of the texts feel.
+
+    Args:
+        encoder, texts, numbers: what is cut, by which texts, and to how much.
+        layers, linear: as for `fewer_layers`.
+        seed: which texts are looked at.
+        cutting: from an encoder and the numbers to a transform.
+        progress: show progress bars.
+    """
     ids = encoder.encode(texts)
     order = np.random.default_rng(seed).permutation(len(ids))
     upto = lambda tokens: order[np.cumsum([len(ids[index]) for index in order]) <= tokens]
     often = np.bincount(np.concatenate(ids), minlength=encoder.config.vocab_size).astype(float)
     encoder = encoder.replace(params=centred(encoder.params, often))
-    encoder = fewer_layers(encoder, [texts[int(index)] for index in upto(TRIAL)], layers, progress=progress)
+    encoder = fewer_layers(encoder, [texts[int(index)] for index in upto(TRIAL)], layers, linear=linear, progress=progress)
     batches = buckets([ids[index] for index in upto(CALIBRATION)], longest=encoder.config.max_position_embeddings)
     net, params = encoder.net, encoder.params
     moments = net.calibrate(
         params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, sensitivity=True, progress=progress
     )
-    return encoder.replace(params=cut(encoder, numbers)(params, moments))
+    return encoder.replace(params=cutting(encoder, numbers)(params, moments))
 
 
-def learn(
-    large: Encoder,
-    student: Encoder,
-    texts: Sequence[str],
-    settings: Settings,
-    place: Path,
-    *,
-    progress: bool,
-) -> FitState:
-    """Learn from the large encoder's hidden states of texts, for some minutes; what is done is kept in files."""
-    ids = large.encode(texts)
-    if [len(each) for each in ids] != [len(each) for each in student.encode(texts)]:
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """What the large encoder says of the texts that are learned from.
+
+    Attributes:
+        texts: the texts.
+        embeddings: (texts, d).
+        states: their hidden states.
+    """
+
+    texts: list[str]
+    embeddings: np.ndarray
+    states: States
+
+
+def lessons(large: Encoder, texts: Sequence[str], file: Path, *, progress: bool) -> Lessons:
+    """The large encoder's hidden states of texts, kept in a file, and the embeddings that they give."""
+    ids, longest = large.encode(texts), large.config.max_position_embeddings
+    net = network(dataclasses.replace(large.config, pooling="none"))
+    states = hidden_states(net, large.params, ids, file, longest=longest, progress=progress)
+    return Lessons(list(texts), pooled(partial(pool, large.config), states, ids, longest), states)
+
+
+def learn(student: Encoder, given: Lessons, settings: Settings, place: Path, *, progress: bool) -> FitState:
+    """Learn from the large encoder, for some minutes; what is done is kept in files."""
+    ids, starts = student.encode(given.texts), given.states.starts
+    if [len(each) for each in ids] != np.diff(starts).tolist():
         raise ValueError("learn: the small tokenizer cuts the texts in another way than the large one")
-    pooling = partial(pool, large.config)
-    hidden = partial(dataclasses.replace, pooling="none")
-    longest = student.config.max_position_embeddings
-    states = hidden_states(
-        network(hidden(large.config)), large.params, ids, place / "states.npy", longest=longest, progress=progress
-    )
-    targets = pooled(pooling, states, ids, longest)
-    bank = targets[np.random.default_rng(settings.seed).permutation(len(targets))[:BANK]]
-    batches = buckets(student.encode(texts), tokens=STEP, longest=longest, seed=settings.seed)
-    loss = distillation_loss(network(hidden(student.config)), bank, pool=pooling)
-    stream = batches_with(batches, targets, states)
+    bank = given.embeddings[np.random.default_rng(settings.seed).permutation(len(ids))[:BANK]]
+    batches = buckets(ids, tokens=STEP, longest=student.config.max_position_embeddings, seed=settings.seed)
+    net = network(dataclasses.replace(student.config, pooling="none"))
+    loss = distillation_loss(net, bank, pool=partial(pool, student.config))
+    stream = batches_with(batches, given.embeddings, given.states)
     steps_file, state_file = place / "steps.json", place / "state.safetensors"
     if not steps_file.exists():
         seconds = seconds_a_step(loss, student.params, batches, stream)
@@ -284,108 +275,6 @@ def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any
     return float(np.median(taken[1:]))
 
 
-# --- the report -----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class CorpusReport:
-    """What became of an encoder; prints.
-
-    Attributes:
-        parts: stored numbers before and after, by part.
-        fidelity: the mean cosine to the large encoder's embeddings, of passages and of short texts, both held out.
-        retrieval: held-out short texts find their passage among all: the large encoder against the small one on both sides.
-        one_side: the same with the small encoder for the short texts alone, the passages embedded by the large one.
-        flops: of one short text and of a batch of passages, before and after.
-        milliseconds: the same, medians.
-        losses: of learning, averaged over twentieths of the run.
-    """
-
-    parts: dict[str, tuple[float, float]]
-    fidelity: tuple[float, float]
-    retrieval: Comparison
-    one_side: Comparison
-    flops: dict[str, tuple[float, float]]
-    milliseconds: dict[str, tuple[float, float]]
-    losses: tuple[float, ...]
-
-    def __str__(self) -> str:
-        total = tuple(map(sum, zip(*self.parts.values())))
-        lines = [f"{'stored numbers':24} {'before':>12} {'after':>12}"]
-        for name, (before, after) in {**self.parts, "total": total}.items():
-            lines.append(f"  {name:22} {before:12,.0f} {after:12,.0f}  {after / before:.3f}" if before else "")
-        lines += ["", f"fidelity of held-out passages {self.fidelity[0]:.3f}, of short texts {self.fidelity[1]:.3f}"]
-        for title, found in (
-            ("short texts find their passage", self.retrieval),
-            ("the same, passages by the large encoder", self.one_side),
-        ):
-            lines += ["", title, *(f"  {line}" for line in str(found).splitlines())]
-        lines += ["", f"{'forward pass':24} {'FLOPs':>8} {'faster':>8}"]
-        for name in self.flops:
-            (before, after), (slow, fast) = self.flops[name], self.milliseconds[name]
-            lines.append(f"  {name:22} {after / before:8.2f} {slow / fast:7.2f}x  ({slow:.1f} ms to {fast:.1f} ms)")
-        if self.losses:
-            lines += [
-                "",
-                "loss while learning: " + " ".join(f"{loss:.3g}" for loss in self.losses[:: max(len(self.losses) // 6, 1)]),
-            ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def judge(
-    large: Encoder, small: Encoder, texts: Texts, known: np.ndarray, losses: Any, *, progress: bool
-) -> tuple[CorpusReport, np.ndarray]:
-    """The report, and the small encoder's embeddings of all passages; `known` are the large one's."""
-    ours = small.embed([passage.text for passage in texts.passages], progress=progress, description="passages")
-    questions = [encoder.embed(texts.short_held_out, progress=False) for encoder in (large, small)]
-    before = ranks(questions[0], known, texts.held_out)
-    costs: dict[str, tuple[float, float]] = {}
-    times: dict[str, tuple[float, float]] = {}
-    for name, shape in {"1 x 16 tokens": (1, 16), "32 x 128 tokens": (32, 128)}.items():
-        if shape[1] <= large.config.max_position_embeddings:
-            costs[name], times[name] = clock(large, small, shape)
-    parts: dict[str, list[float]] = {}
-    for place, encoder in enumerate((large, small)):
-        for name, leaf in named_leaves(encoder.params):
-            parts.setdefault(part_of(name), [0.0, 0.0])[place] += float(stored_numbers(leaf))
-    means = [float(np.mean(part)) for part in np.array_split(np.asarray(losses), 20) if len(part)]
-    return CorpusReport(
-        {name: (old, new) for name, (old, new) in parts.items()},
-        (fidelity(known[texts.held_out], ours[texts.held_out]), fidelity(*questions)),
-        compare(before, ranks(questions[1], ours, texts.held_out)),
-        compare(before, ranks(questions[1], known, texts.held_out)),
-        costs,
-        times,
-        tuple(means),
-    ), ours
-
-
-def part_of(name: str) -> str:
-    """Which part of a BERT a parameter belongs to."""
-    for sign, part in {"words": "words", "attention/": "attention", "up/": "neurons", "down/": "neurons"}.items():
-        if sign in name:
-            return part
-    return "positions, norms"
-
-
-def clock(
-    large: Encoder, small: Encoder, shape: tuple[int, int], runs: int = 20
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """FLOPs and milliseconds of a forward pass, medians of interleaved runs."""
-    ids, mask = np.ones(shape, np.int32), np.ones(shape, bool)
-    ready = [(jax.jit(each.net).lower(each.params, ids, mask).compile(), each.params) for each in (large, small)]
-    taken: list[list[float]] = [[], []]
-    for _ in range(runs):
-        for seconds, (run, params) in zip(taken, ready, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(run(params, ids, mask))
-            seconds.append(time.perf_counter() - start)
-    counted, medians = [flops(run) for run, _ in ready], [1e3 * float(np.median(seconds)) for seconds in taken]
-    return (counted[0], counted[1]), (medians[0], medians[1])
-
-
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
@@ -418,17 +307,19 @@ def compress_for(
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 
-    known = once(place / "passages.safetensors", lambda: large.embed([p.text for p in texts.passages], progress=progress))
-    stages.update()
     params = once(
         place / "cut.safetensors",
         lambda: shrink(few, learned, numbers, layers=layers, seed=settings.seed, progress=progress).params,
     )
     small = resized(few, params)
     stages.update()
+    chosen = some_of(learned, large, settings.seed) if settings.minutes > 0 else np.zeros(0, int)
+    given = lessons(large, [learned[index] for index in chosen], place / "states.npy", progress=progress) if len(chosen) else None
+    known = once(place / "passages.safetensors", lambda: passages_known(large, texts, chosen, given, progress=progress))
+    stages.update()
     losses = np.zeros(0)
-    if settings.minutes > 0:
-        state = learn(large, small, some_of(learned, large, settings.seed), settings, place, progress=progress)
+    if given is not None:
+        state = learn(small, given, settings, place, progress=progress)
         small, losses = small.replace(params=state.params), np.asarray(state.losses)
     stages.update()
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)
@@ -441,11 +332,23 @@ def compress_for(
     return small, report
 
 
-def some_of(texts: Sequence[str], encoder: Encoder, seed: int) -> list[str]:
-    """As many texts as can be learned from, at random."""
+def some_of(texts: Sequence[str], encoder: Encoder, seed: int) -> np.ndarray:
+    """Which texts are learned from, as many as can be, at random."""
     order = np.random.default_rng(seed).permutation(len(texts))
     total = np.cumsum([len(each) for each in encoder.encode([texts[int(index)] for index in order])])
-    return [texts[int(index)] for index in order[total <= LEARNED]]
+    return order[total <= LEARNED]
+
+
+def passages_known(large: Encoder, texts: Texts, chosen: np.ndarray, given: Lessons | None, *, progress: bool) -> np.ndarray:
+    """(passages, d): the large encoder's embeddings of all passages; those that are learned from have theirs from the lessons."""
+    found = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
+    passage = chosen < len(texts.learned)  # short texts stand behind them
+    learned = texts.learned[chosen[passage]]
+    if given is not None:
+        found[learned] = given.embeddings[passage]
+    others = np.setdiff1d(np.arange(len(found)), learned)
+    found[others] = large.embed([texts.passages[index].text for index in others], progress=progress, description="passages")
+    return found
 
 
 def once(path: Path, make: Any) -> Any:

@@ -107,6 +107,11 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, small.params["layer_1"], encoder.params["layer_2"])
     np.testing.assert_allclose(small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5)
     assert corpus.resized(encoder, small.params).config == small.config
+    # a linear map in place of a layer: the one that is already linear goes, and nothing is missed
+    linear = corpus.fewer_layers(encoder, texts, 2, linear=True, progress=False)
+    assert linear.config.linear_layers == (1,)
+    assert corpus.resized(encoder, linear.params).config == linear.config
+    np.testing.assert_allclose(linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02)
 
 
 @pytest.mark.parametrize(

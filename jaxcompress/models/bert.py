@@ -41,6 +41,7 @@ class BertConfig:
     Attributes:
         pooling: "mean" over the tokens that the mask keeps, "cls" for the first one, "none" for all hidden states.
         normalize: whether pooled vectors are scaled to length 1.
+        linear_layers: the numbers of layers that are one linear map of each token, from `bypass`.
     """
 
     vocab_size: int
@@ -54,8 +55,10 @@ class BertConfig:
     hidden_act: str = "gelu"
     pooling: str = "mean"
     normalize: bool = True
+    linear_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "linear_layers", tuple(self.linear_layers))  # a list, where it was read from JSON
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}")
         if self.hidden_act not in ACTIVATIONS:
@@ -106,7 +109,9 @@ class Bert(nn.Module):
         # one row for each token: products and their gradients are then plain ones, which XLA runs nearly twice as fast on a CPU
         h = rearrange(norm(name="norm")(h), "batch token d -> (batch token) d")
         for index in range(config.num_hidden_layers):
-            h = Layer(config, norm, name=f"layer_{index}")(h, mask)
+            name = f"layer_{index}"
+            linear = index in config.linear_layers
+            h = nn.Dense(config.hidden_size, name=name)(h) if linear else Layer(config, norm, name=name)(h, mask)
         h = rearrange(h, "(batch token) d -> batch token d", batch=len(ids))
         return pool(config, h, mask)
 
@@ -165,7 +170,45 @@ def without_layers(config: BertConfig, params: Any, dropped: Collection[int]) ->
         )
     layers = {f"layer_{place}": params[f"layer_{index}"] for place, index in enumerate(kept)}
     rest = {name: part for name, part in params.items() if not name.startswith("layer_")}
-    return dataclasses.replace(config, num_hidden_layers=len(kept)), rest | layers
+    linear = tuple(place for place, index in enumerate(kept) if index in config.linear_layers)
+    return dataclasses.replace(config, num_hidden_layers=len(kept), linear_layers=linear), rest | layers
+
+
+def layer_states(config: BertConfig, params: Any, ids: jax.Array, mask: jax.Array) -> list[jax.Array]:
+    """What enters every layer, and what leaves the last: (batch, length, hidden) each, as many as there are layers and one more."""
+    layers = [f"layer_{index}" for index in range(config.num_hidden_layers)]
+    module, wanted = Bert(config), ("norm", *layers)
+    chosen = lambda found, method: method == "__call__" and found.path and found.path[-1] in wanted and len(found.path) == 1
+    seen: Any = module.apply({"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates")[1]
+    first, *rest = (seen["intermediates"][name]["__call__"][0] for name in wanted)
+    return [first, *(rearrange(each, "(batch token) d -> batch token d", batch=len(ids)) for each in rest)]
+
+
+def bypass(config: BertConfig, params: Any, index: int, inputs: np.ndarray, outputs: np.ndarray) -> tuple[BertConfig, Any]:
+    """A BERT with one layer replaced by the linear map of each token that predicts best what the layer gave.
+
+    Args:
+        config, params: the encoder.
+        index: the layer.
+        inputs, outputs: (tokens, hidden) what enters and what leaves the layer, from `layer_states`.
+
+    Returns:
+        The sizes and the parameters; the layer has a kernel (hidden, hidden) and a bias.
+
+    Raises:
+        ValueError: for a layer that is not there.
+    """
+    if not 0 <= index < config.num_hidden_layers:
+        raise ValueError(f"bypass: layers are 0 to {config.num_hidden_layers - 1}, got {index}")
+    x, y = np.asarray(inputs, np.float64), np.asarray(outputs, np.float64)
+    mean = x.mean(0), y.mean(0)
+    second = (x - mean[0]).T @ (x - mean[0])
+    ridge = 1e-3 * np.trace(second) / len(second) * np.eye(len(second))
+    kernel = np.linalg.solve(second + ridge, (x - mean[0]).T @ (y - mean[1]))
+    bias = mean[1] - mean[0] @ kernel
+    layer = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    linear = tuple(sorted({*config.linear_layers, index}))
+    return dataclasses.replace(config, linear_layers=linear), params | {f"layer_{index}": layer}
 
 
 def pool(config: BertConfig, h: jax.Array, mask: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ folder, finished cells in the results file (`--out`).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import tempfile
@@ -35,9 +36,11 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 from jaxcompress import corpus
 from jaxcompress.cli import installed_model
+from jaxcompress.corpus_report import clock
 from jaxcompress.encoder import Encoder, read_encoder
 from jaxcompress.text.documents import Document, passages
 from jaxcompress.text.retrieval import compare, fidelity, ranks
+from jaxcompress.text.samples import short_texts
 
 LENGTH = 128
 BACKGROUND = 6_000
@@ -51,7 +54,7 @@ def learned_texts(large: Encoder) -> list[str]:
     others = passages([Document("page", text) for text in faq.background()], large.tokenizer, LENGTH)
     chosen = [others[index] for index in np.sort(rng.permutation(len(others))[:BACKGROUND])]
     texts = [passage.text for passage in (*answers, *chosen)]
-    return texts + [short for text in texts for short in corpus.short_texts(text, rng)]
+    return texts + [short for text in texts for short in short_texts(text, rng)]
 
 
 def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
@@ -66,27 +69,39 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
-def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float]]:
-    """The encoder made small for texts, and its losses while it learned."""
+def taught(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
+    """What MiniLM says of the texts, kept in the cache folder for all cells, and the seconds that it took."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+    file = cache_folder() / f"minilm_states_{digest}.npy"
+    start, taken = time.perf_counter(), file.with_suffix(".seconds")
+    lessons = corpus.lessons(large, [texts[index] for index in corpus.some_of(texts, large, 0)], file, progress=True)
+    if not taken.exists():
+        taken.write_text(str(time.perf_counter() - start))
+    return lessons, float(taken.read_text())
+
+
+def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float], float]:
+    """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
     settings = corpus.Settings(key["keep"], key["minutes"], seed=key["seed"])
+    lessons, seconds = taught(large, texts) if settings.minutes else (None, 0.0)
+    start = time.perf_counter()
     few = corpus.fewer_words(large, texts, settings)
     numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
-    small = corpus.shrink(few, texts, numbers, layers=layers, seed=settings.seed, progress=True)
-    if not settings.minutes:
-        return small, []
-    with tempfile.TemporaryDirectory() as place:
-        state = corpus.learn(large, small, texts, settings, Path(place), progress=True)
-    return small.replace(params=state.params), np.asarray(state.losses).tolist()
+    small, losses = corpus.shrink(few, texts, numbers, layers=layers, seed=settings.seed, progress=True), []
+    if lessons is not None:
+        with tempfile.TemporaryDirectory() as place:
+            state = corpus.learn(small, lessons, settings, Path(place), progress=True)
+        small, losses = small.replace(params=state.params), np.asarray(state.losses).tolist()
+    return small, losses, (time.perf_counter() - start + seconds) / 60
 
 
 def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, Any]:
     """One cell: cut, learn, ask both halves of the questions."""
     pairs = faq.pairs()
     answers, questions = [pair.answer for pair in pairs], [pair.question for pair in pairs]
-    start = time.perf_counter()
-    small, losses = compacted(key, large, texts)
+    small, losses, minutes = compacted(key, large, texts)
     row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": float(jc.stored_numbers(large.params))}
-    row |= {"steps": len(losses), "minutes in all": round((time.perf_counter() - start) / 60, 1)}
+    row |= {"steps": len(losses), "minutes in all": round(minutes, 1)}
     theirs = [known(name, large, some) for name, some in (("questions", questions), ("answers", answers))]
     ours = [small.embed(some, progress=False) for some in (questions, answers)]
     row |= {"fidelity": [round(fidelity(*each), 4) for each in zip(theirs, ours, strict=True)]}
@@ -98,7 +113,7 @@ def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, 
             row[f"{half}, {side}"] = {name: np.round(getattr(found, name), 4).tolist() for name in found.__dataclass_fields__}
     row["flops"], row["ms"] = {}, {}
     for name, shape in {"1 x 16": (1, 16), "32 x 128": (32, 128)}.items():
-        row["flops"][name], row["ms"][name] = corpus.clock(large, small, shape)
+        row["flops"][name], row["ms"][name] = clock(large, small, shape)
     return row
 
 

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,9 @@ from sklearn.model_selection import StratifiedKFold
 from tqdm.auto import tqdm
 
 import jaxcompress as jc
-from jaxcompress import corpus
 from jaxcompress.cli import installed_model
 from jaxcompress.encoder import Encoder, read_encoder
+from jaxcompress.text.samples import first_line
 
 LENGTH = 64
 PACKAGE = "vaderSentiment==3.3.2"
@@ -104,9 +103,8 @@ def accuracies(embeddings: np.ndarray, labels: np.ndarray) -> list[float]:
 
 def measure(key: dict[str, Any], large: Encoder, documents: list[str], texts: list[str], labels: np.ndarray) -> dict[str, Any]:
     """One cell: cut, learn, probe."""
-    start = time.perf_counter()
-    small, _ = compacted(key, large, documents)
-    row: dict[str, Any] = {"minutes in all": round((time.perf_counter() - start) / 60, 1)}
+    small, _, minutes = compacted(key, large, documents)
+    row: dict[str, Any] = {"minutes in all": round(minutes, 1)}
     row |= {"numbers": float(jc.stored_numbers(small.params)), "whole": float(jc.stored_numbers(large.params))}
     for name, encoder in {"before": large, "after": small}.items():
         row[name] = np.round(accuracies(encoder.embed(texts, progress=False), labels), 3).tolist()
@@ -136,7 +134,7 @@ def main() -> None:
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     large = read_encoder(installed_model(), LENGTH)
     documents, texts, labels = task()
-    documents += list(map(corpus.first_line, documents))
+    documents += list(map(first_line, documents))
     rows = []
     for keep in tqdm(args.keeps, desc="cells"):
         key = {"keep": keep, "minutes": args.minutes, "seed": 0}

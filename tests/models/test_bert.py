@@ -13,7 +13,16 @@ import safetensors.numpy
 from models.golden_minilm import FILE, TEXTS
 
 import jaxcompress as jc
-from jaxcompress.models.bert import Bert, BertConfig, load_bert, load_tokenizer, tensors_of, without_layers
+from jaxcompress.models.bert import (
+    Bert,
+    BertConfig,
+    bypass,
+    layer_states,
+    load_bert,
+    load_tokenizer,
+    tensors_of,
+    without_layers,
+)
 
 SMALL = BertConfig(
     vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, max_position_embeddings=12
@@ -248,3 +257,30 @@ def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
     for wrong in ([0, 1], [2]):
         with pytest.raises(ValueError, match="layers are 0 to 1, and one must stay"):
             without_layers(model.config, params, wrong)
+
+
+def test_a_layer_is_replaced_by_the_linear_map_that_predicts_it(tmp_path):
+    model, params = load_bert(folder(tmp_path))
+    states = layer_states(model.config, params, IDS, MASK)
+    assert [each.shape for each in states] == [(3, 8, 16)] * 3
+    hidden = Bert(dataclasses.replace(model.config, pooling="none"))
+    np.testing.assert_allclose(states[2], embed(hidden, params), atol=1e-5)
+    first = Bert(without_layers(hidden.config, params, [1])[0])
+    np.testing.assert_allclose(states[1], embed(first, params), atol=1e-5)
+
+    rng = np.random.default_rng(0)
+    kernel, bias, x = rng.normal(size=(16, 16)), rng.normal(size=16), rng.normal(size=(500, 16)) + 3
+    config, linear = bypass(model.config, params, 0, x, x @ kernel + bias)
+    np.testing.assert_allclose(linear["layer_0"]["kernel"], kernel, atol=0.01)
+    np.testing.assert_allclose(linear["layer_0"]["bias"], bias, atol=0.1)
+    assert linear["layer_1"] is params["layer_1"]
+    # it runs, is one dense layer, and goes with the other layers
+    states = layer_states(config, linear, IDS, MASK)
+    np.testing.assert_allclose(states[1], states[0] @ linear["layer_0"]["kernel"] + linear["layer_0"]["bias"], atol=1e-4)
+    fewer, kept = without_layers(config, linear, [1])
+    assert fewer.linear_layers == (0,)
+    assert embed(Bert(fewer), kept).shape == (3, 16)
+    assert without_layers(config, linear, [0])[0].linear_layers == ()
+    assert BertConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(ValueError, match="bypass: layers are 0 to 1, got 2"):
+        bypass(model.config, params, 2, x, x)

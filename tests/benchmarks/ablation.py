@@ -1,0 +1,228 @@
+"""What each means brings to a MiniLM of a quarter of its numbers, beside the simplest others, before and after learning.
+
+All rows have the words of the documents, the same texts (those of `corpus.py`), the same total of numbers, and learn as long from
+the same hidden states; one thing differs from the first row, or everything. Judged on the development half of the questions: share
+of MiniLM's own recall@1 and reciprocal ranks, both sides embedded by the small encoder, and the fidelity of questions / answers.
+"PCA of the output" cuts nothing but the embeddings, of MiniLM itself. The last lines are A7: the linear maps of all layers at a low
+rank, 40 % of their numbers gone, by a plain SVD and by one whitened by their inputs; the squared error of hidden states of answers.
+
+    python tests/benchmarks/ablation.py                  # three minutes a row, and ten more with its learning
+    python tests/benchmarks/ablation.py --minutes 0      # the rows before learning
+
+It needs what `corpus.py` needs. Finished rows stay in the results file (`--out`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import corpus as benchmark
+import faq
+import jax
+import numpy as np
+from first_table import write
+from tqdm.auto import tqdm
+
+import jaxcompress as jc
+from jaxcompress import corpus
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.cli import installed_model
+from jaxcompress.encoder import Encoder, read_encoder
+from jaxcompress.text.batches import buckets
+from jaxcompress.text.retrieval import compare, fidelity, ranks
+
+KEEP = 1 / 4
+INPUTS = {"**/out/kernel": jc.MatrixAxes((0, 1), 2), "**/attention/*/kernel": jc.MatrixAxes(0, (1, 2)), "**": jc.MatrixAxes(0, 1)}
+Change = Callable[[Any, Any], Any]
+
+
+def share(encoder: Encoder, numbers: float) -> jc.Budget:
+    return jc.budget(min(numbers / float(jc.stored_numbers(encoder.params)), 1.0))
+
+
+def with_words(form: Callable[..., Any], encoder: Encoder, numbers: float) -> Change:
+    """Hidden axes, and another form for the table of words."""
+    total = share(encoder, numbers)
+    return jc.together(jc.rotate_and_prune(encoder.net, total), jc.at("words/embedding", form(total)))
+
+
+def whole_layers(encoder: Encoder, numbers: float) -> Change:
+    """Only the table of words is cut."""
+    return jc.at("words/embedding", jc.clustered(share(encoder, numbers)))
+
+
+def by_magnitude(encoder: Encoder, numbers: float) -> Change:
+    """As many words as in the first row; hidden axes at equal keeps, by the norm of their weights, nothing folded."""
+
+    def change(params: Any, moments: Any) -> Any:
+        plan = corpus.cut(encoder, numbers).plan(params, moments)
+        words = jc.at("words/embedding", jc.clustered(plan.keeps["words/embedding"]))(params, moments)
+        low, high = 0.0, 1.0
+        for _ in range(10):
+            middle = (low + high) / 2
+            small = jc.rotate_and_prune(encoder.net, middle, method="magnitude")(params)
+            small["words"] = words["words"]
+            low, high = (middle, high) if jc.stored_numbers(small) <= numbers else (low, middle)
+        small = jc.rotate_and_prune(encoder.net, low, method="magnitude")(params)
+        return small | {"words": words["words"]}
+
+    return change
+
+
+def low_rank(encoder: Encoder, numbers: float, *, whitened: bool) -> Change:
+    """All matrices at a low rank: by the spectrum alone at equal keeps, or whitened on a budget."""
+    matrices = lambda name, leaf: name == "words/embedding" or name.endswith("/kernel")
+
+    def change(params: Any, moments: Any) -> Any:
+        if whitened:
+            return jc.at(matrices, jc.factored(share(encoder, numbers), axes=INPUTS))(params, moments)
+        fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not matrices(name, leaf))
+        keep = (numbers - fixed) / (float(jc.stored_numbers(params)) - fixed)
+        return jc.at(matrices, jc.factored(keep, axes=INPUTS))(params)
+
+    return change
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "all of it": {},
+    "six layers, none left out": {"layers": 6},
+    "three layers": {"layers": 3},
+    "a linear map for each layer left out": {"linear": True},
+    "words at a low rank": {"cutting": partial(with_words, jc.factored)},
+    "words hashed": {"cutting": partial(with_words, jc.hashed)},
+    "words by a vocabulary of features": {"cutting": partial(with_words, jc.vocabulary)},
+    "channels by magnitude, nothing folded": {"cutting": by_magnitude},
+    "layers left out, none cut": {"layers": 2, "cutting": whole_layers},
+    "low rank everywhere, whitened": {"layers": 6, "cutting": partial(low_rank, whitened=True)},
+    "low rank everywhere, plain SVD": {"layers": 6, "cutting": partial(low_rank, whitened=False)},
+}
+
+
+def asked(small: Encoder, large: Encoder) -> dict[str, Any]:
+    """What the development half of the questions says of an encoder."""
+    return judged([small.embed(texts, progress=False) for texts in faq_texts()], large)
+
+
+def faq_texts() -> tuple[list[str], list[str]]:
+    pairs = faq.pairs()
+    return [pair.question for pair in pairs], [pair.answer for pair in pairs]
+
+
+def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
+    """Shares of MiniLM's own recall and reciprocal ranks, by embeddings of questions and answers."""
+    texts = faq_texts()
+    theirs = [benchmark.known(name, large, each) for name, each in zip(("questions", "answers"), texts, strict=True)]
+    index, right = faq.halves(faq.pairs())[0], np.arange(len(texts[0]))
+    found = compare(ranks(*theirs, right)[index], ranks(*ours, right)[index])
+    row = {name: np.round(getattr(found, name), 4).tolist() for name in ("recall_kept", "mrr_kept", "lost", "won")}
+    same = ours[0].shape[1] == theirs[0].shape[1]
+    return row | {"fidelity": [round(fidelity(a[index], b[index]), 4) for a, b in zip(theirs, ours, strict=True)] if same else None}
+
+
+def measure(row: dict[str, Any], minutes: float, large: Encoder, texts: list[str]) -> dict[str, Any]:
+    """One row, before and after learning."""
+    settings = corpus.Settings(KEEP, minutes)
+    few = corpus.fewer_words(large, texts, settings)
+    given = {"layers": corpus.layers_that_stay(large.config, settings)} | row
+    small = corpus.shrink(few, texts, KEEP * float(jc.stored_numbers(large.params)), seed=0, progress=True, **given)
+    found = {"numbers": float(jc.stored_numbers(small.params)), "before": asked(small, large)}
+    if minutes:
+        lessons, _ = benchmark.taught(large, texts)
+        with tempfile.TemporaryDirectory() as place:
+            state = corpus.learn(small, lessons, settings, Path(place), progress=True)
+        found |= {"steps": len(state.losses), "after": asked(small.replace(params=state.params), large)}
+    return found
+
+
+def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
+    """MiniLM's embeddings in their principal directions over the texts, a quarter of them."""
+    seen = benchmark.known("texts", large, texts)
+    size = round(KEEP * seen.shape[1])
+    directions = np.linalg.eigh(seen.T @ seen)[1][:, -size:]
+    ours = [
+        benchmark.known(name, large, each) @ directions for name, each in zip(("questions", "answers"), faq_texts(), strict=True)
+    ]
+    ours = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in ours]
+    return {"numbers": float(jc.stored_numbers(large.params)), "before": judged(ours, large)}
+
+
+def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
+    """A7: the relative squared error of hidden states of answers, plain and whitened, at the ranks of 0.6 of the numbers."""
+    hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
+    order = np.random.default_rng(0).permutation(len(texts))
+    ids = hidden.encode([texts[int(index)] for index in order])
+    upto = np.cumsum([len(each) for each in ids]) <= corpus.CALIBRATION
+    batches = buckets([each for each, kept in zip(ids, upto, strict=True) if kept], longest=benchmark.LENGTH)
+    net = hidden.net
+    moments = net.calibrate(large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
+    shrink = jc.at(lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=INPUTS))
+    answers = buckets(hidden.encode(faq_texts()[1][:200]), longest=benchmark.LENGTH)
+    run, errors = jax.jit(net), {}
+    for name, params in {"plain": shrink(large.params), "whitened": shrink(large.params, moments)}.items():
+        error = total = 0.0
+        for batch in answers:
+            whole = np.asarray(run(large.params, *batch.inputs))[batch.mask]
+            error += float(np.sum((np.asarray(run(params, *batch.inputs))[batch.mask] - whole) ** 2))
+            total += float(np.sum(whole**2))
+        errors[name] = error / total
+    return errors
+
+
+def table(results: dict[str, Any]) -> str:
+    """A line for each row."""
+    lines = ["| row | numbers | recall@1 / MRR kept, % | fidelity q / d | after learning | fidelity q / d |", "|---" * 6 + "|"]
+
+    def cells(found: dict[str, Any] | None) -> list[str]:
+        if found is None:
+            return ["", ""]
+        kept = " / ".join(f"{100 * found[name][0]:.1f}" for name in ("recall_kept", "mrr_kept"))
+        return [f"{kept} ({found['lost']} / {found['won']})", " / ".join(f"{each:.3f}" for each in found["fidelity"] or ())]
+
+    for name, found in results.items():
+        if name != "A7":
+            cut = [name, f"{found['numbers'] / 1e6:.2f} M", *cells(found["before"]), *cells(found.get("after"))]
+            lines.append(f"| {' | '.join(cut)} |")
+    plain, whitened = results["A7"]["plain"], results["A7"]["whitened"]
+    lines += [
+        "",
+        f"A7: squared error of hidden states {plain:.4f} by a plain SVD, {whitened:.4f} whitened: {whitened / plain:.2f}x",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=6, help="of learning (default 6)")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished rows are kept")
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    if args.out.exists():
+        results = {found.pop("row"): found for found in json.loads(args.out.read_text())}
+    keep = lambda: write(args.out, [{"row": name} | found for name, found in results.items()])
+    large = read_encoder(installed_model(), benchmark.LENGTH)
+    texts = benchmark.learned_texts(large)
+    others: dict[str, Callable[[], dict[str, Any]]] = {
+        "PCA of the output": lambda: principal(large, texts), "A7": lambda: whitening(large, texts),
+    }  # fmt: skip
+    for name, run in tqdm(others.items(), desc="baselines"):
+        if name not in results:
+            results[name] = run()
+            keep()
+    for name in tqdm(args.rows, desc="rows"):
+        if name not in results or (args.minutes and "after" not in results[name]):
+            jax.clear_caches()
+            results[name] = measure(ROWS[name], args.minutes, large, texts)
+            keep()
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
