@@ -166,7 +166,7 @@ def cut(encoder: Encoder, numbers: float) -> Together:
     # odd widths are slow: neurons stay in blocks of a 48th of them, widths of heads in quarters, 32 and 8 in a small BERT
     width = encoder.config.hidden_size // encoder.config.num_attention_heads
     blocks = {"*/up/*": max(encoder.config.intermediate_size // 48, 1), "*/attention/*/kernel:2": max(width // 4, 1)}
-    inside = "layer_*/*/**/kernel:*"  # the width before a linear layer is an axis, too: that of the words
+    inside = "layer_*/**/[!od]*/kernel:*"  # not that of `out` and `down`: before a linear layer it is the words' own
     return together(rotate_and_prune(encoder.net, total, axes=inside, multiple=blocks), at("words/embedding", clustered(total)))
 
 

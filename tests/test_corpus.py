@@ -111,6 +111,9 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     linear = corpus.fewer_layers(encoder, texts, 2, linear=True, progress=False)
     assert linear.config.linear_layers == (1,)
     assert corpus.resized(encoder, linear.params).config == linear.config
+    plan = corpus.cut(linear, 0.6 * float(jc.stored_numbers(linear.params))).plan(linear.params)
+    assert "words/embedding" in plan.keeps
+    assert not any(key.startswith("layer_1") for key in plan.keeps)
     np.testing.assert_allclose(linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02)
 
 
