@@ -82,7 +82,7 @@ def taught(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
 
 def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float], float]:
     """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
-    settings = corpus.Settings(key["keep"], key["minutes"], seed=key["seed"])
+    settings = corpus.Settings(**key)
     lessons, seconds = taught(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
     few = corpus.fewer_words(large, texts, settings)
@@ -121,6 +121,7 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
     """A line for each share and time, means over the seeds; intervals and lost/won of the first seed."""
     heads = [
         "of all numbers",
+        "layers",
         "minutes",
         "sides",
         "recall@1 kept, %",
@@ -131,11 +132,12 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
         "faster",
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for keep, minutes in dict.fromkeys((row["keep"], row["minutes"]) for row in rows):
-        mine = [row for row in rows if (row["keep"], row["minutes"]) == (keep, minutes)]
+    kinds = ("keep", "minutes", "layers")
+    for kind in dict.fromkeys(tuple(row[name] for name in kinds) for row in rows):
+        mine = [row for row in rows if tuple(row[name] for name in kinds) == kind]
         for side in ("both", "questions"):
             found = [row[f"{half}, {side}"] for row in mine]
-            cells = [f"{mine[0]['numbers'] / mine[0]['whole']:.3f}", f"{minutes:g}", side]
+            cells = [f"{mine[0]['numbers'] / mine[0]['whole']:.3f}", f"{mine[0]['layers']}", f"{mine[0]['minutes']:g}", side]
             for name in ("recall_kept", "mrr_kept"):
                 shares = [100 * each[name][0] for each in found]
                 low, high = (100 * bound for bound in found[0][name][1:])
@@ -155,6 +157,7 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
     parser.add_argument("--minutes", nargs="+", type=float, default=[0, 30])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="how many layers stay (default: as the shares say)")
     parser.add_argument("--half", choices=("development", "test"), default="test")
     parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
@@ -164,7 +167,8 @@ def main() -> None:
     texts = learned_texts(large)
     rows = []
     for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
-        key = {"keep": keep, "minutes": minutes, "seed": seed}
+        layers = args.layers or corpus.layers_that_stay(large.config, corpus.Settings(keep))
+        key = {"keep": keep, "layers": layers, "minutes": minutes, "seed": seed}
         place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
         if place == len(results) or args.again:
             jax.clear_caches()
