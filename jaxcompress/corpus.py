@@ -54,7 +54,7 @@ LEARNED = 2_000_000
 STEP = 1_024
 """Tokens of a step of learning."""
 
-RATE = 1.5e-3
+RATE = 7e-4
 """The highest learning rate where nearly nothing is kept."""
 
 BANK = 4_096
