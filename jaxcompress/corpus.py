@@ -112,12 +112,13 @@ def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, linear: 
         count: how many layers stay.
         linear: put a linear map of each token in place of a layer, instead of nothing.
     """
-    if count == encoder.config.num_hidden_layers:
+    nonlinear = lambda config: sorted(set(range(config.num_hidden_layers)) - set(config.linear_layers))
+    whole = len(nonlinear(encoder.config))
+    if count == whole:
         return encoder
     known = encoder.embed(texts, progress=False)
-    whole = encoder.config.num_hidden_layers
     with tqdm(total=sum(range(count + 1, whole + 1)), desc="layers", leave=False, disable=not progress) as bar:
-        while len(left := [i for i in range(encoder.config.num_hidden_layers) if i not in encoder.config.linear_layers]) > count:
+        while len(left := nonlinear(encoder.config)) > count:
             states = token_states(encoder, texts) if linear else []
             found = []
             for index in left:

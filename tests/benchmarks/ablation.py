@@ -26,6 +26,7 @@ from typing import Any
 import corpus as benchmark
 import faq
 import jax
+import jax.numpy as jnp
 import numpy as np
 from first_table import write
 from tqdm.auto import tqdm
@@ -76,6 +77,25 @@ def by_magnitude(encoder: Encoder, numbers: float) -> Change:
     return change
 
 
+def narrow(encoder: Encoder, numbers: float) -> Change:
+    """Three quarters of the residual width, selected, in front of a linear layer that leads back to the whole; then the rest."""
+
+    def change(params: Any, moments: Any) -> Any:
+        width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
+        params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
+        return corpus.cut(encoder.replace(params=params), numbers)(params, moments)
+
+    return change
+
+
+def with_way_back(encoder: Encoder) -> Encoder:
+    """The encoder with a last layer that is linear and changes nothing, before which the residual width is a hidden axis."""
+    count, d = encoder.config.num_hidden_layers, encoder.config.hidden_size
+    config = dataclasses.replace(encoder.config, num_hidden_layers=count + 1, linear_layers=(count,))
+    identity = {"kernel": jnp.eye(d), "bias": jnp.zeros(d)}
+    return encoder.replace(config=config, params=encoder.params | {f"layer_{count}": identity})
+
+
 def low_rank(encoder: Encoder, numbers: float, *, whitened: bool) -> Change:
     """All matrices at a low rank: by the spectrum alone at equal keeps, or whitened on a budget."""
     matrices = lambda name, leaf: name == "words/embedding" or name.endswith("/kernel")
@@ -95,6 +115,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "six layers, none left out": {"layers": 6},
     "three layers": {"layers": 3},
     "a linear map for each layer left out": {"linear": True},
+    "three quarters of the residual width": {"cutting": narrow},
     "words at a low rank": {"cutting": partial(with_words, jc.factored)},
     "words hashed": {"cutting": partial(with_words, jc.hashed)},
     "words by a vocabulary of features": {"cutting": partial(with_words, jc.vocabulary)},
@@ -130,6 +151,7 @@ def measure(row: dict[str, Any], minutes: float, large: Encoder, texts: list[str
     """One row, before and after learning."""
     settings = corpus.Settings(KEEP, minutes)
     few = corpus.fewer_words(large, texts, settings)
+    few = with_way_back(few) if row.get("cutting") is narrow else few
     given = {"layers": corpus.layers_that_stay(large.config, settings)} | row
     small = corpus.shrink(few, texts, KEEP * float(jc.stored_numbers(large.params)), seed=0, progress=True, **given)
     found = {"numbers": float(jc.stored_numbers(small.params)), "before": asked(small, large)}
