@@ -40,7 +40,6 @@ from jaxcompress.text.batches import buckets
 from jaxcompress.text.retrieval import compare, fidelity, ranks
 
 KEEP = 1 / 4
-INPUTS = {"**/out/kernel": jc.MatrixAxes((0, 1), 2), "**/attention/*/kernel": jc.MatrixAxes(0, (1, 2)), "**": jc.MatrixAxes(0, 1)}
 Change = Callable[[Any, Any], Any]
 
 
@@ -102,10 +101,10 @@ def low_rank(encoder: Encoder, numbers: float, *, whitened: bool) -> Change:
 
     def change(params: Any, moments: Any) -> Any:
         if whitened:
-            return jc.at(matrices, jc.factored(share(encoder, numbers), axes=INPUTS))(params, moments)
+            return jc.at(matrices, jc.factored(share(encoder, numbers), axes=encoder.net.matrix_axes))(params, moments)
         fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not matrices(name, leaf))
         keep = (numbers - fixed) / (float(jc.stored_numbers(params)) - fixed)
-        return jc.at(matrices, jc.factored(keep, axes=INPUTS))(params)
+        return jc.at(matrices, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
 
     return change
 
@@ -184,7 +183,7 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     batches = buckets([each for each, kept in zip(ids, upto, strict=True) if kept], longest=benchmark.LENGTH)
     net = hidden.net
     moments = net.calibrate(large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
-    shrink = jc.at(lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=INPUTS))
+    shrink = jc.at(lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=net.matrix_axes))
     answers = buckets(hidden.encode(faq_texts()[1][:200]), longest=benchmark.LENGTH)
     run, errors = jax.jit(net), {}
     for name, params in {"plain": shrink(large.params), "whitened": shrink(large.params, moments)}.items():
