@@ -54,7 +54,10 @@ def parser() -> argparse.ArgumentParser:
     bert.add_argument("--model", type=Path, help="a Hugging Face folder (default: the MiniLM package, if it is installed)")
     bert.add_argument("--keep", type=_share, default=1 / 4, help="the fraction of all numbers to keep, such as 1/4 (the default)")
     bert.add_argument("--minutes", type=_minutes, default=10.0, help="of learning from the large encoder (default 10)")
-    bert.add_argument("--layers", type=int, help="how many stay (default: all, or two thirds where less than a third is kept)")
+    bert.add_argument(
+        "--work", type=_share, help="the fraction of the layers' multiplications (default: 0.4, or all where more than 1/3 is kept)"
+    )
+    bert.add_argument("--layers", type=int, help="how many stay (default: all, or two thirds where less than 2/3 of the work is)")
     bert.add_argument("--length", type=int, default=128, help="the most tokens of a passage (default 128)")
     bert.add_argument("--out", type=Path, default=Path("small"), help="the folder that is made (default small)")
     bert.set_defaults(run=run_bert)
@@ -85,7 +88,7 @@ def run_bert(options: argparse.Namespace) -> None:
     check_free(options.out)
     large = read_encoder(options.model or installed_model(), options.length)
     documents = read_documents(options.documents, progress=not options.quiet)
-    settings = Settings(options.keep, options.minutes, layers=options.layers, seed=options.seed)
+    settings = Settings(options.keep, options.minutes, work=options.work, layers=options.layers, seed=options.seed)
     _, report = compress_for(large, documents, options.out, settings, progress=not options.quiet)
     print(report)
     print(f'\n{options.out} is ready: jaxcompress search {options.out} "a question"')

@@ -1,9 +1,10 @@
 """A pretrained BERT made small for one collection of documents, without labels and without questions.
 
-The words that the documents need stay, the layers that matter least are left out, hidden axes and the table of words are cut to one
-budget by what the embeddings feel of them; the small encoder then learns from the large one's hidden states and embeddings of the
-documents, and is judged on passages that it did not learn from. What is expensive is kept beside the result until that is whole,
-so that an interrupted run goes on.
+Time and numbers are cut by different means. The words that the documents need stay; layers that matter least are left out, and
+hidden axes are cut by what the embeddings feel of them: that makes it fast. What is left learns from the large encoder's hidden
+states and embeddings of the documents. Then runs of all matrices are clustered on one budget, which makes it small, and the runs
+learn on. It is judged on passages that it did not learn from. What is expensive is kept beside the result until that is whole, so
+that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.corpus_report import CorpusReport, judge
 from jaxcompress.encoder import Encoder, check_free, network, write_encoder
 from jaxcompress.models.bert import BertConfig, bypass, layer_states, pool, without_layers
+from jaxcompress.networks.moments import Moments
 from jaxcompress.text.batches import Batch, States, buckets, hidden_states
 from jaxcompress.text.documents import Document, passages
 from jaxcompress.text.retrieval import fidelity
@@ -38,12 +40,12 @@ from jaxcompress.text.words import restrict_tokenizer, word_counts, words_to_kee
 from jaxcompress.training.distillation import batches_with, distillation_loss
 from jaxcompress.training.fit import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
+from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import budget
 from jaxcompress.transforms.combinators import at
 from jaxcompress.transforms.forms import clustered
-from jaxcompress.transforms.rotation import rotate_and_prune
+from jaxcompress.transforms.rotation import RotateAndPrune, rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
-from jaxcompress.transforms.together import Together, together
 
 CALIBRATION = 20_000
 """Tokens that calibrate."""
@@ -54,8 +56,10 @@ LEARNED = 2_000_000
 STEP = 1_024
 """Tokens of a step of learning."""
 
-RATE = 7e-4
-"""The highest learning rate where nearly nothing is kept."""
+RATE = 4e-4
+"""The highest learning rate of layers that were cut; four times as much undoes what the cut had kept."""
+FINE = 1 / 4
+"""The rate of clustered runs, in units of that, and the share of the minutes that they learn."""
 
 BANK = 4_096
 """The most passages that similarities are learned against."""
@@ -68,18 +72,30 @@ class Settings:
     Attributes:
         keep: the fraction of all numbers to keep, the table of words included.
         minutes: of learning from the large encoder.
-        rate: the highest learning rate of Adam's cycle; by default the lower, the more is kept.
-        layers: how many stay; by default all, and two thirds where less than a third of the numbers is kept.
+        work: the fraction of the layers' multiplications to keep; by default 0.4, and all where more than a third of the numbers
+            is kept.
+        rate: the highest learning rate of Adam's cycle; a quarter of it for clustered runs.
+        layers: how many stay; by default all, and two thirds where less than two thirds of the work is kept.
         reserve: word pieces that stay beyond those of the documents.
         seed: of everything random.
     """
 
     keep: float = 1 / 4
     minutes: float = 10.0
-    rate: float | None = None
+    work: float | None = None
+    rate: float = RATE
     layers: int | None = None
     reserve: int = 500
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.work is not None and not 0 < self.work <= 1:
+            raise ValueError(f"work must be in (0, 1], the fraction of the layers' multiplications to keep; got {self.work!r}")
+
+    @property
+    def share_of_work(self) -> float:
+        """The fraction of the layers' multiplications to keep, by default as `keep` says."""
+        return (1.0 if self.keep > 1 / 3 else 0.4) if self.work is None else self.work
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------
@@ -101,7 +117,7 @@ def layers_that_stay(config: BertConfig, settings: Settings) -> int:
         if not 1 <= settings.layers <= config.num_hidden_layers:
             raise ValueError(f"layers must be between 1 and the model's {config.num_hidden_layers}, got {settings.layers}")
         return settings.layers
-    return config.num_hidden_layers if settings.keep > 1 / 3 else max(1, round(2 / 3 * config.num_hidden_layers))
+    return config.num_hidden_layers if settings.share_of_work > 2 / 3 else max(1, round(2 / 3 * config.num_hidden_layers))
 
 
 def fewer_layers(encoder: Encoder, texts: Sequence[str], count: int, *, linear: bool = False, progress: bool) -> Encoder:
@@ -161,48 +177,94 @@ def centred(params: Any, often: np.ndarray) -> Any:
     }
 
 
-def cut(encoder: Encoder, numbers: float) -> Together:
-    """What cuts an encoder to so many numbers: its hidden axes and its table of words on one budget."""
-    total = budget(min(numbers / float(stored_numbers(encoder.params)), 1.0))
+def narrow(encoder: Encoder, numbers: float) -> RotateAndPrune | None:
+    """What cuts the hidden axes until the layers' kernels have so many numbers; None where they have no more."""
+    fixed = sum(float(stored_numbers(leaf)) for name, leaf in named_leaves(encoder.params) if not is_kernel(name, leaf))
+    whole = float(stored_numbers(encoder.params))
+    if fixed + numbers >= whole:
+        return None
     # odd widths are slow: neurons stay in blocks of a 48th of them, widths of heads in quarters, 32 and 8 in a small BERT
     width = encoder.config.hidden_size // encoder.config.num_attention_heads
     blocks = {"*/up/*": max(encoder.config.intermediate_size // 48, 1), "*/attention/*/kernel:2": max(width // 4, 1)}
     inside = "layer_*/**/[!od]*/kernel:*"  # not that of `out` and `down`: before a linear layer it is the words' own
-    return together(rotate_and_prune(encoder.net, total, axes=inside, multiple=blocks), at("words/embedding", clustered(total)))
+    return rotate_and_prune(encoder.net, budget((fixed + numbers) / whole), axes=inside, multiple=blocks)
+
+
+def is_kernel(name: str, leaf: Any) -> bool:
+    """Whether a leaf multiplies what flows through the layers."""
+    return name.endswith("/kernel")
+
+
+def is_matrix(name: str, leaf: Any) -> bool:
+    """Whether a leaf is one of those that hold nearly all numbers."""
+    return is_kernel(name, leaf) or name == "words/embedding"
+
+
+def moments_of(encoder: Encoder, texts: Sequence[str], seed: int, *, progress: bool) -> Moments:
+    """What flows through an encoder, and what its embeddings feel of it, by some of the texts."""
+    batches = buckets(encoder.encode(some(encoder, texts, CALIBRATION, seed)), longest=encoder.config.max_position_embeddings)
+    inputs = [batch.inputs for batch in batches]
+    return encoder.net.calibrate(encoder.params, inputs, mask=lambda ids, mask: mask, sensitivity=True, progress=progress)
+
+
+def some(encoder: Encoder, texts: Sequence[str], tokens: int, seed: int) -> list[str]:
+    """As many texts as have so many tokens, at random."""
+    return [texts[int(index)] for index in some_of(texts, encoder, tokens, seed)]
+
+
+def some_of(texts: Sequence[str], encoder: Encoder, tokens: int, seed: int) -> np.ndarray:
+    """The places of as many texts as have so many tokens, at random."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    total = np.cumsum([len(each) for each in encoder.encode([texts[int(index)] for index in order])])
+    return order[total <= tokens]
 
 
 def shrink(
     encoder: Encoder,
     texts: Sequence[str],
-    numbers: float,
+    work: float,
     *,
     layers: int,
     seed: int,
     progress: bool,
     linear: bool = False,
-    cutting: Callable[[Encoder, float], Any] = cut,
+    narrowing: Callable[[Encoder, float], Transform | None] = narrow,
 ) -> Encoder:
-    """The encoder in so many layers and numbers, cut by what its embeddings of some of the texts feel.
+    """The encoder with so many layers and a share of the work, cut by what its embeddings of some of the texts feel.
 
     Args:
-        encoder, texts, numbers: what is cut, by which texts, and to how much.
+        encoder, texts: what is cut, and by which texts.
+        work: the fraction of the layers' numbers that stays.
         layers, linear: as for `fewer_layers`.
         seed: which texts are looked at.
-        cutting: from an encoder and the numbers to a transform.
+        narrowing: from an encoder, and the numbers of its kernels, to a transform.
         progress: show progress bars.
     """
-    ids = encoder.encode(texts)
-    order = np.random.default_rng(seed).permutation(len(ids))
-    upto = lambda tokens: order[np.cumsum([len(ids[index]) for index in order]) <= tokens]
-    often = np.bincount(np.concatenate(ids), minlength=encoder.config.vocab_size).astype(float)
+    numbers = work * kernel_numbers(encoder)
+    often = np.bincount(np.concatenate(encoder.encode(texts)), minlength=encoder.config.vocab_size).astype(float)
     encoder = encoder.replace(params=centred(encoder.params, often))
-    encoder = fewer_layers(encoder, [texts[int(index)] for index in upto(TRIAL)], layers, linear=linear, progress=progress)
-    batches = buckets([ids[index] for index in upto(CALIBRATION)], longest=encoder.config.max_position_embeddings)
-    net, params = encoder.net, encoder.params
-    moments = net.calibrate(
-        params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, sensitivity=True, progress=progress
-    )
-    return encoder.replace(params=cutting(encoder, numbers)(params, moments))
+    encoder = fewer_layers(encoder, some(encoder, texts, TRIAL, seed), layers, linear=linear, progress=progress)
+    change = narrowing(encoder, numbers)
+    if change is None:
+        return encoder
+    return encoder.replace(params=change(encoder.params, moments_of(encoder, texts, seed, progress=progress)))
+
+
+def kernel_numbers(encoder: Encoder) -> float:
+    """The numbers of the layers' kernels."""
+    return sum(float(stored_numbers(leaf)) for name, leaf in named_leaves(encoder.params) if is_kernel(name, leaf))
+
+
+def store(
+    encoder: Encoder, texts: Sequence[str], numbers: float, *, seed: int, progress: bool, form: Callable[..., Any] = clustered
+) -> Encoder:
+    """The encoder in so many numbers: its matrices in a form, on one budget, by what its embeddings of some of the texts feel."""
+    share = numbers / float(stored_numbers(encoder.params))
+    if share >= 1:
+        return encoder
+    moments = moments_of(encoder, texts, seed, progress=progress)
+    change = at(is_matrix, form(budget(share), axes=encoder.net.matrix_axes))
+    return encoder.replace(params=change(encoder.params, moments))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,30 +290,69 @@ def lessons(large: Encoder, texts: Sequence[str], file: Path, *, progress: bool)
     return Lessons(list(texts), pooled(partial(pool, large.config), states, ids, longest), states)
 
 
-def learn(student: Encoder, given: Lessons, settings: Settings, place: Path, *, progress: bool) -> FitState:
-    """Learn from the large encoder, for some minutes; what is done is kept in files."""
+def learn(
+    student: Encoder, given: Lessons, place: Path, *, minutes: float, rate: float, seed: int, progress: bool, description: str
+) -> FitState:
+    """Learn from the large encoder, for some minutes; what is done is kept in files of a folder."""
     ids, starts = student.encode(given.texts), given.states.starts
     if [len(each) for each in ids] != np.diff(starts).tolist():
         raise ValueError("learn: the small tokenizer cuts the texts in another way than the large one")
-    bank = given.embeddings[np.random.default_rng(settings.seed).permutation(len(ids))[:BANK]]
-    batches = buckets(ids, tokens=STEP, longest=student.config.max_position_embeddings, seed=settings.seed)
+    bank = given.embeddings[np.random.default_rng(seed).permutation(len(ids))[:BANK]]
+    batches = buckets(ids, tokens=STEP, longest=student.config.max_position_embeddings, seed=seed)
     net = network(dataclasses.replace(student.config, pooling="none"))
     loss = distillation_loss(net, bank, pool=partial(pool, student.config))
     stream = batches_with(batches, given.embeddings, given.states)
+    place.mkdir(exist_ok=True)
     steps_file, state_file = place / "steps.json", place / "state.safetensors"
     if not steps_file.exists():
         seconds = seconds_a_step(loss, student.params, batches, stream)
-        steps_file.write_text(json.dumps(max(round(60 * settings.minutes / seconds), 1)))
+        steps_file.write_text(json.dumps(max(round(60 * minutes / seconds), 1)))
     steps = json.loads(steps_file.read_text())
-    rate = settings.rate or RATE * (1 - settings.keep) ** 2
     cycle = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.05)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cycle))
     state = load(state_file, like=initial_state(student.params, optimizer)) if state_file.exists() else None
     keep_state = lambda state: save(state_file, state)
     return fit_stream(
-        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=settings.seed, state=state, save=keep_state,
-        progress=progress, description="learning",
+        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, save=keep_state,
+        progress=progress, description=description,
     )  # fmt: skip
+
+
+def taught(
+    small: Encoder, given: Lessons | None, texts: Sequence[str], numbers: float, settings: Settings, place: Path, *,
+    form: Callable[..., Any] = clustered, progress: bool,
+) -> tuple[Encoder, np.ndarray]:  # fmt: skip
+    """The encoder after it has learned, was stored in so many numbers, and its runs have learned on; and its losses.
+
+    Args:
+        small: what `shrink` left.
+        given: what it learns; nothing, where there are no minutes.
+        texts, numbers, form: as for `store`.
+        settings: how long, and how fast.
+        place: a folder for what is done.
+        progress: show progress bars.
+    """
+    losses: list[np.ndarray] = []
+
+    def learned(encoder: Encoder, part: str, share: float, rate: float) -> Encoder:
+        assert given is not None
+        state = learn(
+            encoder, given, place / part, minutes=share * settings.minutes, rate=rate, seed=settings.seed, progress=progress,
+            description=part,
+        )  # fmt: skip
+        losses.append(np.asarray(state.losses))
+        return encoder.replace(params=state.params)
+
+    cut, whole = settings.share_of_work < 1, float(stored_numbers(small.params)) <= numbers
+    if given is not None and (cut or whole):
+        small = learned(small, "layers", 1.0 if whole else 1 - FINE, settings.rate)
+    if whole:
+        return small, np.concatenate(losses or [np.zeros(0)])
+    make = lambda: store(small, texts, numbers, seed=settings.seed, progress=progress, form=form).params
+    small = small.replace(params=once(place / "stored.safetensors", make))
+    if given is not None:
+        small = learned(small, "runs", FINE if cut else 1.0, FINE * settings.rate)
+    return small, np.concatenate(losses or [np.zeros(0)])
 
 
 def pooled(pooling: Any, states: States, ids: Sequence[np.ndarray], longest: int) -> np.ndarray:
@@ -305,24 +406,22 @@ def compress_for(
     learned = [texts.passages[index].text for index in texts.learned] + texts.short
     numbers = settings.keep * float(stored_numbers(large.params))
     few = fewer_words(large, [*(passage.text for passage in texts.passages), *texts.short], settings)
-    cut(few, numbers).plan(few.params)  # a budget that cannot be reached is refused before any long work
+    # budgets that cannot be reached are refused before any long work
+    total = budget(min(numbers / float(stored_numbers(few.params)), 1.0))
+    clustered(total, axes=few.net.matrix_axes).plan(few.params, None, is_matrix)
+    if change := narrow(few, settings.share_of_work * kernel_numbers(few)):
+        change.plan(few.params)
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 
-    params = once(
-        place / "cut.safetensors",
-        lambda: shrink(few, learned, numbers, layers=layers, seed=settings.seed, progress=progress).params,
-    )
-    small = resized(few, params)
+    cut = lambda: shrink(few, learned, settings.share_of_work, layers=layers, seed=settings.seed, progress=progress).params
+    small = resized(few, once(place / "cut.safetensors", cut))
     stages.update()
-    chosen = some_of(learned, large, settings.seed) if settings.minutes > 0 else np.zeros(0, int)
+    chosen = some_of(learned, large, LEARNED, settings.seed) if settings.minutes > 0 else np.zeros(0, int)
     given = lessons(large, [learned[index] for index in chosen], place / "states.npy", progress=progress) if len(chosen) else None
     known = once(place / "passages.safetensors", lambda: passages_known(large, texts, chosen, given, progress=progress))
     stages.update()
-    losses = np.zeros(0)
-    if given is not None:
-        state = learn(small, given, settings, place, progress=progress)
-        small, losses = small.replace(params=state.params), np.asarray(state.losses)
+    small, losses = taught(small, given, learned, numbers, settings, place, progress=progress)
     stages.update()
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)
     stages.update()
@@ -332,13 +431,6 @@ def compress_for(
     stages.update()
     stages.close()
     return small, report
-
-
-def some_of(texts: Sequence[str], encoder: Encoder, seed: int) -> np.ndarray:
-    """Which texts are learned from, as many as can be, at random."""
-    order = np.random.default_rng(seed).permutation(len(texts))
-    total = np.cumsum([len(each) for each in encoder.encode([texts[int(index)] for index in order])])
-    return order[total <= LEARNED]
 
 
 def passages_known(large: Encoder, texts: Texts, chosen: np.ndarray, given: Lessons | None, *, progress: bool) -> np.ndarray:

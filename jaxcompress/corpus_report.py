@@ -108,7 +108,7 @@ def clock(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """FLOPs and milliseconds of a forward pass, medians of interleaved runs."""
     ids, mask = np.ones(shape, np.int32), np.ones(shape, bool)
-    ready = [(jax.jit(each.net).lower(each.params, ids, mask).compile(), each.params) for each in (large, small)]
+    ready = [(jax.jit(each.net).lower(each.ready, ids, mask).compile(), each.ready) for each in (large, small)]
     taken: list[list[float]] = [[], []]
     for _ in range(runs):
         for seconds, (run, params) in zip(taken, ready, strict=True):

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.clustered import ClusteredArray
+from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
 from jaxcompress.models.bert import Bert, BertConfig, json_of, load_bert, load_tokenizer, text_of
 from jaxcompress.networks.trace import Network, trace
@@ -51,6 +54,13 @@ class Encoder:
         """The network, to be run at the sizes of any parameters: `net(params, ids, mask)`."""
         return network(self.config)
 
+    @cached_property
+    def ready(self) -> Any:
+        """The parameters as they run fastest: clustered kernels are put together once; words are looked up in their runs."""
+        together = lambda name, leaf: isinstance(leaf, ClusteredArray) and name != "words/embedding"
+        leaves = [leaf.materialize() if together(name, leaf) else leaf for name, leaf in named_leaves(self.params)]
+        return jax.tree.unflatten(jax.tree.structure(self.params, is_leaf=is_compact), leaves)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of texts."""
         return encode(self.tokenizer, texts, self.length)
@@ -58,7 +68,7 @@ class Encoder:
     def embed(self, texts: Sequence[str], *, progress: bool = True, description: str = "embed") -> np.ndarray:
         """(texts, d) float32: the embeddings of texts."""
         longest = self.config.max_position_embeddings
-        return embed(self.net, self.params, self.encode(texts), longest=longest, progress=progress, description=description)
+        return embed(self.net, self.ready, self.encode(texts), longest=longest, progress=progress, description=description)
 
     def replace(self, **changes: Any) -> Encoder:
         """The same encoder with other parameters, or another tokenizer."""

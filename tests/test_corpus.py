@@ -69,7 +69,7 @@ def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
 def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     encoder = read_encoder(model, 12)
     texts = read_documents(documents, progress=False)
-    settings = corpus.Settings(keep=1 / 2, minutes=0.01)
+    settings = corpus.Settings(keep=1 / 2, minutes=0.01, work=0.7)
     go = lambda name, settings=settings: corpus.compress_for(encoder, texts, tmp_path / name, settings, progress=False)
     made = []
     shrink = corpus.shrink
@@ -79,13 +79,14 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         go("small")
     assert not (tmp_path / "small").exists()
-    steps = json.loads((tmp_path / ".small.work" / "steps.json").read_text())
+    steps = {part: json.loads((tmp_path / ".small.work" / part / "steps.json").read_text()) for part in ("layers", "runs")}
     monkeypatch.setattr(corpus, "judge", judge)
     monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: pytest.fail("measured again"))
     small, _ = go("small")
     assert len(made) == 1
     assert not (tmp_path / ".small.work").exists()
-    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: 60 * settings.minutes / steps)
+    seconds = iter([(1 - corpus.FINE) / steps["layers"], corpus.FINE / steps["runs"]])
+    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds))
     again, _ = go("again")
     jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
     other, _ = go("again", dataclasses.replace(settings, keep=0.4, minutes=0.0))
@@ -111,9 +112,8 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     linear = corpus.fewer_layers(encoder, texts, 2, linear=True, progress=False)
     assert linear.config.linear_layers == (1,)
     assert corpus.resized(encoder, linear.params).config == linear.config
-    plan = corpus.cut(linear, 0.6 * float(jc.stored_numbers(linear.params))).plan(linear.params)
-    assert "words/embedding" in plan.keeps
-    assert not any(key.startswith("layer_1") for key in plan.keeps)
+    plan = corpus.narrow(linear, 0.6 * corpus.kernel_numbers(linear)).plan(linear.params)
+    assert {key.split("/")[0] for key in plan.keeps} == {"layer_0", "layer_2"}
     np.testing.assert_allclose(linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02)
 
 

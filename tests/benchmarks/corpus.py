@@ -69,30 +69,29 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
-def taught(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
+def lessons(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
     """What MiniLM says of the texts, kept in the cache folder for all cells, and the seconds that it took."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
-    lessons = corpus.lessons(large, [texts[index] for index in corpus.some_of(texts, large, 0)], file, progress=True)
+    chosen = corpus.some_of(texts, large, corpus.LEARNED, 0)
+    found = corpus.lessons(large, [texts[index] for index in chosen], file, progress=True)
     if not taken.exists():
         taken.write_text(str(time.perf_counter() - start))
-    return lessons, float(taken.read_text())
+    return found, float(taken.read_text())
 
 
 def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float], float]:
     """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
     settings = corpus.Settings(**key)
-    lessons, seconds = taught(large, texts) if settings.minutes else (None, 0.0)
+    given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
     few = corpus.fewer_words(large, texts, settings)
     numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
-    small, losses = corpus.shrink(few, texts, numbers, layers=layers, seed=settings.seed, progress=True), []
-    if lessons is not None:
-        with tempfile.TemporaryDirectory() as place:
-            state = corpus.learn(small, lessons, settings, Path(place), progress=True)
-        small, losses = small.replace(params=state.params), np.asarray(state.losses).tolist()
-    return small, losses, (time.perf_counter() - start + seconds) / 60
+    small = corpus.shrink(few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True)
+    with tempfile.TemporaryDirectory() as place:
+        small, losses = corpus.taught(small, given, texts, numbers, settings, Path(place), progress=True)
+    return small, losses.tolist(), (time.perf_counter() - start + seconds) / 60
 
 
 def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
         "faster",
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    kinds = ("keep", "minutes", "layers")
+    kinds = ("keep", "work", "layers", "minutes")
     for kind in dict.fromkeys(tuple(row[name] for name in kinds) for row in rows):
         mine = [row for row in rows if tuple(row[name] for name in kinds) == kind]
         for side in ("both", "questions"):
@@ -157,6 +156,7 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
     parser.add_argument("--minutes", nargs="+", type=float, default=[0, 30])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--work", type=float, help="the share of the layers' multiplications (default: as the shares say)")
     parser.add_argument("--layers", type=int, help="how many layers stay (default: as the shares say)")
     parser.add_argument("--half", choices=("development", "test"), default="test")
     parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
@@ -167,8 +167,9 @@ def main() -> None:
     texts = learned_texts(large)
     rows = []
     for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
-        layers = args.layers or corpus.layers_that_stay(large.config, corpus.Settings(keep))
-        key = {"keep": keep, "layers": layers, "minutes": minutes, "seed": seed}
+        settings = corpus.Settings(keep, work=args.work, layers=args.layers)
+        layers = corpus.layers_that_stay(large.config, settings)
+        key = {"keep": keep, "work": settings.share_of_work, "layers": layers, "minutes": minutes, "seed": seed}
         place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
         if place == len(results) or args.again:
             jax.clear_caches()

@@ -74,10 +74,10 @@ def clock(encoders: dict[str, Encoder], other: Callable[..., np.ndarray], shape:
     """Milliseconds and FLOPs of a forward pass of each, medians of interleaved runs."""
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(1_000, 5_000, shape).astype(np.int32), np.ones(shape, bool)
-    compiled = {name: jax.jit(each.net).lower(each.params, ids, mask).compile() for name, each in encoders.items()}
+    compiled = {name: jax.jit(each.net).lower(each.ready, ids, mask).compile() for name, each in encoders.items()}
     run: dict[str, Callable[[], Any]] = {"onnxruntime": lambda: other(ids, mask)}
     for name, program in compiled.items():
-        run[name] = lambda program=program, name=name: jax.block_until_ready(program(encoders[name].params, ids, mask))
+        run[name] = lambda program=program, name=name: jax.block_until_ready(program(encoders[name].ready, ids, mask))
     apart = float(np.abs(run["onnxruntime"]() - np.asarray(run["original"]())).max())
     taken: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(runs):
