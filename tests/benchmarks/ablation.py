@@ -19,7 +19,6 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,50 +40,48 @@ from jaxcompress.text.retrieval import compare, fidelity, ranks
 
 KEEP = 1 / 4
 Change = Callable[[Any, Any], Any]
+Narrowing = Callable[[Encoder, float], Change | None]
+"""From an encoder and the numbers that its kernels may have to a transform."""
 
 
-def share(encoder: Encoder, numbers: float) -> jc.Budget:
-    return jc.budget(min(numbers / float(jc.stored_numbers(encoder.params)), 1.0))
+def with_words(total: float) -> Narrowing:
+    """Hidden axes and the table of words on one budget of all numbers, nothing else clustered."""
+
+    def narrowing(encoder: Encoder, _: float) -> Change:
+        budget = jc.budget(min(total / float(jc.stored_numbers(encoder.params)), 1.0))
+        return jc.together(jc.rotate_and_prune(encoder.net, budget), jc.at("words/embedding", jc.clustered(budget)))
+
+    return narrowing
 
 
-def with_words(form: Callable[..., Any], encoder: Encoder, numbers: float) -> Change:
-    """Hidden axes, and another form for the table of words."""
-    total = share(encoder, numbers)
-    return jc.together(jc.rotate_and_prune(encoder.net, total), jc.at("words/embedding", form(total)))
+def by_magnitude(total: float) -> Narrowing:
+    """Hidden axes at equal keeps, by the norm of their weights, nothing folded."""
 
-
-def whole_layers(encoder: Encoder, numbers: float) -> Change:
-    """Only the table of words is cut."""
-    return jc.at("words/embedding", jc.clustered(share(encoder, numbers)))
-
-
-def by_magnitude(encoder: Encoder, numbers: float) -> Change:
-    """As many words as in the first row; hidden axes at equal keeps, by the norm of their weights, nothing folded."""
-
-    def change(params: Any, moments: Any) -> Any:
-        plan = corpus.cut(encoder, numbers).plan(params, moments)
-        words = jc.at("words/embedding", jc.clustered(plan.keeps["words/embedding"]))(params, moments)
+    def narrowing(encoder: Encoder, numbers: float) -> Change:
+        cut = lambda keep: jc.rotate_and_prune(encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude")
         low, high = 0.0, 1.0
         for _ in range(10):
             middle = (low + high) / 2
-            small = jc.rotate_and_prune(encoder.net, middle, method="magnitude")(params)
-            small["words"] = words["words"]
-            low, high = (middle, high) if jc.stored_numbers(small) <= numbers else (low, middle)
-        small = jc.rotate_and_prune(encoder.net, low, method="magnitude")(params)
-        return small | {"words": words["words"]}
+            small = encoder.replace(params=cut(middle)(encoder.params))
+            low, high = (middle, high) if corpus.kernel_numbers(small) <= numbers else (low, middle)
+        return lambda params, moments: cut(low)(params)
 
-    return change
+    return narrowing
 
 
-def narrow(encoder: Encoder, numbers: float) -> Change:
+def of_residual(total: float) -> Narrowing:
     """Three quarters of the residual width, selected, in front of a linear layer that leads back to the whole; then the rest."""
 
-    def change(params: Any, moments: Any) -> Any:
-        width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
-        params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
-        return corpus.cut(encoder.replace(params=params), numbers)(params, moments)
+    def narrowing(encoder: Encoder, numbers: float) -> Change:
+        def change(params: Any, moments: Any) -> Any:
+            width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
+            params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
+            rest = corpus.narrow(encoder.replace(params=params), numbers)
+            return params if rest is None else rest(params, moments)
 
-    return change
+        return change
+
+    return narrowing
 
 
 def with_way_back(encoder: Encoder) -> Encoder:
@@ -95,33 +92,38 @@ def with_way_back(encoder: Encoder) -> Encoder:
     return encoder.replace(config=config, params=encoder.params | {f"layer_{count}": identity})
 
 
-def low_rank(encoder: Encoder, numbers: float, *, whitened: bool) -> Change:
-    """All matrices at a low rank: by the spectrum alone at equal keeps, or whitened on a budget."""
-    matrices = lambda name, leaf: name == "words/embedding" or name.endswith("/kernel")
+def plain(total: float) -> Narrowing:
+    """All matrices by the singular value decomposition of the weights alone, at equal keeps."""
 
-    def change(params: Any, moments: Any) -> Any:
-        if whitened:
-            return jc.at(matrices, jc.factored(share(encoder, numbers), axes=encoder.net.matrix_axes))(params, moments)
-        fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not matrices(name, leaf))
-        keep = (numbers - fixed) / (float(jc.stored_numbers(params)) - fixed)
-        return jc.at(matrices, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
+    def narrowing(encoder: Encoder, _: float) -> Change:
+        def change(params: Any, moments: Any) -> Any:
+            fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not corpus.is_matrix(name, leaf))
+            keep = (total - fixed) / (float(jc.stored_numbers(params)) - fixed)
+            return jc.at(corpus.is_matrix, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
 
-    return change
+        return change
+
+    return narrowing
+
+
+def nothing(total: float) -> Narrowing:
+    return lambda encoder, numbers: None
 
 
 ROWS: dict[str, dict[str, Any]] = {
     "all of it": {},
+    "clustered alone, no work saved": {"work": 1.0},
+    "narrowed alone, with the words clustered": {"narrowing": with_words},
     "six layers, none left out": {"layers": 6},
     "three layers": {"layers": 3},
     "a linear map for each layer left out": {"linear": True},
-    "three quarters of the residual width": {"cutting": narrow},
-    "words at a low rank": {"cutting": partial(with_words, jc.factored)},
-    "words hashed": {"cutting": partial(with_words, jc.hashed)},
-    "words by a vocabulary of features": {"cutting": partial(with_words, jc.vocabulary)},
-    "channels by magnitude, nothing folded": {"cutting": by_magnitude},
-    "layers left out, none cut": {"layers": 2, "cutting": whole_layers},
-    "low rank everywhere, whitened": {"layers": 6, "cutting": partial(low_rank, whitened=True)},
-    "low rank everywhere, plain SVD": {"layers": 6, "cutting": partial(low_rank, whitened=False)},
+    "three quarters of the residual width": {"narrowing": of_residual},
+    "channels by magnitude, nothing folded": {"narrowing": by_magnitude},
+    "layers left out, none narrowed": {"layers": 2, "narrowing": nothing},
+    "hashed instead of clustered, no work saved": {"work": 1.0, "form": jc.hashed},
+    "vocabularies of features, no work saved": {"work": 1.0, "form": jc.vocabulary},
+    "low rank, whitened, no work asked": {"work": 1.0, "form": jc.factored},
+    "low rank, plain SVD, no work asked": {"layers": 6, "narrowing": plain},
 }
 
 
@@ -148,17 +150,20 @@ def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
 
 def measure(row: dict[str, Any], minutes: float, large: Encoder, texts: list[str]) -> dict[str, Any]:
     """One row, before and after learning."""
-    settings = corpus.Settings(KEEP, minutes)
+    settings = corpus.Settings(KEEP, minutes, work=row.get("work"), layers=row.get("layers"))
+    total, layers = KEEP * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
     few = corpus.fewer_words(large, texts, settings)
-    few = with_way_back(few) if row.get("cutting") is narrow else few
-    given = {"layers": corpus.layers_that_stay(large.config, settings)} | row
-    small = corpus.shrink(few, texts, KEEP * float(jc.stored_numbers(large.params)), seed=0, progress=True, **given)
-    found = {"numbers": float(jc.stored_numbers(small.params)), "before": asked(small, large)}
-    if minutes:
-        lessons, _ = benchmark.taught(large, texts)
-        with tempfile.TemporaryDirectory() as place:
-            state = corpus.learn(small, lessons, settings, Path(place), progress=True)
-        found |= {"steps": len(state.losses), "after": asked(small.replace(params=state.params), large)}
+    few = with_way_back(few) if row.get("narrowing") is of_residual else few
+    options = {"linear": row.get("linear", False)} | ({"narrowing": row["narrowing"](total)} if "narrowing" in row else {})
+    cut = corpus.shrink(few, texts, settings.share_of_work, layers=layers, seed=0, progress=True, **options)
+    found: dict[str, Any] = {}
+    for name, given in {"before": None, "after": benchmark.lessons(large, texts)[0] if minutes else None}.items():
+        if name == "before" or given is not None:
+            with tempfile.TemporaryDirectory() as place:
+                small, losses = corpus.taught(
+                    cut, given, texts, total, settings, Path(place), form=row.get("form", jc.clustered), progress=True
+                )
+            found |= {name: asked(small, large), "numbers": float(jc.stored_numbers(small.params)), "steps": len(losses)}
     return found
 
 
