@@ -45,7 +45,7 @@ def test_transforms_are_composed(tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_an_encoder_for_documents(tmp_path, model, documents):
-    settings = {"DOCUMENTS": str(documents), "MODEL": str(model), "KEEP": 0.5, "MINUTES": 0.02, "LENGTH": 12}
+    settings = {"DOCUMENTS": str(documents), "MODEL": str(model), "KEEP": 0.5, "WORK": 0.7, "MINUTES": 0.02, "LENGTH": 12}
     outputs = executed("documents.ipynb", tmp_path, **settings, QUESTIONS=["bag face", "dead"], OUT="small")
     printed = "".join(out.get("text", "") or out.get("data", {}).get("text/plain", "") for out in outputs)
     for words in ("40 documents", "stored numbers", "recall@1", "--- bag face", "--- dead"):
