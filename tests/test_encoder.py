@@ -82,3 +82,16 @@ def test_what_does_not_fit_is_named(whole, tmp_path):
     write_encoder(tmp_path / "small", whole)
     with pytest.raises(FileNotFoundError, match=r"passages\.jsonl is missing"):
         read_index(tmp_path / "small")
+
+
+def test_clustered_kernels_are_put_together_once(model):
+    encoder = read_encoder(model, 12)
+    change = jc.at(lambda name, leaf: name.endswith("up/kernel") or name == "words/embedding", jc.clustered(3 / 4))
+    small = encoder.replace(params=change(encoder.params))
+    assert isinstance(small.params["layer_0"]["up"]["kernel"], jc.ClusteredArray)
+    ready = small.ready
+    assert ready is small.ready
+    np.testing.assert_array_equal(ready["layer_0"]["up"]["kernel"], small.params["layer_0"]["up"]["kernel"].materialize())
+    assert ready["words"]["embedding"] is small.params["words"]["embedding"]
+    ids, mask = np.array([[1, 3, 5, 2]]), np.ones((1, 4), bool)
+    np.testing.assert_allclose(small.net(ready, ids, mask), small.net(small.params, ids, mask), atol=1e-5)
