@@ -11,8 +11,8 @@ from models.test_bert import SMALL, folder
 from text.test_words import make
 
 import jaxcompress as jc
-from jaxcompress import corpus
 from jaxcompress.cli import main
+from jaxcompress.corpus import Settings, compress_for, cuts, job, learning
 from jaxcompress.encoder import read_encoder, read_index
 from jaxcompress.models.bert import tensors_of
 from jaxcompress.text.documents import read_documents
@@ -69,24 +69,24 @@ def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
 def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     encoder = read_encoder(model, 12)
     texts = read_documents(documents, progress=False)
-    settings = corpus.Settings(keep=1 / 2, minutes=0.01, work=0.7)
-    go = lambda name, settings=settings: corpus.compress_for(encoder, texts, tmp_path / name, settings, progress=False)
+    settings = Settings(keep=1 / 2, minutes=0.01, work=0.7)
+    go = lambda name, settings=settings: compress_for(encoder, texts, tmp_path / name, settings, progress=False)
     made = []
-    shrink = corpus.shrink
-    monkeypatch.setattr(corpus, "shrink", lambda *args, **options: made.append(1) or shrink(*args, **options))
-    judge = corpus.judge
-    monkeypatch.setattr(corpus, "judge", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    shrink = job.shrink
+    monkeypatch.setattr(job, "shrink", lambda *args, **options: made.append(1) or shrink(*args, **options))
+    judge = job.judge
+    monkeypatch.setattr(job, "judge", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         go("small")
     assert not (tmp_path / "small").exists()
     steps = {part: json.loads((tmp_path / ".small.work" / part / "steps.json").read_text()) for part in ("layers", "runs")}
-    monkeypatch.setattr(corpus, "judge", judge)
-    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(job, "judge", judge)
+    monkeypatch.setattr(learning, "seconds_a_step", lambda *args: pytest.fail("measured again"))
     small, _ = go("small")
     assert len(made) == 1
     assert not (tmp_path / ".small.work").exists()
-    seconds = iter([(1 - corpus.FINE) / steps["layers"], corpus.FINE / steps["runs"]])
-    monkeypatch.setattr(corpus, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds))
+    seconds = iter([(1 - job.FINE) / steps["layers"], job.FINE / steps["runs"]])
+    monkeypatch.setattr(learning, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds))
     again, _ = go("again")
     jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
     other, _ = go("again", dataclasses.replace(settings, keep=0.4, minutes=0.0))
@@ -103,16 +103,16 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     first = encoder.params["layer_0"] | {"norm": plain}
     encoder = encoder.replace(params=encoder.params | {"layer_0": first, "layer_1": dead})
     texts = ["bag face dead", "deaf head", "fade bad cab", "abc"]
-    small = corpus.fewer_layers(encoder, texts, 2, progress=False)
+    small = cuts.fewer_layers(encoder, texts, 2, progress=False)
     assert small.config.num_hidden_layers == 2
     jax.tree.map(np.testing.assert_array_equal, small.params["layer_1"], encoder.params["layer_2"])
     np.testing.assert_allclose(small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5)
-    assert corpus.resized(encoder, small.params).config == small.config
+    assert cuts.resized(encoder, small.params).config == small.config
     # a linear map in place of a layer: the one that is already linear goes, and nothing is missed
-    linear = corpus.fewer_layers(encoder, texts, 2, linear=True, progress=False)
+    linear = cuts.fewer_layers(encoder, texts, 2, linear=True, progress=False)
     assert linear.config.linear_layers == (1,)
-    assert corpus.resized(encoder, linear.params).config == linear.config
-    plan = corpus.narrow(linear, 0.6 * corpus.kernel_numbers(linear)).plan(linear.params)
+    assert cuts.resized(encoder, linear.params).config == linear.config
+    plan = cuts.narrow(linear, 0.6 * cuts.kernel_numbers(linear)).plan(linear.params)
     assert {key.split("/")[0] for key in plan.keeps} == {"layer_0", "layer_2"}
     np.testing.assert_allclose(linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02)
 
@@ -136,7 +136,7 @@ def test_what_is_bad_is_said_before_any_long_work(model, documents, tmp_path, ca
     for name, data in {"few": b"bag face", "binary": b"\0\1"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_bytes(data)
-    monkeypatch.setattr(corpus.Encoder, "embed", lambda *args, **options: pytest.fail("long work"))
+    monkeypatch.setattr(job.Encoder, "embed", lambda *args, **options: pytest.fail("long work"))
     given = {"documents": "documents", "model": "model", "keep": "1/2", "out": "small", "layers": "1"} | change
     place = lambda what: tmp_path / given[what]
     sizes = ("--keep", given["keep"], "--layers", given["layers"], "--length", 12)

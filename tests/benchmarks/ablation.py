@@ -31,57 +31,48 @@ from first_table import write
 from tqdm.auto import tqdm
 
 import jaxcompress as jc
-from jaxcompress import corpus
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.cli import installed_model
+from jaxcompress.corpus import Settings, cuts, job
 from jaxcompress.encoder import Encoder, read_encoder
 from jaxcompress.text.batches import buckets
 from jaxcompress.text.retrieval import compare, fidelity, ranks
 
 KEEP = 1 / 4
+TOTAL = KEEP * 22_713_216
+"""Of MiniLM's numbers."""
 Change = Callable[[Any, Any], Any]
 Narrowing = Callable[[Encoder, float], Change | None]
 """From an encoder and the numbers that its kernels may have to a transform."""
 
 
-def with_words(total: float) -> Narrowing:
+def with_words(encoder: Encoder, numbers: float) -> Change:
     """Hidden axes and the table of words on one budget of all numbers, nothing else clustered."""
-
-    def narrowing(encoder: Encoder, _: float) -> Change:
-        budget = jc.budget(min(total / float(jc.stored_numbers(encoder.params)), 1.0))
-        return jc.together(jc.rotate_and_prune(encoder.net, budget), jc.at("words/embedding", jc.clustered(budget)))
-
-    return narrowing
+    budget = jc.budget(min(TOTAL / float(jc.stored_numbers(encoder.params)), 1.0))
+    return jc.together(jc.rotate_and_prune(encoder.net, budget), jc.at("words/embedding", jc.clustered(budget)))
 
 
-def by_magnitude(total: float) -> Narrowing:
+def by_magnitude(encoder: Encoder, numbers: float) -> Change:
     """Hidden axes at equal keeps, by the norm of their weights, nothing folded."""
-
-    def narrowing(encoder: Encoder, numbers: float) -> Change:
-        cut = lambda keep: jc.rotate_and_prune(encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude")
-        low, high = 0.0, 1.0
-        for _ in range(10):
-            middle = (low + high) / 2
-            small = encoder.replace(params=cut(middle)(encoder.params))
-            low, high = (middle, high) if corpus.kernel_numbers(small) <= numbers else (low, middle)
-        return lambda params, moments: cut(low)(params)
-
-    return narrowing
+    cut = lambda keep: jc.rotate_and_prune(encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude")
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        small = encoder.replace(params=cut(middle)(encoder.params))
+        low, high = (middle, high) if cuts.kernel_numbers(small) <= numbers else (low, middle)
+    return lambda params, moments: cut(low)(params)
 
 
-def of_residual(total: float) -> Narrowing:
+def of_residual(encoder: Encoder, numbers: float) -> Change:
     """Three quarters of the residual width, selected, in front of a linear layer that leads back to the whole; then the rest."""
 
-    def narrowing(encoder: Encoder, numbers: float) -> Change:
-        def change(params: Any, moments: Any) -> Any:
-            width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
-            params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
-            rest = corpus.narrow(encoder.replace(params=params), numbers)
-            return params if rest is None else rest(params, moments)
+    def change(params: Any, moments: Any) -> Any:
+        width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
+        params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
+        rest = cuts.narrow(encoder.replace(params=params), numbers)
+        return params if rest is None else rest(params, moments)
 
-        return change
-
-    return narrowing
+    return change
 
 
 def with_way_back(encoder: Encoder) -> Encoder:
@@ -92,22 +83,19 @@ def with_way_back(encoder: Encoder) -> Encoder:
     return encoder.replace(config=config, params=encoder.params | {f"layer_{count}": identity})
 
 
-def plain(total: float) -> Narrowing:
+def plain(encoder: Encoder, numbers: float) -> Change:
     """All matrices by the singular value decomposition of the weights alone, at equal keeps."""
 
-    def narrowing(encoder: Encoder, _: float) -> Change:
-        def change(params: Any, moments: Any) -> Any:
-            fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not corpus.is_matrix(name, leaf))
-            keep = (total - fixed) / (float(jc.stored_numbers(params)) - fixed)
-            return jc.at(corpus.is_matrix, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
+    def change(params: Any, moments: Any) -> Any:
+        fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not cuts.is_matrix(name, leaf))
+        keep = (TOTAL - fixed) / (float(jc.stored_numbers(params)) - fixed)
+        return jc.at(cuts.is_matrix, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
 
-        return change
-
-    return narrowing
+    return change
 
 
-def nothing(total: float) -> Narrowing:
-    return lambda encoder, numbers: None
+def nothing(encoder: Encoder, numbers: float) -> None:
+    """No narrowing."""
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -150,26 +138,25 @@ def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
 
 def measure(row: dict[str, Any], minutes: float, large: Encoder, texts: list[str]) -> dict[str, Any]:
     """One row, before and after learning."""
-    settings = corpus.Settings(KEEP, minutes, work=row.get("work"), layers=row.get("layers"))
-    total, layers = KEEP * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
-    few = corpus.fewer_words(large, texts, settings)
+    settings = Settings(KEEP, minutes, work=row.get("work"), layers=row.get("layers"))
+    layers = job.layers_that_stay(large.config, settings)
+    few = cuts.fewer_words(large, texts, settings.reserve)
     few = with_way_back(few) if row.get("narrowing") is of_residual else few
-    options = {"linear": row.get("linear", False)} | ({"narrowing": row["narrowing"](total)} if "narrowing" in row else {})
-    cut = corpus.shrink(few, texts, settings.share_of_work, layers=layers, seed=0, progress=True, **options)
+    options = {"linear": row.get("linear", False)} | ({"narrowing": row["narrowing"]} if "narrowing" in row else {})
+    small = cuts.shrink(few, texts, settings.share_of_work, layers=layers, seed=0, progress=True, **options)
+    cut, form = cuts.kernel_numbers(small) < cuts.kernel_numbers(few), row.get("form", jc.clustered)
     found: dict[str, Any] = {}
     for name, given in {"before": None, "after": benchmark.lessons(large, texts)[0] if minutes else None}.items():
         if name == "before" or given is not None:
             with tempfile.TemporaryDirectory() as place:
-                small, losses = corpus.taught(
-                    cut, given, texts, total, settings, Path(place), form=row.get("form", jc.clustered), progress=True
-                )
-            found |= {name: asked(small, large), "numbers": float(jc.stored_numbers(small.params)), "steps": len(losses)}
+                ready, losses = job.taught(small, given, texts, TOTAL, settings, Path(place), cut=cut, form=form, progress=True)
+            found |= {name: asked(ready, large), "numbers": float(jc.stored_numbers(ready.params)), "steps": len(losses)}
     return found
 
 
 def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
     """MiniLM's embeddings in their principal directions over the texts, a quarter of them."""
-    seen = benchmark.known("texts", large, texts)
+    seen = benchmark.lessons(large, texts)[0].embeddings
     size = round(KEEP * seen.shape[1])
     directions = np.linalg.eigh(seen.T @ seen)[1][:, -size:]
     ours = [
@@ -182,10 +169,8 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
 def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     """A7: the relative squared error of hidden states of answers, plain and whitened, at the ranks of 0.6 of the numbers."""
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
-    order = np.random.default_rng(0).permutation(len(texts))
-    ids = hidden.encode([texts[int(index)] for index in order])
-    upto = np.cumsum([len(each) for each in ids]) <= corpus.CALIBRATION
-    batches = buckets([each for each, kept in zip(ids, upto, strict=True) if kept], longest=benchmark.LENGTH)
+    chosen = [texts[index] for index in cuts.some(hidden, texts, cuts.CALIBRATION, 0)]
+    batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
     moments = net.calibrate(large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
     shrink = jc.at(lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=net.matrix_axes))

@@ -34,9 +34,9 @@ from first_table import write
 from tqdm.auto import tqdm
 
 import jaxcompress as jc
-from jaxcompress import corpus
 from jaxcompress.cli import installed_model
-from jaxcompress.corpus_report import clock
+from jaxcompress.corpus import Settings, cuts, job, learning
+from jaxcompress.corpus.report import clock
 from jaxcompress.encoder import Encoder, read_encoder
 from jaxcompress.text.documents import Document, passages
 from jaxcompress.text.retrieval import compare, fidelity, ranks
@@ -69,13 +69,13 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
-def lessons(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
+def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
     """What MiniLM says of the texts, kept in the cache folder for all cells, and the seconds that it took."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
-    chosen = corpus.some_of(texts, large, corpus.LEARNED, 0)
-    found = corpus.lessons(large, [texts[index] for index in chosen], file, progress=True)
+    chosen = cuts.some(large, texts, learning.LEARNED, 0)
+    found = learning.lessons(large, [texts[index] for index in chosen], file, progress=True)
     if not taken.exists():
         taken.write_text(str(time.perf_counter() - start))
     return found, float(taken.read_text())
@@ -83,14 +83,15 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[corpus.Lessons, float]:
 
 def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float], float]:
     """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
-    settings = corpus.Settings(**key)
+    settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
-    few = corpus.fewer_words(large, texts, settings)
-    numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), corpus.layers_that_stay(large.config, settings)
-    small = corpus.shrink(few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True)
+    few = cuts.fewer_words(large, texts, settings.reserve)
+    numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), job.layers_that_stay(large.config, settings)
+    small = cuts.shrink(few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True)
     with tempfile.TemporaryDirectory() as place:
-        small, losses = corpus.taught(small, given, texts, numbers, settings, Path(place), progress=True)
+        cut = cuts.kernel_numbers(small) < cuts.kernel_numbers(few)
+        small, losses = job.taught(small, given, texts, numbers, settings, Path(place), cut=cut, progress=True)
     return small, losses.tolist(), (time.perf_counter() - start + seconds) / 60
 
 
@@ -167,8 +168,8 @@ def main() -> None:
     texts = learned_texts(large)
     rows = []
     for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
-        settings = corpus.Settings(keep, work=args.work, layers=args.layers)
-        layers = corpus.layers_that_stay(large.config, settings)
+        settings = Settings(keep, work=args.work, layers=args.layers)
+        layers = job.layers_that_stay(large.config, settings)
         key = {"keep": keep, "work": settings.share_of_work, "layers": layers, "minutes": minutes, "seed": seed}
         place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
         if place == len(results) or args.again:
