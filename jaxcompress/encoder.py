@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.clustered import ClusteredArray
-from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.checkpoint import load, save
 from jaxcompress.models.bert import Bert, BertConfig, json_of, load_bert, load_tokenizer, text_of
 from jaxcompress.networks.trace import Network, trace
@@ -57,9 +57,11 @@ class Encoder:
     @cached_property
     def ready(self) -> Any:
         """The parameters as they run fastest: clustered kernels are put together once; words are looked up in their runs."""
-        together = lambda name, leaf: isinstance(leaf, ClusteredArray) and name != "words/embedding"
-        leaves = [leaf.materialize() if together(name, leaf) else leaf for name, leaf in named_leaves(self.params)]
-        return jax.tree.unflatten(jax.tree.structure(self.params, is_leaf=is_compact), leaves)
+
+        def together(path: tuple[Any, ...], leaf: Any) -> Any:
+            return leaf.materialize() if isinstance(leaf, ClusteredArray) and leaf_name(path) != "words/embedding" else leaf
+
+        return jax.tree_util.tree_map_with_path(together, self.params, is_leaf=is_compact)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of texts."""

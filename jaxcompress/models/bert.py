@@ -178,7 +178,7 @@ def layer_states(config: BertConfig, params: Any, ids: jax.Array, mask: jax.Arra
     """What enters every layer, and what leaves the last: (batch, length, hidden) each, as many as there are layers and one more."""
     layers = [f"layer_{index}" for index in range(config.num_hidden_layers)]
     module, wanted = Bert(config), ("norm", *layers)
-    chosen = lambda found, method: method == "__call__" and found.path and found.path[-1] in wanted and len(found.path) == 1
+    chosen = lambda found, method: method == "__call__" and found.path in {(name,) for name in wanted}
     seen: Any = module.apply({"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates")[1]
     first, *rest = (seen["intermediates"][name]["__call__"][0] for name in wanted)
     return [first, *(rearrange(each, "(batch token) d -> batch token d", batch=len(ids)) for each in rest)]

