@@ -1,10 +1,10 @@
 """How fast a compact MiniLM runs, beside the original in the same program and the original in onnxruntime.
 
 One query of 16 tokens, and batches of 32 x 128: medians of interleaved runs in one process, all on the same cores. The small
-encoders are `corpus.py`'s at a quarter of the numbers, with the shares of the work that are asked for and before they learned, which
-changes no size. onnxruntime runs the original in float32,
-exported by PyTorch, with its transformer fusions (attention, gelu, norms) and all graph optimizations; the largest difference of
-its embeddings is checked. "of original" and "of onnxruntime" say how many times faster the small encoder is.
+encoders are `corpus.py`'s at a quarter of the numbers, with the shares of the work that are asked for and before they learned,
+which changes no size. onnxruntime runs the original in float32, exported by PyTorch, with its transformer fusions (attention,
+gelu, norms) and all graph optimizations; the largest difference of its embeddings is checked. "of original" and "of onnxruntime"
+say how many times faster the small encoder is.
 
     python tests/benchmarks/latency.py                   # five minutes for each, then two for the clock
 
