@@ -27,7 +27,7 @@ from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
-from jaxcompress.transforms.forms import clustered, convolved, factored, hashed, vocabulary
+from jaxcompress.transforms.forms import clustered, convolved, factored, hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
@@ -36,6 +36,7 @@ from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.together import together
+from jaxcompress.transforms.vocabulary import vocabulary
 
 __all__ = [
     "ClusteredArray",

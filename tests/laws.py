@@ -11,12 +11,15 @@ TRANSFORMS = {
     "clustered": jc.clustered(keep=3 / 4),
     "clustered in blocks": jc.clustered(keep=1 / 2, block=4, most=7),
     "vocabulary, dct": jc.vocabulary(keep=1 / 2),
+    "vocabulary, smooth": jc.vocabulary(keep=1 / 2, atoms="smooth", grid=(4, 3)),
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
     "vocabulary, a function": jc.vocabulary(
         keep=1 / 2, atoms=lambda grid: jax.numpy.cos(np.pi / 12 * (grid + 0.5) * jax.numpy.arange(12.0))
     ),
     "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
+    "vocabulary, look-ups": jc.vocabulary(keep=1 / 2, lookups=2),
+    "vocabulary, learned look-ups": jc.vocabulary(keep=3 / 4, atoms="learned", lookups=1),
     "factored": jc.factored(keep=3 / 4),
     "factored by energy": jc.factored(energy=0.7),
     "convolved": jc.convolved(keep=1 / 2),

@@ -49,7 +49,18 @@ def test_every_transform_keeps_the_laws(name):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("metric", [None, moments(12)], ids=["plain", "in the inputs' metric"])
 @pytest.mark.parametrize(
-    "name", ["hashed", "hashed in blocks", "clustered", "vocabulary, dct", "factored", "convolved", "dct, codes hashed"]
+    "name",
+    [
+        "hashed",
+        "hashed in blocks",
+        "clustered",
+        "vocabulary, dct",
+        "vocabulary, smooth",
+        "vocabulary, look-ups",
+        "factored",
+        "convolved",
+        "dct, codes hashed",
+    ],
 )
 def test_fits_are_least_squares_optima(name, metric, shape):
     """Law 3: no small change of the stored numbers lowers the error."""
@@ -118,6 +129,7 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
         jc.hashed(numbers / (m * n), seed=seed, block=min(3, numbers)),
         jc.clustered(numbers / (m * n), seed=seed),
         jc.vocabulary(numbers / (m * n), atoms="random", seed=seed),
+        jc.vocabulary(numbers / (m * n), lookups=1),
         jc.factored(numbers / (m * n)),
         jc.convolved(numbers / (m * n)),
     ):

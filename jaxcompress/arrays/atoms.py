@@ -2,9 +2,11 @@
 
 Column f of `atoms` (m, k) is one feature of the m inputs. "dct": orthonormal cosines over the input grid, lowest
 frequencies first; on a grid of several axes they are products of cosines, in the order of their frequency's norm.
+"smooth": what a ridge regression with a squared-exponential kernel predicts everywhere from one at one of k evenly spread
+points and zero at the others; the codes are then the weights at those points, and the kernel is as wide as they are apart.
 "random": the same cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
 preferred direction. A function of the grid's coordinates gives anything else. Costs m k operations to recompute
-(cosines are taken once per grid axis), and no storage.
+(cosines are taken once per grid axis; smooth ones take k^2 m more to solve), and no storage.
 
 Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for the signed transform.
 """
@@ -21,7 +23,9 @@ import numpy as np
 from jaxcompress.arrays.base import CompactArray, compact_array, static
 from jaxcompress.arrays.permutation import mix, permute
 
-NAMES = ("dct", "random")
+NAMES = ("dct", "smooth", "random")
+RIDGE = 1e-3
+"""Of smooth atoms, in units of the kernel at its middle: their points hardly overlap, and less would cost float32 its digits."""
 
 
 @compact_array
@@ -29,7 +33,7 @@ class DesignedAtoms(CompactArray):
     """The first `count` atoms of a designed vocabulary on an input grid, in float32.
 
     Attributes:
-        rule: "dct", "random", or a function from the grid's coordinates, float32 (m, axes), to (m, atoms).
+        rule: "dct", "smooth", "random", or a function from the grid's coordinates, float32 (m, axes), to (m, atoms).
         grid: the sizes of the input axes; their product is m.
         count: how many atoms.
         seed: the order and the signs of "random".
@@ -45,6 +49,8 @@ class DesignedAtoms(CompactArray):
             return jnp.asarray(self.rule(coordinates(self.grid)), jnp.float32)[:, : self.count]
         if self.rule == "dct":
             return cosines(self.grid, low_frequencies(self.grid)[: self.count])
+        if self.rule == "smooth":
+            return ridge_predictions(self.grid, spread(self.grid, self.count))
         m = math.prod(self.grid)
         order = permute(jnp.arange(m, dtype=jnp.uint32)[: self.count], m, self.seed).astype(jnp.int32)
         sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(jnp.float32)
@@ -87,6 +93,31 @@ def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.A
         wave = wave * jnp.where(frequency == 0, jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size)))
         product = (product[:, None, :] * wave[None, :, :]).reshape(-1, frequencies.shape[0])
     return product
+
+
+def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
+    """Points evenly spread over a grid, float32 (count, axes), not on its points: a Fibonacci lattice on two axes.
+
+    Source: the additive recurrence with the generalised golden ratio (Roberts 2018), for all axes but the first.
+    """
+    step = np.arange(count)
+    golden = 2.0
+    for _ in range(60):
+        golden = (1 + golden) ** (1 / max(len(grid), 2))  # of one axis fewer: x^d = 1 + x
+    places = [(step + 0.5) / count, *((0.5 + step * golden ** -(axis + 1)) % 1 for axis in range(len(grid) - 1))]
+    return (np.stack(places, axis=1) * np.asarray(grid) - 0.5).astype(np.float32)
+
+
+def ridge_predictions(grid: tuple[int, ...], points: np.ndarray) -> jax.Array:
+    """(m, k): the values everywhere that follow from one at each point and zero at the others."""
+    width = (math.prod(grid) / len(points)) ** (1 / len(grid))
+
+    def near(one: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.exp(-0.5 * jnp.sum(((one[:, None] - other) / width) ** 2, axis=-1))
+
+    known = jnp.asarray(points)
+    inside = near(known, known) + RIDGE * jnp.eye(len(points))
+    return jax.scipy.linalg.solve(inside, near(known, coordinates(grid)), assume_a="pos").T
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:

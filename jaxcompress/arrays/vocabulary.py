@@ -1,14 +1,15 @@
 """Feature vocabularies: every column of the matrix is a mixture of a few shared features of the inputs.
 
 `W = atoms @ codes` with atoms (m, k) and codes (k, n). Designed atoms are recomputed and cost nothing to store:
-k n numbers; learned or given atoms are stored too: k (m + n). Forward: `(x @ atoms) @ codes`, 2 k (m + n) operations
-a row.
+k n numbers; learned or given atoms are stored too: k (m + n). Codes of s look-ups a column store 2 s n instead of k n numbers.
+Forward: `(x @ atoms) @ codes`, 2 k (m + n) operations a row, 2 (k m + s n) with look-ups.
 
 Source: Denil et al. 2013 (arXiv:1306.0543); LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
+from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import weigh
 
 
@@ -25,7 +27,7 @@ class VocabularyArray(CompactArray):
 
     Attributes:
         atoms: (..., m, k): `DesignedAtoms`, or stored numbers.
-        codes: (..., k, n).
+        codes: (..., k, n), numbers or any compact array, such as `LookupArray`.
     """
 
     atoms: Any  # a compact array, or numbers
@@ -50,7 +52,9 @@ class VocabularyArray(CompactArray):
         return self.codes.dtype
 
     def _summary(self) -> str:
-        return self.atoms._summary() if isinstance(self.atoms, CompactArray) else f"{self.atoms.shape[-1]} stored atoms"
+        atoms = self.atoms._summary() if isinstance(self.atoms, CompactArray) else f"{self.atoms.shape[-1]} stored atoms"
+        codes = self.codes._summary() if isinstance(self.codes, CompactArray) else ""
+        return f"{atoms}, codes of {codes}" if codes else atoms
 
     def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
         atoms = np.asarray(self._dense_atoms(), np.float64)
@@ -62,13 +66,16 @@ class VocabularyArray(CompactArray):
         return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(self.codes.dtype)
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, atoms: Any, *, metric: np.ndarray | None = None) -> VocabularyArray:
-        """The codes with the least squared error, in float64 on the host.
+    def fit(
+        cls, matrix: np.ndarray, atoms: Any, *, metric: np.ndarray | None = None, lookups: int | None = None
+    ) -> VocabularyArray:
+        """The codes with the least squared error, in float64 on the host; of few look-ups, by matching pursuit.
 
         Args:
             matrix: (..., m, n).
             atoms: (..., m, k), designed or numbers to store.
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do not see is fitted plainly.
+            lookups: the atoms that a column may use; all by default.
         """
         dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
         target = np.asarray(matrix, np.float64)
@@ -79,4 +86,7 @@ class VocabularyArray(CompactArray):
                 weighted.mT @ (target - dense @ codes)
             )
         stored = atoms if is_compact(atoms) else jnp.asarray(dense.astype(matrix.dtype))
-        return cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
+        array = cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
+        if lookups is None:
+            return array
+        return dataclasses.replace(array, codes=LookupArray.fit(codes, lookups, metric=array._child_metrics(metric)["codes"]))

@@ -1,4 +1,4 @@
-"""The forms a weight can be rewritten in: hashed, clustered, vocabulary, factored, convolved.
+"""The forms a weight can be rewritten in: hashed, clustered, factored, convolved (and vocabulary.py).
 
 Each turns a number of numbers into a size of its form and fits what it stores by least squares, in the metric of the
 inputs when moments are given. What a form means, stores and costs is said in the array's own file.
@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcompress.arrays.atoms import DesignedAtoms, check_rule
 from jaxcompress.arrays.clustered import MOST, ClusteredArray
 from jaxcompress.arrays.convolved import BASES, ConvolvedArray
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.projection import per_matrix, weigh
-from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
 
 
@@ -97,45 +95,6 @@ class Clustered(LeafTransform):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Vocabulary(LeafTransform):
-    """See `vocabulary`."""
-
-    keep: Any
-    atoms: Any = "dct"
-    grid: tuple[int, ...] | None = None
-    seed: int = 0
-    axes: Any = None
-
-    def unit(self, m: int, n: int) -> int:
-        designed = callable(self.atoms) or (isinstance(self.atoms, str) and self.atoms != "learned")
-        return n if designed else m + n
-
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> VocabularyArray | None:
-        m, n = matrix.shape[-2:]
-        grid = (m,) if self.grid is None else self.grid
-        if math.prod(grid) != m:
-            raise ValueError(
-                f"grid={grid} has {math.prod(grid)} points, but the matrix has {m} inputs: give a grid with that product"
-            )
-        if isinstance(self.atoms, str) and self.atoms == "learned":
-            if numbers == m * n:
-                return None  # enough atoms to be exact, with their codes, are more numbers than the matrix has
-            count = min(_whole(numbers, m + n, "one learned atom with its codes"), m)
-            return VocabularyArray.fit(matrix, learned_atoms(matrix, metric, count), metric=metric)
-        if not callable(self.atoms) and not isinstance(self.atoms, str):
-            given = np.asarray(self.atoms)
-            if given.ndim != 2 or given.shape[0] != m:
-                raise ValueError(f"atoms: the given matrix has shape {given.shape}, expected ({m}, atoms): a row for each input")
-            count = min(_whole(numbers, m + n, "one given atom with its codes"), given.shape[1])
-            return VocabularyArray.fit(matrix, given[:, :count], metric=metric)
-        count = min(_whole(numbers, n, "one atom's codes"), check_rule(self.atoms, grid))
-        seed = leaf_seed(self.seed, name) if self.atoms == "random" else 0
-        rule: Any = self.atoms
-        atoms = DesignedAtoms(rule, grid=grid, count=count, seed=seed, dims=(m, count))
-        return VocabularyArray.fit(matrix, atoms, metric=metric)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
 class Factored(LeafTransform):
     """See `factored`."""
 
@@ -178,7 +137,7 @@ class Convolved(LeafTransform):
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ConvolvedArray:
         m, n = matrix.shape[-2:]
-        return ConvolvedArray.fit(matrix, min(_whole(numbers, m, "one knot in each input's period"), n), basis=self.basis)
+        return ConvolvedArray.fit(matrix, min(whole_units(numbers, m, "one knot in each input's period"), n), basis=self.basis)
 
 
 def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", axes: Any = None) -> LeafTransform:
@@ -235,40 +194,6 @@ def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: i
     return Clustered(check_keep(keep), block, most, seed, check_axes(axes))
 
 
-def vocabulary(
-    keep: Keep, *, atoms: Any = "dct", grid: tuple[int, ...] | None = None, seed: int = 0, axes: Any = None
-) -> LeafTransform:
-    """Write each weight as features of its inputs times codes: `W = atoms @ codes`.
-
-    Args:
-        keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
-        atoms: "dct" (cosines, low frequencies first), "random" (seeded, orthonormal), both recomputed and free to
-            store; "learned" (principal directions of the inputs when moments are given, else of the weight), stored;
-            a matrix (inputs, atoms), stored, of which the first columns are used; or a function from the grid's
-            coordinates, float32 (inputs, axes), to such a matrix, recomputed.
-        grid: the sizes of the axes that the inputs lie on, such as (28, 28); one axis by default.
-        seed: for "random".
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
-
-    Returns:
-        A transform to trees with `VocabularyArray` nodes (Denil et al. 2013, arXiv:1306.0543).
-
-    Example:
-        >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> jc.vocabulary(keep=1/4, grid=(4, 4))(jnp.ones((16, 10)))
-        VocabularyArray((16, 10) float32, 4 dct atoms on 4x4, 40 stored = 1/4)
-    """
-    if isinstance(atoms, str) and atoms != "learned":
-        check_rule(atoms, (1,))
-    if not callable(atoms) and not isinstance(atoms, str):
-        atoms = _Given(np.asarray(atoms))
-    if grid is not None:
-        grid = tuple(int(size) for size in grid)
-        if not grid or min(grid) < 1:
-            raise ValueError(f"grid must be sizes of at least 1, got {grid}")
-    return Vocabulary(check_keep(keep), atoms, grid, seed, check_axes(axes))
-
-
 def factored(keep: Keep | None = None, *, energy: float | None = None, axes: Any = None) -> LeafTransform:
     """Rotate each weight to its principal directions and cut: the best product of low rank.
 
@@ -318,26 +243,11 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
     return Convolved(check_keep(keep), basis, check_axes(axes))
 
 
-def _whole(numbers: int, unit: int, what: str) -> int:
+def whole_units(numbers: int, unit: int, what: str) -> int:
+    """How many units of what a form is made of fit."""
     if numbers < unit:
         raise Unreachable(unit, f"{what} takes {unit} numbers, and keep allows {numbers}")
     return numbers // unit
-
-
-def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> np.ndarray:
-    """Orthonormal features of the inputs: of the data when their moments are known, else of the weight."""
-    source = np.asarray(matrix, np.float64)
-    if (
-        metric is not None and metric.ndim == 1
-    ):  # the inputs of a look-up have no directions: the weight's, each row as often as read
-        root = np.sqrt(np.maximum(metric, 1e-10 * metric.max()))[:, None]
-        vectors = np.linalg.qr(np.linalg.svd(root * source, full_matrices=False)[0][..., :count] / root)[0]
-    else:
-        gram = source @ source.mT if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
-        vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
-    # a sign convention, so that equal weights give equal atoms everywhere
-    peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
-    return vectors * np.where(peak < 0, -1, 1)
 
 
 def rank_for_energy(matrix: np.ndarray, metric: np.ndarray | None, energy: float) -> int:
@@ -353,16 +263,3 @@ def energy_by_rank(matrix: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
     weighted = outputs if metric is None else weigh(metric.reshape(-1, *metric.shape[-2:]) if metric.ndim > 2 else metric, outputs)
     gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
     return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)
-
-
-class _Given(np.ndarray):
-    """A matrix of atoms that compares by content, so that recipes do."""
-
-    def __new__(cls, array: np.ndarray) -> _Given:
-        return np.array(array).view(cls)
-
-    def __eq__(self, other: object) -> bool:  # type: ignore[override]
-        return isinstance(other, np.ndarray) and np.array_equal(np.asarray(self), np.asarray(other))
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash((self.shape, self.tobytes()))
