@@ -16,6 +16,7 @@ from jaxcompress.arrays.convolved import ConvolvedArray, as_function
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.paths import matrices
 from jaxcompress.arrays.tie import tie
 from jaxcompress.arrays.vocabulary import VocabularyArray
@@ -48,6 +49,7 @@ __all__ = [
     "Frontier",
     "HashedArray",
     "LeafTransform",
+    "LookupArray",
     "MatrixAxes",
     "Moments",
     "Network",

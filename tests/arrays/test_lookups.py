@@ -10,7 +10,6 @@ import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import DesignedAtoms, coordinates, spread
 from jaxcompress.arrays.layout import StaticArray
-from jaxcompress.arrays.lookups import LookupArray
 
 
 def sparse(rows: int, columns: int, entries: int) -> np.ndarray:
@@ -37,7 +36,7 @@ def test_atoms_that_are_there_are_found():
 
 def test_the_search_beats_a_random_control():
     dense, metric = matrix(40, 60), moments(40)
-    found = LookupArray.fit(np.asarray(dense), 4, metric=np.asarray(metric))
+    found = jc.LookupArray.fit(np.asarray(dense), 4, metric=np.asarray(metric))
     rng = np.random.default_rng(0)
     chosen = np.stack([rng.permutation(40)[:4] for _ in range(60)], axis=1)
     gram = np.asarray(metric, np.float64)
@@ -52,7 +51,7 @@ def test_the_search_beats_a_random_control():
 
 def test_a_stack_shares_its_rows_and_not_its_values():
     stack = np.asarray(matrix(3, 12, 8))
-    array = LookupArray.fit(stack, 2)
+    array = jc.LookupArray.fit(stack, 2)
     assert (array.shape, array.values.shape, array.index.array.shape) == ((3, 12, 8), (3, 2, 8), (2, 8))
     x = matrix(3, 5, 12)
     np.testing.assert_allclose(x @ array, x @ array.materialize(), atol=1e-5)
@@ -84,4 +83,6 @@ def test_what_cannot_be_is_said():
         jc.vocabulary(1 / 4, lookups=2)({"w": jnp.ones((12, 100))})
     with pytest.raises(ValueError, match="2 look-ups a column and as many atoms take 424 numbers"):
         jc.vocabulary(1 / 4, atoms="learned", lookups=2)({"w": jnp.ones((12, 100))})
-    assert "2 entries a column" in repr(LookupArray(jnp.ones((2, 3)), StaticArray(np.array([[0, 1, 2], [1, 2, 3]])), dims=(4, 3)))
+    assert "2 entries a column" in repr(
+        jc.LookupArray(jnp.ones((2, 3)), StaticArray(np.array([[0, 1, 2], [1, 2, 3]])), dims=(4, 3))
+    )
