@@ -130,8 +130,17 @@ class States:
         found = np.zeros((*batch.ids.shape, self.values.shape[-1]), np.float16)
         for row, text in enumerate(batch.index):
             if text >= 0:
-                found[row, : self.starts[text + 1] - self.starts[text]] = self.values[self.starts[text] : self.starts[text + 1]]
+                found[row, : self.starts[text + 1] - self.starts[text]] = self._rows(*map(int, self.starts[text : text + 2]))
         return found
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        values = self.values
+        if not isinstance(values, np.memmap) or values.filename is None:
+            return values[start:stop]
+        # read and not mapped: pages that were looked at would count as memory of the process, in the end the whole file
+        width, size = values.shape[-1], values.dtype.itemsize
+        at = values.offset + start * width * size
+        return np.fromfile(values.filename, values.dtype, (stop - start) * width, offset=at).reshape(-1, width)
 
 
 def hidden_states(
