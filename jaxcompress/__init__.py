@@ -19,6 +19,7 @@ from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.paths import matrices
 from jaxcompress.arrays.tie import tie
+from jaxcompress.arrays.toeplitz import ToeplitzArray
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
@@ -28,7 +29,7 @@ from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
-from jaxcompress.transforms.forms import clustered, convolved, factored, hashed
+from jaxcompress.transforms.forms import clustered, convolved, factored, hashed, toeplitz
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
@@ -55,6 +56,7 @@ __all__ = [
     "Network",
     "Plan",
     "Report",
+    "ToeplitzArray",
     "Transform",
     "VocabularyArray",
     "as_function",
@@ -89,6 +91,7 @@ __all__ = [
     "static",
     "stored_numbers",
     "tie",
+    "toeplitz",
     "together",
     "trace",
     "vocabulary",

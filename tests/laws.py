@@ -12,6 +12,7 @@ TRANSFORMS = {
     "clustered in blocks": jc.clustered(keep=1 / 2, block=4, most=7),
     "vocabulary, dct": jc.vocabulary(keep=1 / 2),
     "vocabulary, smooth": jc.vocabulary(keep=1 / 2, atoms="smooth", grid=(4, 3)),
+    "vocabulary, channels": jc.vocabulary(keep=1 / 2, grid=(2, 2), channels=3),
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
     "vocabulary, a function": jc.vocabulary(
@@ -23,6 +24,8 @@ TRANSFORMS = {
     "factored": jc.factored(keep=3 / 4),
     "factored by energy": jc.factored(energy=0.7),
     "convolved": jc.convolved(keep=1 / 2),
+    "toeplitz": jc.toeplitz((2, 3), grid=(4, 3)),
+    "toeplitz, padded": jc.toeplitz((4, 3), grid=(4, 3), pad=(1, 0)),
     "dct, codes hashed": jc.chain(jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))),
     "dct, codes factored": jc.chain(jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))),
     "convolved twice": jc.chain(
@@ -31,7 +34,7 @@ TRANSFORMS = {
 }
 """A transform for every form, and nested ones; each fits matrices of 12 inputs."""
 
-SHAPES = {"tall": (12, 9), "wide": (12, 20)}
+SHAPES = {"tall": (12, 9), "wide": (12, 18)}
 
 
 def matrix(*shape: int, seed: int = 0) -> jax.Array:

@@ -59,6 +59,7 @@ def test_every_transform_keeps_the_laws(name):
         "vocabulary, look-ups",
         "factored",
         "convolved",
+        "toeplitz, padded",
         "dct, codes hashed",
     ],
 )

@@ -5,7 +5,8 @@ frequencies first; on a grid of several axes they are products of cosines, in th
 "smooth": what a ridge regression with a squared-exponential kernel predicts everywhere from one at one of k evenly spread
 points and zero at the others; the codes are then the weights at those points, and the kernel is as wide as they are apart.
 "random": the same cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
-preferred direction. A function of the grid's coordinates gives anything else. Costs m k operations to recompute
+preferred direction. A function of the grid's coordinates gives anything else. Inputs of several channels at every point have
+the same atoms in each channel, apart from the others. Costs m k operations to recompute
 (cosines are taken once per grid axis; smooth ones take k^2 m more to solve), and no storage.
 
 Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for the signed transform.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,25 +36,43 @@ class DesignedAtoms(CompactArray):
 
     Attributes:
         rule: "dct", "smooth", "random", or a function from the grid's coordinates, float32 (m, axes), to (m, atoms).
-        grid: the sizes of the input axes; their product is m.
+        grid: the sizes of the input axes; their product, times the channels, is m.
         count: how many atoms.
         seed: the order and the signs of "random".
+        channels: how many inputs stand interlaced at each point of the grid.
     """
 
     rule: str | Callable[[jax.Array], jax.Array] = static(default="dct")
     grid: tuple[int, ...] = static(default=())
     count: int = static(default=0)
     seed: int = static(default=0)
+    channels: int = static(default=1)
 
     def materialize(self) -> jax.Array:
+        of_one = self._of_one_channel()
+        return of_one if self.channels == 1 else jnp.kron(of_one, jnp.eye(self.channels, dtype=jnp.float32))
+
+    def _multiply(self, x: jax.Array) -> jax.Array:
+        return self.features(x, self.dtype)
+
+    def features(self, x: jax.Array, dtype: Any) -> jax.Array:
+        """`x @ atoms` with the atoms in a dtype; the channels apart, which is cheaper than the matrix."""
+        if self.channels == 1:
+            return x @ self.materialize().astype(dtype)
+        of_one = self._of_one_channel().astype(dtype)
+        found = jnp.einsum("...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one)
+        return found.reshape(*x.shape[:-1], self.count)
+
+    def _of_one_channel(self) -> jax.Array:
+        count = self.count // self.channels
         if callable(self.rule):
-            return jnp.asarray(self.rule(coordinates(self.grid)), jnp.float32)[:, : self.count]
+            return jnp.asarray(self.rule(coordinates(self.grid)), jnp.float32)[:, :count]
         if self.rule == "dct":
-            return cosines(self.grid, low_frequencies(self.grid)[: self.count])
+            return cosines(self.grid, low_frequencies(self.grid)[:count])
         if self.rule == "smooth":
-            return ridge_predictions(self.grid, spread(self.grid, self.count))
+            return ridge_predictions(self.grid, spread(self.grid, count))
         m = math.prod(self.grid)
-        order = permute(jnp.arange(m, dtype=jnp.uint32)[: self.count], m, self.seed).astype(jnp.int32)
+        order = permute(jnp.arange(m, dtype=jnp.uint32)[:count], m, self.seed).astype(jnp.int32)
         sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(jnp.float32)
         return sign[:, None] * cosines((m,), order[:, None])
 
@@ -65,7 +85,8 @@ class DesignedAtoms(CompactArray):
 
     def _summary(self) -> str:
         name = getattr(self.rule, "__name__", str(self.rule))
-        return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}"
+        of = f" of {self.channels} channels" if self.channels > 1 else ""
+        return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}{of}"
 
 
 def coordinates(grid: tuple[int, ...]) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import weigh
@@ -39,7 +40,8 @@ class VocabularyArray(CompactArray):
         return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
 
     def _multiply(self, x: jax.Array) -> jax.Array:
-        return (x @ self._dense_atoms()) @ self.codes
+        designed = isinstance(self.atoms, DesignedAtoms)
+        return (self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()) @ self.codes
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._dense_atoms()[rows] @ self.codes
@@ -79,7 +81,10 @@ class VocabularyArray(CompactArray):
         """
         dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
         target = np.asarray(matrix, np.float64)
-        codes = np.linalg.pinv(dense) @ target
+        channels = atoms.channels if isinstance(atoms, DesignedAtoms) else 1
+        *leading, m, n = target.shape  # the atoms of one channel, for all channels at once
+        apart = np.linalg.pinv(dense[..., ::channels, ::channels]) @ target.reshape(*leading, m // channels, channels * n)
+        codes = apart.reshape(*leading, -1, n)
         if metric is not None:
             weighted = weigh(np.asarray(metric, np.float64), dense)
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (

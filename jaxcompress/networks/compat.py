@@ -1,6 +1,6 @@
 """What the library takes from unstable corners of JAX, in one place.
 
-Run with jax 0.5.3 and 0.10.2 (tests/networks). Everything else goes through `jax.make_jaxpr` and `jax.extend.core`.
+Run with jax 0.5.3, 0.10.2 and 0.12.0 (tests/networks). Everything else goes through `jax.make_jaxpr` and `jax.extend.core`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ RANDOM = frozenset({"random_bits", "random_seed", "random_wrap", "random_unwrap"
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     """A jaxpr, open or closed, and its constants."""
     return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, [])
+
+
+def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on: trees of operands
+    return len(consts), len(carry)
 
 
 def is_literal(atom: Any) -> bool:

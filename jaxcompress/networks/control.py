@@ -83,7 +83,7 @@ def zeros_like(shapes: Any) -> Any:
 
 def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     body = step.programs["body"]
-    consts, carry = step.params["num_consts"], step.params["num_carry"]
+    consts, carry = compat.scan_operands(step.params)
     fixed, init, stacked = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
     init = [replay.dense(step, value, full) for value, full in zip(init, body.inputs[consts:], strict=False)]
     init = [jnp.asarray(value, inner.dtype) for value, inner in zip(init, body.inputs[consts : consts + carry], strict=True)]
@@ -110,7 +110,7 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 @register("scan", replay=replay_scan)
 def scan(step: Step, analysis: Analysis) -> None:
     body = step.programs["body"]
-    consts, carry = step.params["num_consts"], step.params["num_carry"]
+    consts, carry = compat.scan_operands(step.params)
     merge_facts(step)
     stacked = step.inputs[consts + carry :]
     turns: Dim | None = None

@@ -192,7 +192,7 @@ def prune(program: Program) -> Program:
 
 def _prune_scan(step: Step, wanted: list[bool]) -> None:
     """Drop the stacked outputs that nobody reads; carries stay."""
-    carry = step.params["num_carry"]
+    _, carry = compat.scan_operands(step.params)
     keep = [index < carry or want for index, want in enumerate(wanted)]
     body = step.programs["body"]
     step.outputs = [value for value, want in zip(step.outputs, keep, strict=True) if want]

@@ -1,4 +1,4 @@
-"""The forms a weight can be rewritten in: hashed, clustered, factored, convolved (and vocabulary.py).
+"""The forms a weight can be rewritten in: hashed, clustered, factored, convolved, toeplitz (and vocabulary.py).
 
 Each turns a number of numbers into a size of its form and fits what it stores by least squares, in the metric of the
 inputs when moments are given. What a form means, stores and costs is said in the array's own file.
@@ -19,6 +19,7 @@ from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.projection import per_matrix, weigh
+from jaxcompress.arrays.toeplitz import ToeplitzArray, positions
 from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
 
 
@@ -140,6 +141,26 @@ class Convolved(LeafTransform):
         return ConvolvedArray.fit(matrix, min(whole_units(numbers, m, "one knot in each input's period"), n), basis=self.basis)
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Toeplitz(LeafTransform):
+    """See `toeplitz`."""
+
+    window: tuple[int, ...]
+    grid: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    keep: Any = 1.0
+    axes: Any = None
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ToeplitzArray:
+        m = matrix.shape[-2]
+        if math.prod(self.grid) != m:
+            raise ValueError(
+                f"grid={self.grid} has {math.prod(self.grid)} points, but the matrix has {m} inputs: give a grid with that product"
+            )
+        return ToeplitzArray.fit(matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric)
+
+
 def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", axes: Any = None) -> LeafTransform:
     """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
 
@@ -241,6 +262,48 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
     if basis not in BASES:
         raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
     return Convolved(check_keep(keep), basis, check_axes(axes))
+
+
+def toeplitz(
+    window: Sequence[int], *, grid: Sequence[int], stride: int | Sequence[int] = 1, pad: int | Sequence[int] = 0, axes: Any = None
+) -> LeafTransform:
+    """Share weights by translation: the outputs of a channel are one window of weights, moved along the inputs' grid.
+
+    A dense layer on images, sequences or volumes becomes a convolution, stored as its window, and the model that holds it stays as
+    it is. The kernel's outputs are the positions of the window, row by row, with the channels interlaced at each: their number is
+    the positions (grid + 2 pad - window) // stride + 1 along each axis times as many channels as you like.
+
+    Args:
+        window: its size along each axis; an axis that it covers, such as colours, is not moved along.
+        grid: the sizes of the axes that the inputs lie on, such as (28, 28).
+        stride: how far the window moves, one number or one for each axis.
+        pad: how many zeros stand around the inputs, likewise.
+        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+
+    Returns:
+        A transform to trees with `ToeplitzArray` nodes (LeCun et al. 1989, doi:10.1162/neco.1989.1.4.541).
+
+    Raises:
+        ValueError: for sizes that do not fit each other; when applied, for outputs that are no multiple of the positions.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.toeplitz((9, 9), grid=(28, 28), stride=2)(jnp.ones((784, 1000)))
+        ToeplitzArray((784, 1000) float32, 10 windows of 9x9 on 28x28, 810 stored = 1/968)
+    """
+    sizes, grid = (tuple(int(size) for size in each) for each in (window, grid))
+    if len(sizes) != len(grid) or min(*sizes, *grid) < 1:
+        raise ValueError(f"window and grid must have one size of at least 1 for each axis, got {sizes} and {grid}")
+    options = []
+    for name, value, least in (("stride", stride, 1), ("pad", pad, 0)):
+        each = (value,) * len(grid) if isinstance(value, int) else tuple(int(size) for size in value)
+        if len(each) != len(grid) or min(each) < least:
+            raise ValueError(
+                f"{name} must be one number of at least {least}, or one for each of the {len(grid)} axes, got {value!r}"
+            )
+        options.append(each)
+    positions(grid, sizes, *options)
+    return Toeplitz(sizes, grid, *options, axes=check_axes(axes))
 
 
 def whole_units(numbers: int, unit: int, what: str) -> int:

@@ -33,6 +33,7 @@ class Vocabulary(LeafTransform):
     lookups: int | None = None
     seed: int = 0
     axes: Any = None
+    channels: int = 1
 
     @property
     def designed(self) -> bool:
@@ -40,7 +41,7 @@ class Vocabulary(LeafTransform):
         return callable(self.atoms) or (isinstance(self.atoms, str) and self.atoms != "learned")
 
     def unit(self, m: int, n: int) -> int:
-        codes = n if self.lookups is None else 0
+        codes = n * self.channels if self.lookups is None else 0
         return codes if self.designed and codes else codes + m
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> VocabularyArray | None:
@@ -62,21 +63,23 @@ class Vocabulary(LeafTransform):
 
     def designed_atoms(self, m: int, n: int, numbers: int, name: str) -> DesignedAtoms:
         """As many designed atoms as the budget allows the codes of, and all where each column looks up a few."""
-        grid = (m,) if self.grid is None else self.grid
-        if math.prod(grid) != m:
+        channels = self.channels
+        grid = (m // channels or 1,) if self.grid is None else self.grid
+        if math.prod(grid) * channels != m:
+            of = f" of {channels} channels" if channels > 1 else ""
             raise ValueError(
-                f"grid={grid} has {math.prod(grid)} points, but the matrix has {m} inputs: give a grid with that product"
+                f"grid={grid} has {math.prod(grid)} points{of}, but the matrix has {m} inputs: give a grid with that product"
             )
-        there = check_rule(self.atoms, grid)
+        there = check_rule(self.atoms, grid) * channels
         if self.lookups is None:
-            count = min(whole_units(numbers, n, "one atom's codes"), there)
+            count = min(whole_units(numbers, n * channels, "one atom's codes") * channels, there)
         else:
             self.beside_lookups(0, n, numbers)
             count = there
             if self.lookups > count:
                 raise ValueError(f"lookups={self.lookups} is more than the {count} atoms that there are")
         seed = leaf_seed(self.seed, name) if self.atoms == "random" else 0
-        return DesignedAtoms(self.atoms, grid=grid, count=count, seed=seed, dims=(m, count))
+        return DesignedAtoms(self.atoms, grid=grid, count=count, seed=seed, channels=channels, dims=(m, count))
 
     def beside_lookups(self, m: int, n: int, numbers: int) -> int:
         """The numbers that are left for atoms of m numbers beside codes of look-ups."""
@@ -93,6 +96,7 @@ def vocabulary(
     *,
     atoms: Any = "dct",
     grid: tuple[int, ...] | None = None,
+    channels: int = 1,
     lookups: int | None = None,
     seed: int = 0,
     axes: Any = None,
@@ -107,6 +111,8 @@ def vocabulary(
             stored, of which the first columns are used; or a function from the grid's coordinates, float32 (inputs, axes), to
             such a matrix, recomputed.
         grid: the sizes of the axes that the inputs lie on, such as (28, 28); one axis by default.
+        channels: how many inputs without an order stand interlaced at each point of the grid, such as colours or the channels of a
+            convolution: designed atoms are then made for each channel alone.
         lookups: how many atoms each column is made of, chosen among all; their indices are stored and counted. By default each
             column is a mixture of all atoms, and `keep` says how many there are.
         seed: for "random", and for where learned atoms with look-ups start.
@@ -133,7 +139,12 @@ def vocabulary(
             raise ValueError(f"grid must be sizes of at least 1, got {grid}")
     if lookups is not None and (not isinstance(lookups, int) or lookups < 1):
         raise ValueError(f"lookups must be a whole number of at least 1, got {lookups!r}")
-    return Vocabulary(check_keep(keep), atoms, grid, lookups, seed, check_axes(axes))
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"channels must be a whole number of at least 1, got {channels!r}")
+    form = Vocabulary(check_keep(keep), atoms, grid, lookups, seed, check_axes(axes), channels)
+    if channels > 1 and not form.designed:
+        raise ValueError(f"channels={channels} says how designed atoms are made; learned and given ones are what they are")
+    return form
 
 
 def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> np.ndarray:

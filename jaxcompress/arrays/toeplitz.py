@@ -1,0 +1,152 @@
+"""A convolution as a matrix: the few weights of a window, moved along the grid that the inputs lie on.
+
+`W[p stride + w - pad, (p, c)] = taps[w, c]` for every position p of the window, place w in it and channel c, and zero elsewhere:
+a Toeplitz matrix, doubly block on two axes, with the values of the channels interlaced at each position. So an output shares its
+weights with all others of its channel: designed sharing, where a hash shares at random. Stored: window x channels numbers.
+Forward: 2 positions x window x channels operations a row.
+
+Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541); the arithmetic as in Dumoulin and Visin 2016 (arXiv:1603.07285).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.projection import least_squares, per_matrix
+
+
+@compact_array
+class ToeplitzArray(CompactArray):
+    """A matrix whose outputs are one window of weights a channel at every position.
+
+    Attributes:
+        taps: (..., window, channels) the weights, the places of the window row by row.
+        grid: the sizes of the inputs' axes; their product is m.
+        window: its size along each axis.
+        stride: how far it moves.
+        pad: how many zeros stand before and after the inputs along each axis.
+    """
+
+    taps: jax.Array
+    grid: tuple[int, ...] = static(default=())
+    window: tuple[int, ...] = static(default=())
+    stride: tuple[int, ...] = static(default=())
+    pad: tuple[int, ...] = static(default=())
+
+    def materialize(self) -> jax.Array:
+        # a row more than the grid has takes what stands on the zeros
+        count, leading = math.prod(self.grid), self.taps.shape[:-2]
+        rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
+        dense = jnp.zeros((*leading, count + 1, rows.shape[0], self.taps.shape[-1]), self.taps.dtype)
+        dense = dense.at[..., rows, jnp.arange(rows.shape[0])[:, None], :].set(self.taps[..., None, :, :])
+        return dense[..., :count, :, :].reshape(*leading, count, -1)
+
+    def _multiply(self, x: jax.Array) -> jax.Array:
+        index = self._places()
+        # patches and one product: inside a scan, XLA's convolutions are slow on a CPU
+        seen = x.at[..., jnp.maximum(index, 0)].get(mode="promise_in_bounds")
+        seen = jnp.where(index < 0, 0, seen) if any(self.pad) else seen
+        out = seen @ self.taps[..., None, :, :]  # (..., rows, positions, channels)
+        return out.reshape(*out.shape[:-2], -1)
+
+    def _places(self) -> jax.Array:
+        return places(self.grid, self.window, self.stride, self.pad)
+
+    def _leading(self) -> tuple[int, ...]:
+        return self.taps.shape[:-2]
+
+    def _summary(self) -> str:
+        sizes = ["x".join(map(str, each)) for each in (self.window, self.grid)]
+        return f"{self.taps.shape[-1]} windows of {sizes[0]} on {sizes[1]}"
+
+    @classmethod
+    def fit(
+        cls,
+        matrix: np.ndarray,
+        grid: tuple[int, ...],
+        window: tuple[int, ...],
+        *,
+        stride: tuple[int, ...] | None = None,
+        pad: tuple[int, ...] | None = None,
+        metric: np.ndarray | None = None,
+    ) -> ToeplitzArray:
+        """The window with the least squared error: means over all positions; in a metric by conjugate gradients from there.
+
+        Args:
+            matrix: (..., m, n).
+            grid, window, stride, pad: sizes along each axis; a stride of 1 and no zeros by default.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal.
+
+        Raises:
+            ValueError: when the window has no position, or n is no multiple of how many it has.
+        """
+        stride, pad = stride or (1,) * len(grid), pad or (0,) * len(grid)
+        m, n = matrix.shape[-2:]
+        count = math.prod(positions(grid, window, stride, pad))
+        if n % count:
+            raise ValueError(
+                f"the window has {count} positions, of which {n} outputs are no multiple: give a whole number of channels"
+            )
+        channels = n // count
+        rows = np.asarray(places(grid, window, stride, pad))[:, :, None]
+        column = np.arange(n).reshape(count, 1, channels)
+        tap = np.arange(rows.shape[1] * channels).reshape(1, -1, channels)
+        rows, column, tap = (
+            each[np.broadcast_to(rows >= 0, (count, *tap.shape[1:]))] for each in np.broadcast_arrays(rows, column, tap)
+        )
+        size = math.prod(window) * channels
+
+        def collect(error: np.ndarray) -> np.ndarray:
+            return np.bincount(tap, weights=error[rows, column], minlength=size)
+
+        def expand(taps: np.ndarray) -> np.ndarray:
+            dense = np.zeros((m, n))
+            dense[rows, column] = taps[tap]
+            return dense
+
+        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
+            means = collect(target) / np.maximum(np.bincount(tap, minlength=size), 1)
+            if metric is None:
+                return means
+            scale = np.bincount(tap, weights=(metric if metric.ndim == 1 else np.diag(metric))[rows], minlength=size)
+            return least_squares(expand, collect, target, metric, means, scale)
+
+        stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
+        found = np.stack([fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)])
+        taps = found.reshape(*matrix.shape[:-2], math.prod(window), channels)
+        return cls(jnp.asarray(taps, jnp.asarray(matrix).dtype), grid, window, stride, pad, dims=(m, n))
+
+
+def positions(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]) -> tuple[int, ...]:
+    """How many positions the window has along each axis.
+
+    Raises:
+        ValueError: when it has none.
+
+    Example:
+        >>> from jaxcompress.arrays.toeplitz import positions
+        >>> positions((28, 28), (9, 9), (2, 2), (0, 0))
+        (10, 10)
+    """
+    found = tuple((g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, stride, pad, strict=True))
+    if min(found) < 1:
+        raise ValueError(f"a window of {window} has no position on a grid of {grid} with {pad} zeros around it")
+    return found
+
+
+def places(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]) -> jax.Array:
+    """(positions, window) which input stands at each place of the window at each position; -1 for the zeros around the grid."""
+    axes = len(grid)
+    index, inside = jnp.zeros((1,) * 2 * axes, jnp.int32), jnp.ones((1,) * 2 * axes, bool)
+    for axis, (size, count) in enumerate(zip(grid, positions(grid, window, stride, pad), strict=True)):
+        at = jnp.arange(count, dtype=jnp.int32)[:, None] * stride[axis] + jnp.arange(window[axis], dtype=jnp.int32) - pad[axis]
+        shape = [1] * 2 * axes
+        shape[axis], shape[axes + axis] = at.shape
+        at = at.reshape(shape)
+        index, inside = index * size + at, inside & (at >= 0) & (at < size)
+    return jnp.where(inside, index, -1).reshape(math.prod(index.shape[:axes]), -1)
