@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxcompress.analysis.attributes import Shrinking
+from jaxcompress.analysis.sharing import Sketches
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.networks.trace import Network
 
 COLOURS = {
@@ -36,16 +42,14 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
         >>> len(jc.plots.hidden_axes(net).get_yticks())
         2
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError:
-        raise ImportError("plots are drawn with matplotlib: pip install 'jaxcompress[plot]'") from None
+    figure = _figures()
+    from matplotlib.lines import Line2D
+
     leaves = list(net.structure.layouts)
     rows = {name: index for index, name in enumerate(leaves)}
     if ax is None:
         size = (2.5 + 0.09 * max(map(len, leaves)) + 0.5 * len(net.axes), 1.6 + 0.24 * len(leaves))
-        ax = Figure(figsize=size, layout="constrained").subplots()
+        ax = figure(figsize=size, layout="constrained").subplots()
     marks = (("producers", "^", "produces"), ("parameters", "o", "per channel"), ("consumers", "v", "consumes"))
     for column, axis in enumerate(net.axes):
         colour = COLOURS[axis.kind]
@@ -66,6 +70,103 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     handles = [Line2D([], [], color="gray", marker=marker, linestyle="", label=label) for _, marker, label in marks]
     handles += [Line2D([], [], color=COLOURS[kind], label=kind) for kind in kinds]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    return _saved(ax, path)
+
+
+def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path | None = None) -> Any:
+    """Draw how far the buckets of a hash are off an inner product, against how many numbers the table has.
+
+    Args:
+        found: by the size of the table, what `jaxcompress.analysis.sharing.sketches` gives.
+        ax, path: as for `hidden_axes`.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> from jaxcompress.analysis.sharing import sketches
+        >>> array = jc.hashed(1/4)(jnp.ones((16, 100)))
+        >>> jc.plots.sketches({400: sketches(array, jnp.ones(16), jnp.ones(16))}).get_xscale()
+        'log'
+    """
+    ax = _figures()(figsize=(4.5, 3.2), layout="constrained").subplots() if ax is None else ax
+    sizes = sorted(found)
+    ax.loglog(sizes, [found[size].expected for size in sizes], color="gray", label="theory")
+    ax.loglog(sizes, [found[size].variance for size in sizes], "o", label="measured")
+    ax.set(xlabel="numbers in the table", ylabel="variance of an inner product")
+    ax.legend(frameon=False)
+    return _saved(ax, path)
+
+
+def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | Path | None = None) -> Any:
+    """Draw features of images as images, red above and blue below zero.
+
+    Args:
+        features: (m, k), dense or compact; the first `count` are drawn.
+        grid: the height and the width of the images, whose product is m.
+        count: how many.
+        path: also save the picture there.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> len(jc.plots.atoms(jc.vocabulary(1/4, grid=(8, 8))(jnp.ones((64, 9))).atoms, (8, 8), 4).axes)
+        4
+    """
+    dense = np.asarray(features.materialize() if is_compact(features) else features)[:, :count]
+    columns = min(dense.shape[1], 8)
+    rows = -(-dense.shape[1] // columns)
+    figure = _figures()(figsize=(columns, rows), layout="constrained")
+    for panel, atom in zip(figure.subplots(rows, columns, squeeze=False).ravel(), dense.T, strict=False):
+        reach = float(np.abs(atom).max()) or 1.0
+        panel.imshow(atom.reshape(grid), cmap="RdBu_r", vmin=-reach, vmax=reach)
+    for panel in figure.axes:
+        panel.set_axis_off()
+    if path is not None:
+        figure.savefig(path, dpi=130)
+    return figure
+
+
+def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Path | None = None) -> Any:
+    """Draw what fewer and fewer examples do: the error on unseen ones, and dotted on those seen.
+
+    Args:
+        found: by name, what `jaxcompress.analysis.attributes.shrinking` gives.
+        ax, path: as for `hidden_axes`.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> from jaxcompress.analysis.attributes import shrinking
+        >>> len(jc.plots.shrinking({"learned": shrinking(lambda n, seed: (0.0, 1 / n), (100, 10))}).lines)
+        2
+    """
+    ax = _figures()(figsize=(4.5, 3.2), layout="constrained").subplots() if ax is None else ax
+    for name, each in found.items():
+        (line,) = ax.plot(each.sizes, each.unseen.mean(1), "o-", label=name)
+        ax.plot(each.sizes, each.seen.mean(1), ":", color=line.get_color())
+        low, high = each.unseen.min(1), each.unseen.max(1)
+        ax.fill_between(each.sizes, low, high, color=line.get_color(), alpha=0.15)
+    ax.set(xscale="log", xlabel="examples", ylabel="error (dotted: on those seen)")
+    ax.legend(frameon=False)
+    return _saved(ax, path)
+
+
+def _figures() -> Any:
+    """matplotlib's figures, free of any window."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots are drawn with matplotlib: pip install 'jaxcompress[plot]'") from None
+    return Figure
+
+
+def _saved(ax: Any, path: str | Path | None) -> Any:
     if path is not None:
         ax.figure.savefig(path, dpi=130)
     return ax

@@ -1,0 +1,83 @@
+"""What is said of hashing and of learned features holds where it can be computed by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import matrix
+
+import jaxcompress as jc
+from jaxcompress.analysis.attributes import overlap, roughness, shrinking
+from jaxcompress.analysis.sharing import cost_of_sharing, effective_rank, relative_variance, sketches
+
+
+@pytest.mark.parametrize("keep", [1 / 2, 1 / 8, 1 / 64])
+def test_sketches_are_unbiased_and_vary_as_theory_says(keep):
+    x, y = np.asarray(matrix(2, 96))
+    found = sketches(jc.hashed(keep)(jnp.ones((96, 3_000))), x, y)
+    assert found.product == pytest.approx(x @ y, rel=1e-5)
+    # each output is a draw
+    assert abs(found.mean - found.product) < 4 * (found.expected / 3_000) ** 0.5
+    assert found.variance == pytest.approx(found.expected, rel=0.15)
+
+
+def test_a_whole_table_loses_nothing():
+    x, y = np.asarray(matrix(2, 8))
+    found = sketches(jc.hashed(1)(jnp.ones((8, 5))), x, y)
+    assert found.variance < 1e-10
+    assert found.expected == 0
+
+
+def test_a_hashed_matrix_has_nearly_all_directions_where_a_product_has_few():
+    dense = matrix(128, 128)
+    hashed, product = jc.hashed(1 / 8)(dense), jc.factored(1 / 8)(dense)
+    assert effective_rank(hashed) > 0.8 * effective_rank(dense)
+    assert effective_rank(product) <= product.rank < effective_rank(dense) / 8
+
+
+def test_lengths_vary_with_the_width_and_with_the_rank():
+    x = np.asarray(matrix(1, 32)[0])
+    hashed = relative_variance(lambda seed: jc.hashed(1 / 8, seed=seed), x, 16, draws=120)
+    product = relative_variance(lambda seed: jc.factored(1 / 8), x, 16, draws=120)
+    assert hashed == pytest.approx(2 / 16, rel=0.45)
+    assert product > 3 * hashed
+
+
+def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
+    smooth = jnp.cumsum(jnp.cumsum(matrix(64, 40), 0), 0)
+    found = cost_of_sharing(
+        smooth, {"hashed": jc.hashed(1 / 8), "cosines": jc.vocabulary(1 / 8), "windows": jc.toeplitz((64,), grid=(64,))}
+    )
+    assert found["hashed"] == (320, pytest.approx(7 / 8, rel=0.1))
+    assert found["cosines"][1] < 0.05
+    assert found["windows"][1] < 1e-9
+    weighted = cost_of_sharing(smooth, {"cosines": jc.vocabulary(1 / 8)}, jnp.eye(64))
+    assert weighted["cosines"][1] == pytest.approx(found["cosines"][1], rel=1e-3)
+
+
+def test_frequencies_of_atoms():
+    cosines = jc.vocabulary(1, grid=(8, 8))(jnp.ones((64, 2))).atoms
+    found = roughness(cosines, (8, 8))
+    assert found[0] < 1e-6
+    assert (np.diff(np.sort(found)) >= 0).all()
+    assert found[-1] == pytest.approx(1, abs=1e-5)
+    noise = roughness(jax.random.normal(jax.random.key(0), (64, 200)), (8, 8))
+    assert noise.mean() == pytest.approx(found.mean(), rel=0.05)
+    with pytest.raises(ValueError, match="9 points, but the atoms have 64 inputs"):
+        roughness(cosines, (3, 3))
+
+
+def test_overlap_of_features():
+    q = np.linalg.qr(np.asarray(matrix(32, 32)))[0]
+    assert overlap(q[:, :5], q[:, :9] @ np.asarray(matrix(9, 9))) == pytest.approx(1)
+    assert overlap(q[:, :5], q[:, 5:9]) == pytest.approx(0, abs=1e-9)
+    others = [overlap(matrix(64, 4, seed=seed), matrix(64, 16, seed=seed + 100)) for seed in range(20)]
+    assert np.mean(others) == pytest.approx(16 / 64, rel=0.2)
+
+
+def test_shrinking_trains_at_every_size_and_seed(capsys):
+    seen = []
+    found = shrinking(lambda examples, seed: seen.append((examples, seed)) or (1.0 * seed, 2.0 * seed), (30, 10), seeds=2)
+    assert seen == [(30, 0), (30, 1), (10, 0), (10, 1)]
+    np.testing.assert_array_equal(found.gap, [0.5, 0.5])
+    assert jc.plots.shrinking({"x": found}).get_xlabel() == "examples"
