@@ -35,12 +35,28 @@ def executed(name: str, folder: Path, **settings):
 
 
 def test_every_notebook_is_here():
-    assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == ["compose.ipynb", "documents.ipynb"]
+    assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == ["compose.ipynb", "documents.ipynb", "sharing.ipynb"]
 
 
 @pytest.mark.filterwarnings("default")  # of the notebook client, not of ours
 def test_transforms_are_composed(tmp_path):
     executed("compose.ipynb", tmp_path)
+
+
+@pytest.mark.filterwarnings("default")
+def test_sharing_is_measured(tmp_path):
+    outputs = executed("sharing.ipynb", tmp_path, DATA="digits", SEEDS=2, STEPS=60)
+    printed = "".join(out.get("text", "") for out in outputs)
+    for words in (
+        "variance",
+        "low rank",
+        "windows of 5 x 5",
+        "examples: designed",
+        "overlap with the cosines",
+        "learned there",
+        "Gabor",
+    ):
+        assert words in printed
 
 
 @pytest.mark.filterwarnings("default")

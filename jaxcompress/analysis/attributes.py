@@ -45,7 +45,7 @@ def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
     dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
     if np.prod(grid) != len(dense):
         raise ValueError(f"grid={tuple(grid)} has {np.prod(grid)} points, but the atoms have {len(dense)} inputs")
-    power = scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho") ** 2
+    power = np.square(np.asarray(scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho")))
     shares = np.meshgrid(*(np.arange(size) / max(size - 1, 1) for size in grid), indexing="ij")
     frequency = np.sqrt(np.mean(np.square(shares), axis=0)).ravel()
     power = power.reshape(len(dense), -1)

@@ -78,10 +78,11 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     size = array.table.shape[-1]
     numbered = dataclasses.replace(array, table=jnp.arange(1, size + 1, dtype=jnp.int32))
     which = np.asarray(numbered.materialize(), np.int64)  # the sign and the bucket of every entry
-    place = np.arange(n) * size + np.abs(which) - 1  # an output has buckets of its own
+    # an output has buckets of its own: those in which something falls
+    buckets, place = np.unique(np.arange(n) * size + np.abs(which) - 1, return_inverse=True)
     x, y = (np.asarray(each, np.float64) for each in (x, y))
-    bucketed = [np.bincount(place.ravel(), (np.sign(which) * each[:, None]).ravel(), n * size) for each in (x, y)]
-    found = np.sum((bucketed[0] * bucketed[1]).reshape(n, size), axis=1)
+    sums = [np.bincount(place.ravel(), (np.sign(which) * each[:, None]).ravel()) for each in (x, y)]
+    found = np.bincount(buckets // size, sums[0] * sums[1], minlength=n)
     meet = (m * n / size - 1) / (m * n - 1)  # two entries of a balanced hash
     both = np.sum(x**2 * y**2)
     expected = meet * (np.sum(x**2) * np.sum(y**2) - both + (x @ y) ** 2 - both)

@@ -42,7 +42,7 @@ import jaxcompress as jc
 
 PIXELS, GRID = 784, (28, 28)
 BATCH, STEPS = 100, 12_000
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 DROPOUT = 0.1
 """Of the pixels, for every column."""
 TEMPERATURE = 4.0
@@ -232,7 +232,7 @@ COLUMNS: dict[str, Column] = {
 BEST = "Toeplitz + DCT"
 CORE = ("plain", "low rank", "hashed", "DCT", "DCT + hashed", BEST)
 CHOSEN: dict[str, float] = {}
-"""The rate of each column that is not 1e-2."""
+"""The rate of each column that is not 3e-3."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +324,39 @@ def data_of(name: str, *, validate: bool) -> tuple[Digits, Digits]:
     return Digits(*(each[:-count] for each in train)), Digits(*(each[-count:] for each in train))
 
 
+def trained(
+    params: Any,
+    train: Digits,
+    targets: np.ndarray,
+    rate: float,
+    seed: int,
+    name: str,
+    *,
+    dropout: float = DROPOUT,
+    soft: bool = False,
+) -> Any:
+    """Parameters after the loop, on hard targets or on soft ones."""
+    loss, optimizer = loss_of(dropout, TEMPERATURE if soft else 1.0), one_cycle(rate, STEPS)
+    data = (train.pixels, targets)
+    return jc.fit(loss, params, data, optimizer=optimizer, steps=STEPS, batch_size=BATCH, seed=seed, description=name).params
+
+
+def outputs(params: Any, pixels: np.ndarray) -> np.ndarray:
+    """(examples, classes) logits."""
+    return np.concatenate([predict(params, some) for some in np.array_split(pixels, 20)])
+
+
+def error(params: Any, judge: Digits) -> float:
+    """In percent."""
+    return round(100 * float(np.mean(outputs(params, judge.pixels).argmax(-1) != judge.labels)), 4)
+
+
+def fresh(seed: int, transform: jc.Transform, sizes: tuple[int, ...]) -> Any:
+    """A network before training."""
+    dense, new = jax.random.split(jax.random.key(seed))
+    return jc.initialize(new, transform, dense_params(dense, sizes))
+
+
 TEACHERS = 3
 WIDE = 64
 """Networks that teach, and the channels of each."""
@@ -336,16 +369,12 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
     """
     path = cache_folder() / f"soft_{name.lower()}_{'validation' if validate else 'final'}.npy"
     if not path.exists():
+        wide, sizes = jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (PIXELS, 100 * WIDE, classes)
         said = np.zeros((len(train.labels), classes), np.float32)
         for seed in range(TEACHERS):
-            dense, fresh = jax.random.split(jax.random.key(1_000 + seed))
-            wide = jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2))
-            params = jc.initialize(fresh, wide, dense_params(dense, (PIXELS, 100 * WIDE, classes)))
-            state = jc.fit(
-                loss_of(0.2, 1.0), params, tuple(train), optimizer=one_cycle(3e-3, STEPS), steps=STEPS, batch_size=BATCH, seed=seed,
-                description=f"{name}, teacher {seed}",
-            )  # fmt: skip
-            said += np.concatenate([predict(state.params, some) for some in np.array_split(train.pixels, 20)]) / TEACHERS
+            params = fresh(1_000 + seed, wide, sizes)
+            params = trained(params, train, train.labels, 3e-3, seed, f"{name}, teacher {seed}", dropout=0.2)
+            said += outputs(params, train.pixels) / TEACHERS
         np.save(path, np.asarray(jax.nn.softmax(said / TEMPERATURE)))
     return np.load(path)
 
@@ -353,30 +382,23 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
 def train(key: dict[str, Any]) -> dict[str, Any]:
     """Train one network from scratch; the error on what judges in percent, the stored numbers and the seconds."""
     start = time.perf_counter()
-    data, judge = data_of(key["set"], validate=key["split"] == "validation")
+    validate, seed, name = key["split"] == "validation", key["seed"], key["set"]
+    data, judge = data_of(name, validate=validate)
     classes = int(data.labels.max()) + 1
     task = Task(key["layers"], classes, key["share"])
     sizes, transform = COLUMNS[key["column"]](task)
-    dense, fresh = jax.random.split(jax.random.key(key["seed"]))
-    params = jc.initialize(fresh, transform(key["seed"]), dense_params(dense, sizes))
+    params = fresh(seed, transform(seed), sizes)
     stored = jc.stored_numbers(params)
     if stored > task.numbers:
         raise ValueError(f"{key['column']} stores {stored} numbers, more than {task.numbers}")
-    targets = soft_targets(key["set"], classes, data, validate=key["split"] == "validation") if key["soft"] else data.labels
-    state = jc.fit(
-        loss_of(DROPOUT, TEMPERATURE if key["soft"] else 1.0),
-        params,
-        (data.pixels, targets),
-        optimizer=one_cycle(key["rate"], STEPS),
-        steps=STEPS,
-        batch_size=BATCH,
-        seed=key["seed"],
-        description=f"{key['set']}, {key['column']}, seed {key['seed']}",
-    )
-    said = np.concatenate([predict(state.params, some) for some in np.array_split(judge.pixels, 20)])
-    wrong = said.argmax(-1) != judge.labels
-    seconds = round(time.perf_counter() - start, 1)
-    return {"error": round(100 * float(wrong.mean()), 4), "sizes": sizes, "stored": stored, "seconds": seconds}
+    targets = soft_targets(name, classes, data, validate=validate) if key["soft"] else data.labels
+    params = trained(params, data, targets, key["rate"], seed, f"{name}, {key['column']}, seed {seed}", soft=key["soft"])
+    return {
+        "error": error(params, judge),
+        "sizes": sizes,
+        "stored": stored,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
 # --- the tables -----------------------------------------------------------------------------------------------------
@@ -386,7 +408,7 @@ def cells(args: argparse.Namespace, part: Part) -> Iterator[dict[str, Any]]:
     """What to train: the key of each result."""
     sets = args.sets or (("BASIC", "ROT") if args.validate else part.sets)
     for name, column, seed in itertools.product(sets, args.columns or part.columns, range(args.seeds)):
-        for rate in RATES if args.validate else [CHOSEN.get(column, 1e-2)]:
+        for rate in RATES if args.validate else [CHOSEN.get(column, 3e-3)]:
             split = "validation" if args.validate else "test"
             yield {
                 "set": name, "layers": part.layers, "share": part.share, "column": column, "soft": part.soft, "split": split,

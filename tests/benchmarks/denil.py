@@ -1,0 +1,127 @@
+"""Denil et al.'s experiment: MNIST by 784-500-500-10, a twentieth of its weights learned and the others predicted from features.
+
+The network of full size against networks of the same sizes that store 32,350 numbers for their 647,000 weights, biases apart. The
+last kernel is dense in all. The second is hashed in 8,000 numbers, the first has 19,350 and is written in features of the pixels:
+38 of them with dense codes (15 where the features are learned, and stored), or 100 with hashed codes. "Toeplitz + DCT" has windows
+of 9 x 9 in the first layer (405 numbers) and cosines of their positions in the second. One loop for all, that of `hashednets.py`;
+the rate from three values on the last 10,000 training images; no test image chose anything.
+
+    python tests/benchmarks/denil.py                     # 10 seeds, about a minute each on 2 cores
+    python tests/benchmarks/denil.py --validate          # the rates behind it
+
+Finished cells stay in the results file (`--out`).
+
+Source: Denil et al. 2013 (arXiv:1306.0543): 5 % learned, hardly any loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from first_table import write
+from hashednets import GRID, PIXELS, RATES, data_of, error, fresh, trained
+from tqdm.auto import tqdm
+
+import jaxcompress as jc
+
+SIZES = (PIXELS, 500, 500, 10)
+WEIGHTS = PIXELS * 500 + 500 * 500 + 500 * 10
+BUDGET = WEIGHTS // 20
+LAST, SECOND = 5_000, 8_000
+FIRST = BUDGET - LAST - SECOND
+
+
+def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
+    """Features in the first kernel, dense codes or, where so many features are asked for, hashed ones; the second kernel hashed."""
+    second = jc.at("1/kernel", jc.hashed(SECOND / 500**2, seed=seed))
+    if features is None:
+        return jc.chain(jc.at("0/kernel", jc.vocabulary(FIRST / (PIXELS * 500), atoms=atoms, grid=GRID, seed=seed)), second)
+    first = jc.at("0/kernel", jc.vocabulary(features / PIXELS, atoms=atoms, grid=GRID, seed=seed))
+    return jc.chain(first, jc.at("0/kernel/codes", jc.hashed(FIRST / (features * 500), seed=seed)), second)
+
+
+def translated(seed: int) -> jc.Transform:
+    """Windows, and 25 cosines of the 10 x 10 positions for each of their 5 channels, with hashed codes."""
+    codes = BUDGET - LAST - 5 * 81
+    return jc.chain(
+        jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)),
+        jc.at("1/kernel", jc.vocabulary(25 / 100, grid=(10, 10), channels=5)),
+        jc.at("1/kernel/codes", jc.hashed(codes / (125 * 500), seed=seed)),
+    )
+
+
+COLUMNS: dict[str, Callable[[int], jc.Transform]] = {
+    "full": lambda seed: jc.identity(),
+    "random": lambda seed: written(seed, "random"),
+    "learned": lambda seed: written(seed, "learned"),
+    "smooth": lambda seed: written(seed, "smooth"),
+    "DCT": lambda seed: written(seed, "dct"),
+    "random, hashed codes": lambda seed: written(seed, "random", 100),
+    "DCT, hashed codes": lambda seed: written(seed, "dct", 100),
+    "Toeplitz + DCT": translated,
+}
+CHOSEN: dict[str, float] = {}
+"""The rate of each column that is not 3e-3."""
+
+
+def measure(key: dict[str, Any]) -> dict[str, Any]:
+    """One run."""
+    train, judge = data_of("MNIST", validate=key["split"] == "validation")
+    params = fresh(key["seed"], COLUMNS[key["column"]](key["seed"]), SIZES)
+    stored = jc.stored_numbers(params) - sum(SIZES[1:])
+    if key["column"] != "full" and stored > BUDGET:
+        raise ValueError(f"{key['column']} stores {stored} numbers, more than {BUDGET}")
+    params = trained(params, train, train.labels, key["rate"], key["seed"], f"{key['column']}, seed {key['seed']}")
+    return {"error": error(params, judge), "stored": stored}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each column; differences are paired by seed, with their standard error."""
+    errors = {
+        c: np.array([row["error"] for row in rows if row["column"] == c]) for c in dict.fromkeys(row["column"] for row in rows)
+    }
+    lines = ["| features | weights stored | of all | test error % | over the full network, points |", "|---|---|---|---|---|"]
+    for column, each in errors.items():
+        stored = next(row["stored"] for row in rows if row["column"] == column)
+        gap = each - errors.get("full", each)
+        spread = lambda values: values.std(ddof=1) if len(values) > 1 else 0.0
+        lines.append(
+            f"| {column} | {stored:,} | {100 * stored / WEIGHTS:.1f} % | {each.mean():.2f} ± {spread(each):.2f} "
+            f"| {gap.mean():+.2f} ± {spread(gap) / len(gap) ** 0.5:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument("--seeds", type=int, help="runs of each cell (10; 1 with --validate)")
+    parser.add_argument("--validate", action="store_true", help="train at each rate, judged by the validation images")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    args = parser.parse_args()
+    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
+    rows = []
+    runs = list(itertools.product(args.columns, range(args.seeds or (1 if args.validate else 10))))
+    for column, seed in tqdm(runs, desc="runs"):
+        for rate in RATES if args.validate else [CHOSEN.get(column, 3e-3)]:
+            key = {"column": column, "split": "validation" if args.validate else "test", "rate": rate, "seed": seed}
+            row = next((old for old in results if key.items() <= old.items()), None)
+            if row is None:
+                results.append(row := key | measure(key))
+                write(args.out, results)
+            rows.append(row)
+    if args.validate:
+        for row in rows:
+            print(f"{row['column']:22s} {row['rate']:g} {row['error']:.2f}")
+    else:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
