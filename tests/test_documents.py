@@ -50,7 +50,7 @@ def test_sharing_is_measured(tmp_path):
     for words in (
         "variance",
         "low rank",
-        "windows of 5 x 5",
+        "windows",
         "examples: designed",
         "overlap with the cosines",
         "learned there",
