@@ -62,6 +62,9 @@ def overlap(atoms: Any, others: Any) -> float:
     Returns:
         1 when the smaller span lies in the larger, max(k, l) / m on average for random ones.
 
+    Raises:
+        ValueError: when one of them spans nothing.
+
     Example:
         >>> import numpy as np
         >>> from jaxcompress.analysis.attributes import overlap
@@ -69,6 +72,8 @@ def overlap(atoms: Any, others: Any) -> float:
         0.5
     """
     first, second = (scipy.linalg.orth(np.asarray(each.materialize() if is_compact(each) else each)) for each in (atoms, others))
+    if not first.size or not second.size:
+        raise ValueError("overlap: features of zeros span nothing")
     cosines = np.linalg.svd(first.T @ second, compute_uv=False)
     return round(float(np.mean(cosines**2)), 12)
 

@@ -111,12 +111,17 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
     Returns:
         The figure.
 
+    Raises:
+        ValueError: when the grid does not fit.
+
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> len(jc.plots.atoms(jc.vocabulary(1/4, grid=(8, 8))(jnp.ones((64, 9))).atoms, (8, 8), 4).axes)
         4
     """
-    dense = np.asarray(features.materialize() if is_compact(features) else features)[:, :count]
+    dense = np.asarray(features.materialize() if is_compact(features) else features)[:, : max(count, 1)]
+    if len(dense) != grid[0] * grid[1]:
+        raise ValueError(f"grid={grid} has {grid[0] * grid[1]} points, but the features have {len(dense)} inputs")
     columns = min(dense.shape[1], 8)
     rows = -(-dense.shape[1] // columns)
     figure = _figures()(figsize=(columns, rows), layout="constrained")

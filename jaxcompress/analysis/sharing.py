@@ -3,7 +3,8 @@
 One output of a hashed layer is an inner product of the table with the inputs thrown into K buckets, `z_j = <table, phi_j(x)>`.
 These sketches keep inner products on average, and what collisions add is variance, 1/K of what the inputs' norms allow. So the
 squared length that a fresh layer of n outputs gives to an input varies by `2/n + 2/K` of its squared mean, and by `2/n`, as in a
-dense layer, where the table has a given norm. For a product of rank r it is `2/n + 2/r`, and at equal storage r is K / (m + n).
+dense layer, where the table has a given norm. For a product of rank r, begun as `initialize` does with the principal directions of
+noise, it is about `2/r (1 - r/m)`, however many outputs there are; and equal storage, r (m + n - r) = K, leaves r small.
 
 Source: feature hashing, Weinberger et al. 2009 (arXiv:0902.2206), for the sketches; effective rank, Roy and Vetterli 2007.
 """
@@ -26,10 +27,13 @@ from jaxcompress.transforms.leafwise import squared
 
 
 def effective_rank(matrix: Any) -> float:
-    """How many directions a matrix has, by the entropy of its squared singular values; between 1 and its rank.
+    """How many directions a matrix has, by the entropy of its singular values' shares; between 1 and its rank.
 
     Args:
-        matrix: (m, n), dense or compact.
+        matrix: (m, n), dense or compact, not all zero.
+
+    Raises:
+        ValueError: for what is no such matrix.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,9 +41,11 @@ def effective_rank(matrix: Any) -> float:
         >>> round(effective_rank(jnp.eye(8)), 3), round(effective_rank(jnp.ones((8, 5))), 3)
         (8.0, 1.0)
     """
-    dense = np.asarray(matrix.materialize() if hasattr(matrix, "materialize") else matrix, np.float64)
-    powers = np.linalg.svd(dense, compute_uv=False) ** 2
-    shares = powers[powers > 0] / powers.sum()
+    dense = np.asarray(materialize(matrix), np.float64)
+    if dense.ndim != 2 or not dense.any():
+        raise ValueError(f"effective_rank needs one matrix that is not zero, got {dense.shape}")
+    values = np.linalg.svd(dense, compute_uv=False)
+    shares = values[values > 0] / values.sum()
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
@@ -64,8 +70,11 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     """How well the buckets of each output keep the inner product of two inputs.
 
     Args:
-        array: (m, n) hashed.
+        array: (m, n) hashed, in any layout.
         x, y: (m,) inputs.
+
+    Raises:
+        ValueError: for a stack of tables.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -74,16 +83,20 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
         >>> found.product, abs(found.mean / found.product - 1) < 0.001, abs(found.variance / found.expected - 1) < 0.1
         (2016.0, True, True)
     """
+    if array.table.ndim != 1:
+        raise ValueError(f"sketches looks at one table, got {array!r}: take one of the stack")
     m, n = array.matrix_shape
     size = array.table.shape[-1]
     numbered = dataclasses.replace(array, table=jnp.arange(1, size + 1, dtype=jnp.int32))
-    which = np.asarray(numbered.materialize(), np.int64)  # the sign and the bucket of every entry
+    which = np.asarray(numbered._matrix(), np.int64)  # the sign and the bucket of every entry
     # an output has buckets of its own: those in which something falls
     buckets, place = np.unique(np.arange(n) * size + np.abs(which) - 1, return_inverse=True)
     x, y = (np.asarray(each, np.float64) for each in (x, y))
     sums = [np.bincount(place.ravel(), (np.sign(which) * each[:, None]).ravel()) for each in (x, y)]
     found = np.bincount(buckets // size, sums[0] * sums[1], minlength=n)
-    meet = (m * n / size - 1) / (m * n - 1)  # two entries of a balanced hash
+    # how likely two entries of a column meet: all of them have one place in their runs
+    counts = np.bincount(np.abs(which).ravel())
+    meet = counts @ (counts - 1) / max(m * n * (m * n / array.block - 1), 1)
     both = np.sum(x**2 * y**2)
     expected = meet * (np.sum(x**2) * np.sum(y**2) - both + (x @ y) ** 2 - both)
     return Sketches(float(x @ y), float(found.mean()), float(found.var()), float(expected))
@@ -98,8 +111,11 @@ def cost_of_sharing(kernel: Any, forms: Mapping[str, Transform], metric: Any = N
         metric: (m, m) second moments of the inputs; the error is then that of the outputs.
 
     Returns:
-        For each form the stored numbers and the relative squared error. A random hash leaves `1 - K / (m n)` of any kernel, as if
-        its entries had nothing to say of each other; a form that shares what is alike leaves less.
+        For each form the stored numbers and the relative squared error. Without a metric a random hash leaves `1 - K / (m n)` of
+        any kernel, as if its entries had nothing to say of each other; a form that shares what is alike leaves less.
+
+    Raises:
+        ValueError: for a kernel of zeros.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -109,11 +125,14 @@ def cost_of_sharing(kernel: Any, forms: Mapping[str, Transform], metric: Any = N
         >>> {name: (stored, error < 0.01) for name, (stored, error) in found.items()}
         {'hashed': (128, False), 'cosines': (128, True)}
     """
-    target = np.asarray(kernel, np.float64)
+    dense = jnp.asarray(materialize(kernel))
+    target = np.asarray(dense, np.float64)
     metric = None if metric is None else np.asarray(metric, np.float64)
     whole, found = squared(target, metric), {}
+    if not whole:
+        raise ValueError("cost_of_sharing: the kernel gives nothing but zeros, of which every form is right")
     for name, form in forms.items():
-        array = form(jnp.asarray(kernel), metric)
+        array = form(dense, metric)
         error = squared(target - np.asarray(materialize(array), np.float64), metric)
         found[name] = (stored_numbers(array), error / whole)
     return found
@@ -129,7 +148,8 @@ def relative_variance(form: Callable[[int], Transform], x: Any, outputs: int, *,
         draws: how many layers are drawn.
 
     Returns:
-        The variance over the draws, all of one norm; by theory 2/n for dense and hashed layers, 2/n + 2/r for a rank of r.
+        The variance over the draws, all of one norm; by theory 2/n for dense and hashed layers, about
+        2/r (1 - r/m) for a rank of r.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc

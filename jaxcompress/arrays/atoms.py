@@ -63,6 +63,14 @@ class DesignedAtoms(CompactArray):
         found = jnp.einsum("...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one)
         return found.reshape(*x.shape[:-1], self.count)
 
+    def expand(self, codes: jax.Array) -> jax.Array:
+        """`atoms @ codes` for codes (..., k, n), likewise."""
+        if self.channels == 1:
+            return self.materialize().astype(codes.dtype) @ codes
+        of_one, (*leading, k, n) = self._of_one_channel().astype(codes.dtype), codes.shape
+        found = jnp.einsum("pk,...kcn->...pcn", of_one, codes.reshape(*leading, k // self.channels, self.channels, n))
+        return found.reshape(*leading, self.matrix_shape[0], n)
+
     def _of_one_channel(self) -> jax.Array:
         count = self.count // self.channels
         if callable(self.rule):

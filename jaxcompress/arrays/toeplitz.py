@@ -3,7 +3,7 @@
 `W[p stride + w - pad, (p, c)] = taps[w, c]` for every position p of the window, place w in it and channel c, and zero elsewhere:
 a Toeplitz matrix, doubly block on two axes, with the values of the channels interlaced at each position. So an output shares its
 weights with all others of its channel: designed sharing, where a hash shares at random. Stored: window x channels numbers.
-Forward: 2 positions x window x channels operations a row.
+Forward: 2 positions x window x channels operations a row, and positions x window numbers of memory.
 
 Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541); the arithmetic as in Dumoulin and Visin 2016 (arXiv:1603.07285).
 """
@@ -44,15 +44,16 @@ class ToeplitzArray(CompactArray):
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
         dense = jnp.zeros((*leading, count + 1, rows.shape[0], self.taps.shape[-1]), self.taps.dtype)
         dense = dense.at[..., rows, jnp.arange(rows.shape[0])[:, None], :].set(self.taps[..., None, :, :])
-        return dense[..., :count, :, :].reshape(*leading, count, -1)
+        return dense[..., :count, :, :].reshape(*leading, count, rows.shape[0] * self.taps.shape[-1])
 
+    @jax.jit
     def _multiply(self, x: jax.Array) -> jax.Array:
         index = self._places()
         # patches and one product: inside a scan, XLA's convolutions are slow on a CPU
         seen = x.at[..., jnp.maximum(index, 0)].get(mode="promise_in_bounds")
         seen = jnp.where(index < 0, 0, seen) if any(self.pad) else seen
         out = seen @ self.taps[..., None, :, :]  # (..., rows, positions, channels)
-        return out.reshape(*out.shape[:-2], -1)
+        return out.reshape(*out.shape[:-2], out.shape[-2] * out.shape[-1])
 
     def _places(self) -> jax.Array:
         return places(self.grid, self.window, self.stride, self.pad)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.atoms import DesignedAtoms
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact
+from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, materialize
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import weigh
 
@@ -37,7 +37,13 @@ class VocabularyArray(CompactArray):
     linear_in = "codes"
 
     def materialize(self) -> jax.Array:
+        if isinstance(self.atoms, DesignedAtoms):
+            return self.atoms.expand(self.codes)
         return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
+
+    def _with_dense_children(self) -> VocabularyArray:
+        atoms = self.atoms if isinstance(self.atoms, DesignedAtoms) else materialize(self.atoms)
+        return dataclasses.replace(self, atoms=atoms, codes=materialize(self.codes))
 
     def _multiply(self, x: jax.Array) -> jax.Array:
         designed = isinstance(self.atoms, DesignedAtoms)
@@ -79,18 +85,20 @@ class VocabularyArray(CompactArray):
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do not see is fitted plainly.
             lookups: the atoms that a column may use; all by default.
         """
-        dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
         target = np.asarray(matrix, np.float64)
-        channels = atoms.channels if isinstance(atoms, DesignedAtoms) else 1
-        *leading, m, n = target.shape  # the atoms of one channel, for all channels at once
-        apart = np.linalg.pinv(dense[..., ::channels, ::channels]) @ target.reshape(*leading, m // channels, channels * n)
-        codes = apart.reshape(*leading, -1, n)
+        if isinstance(atoms, DesignedAtoms) and atoms.channels > 1:  # the atoms of one channel, for all channels at once
+            of_one, (*leading, m, n) = np.asarray(atoms._of_one_channel(), np.float64), target.shape
+            apart = np.linalg.pinv(of_one) @ target.reshape(*leading, m // atoms.channels, atoms.channels * n)
+            codes = apart.reshape(*leading, atoms.count, n)
+        else:
+            codes = np.linalg.pinv(np.asarray(materialize(atoms), np.float64)) @ target
         if metric is not None:
+            dense = np.asarray(materialize(atoms), np.float64)
             weighted = weigh(np.asarray(metric, np.float64), dense)
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )
-        stored = atoms if is_compact(atoms) else jnp.asarray(dense.astype(matrix.dtype))
+        stored = atoms if is_compact(atoms) else jnp.asarray(np.asarray(atoms, matrix.dtype))
         array = cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
         if lookups is None:
             return array

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,13 +153,14 @@ class Toeplitz(LeafTransform):
     keep: Any = 1.0
     axes: Any = None
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ToeplitzArray:
-        m = matrix.shape[-2]
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ToeplitzArray | None:
+        m, n = matrix.shape[-2:]
         if math.prod(self.grid) != m:
             raise ValueError(
                 f"grid={self.grid} has {math.prod(self.grid)} points, but the matrix has {m} inputs: give a grid with that product"
             )
-        return ToeplitzArray.fit(matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric)
+        array = ToeplitzArray.fit(matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric)
+        return array if math.prod(array.taps.shape[-2:]) <= m * n else None
 
 
 def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", axes: Any = None) -> LeafTransform:
@@ -264,8 +266,23 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
     return Convolved(check_keep(keep), basis, check_axes(axes))
 
 
+def whole_numbers(name: str, value: Any, axes: int | None, least: int) -> tuple[int, ...]:
+    """One whole number for each axis; a single one is for all axes, where their number is known."""
+    given = (value,) * (axes or 1) if isinstance(value, numbers.Integral) else value
+    fits = isinstance(given, Sequence) and len(given) == (axes or len(given)) and len(given) > 0
+    if not fits or any(not isinstance(each, numbers.Integral) or isinstance(each, bool) or each < least for each in given):
+        many = "whole numbers" if axes is None else f"one whole number, or one for each of the {axes} axes,"
+        raise ValueError(f"{name} must be {many} of at least {least}, got {value!r}")
+    return tuple(int(each) for each in given)
+
+
 def toeplitz(
-    window: Sequence[int], *, grid: Sequence[int], stride: int | Sequence[int] = 1, pad: int | Sequence[int] = 0, axes: Any = None
+    window: int | Sequence[int],
+    *,
+    grid: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    pad: int | Sequence[int] = 0,
+    axes: Any = None,
 ) -> LeafTransform:
     """Share weights by translation: the outputs of a channel are one window of weights, moved along the inputs' grid.
 
@@ -291,17 +308,13 @@ def toeplitz(
         >>> jc.toeplitz((9, 9), grid=(28, 28), stride=2)(jnp.ones((784, 1000)))
         ToeplitzArray((784, 1000) float32, 10 windows of 9x9 on 28x28, 810 stored = 1/968)
     """
-    sizes, grid = (tuple(int(size) for size in each) for each in (window, grid))
-    if len(sizes) != len(grid) or min(*sizes, *grid) < 1:
-        raise ValueError(f"window and grid must have one size of at least 1 for each axis, got {sizes} and {grid}")
-    options = []
-    for name, value, least in (("stride", stride, 1), ("pad", pad, 0)):
-        each = (value,) * len(grid) if isinstance(value, int) else tuple(int(size) for size in value)
-        if len(each) != len(grid) or min(each) < least:
-            raise ValueError(
-                f"{name} must be one number of at least {least}, or one for each of the {len(grid)} axes, got {value!r}"
-            )
-        options.append(each)
+    grid = whole_numbers("grid", grid, None, 1)
+    sizes = whole_numbers("window", window, None, 1)
+    if len(sizes) != len(grid):
+        raise ValueError(f"window and grid must have one size for each axis, got {sizes} and {grid}")
+    options = [whole_numbers("stride", stride, len(grid), 1), whole_numbers("pad", pad, len(grid), 0)]
+    if any(p >= w for p, w in zip(options[1], sizes, strict=True)):
+        raise ValueError(f"pad={options[1]} leaves positions where the window of {sizes} sees nothing but zeros")
     positions(grid, sizes, *options)
     return Toeplitz(sizes, grid, *options, axes=check_axes(axes))
 

@@ -63,12 +63,14 @@ class Vocabulary(LeafTransform):
 
     def designed_atoms(self, m: int, n: int, numbers: int, name: str) -> DesignedAtoms:
         """As many designed atoms as the budget allows the codes of, and all where each column looks up a few."""
-        channels = self.channels
-        grid = (m // channels or 1,) if self.grid is None else self.grid
+        channels, of = self.channels, f" of {self.channels} channels" if self.channels > 1 else ""
+        if m % channels:
+            raise ValueError(f"channels={channels} does not divide the {m} inputs of the matrix")
+        grid = (m // channels,) if self.grid is None else self.grid
         if math.prod(grid) * channels != m:
-            of = f" of {channels} channels" if channels > 1 else ""
             raise ValueError(
-                f"grid={grid} has {math.prod(grid)} points{of}, but the matrix has {m} inputs: give a grid with that product"
+                f"grid={grid} has {math.prod(grid)} points{of}, but the matrix has {m} inputs: "
+                f"give a grid with the product {m // channels}"
             )
         there = check_rule(self.atoms, grid) * channels
         if self.lookups is None:
@@ -139,7 +141,7 @@ def vocabulary(
             raise ValueError(f"grid must be sizes of at least 1, got {grid}")
     if lookups is not None and (not isinstance(lookups, int) or lookups < 1):
         raise ValueError(f"lookups must be a whole number of at least 1, got {lookups!r}")
-    if not isinstance(channels, int) or channels < 1:
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ValueError(f"channels must be a whole number of at least 1, got {channels!r}")
     form = Vocabulary(check_keep(keep), atoms, grid, lookups, seed, check_axes(axes), channels)
     if channels > 1 and not form.designed:

@@ -21,6 +21,22 @@ def test_sketches_are_unbiased_and_vary_as_theory_says(keep):
     assert found.variance == pytest.approx(found.expected, rel=0.15)
 
 
+def test_entries_of_a_column_meet_more_often_where_runs_are_shared():
+    x, y = np.asarray(matrix(2, 64))
+    plain, runs = (sketches(jc.hashed(1 / 16, block=block)(jnp.ones((64, 8_000))), x, y) for block in (1, 4))
+    assert runs.expected == pytest.approx(4 * plain.expected, rel=0.01)
+    assert runs.variance == pytest.approx(runs.expected, rel=0.15)
+
+
+def test_sketches_look_at_one_matrix_in_any_layout():
+    x, y = np.asarray(matrix(2, 64))
+    array = jc.hashed(1 / 4)(jnp.ones((64, 64)))
+    swapped = jc.hashed(1 / 4, axes=jc.MatrixAxes(1, 0))(jnp.ones((64, 64)))
+    assert sketches(array, x, y) == sketches(swapped, x, y)
+    with pytest.raises(ValueError, match="take one of the stack"):
+        sketches(jc.hashed(1 / 4, axes=jc.MatrixAxes(1, 2))(jnp.ones((2, 4, 6))), x, y)
+
+
 def test_a_whole_table_loses_nothing():
     x, y = np.asarray(matrix(2, 8))
     found = sketches(jc.hashed(1)(jnp.ones((8, 5))), x, y)
@@ -37,10 +53,11 @@ def test_a_hashed_matrix_has_nearly_all_directions_where_a_product_has_few():
 
 def test_lengths_vary_with_the_width_and_with_the_rank():
     x = np.asarray(matrix(1, 32)[0])
-    hashed = relative_variance(lambda seed: jc.hashed(1 / 8, seed=seed), x, 16, draws=120)
-    product = relative_variance(lambda seed: jc.factored(1 / 8), x, 16, draws=120)
-    assert hashed == pytest.approx(2 / 16, rel=0.45)
-    assert product > 3 * hashed
+    hashed = relative_variance(lambda seed: jc.hashed(1 / 8, seed=seed), x, 16, draws=150)
+    product = relative_variance(lambda seed: jc.factored(1 / 8), x, 32, draws=150)
+    rank = jc.factored(1 / 8)(jnp.ones((32, 32))).rank
+    assert hashed == pytest.approx(2 / 16, rel=0.35)
+    assert product == pytest.approx(2 / rank * (1 - rank / 32), rel=0.35)
 
 
 def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
@@ -51,6 +68,8 @@ def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
     assert found["hashed"] == (320, pytest.approx(7 / 8, rel=0.1))
     assert found["cosines"][1] < 0.05
     assert found["windows"][1] < 1e-9
+    with pytest.raises(ValueError, match="nothing but zeros"):
+        cost_of_sharing(jnp.zeros((4, 4)), {})
     weighted = cost_of_sharing(smooth, {"cosines": jc.vocabulary(1 / 8)}, jnp.eye(64))
     assert weighted["cosines"][1] == pytest.approx(found["cosines"][1], rel=1e-3)
 
@@ -59,7 +78,7 @@ def test_frequencies_of_atoms():
     cosines = jc.vocabulary(1, grid=(8, 8))(jnp.ones((64, 2))).atoms
     found = roughness(cosines, (8, 8))
     assert found[0] < 1e-6
-    assert (np.diff(np.sort(found)) >= 0).all()
+    assert (np.diff(found) >= -1e-6).all()
     assert found[-1] == pytest.approx(1, abs=1e-5)
     noise = roughness(jax.random.normal(jax.random.key(0), (64, 200)), (8, 8))
     assert noise.mean() == pytest.approx(found.mean(), rel=0.05)
@@ -68,6 +87,8 @@ def test_frequencies_of_atoms():
 
 
 def test_overlap_of_features():
+    with pytest.raises(ValueError, match="span nothing"):
+        overlap(np.zeros((4, 2)), np.eye(4))
     q = np.linalg.qr(np.asarray(matrix(32, 32)))[0]
     assert overlap(q[:, :5], q[:, :9] @ np.asarray(matrix(9, 9))) == pytest.approx(1)
     assert overlap(q[:, :5], q[:, 5:9]) == pytest.approx(0, abs=1e-9)

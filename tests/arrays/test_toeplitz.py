@@ -58,6 +58,23 @@ def test_a_product_costs_the_windows_and_no_more():
     assert flops(product, x, array) < 0.11 * flops(product, x, array.materialize())
 
 
+def test_what_is_empty_stays_empty():
+    array = jc.toeplitz((2, 2), grid=(4, 3))(matrix(12, 12))
+    assert (jnp.ones((0, 12)) @ array).shape == (0, 12)
+    assert (array @ jnp.ones((12, 0))).shape == (12, 0)
+
+
+def test_a_window_that_costs_more_than_the_matrix_leaves_it():
+    dense = matrix(4, 3)
+    assert jc.toeplitz(6, grid=4, pad=1)(dense) is dense
+
+
+def test_given_atoms_of_a_stack_have_codes_each():
+    atoms = np.asarray(matrix(2, 12, 4))
+    array = jc.VocabularyArray.fit(np.asarray(matrix(12, 16)), atoms)
+    assert array.codes.shape == (2, 4, 16)
+
+
 def test_channels_have_the_same_atoms_apart():
     dense = matrix(24, 5)
     array = jc.vocabulary(keep=1 / 2, grid=(4, 2), channels=3)(dense)
@@ -70,15 +87,20 @@ def test_channels_have_the_same_atoms_apart():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jc.toeplitz((3,), grid=(4, 4)), "one size of at least 1 for each axis"),
+        (lambda: jc.toeplitz((3,), grid=(4, 4)), "one size for each axis"),
+        (lambda: jc.toeplitz((), grid=()), "grid must be whole numbers of at least 1"),
+        (lambda: jc.toeplitz((2.7,), grid=(9,)), "window must be whole numbers"),
+        (lambda: jc.toeplitz((2,), grid=(9,), stride=True), "stride must be one whole number"),
+        (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=5), "sees nothing but zeros"),
         (lambda: jc.toeplitz((5, 5), grid=(4, 4)), "has no position"),
-        (lambda: jc.toeplitz((2, 2), grid=(4, 4), stride=0), "stride must be one number of at least 1"),
-        (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=(1,)), "pad must be one number of at least 0"),
+        (lambda: jc.toeplitz((2, 2), grid=(4, 4), stride=0), "stride must be one whole number"),
+        (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=(1,)), "pad must be one whole number"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((12, 9))), "has 16 points, but the matrix has 12 inputs"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((16, 10))), "9 positions, of which 10 outputs are no multiple"),
         (lambda: jc.vocabulary(1 / 2, channels=0), "channels must be a whole number"),
         (lambda: jc.vocabulary(1 / 2, atoms="learned", channels=2), "says how designed atoms are made"),
-        (lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))), "4 points of 2 channels"),
+        (lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))), "4 points of 2 channels.* the product 6"),
+        (lambda: jc.vocabulary(1 / 2, channels=5)(jnp.ones((12, 9))), "channels=5 does not divide the 12 inputs"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make, message):

@@ -2,7 +2,7 @@
 
 As in Larochelle et al. 2007 (doi:10.1145/1273496.1273556), whose files are no longer offered: 12,000 training and 50,000 test
 images a set, of which the last 2,000 training images judge choices; MNIST itself has its 60,000 and 10,000, and the last 10,000
-judge. Digits come from the 70,000 of MNIST, each in one place.
+judge. Digits come from the 70,000 of MNIST, each in one place, and those that MNIST tests are tested here, too.
 
 - BASIC: fewer digits. ROT: turned by any angle. BG-RAND: noise behind them. BG-IMG: patches of photographs behind them, those with
   hardly any contrast left out; the left halves of two photographs for training, the right halves for tests. BG-IMG-ROT: both.
@@ -72,8 +72,11 @@ def digits(behind: Callable[..., np.ndarray] | None = None, *, turn: bool = Fals
 
     def make() -> tuple[Digits, Digits]:
         rng = np.random.default_rng(0)
+        known = len(mnist.load()[0].labels)
         pixels, labels = (np.concatenate(parts) for parts in zip(*mnist.load(), strict=True))
-        order = rng.permutation(len(labels))
+        # no digit that MNIST keeps for its test is trained on, or judges a choice
+        order = np.concatenate([rng.permutation(known), np.arange(known, len(labels))])
+        order = np.concatenate([order[:TRAINING], order[-TEST:]])
         found = []
         for test, chosen in enumerate((order[:TRAINING], order[TRAINING : TRAINING + TEST])):
             images = pixels[chosen].reshape(-1, SIDE, SIDE)
