@@ -3,10 +3,11 @@
 Networks 784-1000-classes (3 layers) and 784-1000-1000-1000-classes (5 layers) give the budgets, 1/8 and 1/64 of their numbers;
 what is trained from scratch has that many at most, biases and the last layer counted, seeds free. One loop, batch and number of
 steps for every column (12,000 steps of 100: 20 epochs of MNIST, 100 of the sets with 12,000 images), a tenth of the pixels hidden.
-The rate of each column and part is the best of three on the validation images of BASIC and ROT, one seed; then it stands for all
-sets. Finals train on all 12,000 (60,000) training images. Equal numbers are not equal work: the table says how many hidden units
-and multiplications a column has. The sets are made anew by `variations.py`, so that the paper's figures are of other images; and
-its soft targets were those of one dense network, where ours are the mean of three with windows, for every column.
+The rate of each column and part, and how it spends its numbers, are the best of three each on the validation images of BASIC and
+ROT, one seed; then they stand for all sets. Finals train on all 12,000 (60,000) training images. Equal numbers are not equal work:
+the table says how many hidden units and multiplications a column has. The sets are made anew by `variations.py`: the paper's
+figures are of other images. Its soft targets were those of one dense network, ours are the mean of three with windows, for every
+column.
 
     python tests/benchmarks/hashednets.py --validate                     # the rates of the core: 3 layers, 1/64
     python tests/benchmarks/hashednets.py                                # the core on eight sets, 3 seeds
@@ -23,6 +24,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -215,22 +217,30 @@ def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, i
     return column
 
 
-COLUMNS: dict[str, Column] = {
-    "plain": plain,
-    "low rank": form(lambda keep, seed: jc.factored(keep), 135, 500),
-    "random edges": form(RandomEdges, 100, 500),
-    "hashed": form(jc.hashed, 150, 600),
-    "hashed in blocks of 8": form(partial(jc.hashed, block=8), 150, 600),
-    "DCT": atoms("dct", 100, 200),
-    "smooth": atoms("smooth", 100, 200),
-    "random": atoms("random", 100, 200),
-    "learned": learned(12, 80),
-    "DCT, 8 look-ups": atoms("dct", 0, 0, lookups=8),
-    "convolved": convolved(196, 196),
-    "DCT + hashed": coded("dct", (100, 200), (200, 800)),
-    "smooth + hashed": coded("smooth", (100, 200), (200, 800)),
-    "Toeplitz + DCT": translated((25, 49), (28, 128), (200, 400)),
-} | {f"hashed, {times}x": widened(times) for times in (1, 2, 4, 8, 16, 32, 64)}
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "plain": (plain,),
+    "low rank": tuple(form(lambda keep, seed: jc.factored(keep), *units) for units in ((100, 300), (135, 500), (200, 800))),
+    "random edges": tuple(form(RandomEdges, *units) for units in ((60, 300), (100, 500), (150, 800))),
+    "hashed": tuple(form(jc.hashed, *units) for units in ((80, 400), (150, 600), (250, 1_000))),
+    "hashed in blocks of 8": tuple(form(partial(jc.hashed, block=8), *units) for units in ((80, 400), (150, 600), (250, 1_000))),
+    "DCT": tuple(atoms("dct", *count) for count in ((64, 144), (100, 200), (144, 300))),
+    "smooth": tuple(atoms("smooth", *count) for count in ((64, 144), (100, 200), (144, 300))),
+    "random": tuple(atoms("random", *count) for count in ((64, 144), (100, 200), (144, 300))),
+    "learned": tuple(learned(*count) for count in ((8, 50), (11, 80), (14, 110))),
+    "DCT, look-ups": tuple(atoms("dct", 0, 0, lookups=count) for count in (8, 16, 32)),
+    "convolved": tuple(convolved(*knots) for knots in ((112, 196), (196, 392), (392, 784))),
+    "DCT + hashed": tuple(
+        coded("dct", *sizes) for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
+    ),
+    "smooth + hashed": tuple(
+        coded("smooth", *sizes) for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
+    ),
+    "Toeplitz + DCT": tuple(
+        translated(*sizes)
+        for sizes in (((16, 25), (40, 128), (200, 400)), ((25, 49), (28, 128), (200, 400)), ((36, 64), (22, 100), (200, 400)))
+    ),
+} | {f"hashed, {times}x": (widened(times),) for times in (1, 2, 4, 8, 16, 32, 64)}
+"""Up to three ways to spend the numbers, of which validation images choose."""
 BEST = "Toeplitz + DCT"
 CORE = ("plain", "low rank", "hashed", "DCT", "DCT + hashed", BEST)
 CHOOSING = ("BASIC", "ROT")
@@ -369,7 +379,8 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
 
     Their first kernel is a window of 9 x 9 moved by 2, with 64 channels; their last is dense.
     """
-    path = cache_folder() / f"soft_{name.lower()}_{'validation' if validate else 'final'}.npy"
+    made = f"{TEACHERS}x{WIDE}_{STEPS}_{TEMPERATURE:g}"
+    path = cache_folder() / f"soft_{name.lower()}_{'validation' if validate else 'final'}_{made}.npy"
     if not path.exists():
         wide, sizes = jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (PIXELS, 100 * WIDE, classes)
         said = np.zeros((len(train.labels), classes), np.float32)
@@ -377,7 +388,8 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
             params = fresh(1_000 + seed, wide, sizes)
             params = trained(params, train, train.labels, 3e-3, seed, f"{name}, teacher {seed}", dropout=0.2)
             said += outputs(params, train.pixels) / TEACHERS
-        np.save(path, np.asarray(jax.nn.softmax(said / TEMPERATURE)))
+        np.save(draft := path.with_suffix(".part.npy"), np.asarray(jax.nn.softmax(said / TEMPERATURE)))
+        os.replace(draft, path)
     return np.load(path)
 
 
@@ -388,7 +400,7 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
     data, judge = data_of(name, validate=validate)
     classes = int(data.labels.max()) + 1
     task = Task(key["layers"], classes, key["share"])
-    sizes, transform = COLUMNS[key["column"]](task)
+    sizes, transform = COLUMNS[key["column"]][key["candidate"]](task)
     params = fresh(seed, transform(seed), sizes)
     stored = jc.stored_numbers(params)
     if stored > task.numbers:
@@ -407,24 +419,31 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 # --- the tables -----------------------------------------------------------------------------------------------------
 
 
-def chosen(results: list[dict[str, Any]], part: Part, column: str) -> float:
-    """The rate with the least mean logarithm of the errors on the validation images of BASIC and ROT."""
+def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[int, float]:
+    """The candidate and the rate with the least mean logarithm of the errors on the validation images of BASIC and ROT."""
     mine = {"split": "validation", "column": column, "layers": part.layers, "share": part.share, "soft": part.soft}
-    found = {rate: [row["error"] for row in results if mine.items() <= row.items() and row["rate"] == rate] for rate in RATES}
-    if any(len(each) < len(CHOOSING) for each in found.values()):
-        raise SystemExit(f"{column} has no rate yet for {part}: run with --validate first, or give --rate")
-    return min(RATES, key=lambda rate: float(np.mean(np.log(found[rate]))))
+    found: dict[tuple[int, float], list[float]] = {choice: [] for choice in itertools.product(range(len(COLUMNS[column])), RATES)}
+    for row in results:
+        if mine.items() <= row.items() and (row["candidate"], row["rate"]) in found:
+            found[row["candidate"], row["rate"]].append(row["error"])
+    if any(len(errors) < len(CHOOSING) for errors in found.values()):
+        raise SystemExit(f"{column} has not been chosen for {part}: run with --validate first, or give --candidate and --rate")
+    return min(found, key=lambda choice: float(np.mean(np.log(found[choice]))))
 
 
 def cells(args: argparse.Namespace, part: Part, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What to train: the key of each result."""
     sets = args.sets or (CHOOSING if args.validate else part.sets)
     for name, column, seed in itertools.product(sets, args.columns or part.columns, range(args.seeds)):
-        for rate in RATES if args.validate else [args.rate or chosen(results, part, column)]:
-            split = "validation" if args.validate else "test"
+        if args.validate:
+            choices = itertools.product(range(len(COLUMNS[column])), RATES)
+        else:
+            choices = [(args.candidate, args.rate) if args.rate else chosen(results, part, column)]
+        for candidate, rate in choices:
             yield {
-                "set": name, "layers": part.layers, "share": part.share, "column": column, "soft": part.soft, "split": split,
-                "rate": rate, "seed": seed,
+                "set": name, "layers": part.layers, "share": part.share, "column": column, "soft": part.soft,
+                "split": "validation" if args.validate else "test", "candidate": candidate, "rate": rate, "seed": seed,
+                "steps": STEPS, "dropout": DROPOUT,
             }  # fmt: skip
 
 
@@ -457,12 +476,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([title, "", *lines])
 
 
-def rates_table(rows: list[dict[str, Any]]) -> str:
-    """The validation error of each column at each rate, the mean over the sets."""
-    lines = ["| column | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---" * (1 + len(RATES)) + "|"]
-    for column in dict.fromkeys(row["column"] for row in rows):
-        errors = [[row["error"] for row in rows if (row["column"], row["rate"]) == (column, rate)] for rate in RATES]
-        lines.append(f"| {column} | " + " | ".join(" / ".join(f"{e:.2f}" for e in each) for each in errors) + " |")
+def choices_table(rows: list[dict[str, Any]]) -> str:
+    """The validation errors of each candidate at each rate, set by set."""
+    lines = ["| column | sizes | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
+    for column, candidate in dict.fromkeys((row["column"], row["candidate"]) for row in rows):
+        mine = [row for row in rows if (row["column"], row["candidate"]) == (column, candidate)]
+        errors = [" / ".join(f"{row['error']:.2f}" for row in mine if row["rate"] == rate) for rate in RATES]
+        lines.append(f"| {column} | {'-'.join(map(str, mine[0]['sizes']))} | {' | '.join(errors)} |")
     return "\n".join(lines)
 
 
@@ -472,8 +492,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=(*variations.SETS, "FASHION"), metavar="SET")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, metavar="COLUMN")
     parser.add_argument("--seeds", type=int, help="runs of each cell (3; 1 with --validate)")
-    parser.add_argument("--rate", type=float, help="instead of the one that was chosen")
-    parser.add_argument("--validate", action="store_true", help="train at each rate, judged by the validation images")
+    parser.add_argument("--rate", type=float, help="instead of the one that was chosen; with --candidate")
+    parser.add_argument("--candidate", type=int, default=0, help="which way to spend the numbers (0)")
+    parser.add_argument("--validate", action="store_true", help="train every candidate at each rate, judged by validation images")
     parser.add_argument("--again", action="store_true", help="train afresh what the results file has already")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
@@ -486,7 +507,7 @@ def main() -> None:
             results[place : place + 1] = [key | train(key)]
             write(args.out, results)
         rows.append(results[place])
-    print((rates_table if args.validate else table)(rows))
+    print((choices_table if args.validate else table)(rows))
 
 
 if __name__ == "__main__":
