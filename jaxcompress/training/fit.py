@@ -2,8 +2,8 @@
 
 Each step is `params -= optimizer(grad(loss(params, batch, key)))`. The order of the examples is a seeded permutation
 for each epoch, computed from the step alone, so a run that stops after any step and goes on is the run that never
-stopped, to the bit (on a GPU, where XLA is told to be deterministic: `XLA_FLAGS=--xla_gpu_deterministic_ops=true`). Costs the
-loss's gradient and the optimizer a step; the data lie on the device once.
+stopped, to the bit on a CPU; on a GPU, where sums may have no order, the last digit can differ. Costs the loss's gradient and the
+optimizer a step; the data lie on the device once.
 
 Source: optax for losses, optimizers and schedules.
 """

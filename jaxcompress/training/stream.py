@@ -1,7 +1,7 @@
 """Training on batches of different shapes: one jitted step for each shape, for data that no single array holds.
 
 Each step is that of `fit`, `params -= optimizer(grad(loss(params, batch, key)))`. The batch is a function of the step's number
-alone, so a run that stops after any step and goes on is the run that never stopped, to the bit (on a GPU as `fit` says). Costs the
+alone, so a run that stops after any step and goes on is the run that never stopped, to the bit on a CPU, like `fit`. Costs the
 loss's gradient and the optimizer a step, and a batch's transfer.
 
 Source: optax for optimizers, schedules and the accumulation of gradients (`optax.MultiSteps`).
