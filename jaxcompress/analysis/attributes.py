@@ -19,7 +19,8 @@ import scipy.fft
 import scipy.linalg
 from tqdm.auto import tqdm
 
-from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.atoms import check_grid
+from jaxcompress.arrays.base import materialize
 
 
 def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
@@ -42,9 +43,8 @@ def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
         >>> roughness(np.stack([np.ones(64), alternating.ravel()], axis=1), (8, 8)).round(2).tolist()
         [0.0, 0.93]
     """
-    dense = np.asarray(atoms.materialize() if is_compact(atoms) else atoms, np.float64)
-    if np.prod(grid) != len(dense):
-        raise ValueError(f"grid={tuple(grid)} has {np.prod(grid)} points, but the atoms have {len(dense)} inputs")
+    dense = np.asarray(materialize(atoms), np.float64)
+    check_grid(grid, len(dense), "the atoms have")
     power = np.square(np.asarray(scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho")))
     shares = np.meshgrid(*(np.arange(size) / max(size - 1, 1) for size in grid), indexing="ij")
     frequency = np.sqrt(np.mean(np.square(shares), axis=0)).ravel()
@@ -71,7 +71,7 @@ def overlap(atoms: Any, others: Any) -> float:
         >>> overlap(np.eye(8)[:, :2], np.eye(8)[:, 1:4])
         0.5
     """
-    first, second = (scipy.linalg.orth(np.asarray(each.materialize() if is_compact(each) else each)) for each in (atoms, others))
+    first, second = (scipy.linalg.orth(np.asarray(materialize(each))) for each in (atoms, others))
     if not first.size or not second.size:
         raise ValueError("overlap: features of zeros span nothing")
     cosines = np.linalg.svd(first.T @ second, compute_uv=False)

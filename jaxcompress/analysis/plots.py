@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxcompress.analysis.attributes import Shrinking
 from jaxcompress.analysis.sharing import Sketches
-from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.atoms import check_grid
+from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
 
 COLOURS = {
@@ -42,14 +43,14 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
         >>> len(jc.plots.hidden_axes(net).get_yticks())
         2
     """
-    figure = _figures()
+    figures = _figures()
     from matplotlib.lines import Line2D
 
     leaves = list(net.structure.layouts)
     rows = {name: index for index, name in enumerate(leaves)}
     if ax is None:
         size = (2.5 + 0.09 * max(map(len, leaves)) + 0.5 * len(net.axes), 1.6 + 0.24 * len(leaves))
-        ax = figure(figsize=size, layout="constrained").subplots()
+        ax = figures(figsize=size, layout="constrained").subplots()
     marks = (("producers", "^", "produces"), ("parameters", "o", "per channel"), ("consumers", "v", "consumes"))
     for column, axis in enumerate(net.axes):
         colour = COLOURS[axis.kind]
@@ -70,7 +71,8 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     handles = [Line2D([], [], color="gray", marker=marker, linestyle="", label=label) for _, marker, label in marks]
     handles += [Line2D([], [], color=COLOURS[kind], label=kind) for kind in kinds]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
-    return _saved(ax, path)
+    _save(ax.figure, path)
+    return ax
 
 
 def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path | None = None) -> Any:
@@ -90,13 +92,14 @@ def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path 
         >>> jc.plots.sketches({400: sketches(array, jnp.ones(16), jnp.ones(16))}).get_xscale()
         'log'
     """
-    ax = _figures()(figsize=(4.5, 3.2), layout="constrained").subplots() if ax is None else ax
+    ax = _small() if ax is None else ax
     sizes = sorted(found)
     ax.loglog(sizes, [found[size].expected for size in sizes], color="gray", label="theory")
     ax.loglog(sizes, [found[size].variance for size in sizes], "o", label="measured")
     ax.set(xlabel="numbers in the table", ylabel="variance of an inner product")
     ax.legend(frameon=False)
-    return _saved(ax, path)
+    _save(ax.figure, path)
+    return ax
 
 
 def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | Path | None = None) -> Any:
@@ -119,9 +122,8 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
         >>> len(jc.plots.atoms(jc.vocabulary(1/4, grid=(8, 8))(jnp.ones((64, 9))).atoms, (8, 8), 4).axes)
         4
     """
-    dense = np.asarray(features.materialize() if is_compact(features) else features)[:, : max(count, 1)]
-    if len(dense) != grid[0] * grid[1]:
-        raise ValueError(f"grid={grid} has {grid[0] * grid[1]} points, but the features have {len(dense)} inputs")
+    dense = np.asarray(materialize(features))[:, : max(count, 1)]
+    check_grid(grid, len(dense), "the features have")
     columns = min(dense.shape[1], 8)
     rows = -(-dense.shape[1] // columns)
     figure = _figures()(figsize=(columns, rows), layout="constrained")
@@ -130,8 +132,7 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
         panel.imshow(atom.reshape(grid), cmap="RdBu_r", vmin=-reach, vmax=reach)
     for panel in figure.axes:
         panel.set_axis_off()
-    if path is not None:
-        figure.savefig(path, dpi=130)
+    _save(figure, path)
     return figure
 
 
@@ -151,7 +152,7 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
         >>> len(jc.plots.shrinking({"learned": shrinking(lambda n, seed: (0.0, 1 / n), (100, 10))}).lines)
         2
     """
-    ax = _figures()(figsize=(4.5, 3.2), layout="constrained").subplots() if ax is None else ax
+    ax = _small() if ax is None else ax
     for name, each in found.items():
         (line,) = ax.plot(each.sizes, each.unseen.mean(1), "o-", label=name)
         ax.plot(each.sizes, each.seen.mean(1), ":", color=line.get_color())
@@ -159,7 +160,8 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
         ax.fill_between(each.sizes, low, high, color=line.get_color(), alpha=0.15)
     ax.set(xscale="log", xlabel="examples", ylabel="error (dotted: on those seen)")
     ax.legend(frameon=False)
-    return _saved(ax, path)
+    _save(ax.figure, path)
+    return ax
 
 
 def _figures() -> Any:
@@ -171,7 +173,11 @@ def _figures() -> Any:
     return Figure
 
 
-def _saved(ax: Any, path: str | Path | None) -> Any:
+def _small() -> Any:
+    """Axes of a small figure of its own."""
+    return _figures()(figsize=(4.5, 3.2), layout="constrained").subplots()
+
+
+def _save(figure: Any, path: str | Path | None) -> None:
     if path is not None:
-        ax.figure.savefig(path, dpi=130)
-    return ax
+        figure.savefig(path, dpi=130)

@@ -15,7 +15,7 @@ Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -147,6 +147,19 @@ def ridge_predictions(grid: tuple[int, ...], points: np.ndarray) -> jax.Array:
     known = jnp.asarray(points)
     inside = near(known, known) + RIDGE * jnp.eye(len(points))
     return jax.scipy.linalg.solve(inside, near(known, coordinates(grid)), assume_a="pos").T
+
+
+def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) -> None:
+    """Refuse a grid that the inputs of something ("the matrix has") do not lie on.
+
+    Raises:
+        ValueError: when its points, times the channels at each, are another number.
+    """
+    points = math.prod(grid)
+    if points * channels != inputs:
+        of = f" of {channels} channels" if channels > 1 else ""
+        whole = f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
+        raise ValueError(f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{whole}")
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:

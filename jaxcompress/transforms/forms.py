@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.clustered import MOST, ClusteredArray
 from jaxcompress.arrays.convolved import BASES, ConvolvedArray
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
@@ -155,10 +156,7 @@ class Toeplitz(LeafTransform):
 
     def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ToeplitzArray | None:
         m, n = matrix.shape[-2:]
-        if math.prod(self.grid) != m:
-            raise ValueError(
-                f"grid={self.grid} has {math.prod(self.grid)} points, but the matrix has {m} inputs: give a grid with that product"
-            )
+        check_grid(self.grid, m, "the matrix has")
         array = ToeplitzArray.fit(matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric)
         return array if math.prod(array.taps.shape[-2:]) <= m * n else None
 

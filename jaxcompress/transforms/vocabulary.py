@@ -7,12 +7,11 @@ the codes have one size, and what is left goes into atoms.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
-from jaxcompress.arrays.atoms import DesignedAtoms, check_rule
+from jaxcompress.arrays.atoms import DesignedAtoms, check_grid, check_rule
 from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.vocabulary import VocabularyArray
@@ -63,15 +62,11 @@ class Vocabulary(LeafTransform):
 
     def designed_atoms(self, m: int, n: int, numbers: int, name: str) -> DesignedAtoms:
         """As many designed atoms as the budget allows the codes of, and all where each column looks up a few."""
-        channels, of = self.channels, f" of {self.channels} channels" if self.channels > 1 else ""
+        channels = self.channels
         if m % channels:
             raise ValueError(f"channels={channels} does not divide the {m} inputs of the matrix")
         grid = (m // channels,) if self.grid is None else self.grid
-        if math.prod(grid) * channels != m:
-            raise ValueError(
-                f"grid={grid} has {math.prod(grid)} points{of}, but the matrix has {m} inputs: "
-                f"give a grid with the product {m // channels}"
-            )
+        check_grid(grid, m, "the matrix has", channels)
         there = check_rule(self.atoms, grid) * channels
         if self.lookups is None:
             count = min(whole_units(numbers, n * channels, "one atom's codes") * channels, there)
