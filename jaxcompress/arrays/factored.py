@@ -11,6 +11,8 @@ Source: Eckart and Young 1936; whitening as in SVD-LLM (arXiv:2403.07378); maxvo
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,11 @@ class FactoredArray(CompactArray):
             chosen, mixing, block = dominant_lines(right)
             lines = target @ right @ block.mT
         return cls(stored(lines), stored(mixing), chosen=StaticArray(chosen), by_rows=by_rows, dims=(m, n))
+
+    def refit(self, matrix: np.ndarray, metric: np.ndarray | None = None) -> FactoredArray:
+        """The product of this rank, with these axes and this dtype, nearest to another (..., m, n) matrix."""
+        array = dataclasses.replace(self.fit(matrix, self.rank, metric=metric), axes=self.axes, dims=self.dims)
+        return jax.tree.map(lambda child: child.astype(self.dtype), array)
 
     @staticmethod
     def numbers(m: int, n: int, rank: int) -> float:

@@ -36,9 +36,9 @@ class HashedArray(CompactArray):
     seed: int = static(default=0)
     block: int = static(default=1)
 
-    def materialize(self) -> jax.Array:
+    def _matrix(self) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
         m, n = self.matrix_shape
-        return self._rows(jnp.arange(m, dtype=jnp.uint32), n)
+        return self._with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])

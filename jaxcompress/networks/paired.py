@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -100,8 +100,11 @@ def record(
     return {key: flat(*both) for key, both in seen.sums.items()}
 
 
-def groups(net: Network, before: Any, after: Any, values: tuple[Any, ...], keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Contractions in the order of the program, those of the same inputs together; without those whose inputs have not changed."""
+def groups(
+    net: Network, before: Any, after: Any, values: tuple[Any, ...], keys: tuple[str, ...], always: Container[str] = ()
+) -> list[tuple[str, ...]]:
+    """Contractions in the order of the program, those of the same inputs together; without those whose inputs have not changed,
+    but for some."""
     order: dict[str, Any] = {}
 
     @jax.jit
@@ -113,7 +116,7 @@ def groups(net: Network, before: Any, after: Any, values: tuple[Any, ...], keys:
     changed = gaps(before, after, values)
     found: dict[Any, list[str]] = {}
     for key, (operand, alike) in order.items():
-        if changed.get(key, 0) > 0:  # what runs in a loop of unknown length has no rows
+        if changed.get(key, 0) > 0 or (key in changed and key in always):  # what runs in a loop of unknown length has no rows
             found.setdefault((id(operand), alike), []).append(key)
     return [tuple(group) for group in found.values()]
 

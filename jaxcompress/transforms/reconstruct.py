@@ -2,8 +2,9 @@
 
 A fold makes each layer right on the original's activations; errors upstream then add up. Here, layer after layer in the
 order of the program, kernel W' and bias are the least-squares solution of `x' W' = x W`, x' being what the small network
-really meets and x what the original met: ridge regression towards the present kernel. Costs one pass over the data for each
-layer, of both networks up to it, and m'^3 a kernel on the host. No labels, no gradients.
+really meets and x what the original met: ridge regression towards the present kernel. A kernel of low rank becomes the best of
+its rank: that solution, projected in the metric of x' (reduced-rank regression, Izenman 1975). Costs one pass over the data for
+each layer, of both networks up to it, and m'^3 a kernel on the host. No labels, no gradients.
 
 Source: asymmetric layer-wise reconstruction (He et al. 2017, arXiv:1707.06168; Luo et al. 2017, arXiv:1707.06342).
 """
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.maps import apply_map
@@ -41,7 +44,12 @@ class Reconstruct(DataTransform):
         work = Work(self.net.structure, params, moments)
         original = Original(self.net, moments)
         sites = {key: self.net.structure.sites[key] for key in moments.sites}
-        solvable = {key: site for key, site in sites.items() if work.solvable(site) and not set(site.leaves) - set(work.leaves)}
+        low = {key for key, site in sites.items() if any(of_low_rank(work, site, name, original) for name in site.leaves)}
+        solvable = {
+            key: site
+            for key, site in sites.items()
+            if work.solvable(site) and all(name in work.leaves or of_low_rank(work, site, name, original) for name in site.leaves)
+        }
         if left := sorted(set(sites) - set(solvable)):
             log.info("reconstruct leaves %s: shared, stacked, grouped, compact or too wide", ", ".join(left))
         values = next(iter(checked(self.net, self.batches, self.inputs)), None)
@@ -49,7 +57,7 @@ class Reconstruct(DataTransform):
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
         gaps: dict[str, dict[str, np.ndarray]] = {}
         met = dict(moments.sites)
-        order = groups(self.net, original.params, params, values, tuple(solvable))
+        order = groups(self.net, original.params, params, values, tuple(solvable), low)
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
             batches = checked(self.net, self.batches, self.inputs)
             paired = gather(self.net, original.params, work.params(), batches, group[0], self.mask, self.sample)
@@ -80,6 +88,16 @@ class Original:
         return leaves[name]
 
 
+def of_low_rank(work: Work, site: Site, name: str, original: Original) -> bool:
+    """Whether a kernel is a product of low rank of what the site contracts, and was dense in the original."""
+    leaf = work.given[name]
+    if not isinstance(leaf, FactoredArray) or leaf._leading() or is_compact(original.leaves[name]):
+        return False
+    order = site.inputs.get(name, ())
+    order += tuple(place for place in range(leaf.ndim) if place not in order)
+    return leaf.axes.inputs + leaf.axes.outputs == tuple(place - leaf.ndim for place in order)
+
+
 def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict[str, dict[str, np.ndarray]]) -> None:
     """Solve for one contraction's kernels and bias."""
     bias = work.bias_of(site)
@@ -89,10 +107,15 @@ def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict
     weight = SHRINK / max(paired.count, 1.0) * np.trace(inner) + np.finfo(np.float64).tiny
     for name, order in site.inputs.items():
         full = np.moveaxis(original.target(name, order), order, range(len(order))).reshape(len(paired.before), -1)
-        moved = np.moveaxis(work.leaves[name], order, range(len(order)))
-        towards = moved.reshape(len(inner), -1)
-        solved = np.linalg.solve(inner + weight * np.eye(len(inner)), cross @ full + weight * towards)
-        work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+        metric, low = inner + weight * np.eye(len(inner)), name not in work.leaves
+        present = np.asarray(work.given[name].materialize(), np.float64) if low else work.leaves[name]
+        moved = np.moveaxis(present, order, range(len(order)))
+        solved = np.linalg.solve(metric, cross @ full + weight * moved.reshape(len(inner), -1))
+        if low:
+            work.given[name] = work.given[name].refit(solved, metric)
+            solved = np.asarray(work.given[name]._matrix(), np.float64)
+        else:
+            work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         if bias is not None:
             leaf, sign = bias
             gaps.setdefault(leaf, {})[site.key] = sign * (paired.before @ full - paired.after @ solved)
@@ -111,8 +134,9 @@ def reconstruct(
 ) -> Transform:
     """Solve every kernel anew, layer after layer, towards what the original network computed on the same data.
 
-    Put it behind `rotate_and_prune` in a chain. The original is the network that the moments were gathered with. Kernels
-    that cannot be solved for (shared, stacked in a loop, grouped, compact, of more inputs than were measured) stay.
+    Put it behind `rotate_and_prune` or `factored` in a chain. The original is the network that the moments were gathered with.
+    Kernels of low rank keep their rank. Those that cannot be solved for (shared, stacked in a loop, grouped, compact in another
+    form, of more inputs than were measured) stay.
 
     Args:
         net: from `jc.trace`.

@@ -172,3 +172,29 @@ def test_a_convolution_that_was_too_wide_to_measure():
     plain, fresh = jc.rotate_and_prune(net, 1 / 8), jc.recalibrate(net, [x], progress=False)
     small = jc.chain(plain, fresh, jc.reconstruct(net, [x], progress=False))(params, moments)
     assert error(net, params, small, (x,)) < error(net, params, plain(params, moments), (x,))
+
+
+def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
+    """Reduced-rank regression: ordinary least squares, then the principal directions of what it gives."""
+    net, params, x, moments, _ = pruned_mlp()
+    shrink = jc.at("w[01]", jc.factored(0.6))
+    plain, better = (
+        chain(params, moments) for chain in (shrink, jc.chain(shrink, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)))
+    )
+    assert jc.stored_numbers(plain) == jc.stored_numbers(better)
+    p, q = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jc.materialize(tree)) for tree in (params, better))
+    relu = lambda h: np.maximum(h, 0)
+    first, met = relu(x @ p["w0"] + p["b0"]), relu(x @ q["w0"] + q["b0"])
+    for layer, given, wanted in ((0, x, x @ p["w0"] + p["b0"]), (1, met, first @ p["w1"] + p["b1"])):
+        design = np.hstack([given, np.ones((len(given), 1))])
+        fitted = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+        centred = fitted - fitted.mean(0)
+        left, values, right = np.linalg.svd(centred, full_matrices=False)
+        rank = better[f"w{layer}"].rank
+        best = (left[:, :rank] * values[:rank]) @ right[:rank] + fitted.mean(0)
+        left_over = lambda outputs, wanted=wanted: np.sum((outputs - wanted) ** 2)
+        least = left_over(best)
+        np.testing.assert_allclose(left_over(given @ q[f"w{layer}"] + q[f"b{layer}"]), least, rtol=2e-3)
+        if layer:
+            assert left_over(met @ np.asarray(plain["w1"].materialize()) + p["b1"]) > 1.1 * least
+    assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
