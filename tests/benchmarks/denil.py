@@ -4,10 +4,11 @@ The network of full size against networks of the same sizes that store 32,350 nu
 last kernel is dense in all. The second is hashed in 8,000 numbers, the first has 19,350 and is written in features of the pixels:
 38 of them with dense codes (15 where the features are learned, and stored), or 100 with hashed codes. "Toeplitz + DCT" has windows
 of 9 x 9 in the first layer (405 numbers) and cosines of their positions in the second. One loop for all, that of `hashednets.py`;
-the rate from three values on the last 10,000 training images; no test image chose anything.
+each column's rate, from three, and share of hidden pixels, from two, by the last 10,000 training images; no test image chose
+anything.
 
-    python tests/benchmarks/denil.py                     # 10 seeds, about a minute each on 2 cores
-    python tests/benchmarks/denil.py --validate          # the rates behind it
+    python tests/benchmarks/denil.py --validate          # chooses, one seed: about a minute a run on 2 cores
+    python tests/benchmarks/denil.py                     # 10 seeds
 
 Finished cells stay in the results file (`--out`).
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from first_table import write
-from hashednets import GRID, PIXELS, RATES, data_of, error, fresh, trained
+from hashednets import GRID, PIXELS, data_of, error, fresh, trained
 from tqdm.auto import tqdm
 
 import jaxcompress as jc
@@ -66,8 +67,8 @@ COLUMNS: dict[str, Callable[[int], jc.Transform]] = {
     "DCT, hashed codes": lambda seed: written(seed, "dct", 100),
     "Toeplitz + DCT": translated,
 }
-CHOSEN: dict[str, float] = {}
-"""The rate of each column that is not 3e-3."""
+CHOICES = tuple(itertools.product((1e-3, 3e-3, 1e-2), (0.1, 0.2)))
+"""Rates and shares of hidden pixels."""
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +78,20 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     stored = jc.stored_numbers(params) - sum(SIZES[1:])
     if key["column"] != "full" and stored > BUDGET:
         raise ValueError(f"{key['column']} stores {stored} numbers, more than {BUDGET}")
-    params = trained(params, train, train.labels, key["rate"], key["seed"], f"{key['column']}, seed {key['seed']}")
+    name = f"{key['column']}, seed {key['seed']}"
+    params = trained(params, train, train.labels, key["rate"], key["seed"], name, dropout=key["dropout"])
     return {"error": error(params, judge), "stored": stored}
+
+
+def chosen(results: list[dict[str, Any]], column: str) -> tuple[float, float]:
+    """The rate and the dropout with the least validation error."""
+    errors: dict[tuple[float, float], list[float]] = {choice: [] for choice in CHOICES}
+    for row in results:
+        if (row["split"], row["column"]) == ("validation", column) and (row["rate"], row["dropout"]) in errors:
+            errors[row["rate"], row["dropout"]].append(row["error"])
+    if not all(errors.values()):
+        raise SystemExit(f"{column} has not been chosen: run with --validate first")
+    return min(errors, key=lambda choice: float(np.mean(errors[choice])))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -102,15 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
     parser.add_argument("--seeds", type=int, help="runs of each cell (10; 1 with --validate)")
-    parser.add_argument("--validate", action="store_true", help="train at each rate, judged by the validation images")
+    parser.add_argument("--validate", action="store_true", help="train by each choice, judged by the validation images")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     rows = []
     runs = list(itertools.product(args.columns, range(args.seeds or (1 if args.validate else 10))))
     for column, seed in tqdm(runs, desc="runs"):
-        for rate in RATES if args.validate else [CHOSEN.get(column, 3e-3)]:
-            key = {"column": column, "split": "validation" if args.validate else "test", "rate": rate, "seed": seed}
+        for rate, dropout in CHOICES if args.validate else [chosen(results, column)]:
+            split = "validation" if args.validate else "test"
+            key = {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}
             row = next((old for old in results if key.items() <= old.items()), None)
             if row is None:
                 results.append(row := key | measure(key))
@@ -118,7 +132,7 @@ def main() -> None:
             rows.append(row)
     if args.validate:
         for row in rows:
-            print(f"{row['column']:22s} {row['rate']:g} {row['error']:.2f}")
+            print(f"{row['column']:22s} {row['rate']:g} {row['dropout']:g} {row['error']:.2f}")
     else:
         print(table(rows))
 
