@@ -55,6 +55,7 @@ def test_sharing_is_measured(tmp_path):
         "overlap with the cosines",
         "learned there",
         "Gabor",
+        "spelling",
     ):
         assert words in printed
 
