@@ -7,7 +7,7 @@ of MiniLM's own recall@1 and reciprocal ranks, both sides embedded by the small 
 rank, 40 % of their numbers gone, by a plain SVD, by one whitened by their inputs, and layer after layer (`jc.reconstruct`); the
 squared error of hidden states of answers.
 
-    python tests/benchmarks/ablation.py                  # three minutes a row, and ten more with its learning
+    python tests/benchmarks/ablation.py                  # three minutes a row, ten more with its learning; A7 fifteen
     python tests/benchmarks/ablation.py --minutes 0      # the rows before learning
 
 It needs what `corpus.py` needs. Finished rows stay in the results file (`--out`).
@@ -42,6 +42,8 @@ from jaxcompress.text.retrieval import compare, fidelity, ranks
 KEEP = 1 / 4
 TOTAL = KEEP * 22_713_216
 """Of MiniLM's numbers."""
+TOKENS = 80_000
+"""Of documents, for A7: four times what the job calibrates on, since kernels are solved for and not only cut."""
 Change = Callable[[Any, Any], Any]
 Narrowing = Callable[[Encoder, float], Change | None]
 """From an encoder and the numbers that its kernels may have to a transform."""
@@ -171,7 +173,7 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     """A7: the relative squared error of hidden states of answers at the ranks of 0.6 of the numbers: plain, whitened by what each
     layer met in the original, and layer after layer by what it meets in the network that is cut."""
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
-    chosen = [texts[index] for index in cuts.some(hidden, texts, cuts.CALIBRATION, 0)]
+    chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
     moments = net.calibrate(large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
