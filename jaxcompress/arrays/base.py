@@ -13,7 +13,7 @@ import base64
 import dataclasses
 import json
 import math
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -297,7 +297,7 @@ class CompactArray(_Fields):
     def _child_values(self) -> list[Any]:
         return [getattr(self, name) for name in self._children]
 
-    def _with_dense_children(self) -> CompactArray:
+    def _with_dense_children(self) -> Self:
         nested = {n: getattr(self, n).materialize() for n in self._children if isinstance(getattr(self, n), CompactArray)}
         return dataclasses.replace(self, **nested) if nested else self
 

@@ -38,9 +38,7 @@ class HashedArray(CompactArray):
 
     def _matrix(self) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
         m, n = self.matrix_shape
-        whole = self._with_dense_children()
-        assert isinstance(whole, HashedArray)
-        return whole._rows(jnp.arange(m, dtype=jnp.uint32), n)
+        return self._with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])

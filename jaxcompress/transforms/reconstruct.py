@@ -44,12 +44,8 @@ class Reconstruct(DataTransform):
         work = Work(self.net.structure, params, moments)
         original = Original(self.net, moments)
         sites = {key: self.net.structure.sites[key] for key in moments.sites}
-        low = {key for key, site in sites.items() if any(of_low_rank(work, site, name, original) for name in site.leaves)}
-        solvable = {
-            key: site
-            for key, site in sites.items()
-            if work.solvable(site) and all(name in work.leaves or of_low_rank(work, site, name, original) for name in site.leaves)
-        }
+        low = {name for site in sites.values() for name in site.leaves if of_low_rank(work, site, name, original)}
+        solvable = {key: site for key, site in sites.items() if work.solvable(site) and set(site.leaves) <= low | set(work.leaves)}
         if left := sorted(set(sites) - set(solvable)):
             log.info("reconstruct leaves %s: shared, stacked, grouped, compact or too wide", ", ".join(left))
         values = next(iter(checked(self.net, self.batches, self.inputs)), None)
@@ -57,7 +53,8 @@ class Reconstruct(DataTransform):
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
         gaps: dict[str, dict[str, np.ndarray]] = {}
         met = dict(moments.sites)
-        order = groups(self.net, original.params, params, values, tuple(solvable), low)
+        always = {key for key, site in solvable.items() if low & set(site.leaves)}
+        order = groups(self.net, original.params, params, values, tuple(solvable), always)
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
             batches = checked(self.net, self.batches, self.inputs)
             paired = gather(self.net, original.params, work.params(), batches, group[0], self.mask, self.sample)

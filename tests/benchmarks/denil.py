@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from first_table import write
-from hashednets import GRID, PIXELS, data_of, error, fresh, trained
+from hashednets import GRID, PIXELS, data_of, error, fresh, least, trained
 from tqdm.auto import tqdm
 
 import jaxcompress as jc
@@ -85,13 +85,8 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
 
 def chosen(results: list[dict[str, Any]], column: str) -> tuple[float, float]:
     """The rate and the dropout with the least validation error."""
-    errors: dict[tuple[float, float], list[float]] = {choice: [] for choice in CHOICES}
-    for row in results:
-        if (row["split"], row["column"]) == ("validation", column) and (row["rate"], row["dropout"]) in errors:
-            errors[row["rate"], row["dropout"]].append(row["error"])
-    if not all(errors.values()):
-        raise SystemExit(f"{column} has not been chosen: run with --validate first")
-    return min(errors, key=lambda choice: float(np.mean(errors[choice])))
+    rows = [row for row in results if (row["split"], row["column"]) == ("validation", column)]
+    return least(rows, ("rate", "dropout"), CHOICES, 1, f"{column} has not been chosen: run with --validate first")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -419,16 +419,21 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 # --- the tables -----------------------------------------------------------------------------------------------------
 
 
-def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[int, float]:
-    """The candidate and the rate with the least mean logarithm of the errors on the validation images of BASIC and ROT."""
-    mine = {"split": "validation", "column": column, "layers": part.layers, "share": part.share, "soft": part.soft}
-    found: dict[tuple[int, float], list[float]] = {choice: [] for choice in itertools.product(range(len(COLUMNS[column])), RATES)}
-    for row in results:
-        if mine.items() <= row.items() and (row["candidate"], row["rate"]) in found:
-            found[row["candidate"], row["rate"]].append(row["error"])
-    if any(len(errors) < len(CHOOSING) for errors in found.values()):
-        raise SystemExit(f"{column} has not been chosen for {part}: run with --validate first, or give --candidate and --rate")
+def least(rows: list[dict[str, Any]], names: Sequence[str], choices: Iterable[Any], needed: int, otherwise: str) -> Any:
+    """The choice, by its values of some names, with the least mean logarithm of the errors; each needs so many of them."""
+    found = {choice: [row["error"] for row in rows if tuple(row[name] for name in names) == choice] for choice in choices}
+    if any(len(errors) < needed for errors in found.values()):
+        raise SystemExit(otherwise)
     return min(found, key=lambda choice: float(np.mean(np.log(found[choice]))))
+
+
+def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[int, float]:
+    """The candidate and the rate that are best on the validation images of BASIC and ROT."""
+    mine = {"split": "validation", "column": column, "layers": part.layers, "share": part.share, "soft": part.soft}
+    rows = [row for row in results if mine.items() <= row.items()]
+    choices = itertools.product(range(len(COLUMNS[column])), RATES)
+    otherwise = f"{column} has not been chosen for {part}: run with --validate first, or give --candidate and --rate"
+    return least(rows, ("candidate", "rate"), choices, len(CHOOSING), otherwise)
 
 
 def cells(args: argparse.Namespace, part: Part, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

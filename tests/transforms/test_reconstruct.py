@@ -10,6 +10,7 @@ from networks.test_replay import mlp, mlp_params
 from transforms.test_rotation import calibrated, error
 
 import jaxcompress as jc
+from jaxcompress.arrays.paths import named_leaves
 
 
 def pruned_mlp(keep=1 / 2):
@@ -198,3 +199,19 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
         if layer:
             assert left_over(met @ np.asarray(plain["w1"].materialize()) + p["b1"]) > 1.1 * least
     assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
+
+
+@pytest.mark.parametrize("name", ["encoder_linen", "fused_qkv", "mlp_equinox"])
+def test_kernels_of_low_rank_in_every_layout(name):
+    """Heads and sizes apart, fused, (out, in): ranks, layouts and dtypes stay, and outputs come nearer."""
+    model, net, inputs, moments = calibrated(name)
+    shrink = jc.at(lambda path, leaf: path in net.matrix_axes and leaf.ndim > 1, jc.factored(0.6, axes=net.matrix_axes))
+    plain = shrink(model.params, moments)
+    better = jc.reconstruct(net, [inputs], progress=False)(plain, moments)
+    changed = 0
+    for (_, before), (_, after) in zip(named_leaves(plain), named_leaves(better), strict=True):
+        if isinstance(before, jc.FactoredArray):
+            assert (before.rank, before.shape, before.axes, before.dtype) == (after.rank, after.shape, after.axes, after.dtype)
+            changed += not np.array_equal(before.materialize(), after.materialize())
+    assert changed > 1
+    assert error(net, model.params, better, inputs) < error(net, model.params, plain, inputs)
