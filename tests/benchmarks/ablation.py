@@ -7,7 +7,7 @@ of MiniLM's own recall@1 and reciprocal ranks, both sides embedded by the small 
 rank, 40 % of their numbers gone, by a plain SVD, by one whitened by their inputs, and layer after layer (`jc.reconstruct`); the
 squared error of hidden states of answers.
 
-    python tests/benchmarks/ablation.py                  # three minutes a row, ten more with its learning; A7 fifteen
+    python tests/benchmarks/ablation.py                  # three minutes a row, ten more with its learning; A7 ten
     python tests/benchmarks/ablation.py --minutes 0      # the rows before learning
 
 It needs what `corpus.py` needs. Finished rows stay in the results file (`--out`).
