@@ -4,7 +4,7 @@ The network of full size against networks of the same sizes that store 32,350 nu
 last kernel is dense in all. The second is hashed in 8,000 numbers, the first has 19,350 and is written in features of the pixels:
 38 of them with dense codes (15 where the features are learned, and stored), or 100 with hashed codes. "Toeplitz + DCT" has windows
 of 9 x 9 in the first layer (405 numbers) and cosines of their positions in the second. One loop for all, that of `hashednets.py`;
-each column's rate, from three, and share of hidden pixels, from two, by the last 10,000 training images; no test image chose
+each column's rate, from three, then its share of hidden pixels, from two, by the last 10,000 training images; no test image chose
 anything.
 
     python tests/benchmarks/denil.py --validate          # chooses, one seed: about a minute a run on 2 cores
@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,9 @@ COLUMNS: dict[str, Callable[[int], jc.Transform]] = {
     "DCT, hashed codes": lambda seed: written(seed, "dct", 100),
     "Toeplitz + DCT": translated,
 }
-CHOICES = tuple(itertools.product((1e-3, 3e-3, 1e-2), (0.1, 0.2)))
-"""Rates and shares of hidden pixels."""
+RATES = (1e-3, 3e-3, 1e-2)
+DROPOUT = (0.1, 0.2)
+"""Of the pixels."""
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -83,10 +84,26 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     return {"error": error(params, judge), "stored": stored}
 
 
+def search(results: list[dict[str, Any]], column: str) -> Iterator[tuple[float, float]]:
+    """What is tried on validation images: each rate with the first dropout, then the second at the best rate."""
+    yield from itertools.product(RATES, DROPOUT[:1])
+    first = [row for row in validated(results, column) if row["dropout"] == DROPOUT[0]]
+    if len(first) < len(RATES):
+        raise SystemExit(f"{column} has not been chosen: run with --validate first")
+    yield from itertools.product(least(first, ("rate",)), DROPOUT[1:])
+
+
+def validated(results: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
+    return [row for row in results if (row["split"], row["column"], row["seed"]) == ("validation", column, 0)]
+
+
 def chosen(results: list[dict[str, Any]], column: str) -> tuple[float, float]:
     """The rate and the dropout with the least validation error."""
-    rows = [row for row in results if (row["split"], row["column"]) == ("validation", column)]
-    return least(rows, ("rate", "dropout"), CHOICES, 1, f"{column} has not been chosen: run with --validate first")
+    rows = validated(results, column)
+    if not {(row["rate"], row["dropout"]) for row in rows} >= set(search(results, column)):
+        raise SystemExit(f"{column} has not been chosen: run with --validate first")
+    rate, dropout = least(rows, ("rate", "dropout"))
+    return rate, dropout
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -117,7 +134,7 @@ def main() -> None:
     rows = []
     runs = list(itertools.product(args.columns, range(args.seeds or (1 if args.validate else 10))))
     for column, seed in tqdm(runs, desc="runs"):
-        for rate, dropout in CHOICES if args.validate else [chosen(results, column)]:
+        for rate, dropout in search(results, column) if args.validate else [chosen(results, column)]:
             split = "validation" if args.validate else "test"
             key = {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}
             row = next((old for old in results if key.items() <= old.items()), None)

