@@ -8,6 +8,7 @@ import jaxcompress as jc
 TRANSFORMS = {
     "hashed": jc.hashed(keep=1 / 4),
     "hashed in blocks": jc.hashed(keep=1 / 2, block=4),
+    "hashed, circular": jc.hashed(keep=1 / 4, layout="circular"),
     "clustered": jc.clustered(keep=3 / 4),
     "clustered in blocks": jc.clustered(keep=1 / 2, block=4, most=7),
     "vocabulary, dct": jc.vocabulary(keep=1 / 2),

@@ -70,11 +70,11 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     """How well the buckets of each output keep the inner product of two inputs.
 
     Args:
-        array: (m, n) hashed, in any layout.
+        array: (m, n) hashed, its dimensions in any order.
         x, y: (m,) inputs.
 
     Raises:
-        ValueError: for a stack of tables.
+        ValueError: for a stack of tables, or the circular layout, whose outputs all have one sketch.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -85,6 +85,8 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     """
     if array.table.ndim != 1:
         raise ValueError(f"sketches looks at one table, got {array!r}: take one of the stack")
+    if array.layout == "circular":
+        raise ValueError(f"{array!r} has one count sketch for all its outputs, no sample of them: take layout='random'")
     m, n = array.matrix_shape
     size = array.table.shape[-1]
     numbered = dataclasses.replace(array, table=jnp.arange(1, size + 1, dtype=jnp.int32))

@@ -5,11 +5,18 @@ balanced: a seeded permutation of the positions, modulo K, so every number is us
 one. Stored: K numbers. Forward: the dense product, 2 m n operations a row, and about 70 integer operations for
 each shared run of the matrix, once a call.
 
-Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not balanced.
+In the circular layout the place is a sum, `h(i, j) = h1(i) + h2(j) modulo K`, and so is the sign a product. The matrix is then one
+function, the table, wrapped round: row i reads n neighbouring values from h1(i) on, in a seeded order. `x @ W` is the circular
+correlation of the table with the inputs thrown to their places h1(i) with their signs, which is their count sketch: with a Fourier
+transform about 5 K log2 K operations a row. Hashes are made for m + n places, not for m n.
+
+Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not balanced. Count sketch: Charikar et al. 2002; its
+convolutions by Fourier transform: Pham and Pagh 2013 (doi:10.1145/2487575.2487591).
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -30,15 +37,23 @@ class HashedArray(CompactArray):
         seed: which hash.
         block: how many neighbours along the outputs are shared as one run; a shorter run ends a row that is no
             multiple of it.
+        layout: "random", or "circular" for places that are sums.
     """
 
     table: jax.Array
     seed: int = static(default=0)
     block: int = static(default=1)
+    layout: str = static(default="random")
 
     def _matrix(self) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
         m, n = self.matrix_shape
         return self._with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
+
+    def _multiply(self, x: jax.Array) -> jax.Array:
+        if self.layout == "random":
+            return super()._multiply(x)
+        m, n = self.matrix_shape
+        return (_correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round)(x, self.table, self._seed(), m=m, n=n)
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])
@@ -47,15 +62,27 @@ class HashedArray(CompactArray):
         return self.table.shape[:-1]
 
     def _summary(self) -> str:
-        return f"block={self.block}" if self.block > 1 else ""
+        return self.layout if self.layout != "random" else f"block={self.block}" if self.block > 1 else ""
+
+    def _seed(self) -> jax.Array:
+        return jnp.uint32(self.seed & 0xFFFFFFFF)
 
     def _rows(self, rows: jax.Array, n: int) -> jax.Array:
         """The given rows of the matrix: (..., *rows.shape, n)."""
-        seed = jnp.uint32(self.seed & 0xFFFFFFFF)
-        return _look_up(self.table, rows, seed, m=self.matrix_shape[0], n=n, block=self.block)
+        m, look_up = self.matrix_shape[0], _look_up_sums if self.layout == "circular" else partial(_look_up, block=self.block)
+        return look_up(self.table, rows, self._seed(), m=m, n=n)
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, size: int, *, seed: int = 0, block: int = 1, metric: np.ndarray | None = None) -> HashedArray:
+    def fit(
+        cls,
+        matrix: np.ndarray,
+        size: int,
+        *,
+        seed: int = 0,
+        block: int = 1,
+        layout: str = "random",
+        metric: np.ndarray | None = None,
+    ) -> HashedArray:
         """The table of `size` numbers with the least squared error: signed means over each number's entries.
 
         Args:
@@ -63,20 +90,21 @@ class HashedArray(CompactArray):
             size: K; at K = m n the array is the dense matrix.
             seed: which hash.
             block: entries shared as one run.
+            layout: "random" or "circular".
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is then that of the outputs,
                 found by conjugate gradients from the plain means.
         """
         m, n = matrix.shape[-2:]
-        start, sign = (np.asarray(part) for part in _row_runs(np.uint32(seed & 0xFFFFFFFF), m=m, n=n, block=block))
-        index = (start[..., None] + np.arange(block, dtype=np.uint32)) % np.uint32(size)
-        index = index.reshape(m, -1)[:, :n].ravel()
-        sign = np.repeat(sign, block, axis=-1)[:, :n].astype(np.float64)
+        numbered = cls(jnp.arange(1, size + 1, dtype=jnp.int32), seed=seed, block=block, layout=layout, dims=(m, n))
+        entries = np.asarray(numbered._matrix())
+        index, sign = np.abs(entries).ravel() - 1, np.sign(entries).astype(np.float64)
+        uses = np.maximum(np.bincount(index, minlength=size), 1)
 
         def collect(error: np.ndarray) -> np.ndarray:
             return np.bincount(index, weights=(error * sign).ravel(), minlength=size)
 
         def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            means = collect(target) / np.bincount(index, minlength=size)
+            means = collect(target) / uses
             if metric is None:
                 return means
             scale = np.bincount(index, weights=np.repeat(metric if metric.ndim == 1 else np.diag(metric), n), minlength=size)
@@ -86,12 +114,7 @@ class HashedArray(CompactArray):
         table = np.stack([fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]).reshape(
             *matrix.shape[:-2], size
         )
-        return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, dims=(m, n))
-
-
-@partial(jax.jit, static_argnames=("m", "n", "block"))
-def _row_runs(seed: jax.Array, *, m: int, n: int, block: int) -> tuple[jax.Array, jax.Array]:
-    return run_starts(jnp.arange(m, dtype=jnp.uint32), m, n, block, seed)
+        return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, layout=layout, dims=(m, n))
 
 
 @partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too
@@ -131,3 +154,67 @@ def run_starts(rows: jax.Array, m: int, n: int, block: int, seed: Seed) -> tuple
         start = jnp.concatenate([start, tail[..., None]], axis=-1)
         identity = jnp.concatenate([identity, (rows + np.uint32(m * whole))[..., None]], axis=-1)
     return start, jnp.where(mix(identity, seed ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1))
+
+
+def shift_between_rows(m: int, n: int, size: int) -> int:
+    """How far apart rows begin that follow each other in the circular layout's order.
+
+    At least n, so that rows lie side by side before they wrap round; and such that rows begin at as many places as there are.
+    """
+    shift = n
+    while size // math.gcd(shift, size) < min(m, size):
+        shift += 1
+    return shift
+
+
+def places_and_signs(m: int, n: int, size: int, seed: Seed) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The circular layout: `h1, s1` of the m rows and `h2, s2` of the n columns, uint32 places below `size` and int8 signs."""
+
+    def of(count: int, shift: int, salt: int) -> tuple[jax.Array, jax.Array]:
+        each = jnp.arange(count, dtype=jnp.uint32)
+        place = permute(each, count, seed ^ salt) * np.uint32(shift) % np.uint32(size)
+        return place, jnp.where(mix(each, seed ^ salt ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1))
+
+    return of(m, shift_between_rows(m, n, size), 0x1001), of(n, 1, 0x2002)
+
+
+@partial(jax.jit, static_argnames=("m", "n"))
+def _look_up_sums(table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
+    """The given rows of the circular layout's matrix: (..., *rows.shape, n)."""
+    size = table.shape[-1]
+    (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)
+    index = (h1[rows, None] + h2) % np.uint32(size)
+    sign = s1[rows, None] * s2
+    return table.at[..., index.astype(jnp.int32)].get(mode="promise_in_bounds") * sign.astype(table.dtype)
+
+
+@partial(jax.jit, static_argnames=("m", "n"))
+def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
+    """`x @ W` in the circular layout, for x (..., rows, m): rows are read as runs of the table, and the outputs put in order."""
+    (h1, s1), (h2, s2) = places_and_signs(m, n, table.shape[-1], seed)
+    wrapped = jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, n - 1)], mode="wrap")
+    start = h1.astype(jnp.int32)
+    runs = jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(wrapped, first, n, axis=-1), out_axes=-2)(start)
+    out = (x * s1.astype(x.dtype)) @ runs
+    return out.at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds") * s2.astype(out.dtype)
+
+
+def fourier_pays(m: int, n: int, size: int) -> bool:
+    """Whether a product by Fourier transform is cheaper than the dense one, whose operations a processor does faster."""
+    return FOURIER_COST * size * math.log2(size + 1) < 2 * m * n
+
+
+FOURIER_COST = 40
+"""A transform there and back, in operations of a dense product for each number and halving."""
+
+
+@partial(jax.jit, static_argnames=("m", "n"))
+def _correlate(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
+    """`x @ W` in the circular layout, for x (..., rows, m): the correlation of a count sketch with the table, read at n places."""
+    size, dtype = table.shape[-1], jnp.result_type(x, table)
+    exact = jnp.promote_types(dtype, jnp.float32)  # there is no transform in half precision
+    (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)
+    sketch = jnp.zeros((*x.shape[:-1], size), exact).at[..., h1.astype(jnp.int32)].add(x.astype(exact) * s1)
+    seen = jnp.conj(jnp.fft.rfft(sketch)) * jnp.fft.rfft(table.astype(exact))[..., None, :]
+    out = jnp.fft.irfft(seen, n=size).at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
+    return (out * s2).astype(dtype)

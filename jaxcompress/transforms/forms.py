@@ -32,6 +32,7 @@ class Hashed(LeafTransform):
     keep: Any
     seed: int = 0
     block: int = 1
+    layout: str = "random"
     seed_by: str = "path"
     axes: Any = None
 
@@ -46,7 +47,7 @@ class Hashed(LeafTransform):
             raise ValueError(f"block={self.block} is longer than the table of {numbers} numbers: use a smaller block or keep more")
         size = numbers if numbers == m * n else numbers - numbers % block
         seed = leaf_seed(self.seed, name if self.seed_by == "path" else f"{m}x{n}")
-        return HashedArray.fit(matrix, size, seed=seed, block=block, metric=metric)
+        return HashedArray.fit(matrix, size, seed=seed, block=block, layout=self.layout, metric=metric)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -161,13 +162,17 @@ class Toeplitz(LeafTransform):
         return array if math.prod(array.taps.shape[-2:]) <= m * n else None
 
 
-def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", axes: Any = None) -> LeafTransform:
+def hashed(
+    keep: Keep, *, seed: int = 0, block: int = 1, layout: str = "random", seed_by: str = "path", axes: Any = None
+) -> LeafTransform:
     """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
 
     Args:
         keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         seed: which hash; every leaf mixes in its own path.
         block: how many neighbours along the outputs are shared as one run; faster, and coarser.
+        layout: "random", or "circular", where each row is the same numbers read from another place on, wrapped round: hashes are
+            made for m + n places, and a product is a correlation by Fourier transform where that is cheaper.
         seed_by: "path" for a hash of its own for each leaf, "shape" for one hash for leaves of equal shape, so that
             they can be stacked.
         axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
@@ -184,7 +189,11 @@ def hashed(keep: Keep, *, seed: int = 0, block: int = 1, seed_by: str = "path", 
         raise ValueError(f"block must be a whole number of at least 1, got {block!r}")
     if seed_by not in ("path", "shape"):
         raise ValueError(f"seed_by must be 'path' or 'shape', got {seed_by!r}")
-    return Hashed(check_keep(keep), seed, block, seed_by, check_axes(axes))
+    if layout not in ("random", "circular"):
+        raise ValueError(f"layout must be 'random' or 'circular', got {layout!r}")
+    if layout == "circular" and block > 1:
+        raise ValueError(f"block={block} is for the random layout: in the circular one neighbours in the table are shared already")
+    return Hashed(check_keep(keep), seed, block, layout, seed_by, check_axes(axes))
 
 
 def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None) -> LeafTransform:

@@ -35,6 +35,8 @@ def test_sketches_look_at_one_matrix_in_any_layout():
     assert sketches(array, x, y) == sketches(swapped, x, y)
     with pytest.raises(ValueError, match="take one of the stack"):
         sketches(jc.hashed(1 / 4, axes=jc.MatrixAxes(1, 2))(jnp.ones((2, 4, 6))), x, y)
+    with pytest.raises(ValueError, match="one count sketch for all"):
+        sketches(jc.hashed(1 / 4, layout="circular")(jnp.ones((64, 64))), x, y)
 
 
 def test_a_whole_table_loses_nothing():
@@ -55,7 +57,9 @@ def test_lengths_vary_with_the_width_and_with_the_rank():
     x = np.asarray(matrix(1, 32)[0])
     hashed = relative_variance(lambda seed: jc.hashed(1 / 8, seed=seed), x, 16, draws=300)
     product = relative_variance(lambda seed: jc.factored(1 / 8), x, 32, draws=100)
+    circular = relative_variance(lambda seed: jc.hashed(1 / 8, layout="circular", seed=seed), x, 16, draws=300)
     rank = jc.factored(1 / 8)(jnp.ones((32, 32))).rank
+    assert circular == pytest.approx(2 / 16, rel=0.25)
     assert hashed == pytest.approx(2 / 16, rel=0.25)
     assert product == pytest.approx(2 / rank * (1 - rank / 32), rel=0.4)
 

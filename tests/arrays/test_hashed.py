@@ -1,5 +1,7 @@
 """The hash: golden for ever, balanced, sign apart, in blocks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax import export
 
 import jaxcompress as jc
+from jaxcompress.arrays import hashed
 from jaxcompress.arrays.permutation import permute
 
 GOLDEN_INDEX = [[7, 7, 1, 2, 2, 5], [8, 9, 1, 9, 4, 8], [4, 6, 3, 1, 0, 6], [0, 3, 5, 2, 0, 3]]
@@ -92,3 +95,65 @@ def test_keep_that_leaves_one_number():
 def test_block_longer_than_the_table():
     with pytest.raises(ValueError, match=r"kernel.*block=32 is longer than the table of 16"):
         jc.hashed(keep=1 / 4, block=32)({"kernel": jnp.ones((8, 8))})
+
+
+# --- the circular layout --------------------------------------------------------------------------------------------
+
+GOLDEN_CIRCULAR = [[6, 4, 5, 2, 3], [0, 8, 9, 6, 7], [4, 2, 3, 0, 1]]
+GOLDEN_CIRCULAR_SIGN = [[-1, -1, 1, -1, 1], [1, 1, -1, 1, -1], [1, 1, -1, 1, -1]]
+
+
+def test_golden_values_of_the_circular_layout():
+    index, sign = index_and_sign(3, 5, 10, seed=3, layout="circular")
+    assert index.tolist() == GOLDEN_CIRCULAR
+    assert sign.tolist() == GOLDEN_CIRCULAR_SIGN
+
+
+@pytest.mark.parametrize(("m", "n", "size"), SIZES)
+def test_places_of_the_circular_layout_are_sums_and_its_signs_products(m, n, size):
+    index, sign = index_and_sign(m, n, size, seed=5, layout="circular")
+    assert ((index + index[:1, :1] - index[:, :1] - index[:1]) % size == 0).all()
+    assert (sign * sign[0, 0] == sign[:, :1] * sign[:1]).all()
+    assert len(np.unique(index, axis=0)) == min(m, size)  # no two rows are the same numbers
+    uses = np.bincount(index.ravel(), minlength=size)
+    assert uses.min() > 0
+    assert uses.max() <= 1.5 * uses.min() + 2
+
+
+@pytest.mark.parametrize(("m", "n", "size"), SIZES)
+def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
+    """As a dense matrix, as runs of the table, and as the correlation of a count sketch with it; and so their gradients."""
+    table, x = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, size), (2, 3, m)]))
+    seed = jnp.uint32(7)
+
+    def dense(x, table):
+        return x @ jc.HashedArray(table, seed=7, layout="circular", dims=(m, n)).materialize()
+
+    def outputs_and_gradients(multiply):
+        loss = lambda x, table: (jnp.sum((out := multiply(x, table)) ** 2), out)
+        gradients, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, table)
+        return (out, *gradients)
+
+    exact = outputs_and_gradients(dense)
+    for way in (hashed._correlate, hashed._read_round):
+        for mine, theirs in zip(outputs_and_gradients(partial(way, seed=seed, m=m, n=n)), exact, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=float(jnp.abs(theirs).max()) * 1e-5)
+        half = way(x.astype(jnp.bfloat16), table.astype(jnp.bfloat16), seed, m=m, n=n)
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half.astype(jnp.float32), exact[0], rtol=0, atol=float(jnp.abs(exact[0]).max()) * 2e-2)
+
+
+def test_a_small_circular_table_costs_less_than_the_dense_product():
+    array = jc.hashed(1 / 1024, layout="circular")(jax.random.normal(jax.random.key(0), (1024, 1024)))
+    x = jnp.ones((128, 1024))
+    dense = jax.jit(lambda x, w: x @ w).lower(x, jnp.ones((1024, 1024))).cost_analysis()["flops"]
+    assert jax.jit(lambda x, w: x @ w).lower(x, array).cost_analysis()["flops"] < dense / 10
+    for mine, theirs in ((x @ array, x @ array.materialize()), (x @ array.mT, x @ array.materialize().T)):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=float(jnp.abs(theirs).max()) * 1e-5)
+
+
+def test_what_a_layout_may_be():
+    with pytest.raises(ValueError, match="'random' or 'circular', got 'round'"):
+        jc.hashed(1 / 4, layout="round")
+    with pytest.raises(ValueError, match="block=4 is for the random layout"):
+        jc.hashed(1 / 4, layout="circular", block=4)

@@ -224,6 +224,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "random edges": tuple(form(RandomEdges, *units) for units in ((60, 300), (100, 500), (150, 800))),
     "hashed": tuple(form(jc.hashed, *units) for units in ((80, 400), (150, 600), (250, 1_000))),
     "hashed in blocks of 8": tuple(form(partial(jc.hashed, block=8), *units) for units in ((80, 400), (150, 600), (250, 1_000))),
+    "hashed, circular": tuple(
+        form(partial(jc.hashed, layout="circular"), *units) for units in ((80, 400), (150, 600), (250, 1_000))
+    ),
     "DCT": tuple(atoms("dct", *count) for count in ((64, 144), (100, 200), (144, 300))),
     "smooth": tuple(atoms("smooth", *count) for count in ((64, 144), (100, 200), (144, 300))),
     "random": tuple(atoms("random", *count) for count in ((64, 144), (100, 200), (144, 300))),
