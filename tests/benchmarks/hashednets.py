@@ -12,7 +12,7 @@ column.
 
     python tests/benchmarks/hashednets.py --validate                     # the rates of the core: 3 layers, 1/64
     python tests/benchmarks/hashednets.py                                # the core on eight sets, 3 seeds
-    python tests/benchmarks/hashednets.py --part soft                    # likewise fashion, eighth, five, forms, storage
+    python tests/benchmarks/hashednets.py --part soft                    # likewise fashion, eighth, five, forms, data, storage
     python tests/benchmarks/hashednets.py --sets ROT --columns hashed --seeds 1 --again    # one cell once more
 
 Finished cells stay in the results file (`--out`); only what is missing there is trained.
@@ -262,6 +262,9 @@ class Part:
     soft: bool = False
 
 
+FEW = ("MNIST of 10000", "MNIST of 1000", "MNIST of 300")
+"""So many training images."""
+
 STORAGE = 39_760 / 795_010
 """Of 50 hidden units, in numbers of the network with 1,000."""
 
@@ -273,6 +276,7 @@ PARTS = {
     "five": Part(("plain", "hashed", BEST), ("MNIST", "ROT"), layers=5),
     "five at an eighth": Part(("plain", "hashed", BEST), ("MNIST", "ROT"), layers=5, share=1 / 8),
     "forms": Part(tuple(name for name in COLUMNS if not name.endswith("x")), ("BASIC",)),
+    "data": Part(("learned", "DCT"), ("MNIST", *FEW)),
     "storage": Part(("plain", *(name for name in COLUMNS if name.endswith("x"))), ("MNIST",), share=STORAGE),
     "storage, soft": Part(("plain", *(name for name in COLUMNS if name.endswith("x"))), ("MNIST",), share=STORAGE, soft=True),
 }
@@ -333,7 +337,10 @@ def predict(params: Any, pixels: jax.Array) -> jax.Array:
 
 def data_of(name: str, *, validate: bool) -> tuple[Digits, Digits]:
     """What is trained on, and what judges."""
+    name, _, few = name.partition(" of ")
     train, test = fashion.load() if name == "FASHION" else variations.load(name)
+    if few:
+        return Digits(*(each[: int(few)] for each in train)), test
     if not validate:
         return train, test
     count = variations.VALIDATION if len(train.labels) == variations.TRAINING else 10_000
@@ -515,7 +522,7 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--part", choices=PARTS, default="core")
-    parser.add_argument("--sets", nargs="+", choices=(*variations.SETS, "FASHION"), metavar="SET")
+    parser.add_argument("--sets", nargs="+", choices=(*variations.SETS, "FASHION", *FEW), metavar="SET")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, metavar="COLUMN")
     parser.add_argument("--seeds", type=int, help="runs of each cell (3; 1 with --validate)")
     parser.add_argument("--rate", type=float, help="instead of the one that was chosen; with --candidate")
