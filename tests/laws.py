@@ -25,6 +25,8 @@ TRANSFORMS = {
     "factored": jc.factored(keep=3 / 4),
     "factored by energy": jc.factored(energy=0.7),
     "convolved": jc.convolved(keep=1 / 2),
+    "convolved, linear": jc.convolved(keep=1 / 2, basis="linear"),
+    "convolved, cubic": jc.convolved(keep=1 / 2, basis="cubic"),
     "toeplitz": jc.toeplitz((2, 3), grid=(4, 3)),
     "toeplitz, padded": jc.toeplitz((4, 3), grid=(4, 3), pad=(1, 0)),
     "dct, codes hashed": jc.chain(jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))),

@@ -10,6 +10,7 @@ from laws import SHAPES, TRANSFORMS, matrix, moments, weighted_error
 
 import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.convolved import BASES
 from jaxcompress.testing import check_array, check_transform
 from jaxcompress.transforms.leafwise import Unreachable
 
@@ -53,12 +54,15 @@ def test_every_transform_keeps_the_laws(name):
     [
         "hashed",
         "hashed in blocks",
+        "hashed, circular",
         "clustered",
         "vocabulary, dct",
         "vocabulary, smooth",
         "vocabulary, look-ups",
         "factored",
         "convolved",
+        "convolved, linear",
+        "convolved, cubic",
         "toeplitz, padded",
         "dct, codes hashed",
     ],
@@ -105,10 +109,11 @@ def test_full_resolution_is_the_identity(shape, metric):
     for transform in (
         jc.hashed(1),
         jc.hashed(1, block=3),
+        jc.hashed(1, layout="circular"),
         jc.vocabulary(1),
         jc.vocabulary(1, atoms="random"),
         jc.factored(1),
-        jc.convolved(1),
+        *(jc.convolved(1, basis=basis) for basis in BASES),
     ):
         if "block" in repr(transform) and np.prod(shape) < 3:
             continue
@@ -126,13 +131,13 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
     dense = matrix(m, n)
     numbers = data.draw(st.integers(1, m * n))
     for transform in (
-        jc.hashed(numbers / (m * n), seed=seed),
+        jc.hashed(numbers / (m * n), seed=seed, layout=("random", "circular")[m % 2]),
         jc.hashed(numbers / (m * n), seed=seed, block=min(3, numbers)),
         jc.clustered(numbers / (m * n), seed=seed),
         jc.vocabulary(numbers / (m * n), atoms="random", seed=seed),
         jc.vocabulary(numbers / (m * n), lookups=1),
         jc.factored(numbers / (m * n)),
-        jc.convolved(numbers / (m * n)),
+        jc.convolved(numbers / (m * n), basis=BASES[m % 3]),
     ):
         try:
             array = transform(dense)

@@ -2,11 +2,12 @@
 
 Interlace the values of the n features into one function f, one period of n values for each input; space the inputs
 out by n; then `x @ W` is the convolution of the spaced-out inputs with f, read at n places. A resolution of q knots
-in each period stores `samples` (m, q), m q numbers, and means `W = samples @ steps`, with `steps` (q, n) the step
-basis; the basis never crosses a period, so inputs stay apart. Forward: the convolution on the coarse grid,
-2 m q operations a row, then a repeat.
+in each period stores `samples` (m, q), m q numbers, and means `W = samples @ basis`, with a basis (q, n) of steps, hats or cubic
+B-splines on equal knots; it never crosses a period, so inputs stay apart. Forward: the convolution on the coarse grid,
+2 m q operations a row, then each value of one, two or four neighbouring knots.
 
-Source: the mission's own idea; function views of weights in Integral Neural Networks (Solodskikh et al. 2023).
+Source: the mission's own idea; function views of weights in Integral Neural Networks (Solodskikh et al. 2023); uniform B-splines,
+Unser 1999 (doi:10.1109/79.799930).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from jaxcompress.arrays.base import CompactArray, compact_array, static
 
-BASES = ("step",)
+BASES = ("step", "linear", "cubic")
 
 
 @compact_array
@@ -27,8 +28,8 @@ class ConvolvedArray(CompactArray):
     """A matrix whose rows are periods of one function, known at q knots each.
 
     Attributes:
-        samples: (..., m, q) values of the function.
-        basis: how values between the knots follow: "step".
+        samples: (..., m, q) coefficients of the function; with steps and hats its values at the knots.
+        basis: "step", "linear" or "cubic".
     """
 
     samples: Any  # a compact array, or numbers
@@ -55,22 +56,28 @@ class ConvolvedArray(CompactArray):
 
     def _refine(self, coarse: jax.Array) -> jax.Array:
         n, q = self.matrix_shape[1], coarse.shape[-1]
-        if n % q == 0:
-            return jnp.repeat(coarse, n // q, axis=-1)
-        return coarse[..., jnp.arange(n) * q // n]
+        if self.basis == "step":
+            return jnp.repeat(coarse, n // q, axis=-1) if n % q == 0 else coarse[..., jnp.arange(n) * q // n]
+        taps = zip(*spline(q, n, self.basis), strict=True)
+        return sum(coarse[..., index] * jnp.asarray(weight, coarse.dtype) for index, weight in taps)
 
     @classmethod
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> ConvolvedArray:
-        """The samples with the least squared error: means over each knot's step.
+        """The samples with the least squared error; with steps they are means.
 
-        The columns of one step share one sample whatever the inputs' metric is, so the means are the optimum in
-        every metric.
+        Each row has samples of its own, so that the optimum is the same in every metric of the inputs.
 
         Args:
             matrix: (..., m, n).
             count: knots in each period, between 1 and n.
+            basis: one of `BASES`.
         """
         n = matrix.shape[-1]
+        if basis != "step":
+            grid = spline_matrix(count, n, basis)
+            samples = np.linalg.lstsq(grid.T, np.asarray(matrix, np.float64).reshape(-1, n).T)[0].T
+            samples = samples.reshape(*matrix.shape[:-1], count).astype(matrix.dtype)
+            return cls(jnp.asarray(samples), basis=basis, dims=matrix.shape[-2:])
         knot = knots(n, count)
         starts = np.searchsorted(knot, np.arange(count))
         means = np.add.reduceat(np.asarray(matrix, np.float64), starts, axis=-1) / np.bincount(knot, minlength=count)
@@ -80,6 +87,58 @@ class ConvolvedArray(CompactArray):
 def knots(n: int, count: int) -> np.ndarray:
     """Which of `count` knots each of n positions belongs to: nearly equal runs, in order."""
     return np.arange(n) * count // n
+
+
+def spline(count: int, n: int, basis: str) -> tuple[np.ndarray, np.ndarray]:
+    """A uniform B-spline of `count` coefficients at n places: which of them each place is made of, and with what weights.
+
+    Coefficients and places lie in the middles of equal cells of one interval; towards its ends the coefficients go on as a line.
+    The weights of a place sum to one.
+
+    Returns:
+        (taps, n) indices and weights; one tap with steps, two with hats, four with cubic pieces.
+
+    Example:
+        >>> from jaxcompress.arrays.convolved import spline
+        >>> index, weight = spline(2, 4, "linear")
+        >>> index.tolist(), weight.tolist()
+        ([[0, 0, 0, 0], [1, 1, 1, 1]], [[1.25, 0.75, 0.25, -0.25], [-0.25, 0.25, 0.75, 1.25]])
+    """
+    places = np.arange(n, dtype=np.int64)
+    if basis == "step":
+        return (places * count // n)[None], np.ones((1, n))
+    at = ((2 * places + 1) * count - n) / (2 * n)
+    first = np.floor(at).astype(np.int64)
+    f = at - first
+    if basis == "linear":
+        pieces = [1 - f, f]
+    else:
+        first = first - 1
+        pieces = [(1 - f) ** 3 / 6, (3 * f**3 - 6 * f**2 + 4) / 6, (-3 * f**3 + 3 * f**2 + 3 * f + 1) / 6, f**3 / 6]
+    taps = min(len(pieces), count)
+    start = np.clip(first, 0, count - taps)
+    weight = np.zeros((taps, n))
+    for step, piece in enumerate(pieces):
+        place = first + step
+        inside = np.clip(place, 0, count - 1)
+        beyond = (place - inside) * (count > 1)  # the line through the last two coefficients
+        np.add.at(weight, (inside - start, places), piece * (1 + np.abs(beyond)))
+        np.add.at(weight, (np.clip(inside - np.sign(beyond), 0, count - 1) - start, places), -piece * np.abs(beyond))
+    return start + np.arange(taps)[:, None], weight
+
+
+def spline_matrix(count: int, n: int, basis: str) -> np.ndarray:
+    """(count, n): the same as a matrix, whose columns sum to one.
+
+    Example:
+        >>> from jaxcompress.arrays.convolved import spline_matrix
+        >>> spline_matrix(2, 4, "step").astype(int).tolist()
+        [[1, 1, 0, 0], [0, 0, 1, 1]]
+    """
+    found = np.zeros((count, n))
+    for index, weight in zip(*spline(count, n, basis), strict=True):
+        np.add.at(found, (index, np.arange(n)), weight)
+    return found
 
 
 def as_function(kernel: jax.Array) -> jax.Array:

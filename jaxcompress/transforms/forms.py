@@ -134,7 +134,7 @@ class Convolved(LeafTransform):
     basis: str = "step"
     axes: Any = None
 
-    uses_moments = False  # means over the steps are the optimum in every metric
+    uses_moments = False  # the optimum is the same in every metric
 
     def unit(self, m: int, n: int) -> int:
         return m
@@ -257,7 +257,7 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
 
     Args:
         keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
-        basis: "step".
+        basis: "step", "linear" (hats) or "cubic" (B-splines), from the knots to what lies between.
         axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:

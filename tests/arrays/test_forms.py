@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import scipy.fft
 from laws import matrix, moments, weighted_error
+from scipy.interpolate import BSpline
 
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import cosines, low_frequencies
+from jaxcompress.arrays.convolved import BASES, spline_matrix
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 2), (1, 5), (7, 1), (16, 9)])
@@ -30,6 +32,27 @@ def test_steps_never_cross_a_period():
     assert all(len(np.unique(row)) == 3 for row in dense)
     np.testing.assert_allclose(dense[:, :3].mean(1), matrix(4, 7)[:, :3].mean(1), atol=1e-6)
     assert flops(lambda x, a: x @ a, jnp.ones((8, 64)), jc.convolved(1 / 4)(matrix(64, 64))) < 1.1 * 2 * 8 * 64 * 16
+
+
+@pytest.mark.parametrize(("count", "n"), [(4, 16), (5, 17), (1, 6), (2, 2), (9, 10)])
+def test_splines_are_those_of_scipy(count, n):
+    """Inside, where the ends do not matter; everywhere their weights sum to one, and a line is a line."""
+    at = (np.arange(n) + 0.5) * count / n - 0.5
+    for basis, degree in (("linear", 1), ("cubic", 3)):
+        found = spline_matrix(count, n, basis)
+        np.testing.assert_allclose(found.sum(0), 1)
+        np.testing.assert_allclose(np.arange(count) @ found, at if count > 1 else 0, atol=1e-12)
+        reach = (degree + 1) / 2
+        pieces = [BSpline.basis_element(np.arange(degree + 2) - reach + k, extrapolate=False)(at) for k in range(count)]
+        inside = (at >= reach - 1) & (at <= count - reach)
+        np.testing.assert_allclose(found[:, inside], np.nan_to_num(np.stack(pieces))[:, inside], atol=1e-12)
+
+
+def test_smoother_bases_need_fewer_knots_for_what_is_smooth():
+    smooth = jnp.sin(jnp.linspace(0, 6, 60))[None] * jnp.linspace(1, 2, 8)[:, None]
+    errors = [weighted_error(smooth, jc.convolved(1 / 5, basis=basis)(smooth).materialize()) for basis in BASES]
+    assert errors[1] < errors[0] / 20
+    assert errors[2] < errors[1] / 3
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)])

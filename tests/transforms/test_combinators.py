@@ -98,7 +98,11 @@ BAD = {
         ValueError,
         r"a/kernel: grid=\(3, 3\) has 9 points.*8",
     ),
-    "basis": (lambda: jc.convolved(1 / 2, basis="sine"), ValueError, "basis='sine' is unknown: expected one of 'step'"),
+    "basis": (
+        lambda: jc.convolved(1 / 2, basis="sine"),
+        ValueError,
+        "basis='sine' is unknown: .* 'step', 'linear', 'cubic'",
+    ),
     "atoms": (lambda: jc.vocabulary(1 / 2, atoms="wavelet"), ValueError, "atoms='wavelet' is unknown: expected one of 'dct'"),
     "atoms' shape": (lambda: jc.vocabulary(1, atoms=np.ones((3, 2)))(KERNEL), ValueError, r"shape \(3, 2\), expected \(8, atoms\)"),
     "integer leaf": (lambda: jc.at("b/ids", jc.hashed(1 / 2))(PARAMS), TypeError, "b/ids was picked by name.*int64"),
