@@ -131,14 +131,19 @@ def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
     return column
 
 
-def widened(times: int) -> Column:
-    """All kernels hashed at one keep, the last one too: the storage of 50 hidden units for a multiple of them."""
+def widened(times: int, for_last: float = 0.0) -> Column:
+    """All kernels hashed, the last one too: the storage of 50 hidden units for a multiple of them. The keeps are one, or the last
+    kernel has a share of the numbers of its own, as far as it has use for them."""
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         sizes = task.sizes(50 * times)
-        biases = sum(sizes[1:])
-        keep = min((task.numbers - biases) / (numbers_of(sizes) - biases), 1.0)
-        return sizes, lambda seed: jc.at("*/kernel", jc.hashed(keep, seed=seed))
+        room, outputs = task.numbers - sum(sizes[1:]), sizes[-2] * sizes[-1]
+        entries = numbers_of(sizes) - sum(sizes[1:])
+        mine = min(max(for_last, outputs / entries) * room, outputs)
+        others = min((room - mine) / (entries - outputs), 1.0)
+        return sizes, lambda seed: jc.chain(
+            jc.at(hidden_kernels(task), jc.hashed(others, seed=seed)), jc.at(last(task), jc.hashed(mine / outputs, seed=seed))
+        )
 
     return column
 
@@ -243,7 +248,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         translated(*sizes)
         for sizes in (((16, 64), (40, 100), (200, 400)), ((25, 100), (28, 84), (200, 400)), ((36, 49), (22, 128), (200, 400)))
     ),
-} | {f"hashed, {times}x": (widened(times),) for times in (1, 2, 4, 8, 16, 32, 64)}
+} | {f"hashed, {times}x": (widened(times), widened(times, 1 / 8)) for times in (1, 2, 4, 8, 16, 32, 64)}
 """Up to three ways to spend the numbers, of which validation images choose."""
 BEST = "Toeplitz + DCT"
 CORE = ("plain", "low rank", "hashed", "DCT", "DCT + hashed", BEST)
