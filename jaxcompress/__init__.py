@@ -33,8 +33,10 @@ from jaxcompress.transforms.forms import clustered, convolved, factored, hashed,
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.order import order, smoothness
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
+from jaxcompress.transforms.resolution import coarsen, refine
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.together import together
@@ -64,6 +66,7 @@ __all__ = [
     "budget",
     "chain",
     "clustered",
+    "coarsen",
     "compact_array",
     "compress",
     "convolved",
@@ -79,15 +82,18 @@ __all__ = [
     "matmul",
     "matrices",
     "merge",
+    "order",
     "partition",
     "plots",
     "recalibrate",
     "reconstruct",
+    "refine",
     "report",
     "rotate_and_prune",
     "save",
     "second_moments",
     "select_rows",
+    "smoothness",
     "static",
     "stored_numbers",
     "tie",

@@ -103,8 +103,9 @@ def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) 
         mine = np.ones(len(first), bool)
         theirs = [np.ones(layout.size, bool) for layout in others]
         for key, index in zip(fibres, place, strict=True):
-            if key in here.axes():
+            if key in here.axes():  # another dimension that has it, too, is another end: every pair of both belongs here
                 mine &= here.index(key)[first] == index
+                continue
             for chosen, layout in zip(theirs, others, strict=True):
                 if key in layout.axes():
                     chosen &= layout.index(key) == index

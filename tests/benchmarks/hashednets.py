@@ -246,7 +246,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "Toeplitz + DCT": tuple(
         translated(*sizes)
-        for sizes in (((16, 64), (40, 100), (200, 400)), ((25, 100), (28, 84), (200, 400)), ((36, 49), (22, 128), (200, 400)))
+        for sizes in (((16, 16), (40, 64), (200, 400)), ((25, 9), (28, 100), (200, 400)), ((36, 16), (22, 128), (200, 400)))
     ),
 } | {f"hashed, {times}x": (widened(times), widened(times, 1 / 8)) for times in (1, 2, 4, 8, 16, 32, 64)}
 """Up to three ways to spend the numbers, of which validation images choose."""

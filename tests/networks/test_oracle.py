@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks.models import MODELS
-from networks.oracle import small_and_full
+from networks.oracle import fibre_count, small_and_full
 
 import jaxcompress as jc
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.maps import AxisMap, apply_map
 
 
 def network(name):
@@ -36,6 +38,18 @@ def test_random_maps_of_every_kind_and_fibre(name):
         sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
         inputs = model.inputs if seed or model.resize is None else model.resize(3, 5)  # another batch and length
         close(outputs(model, sized(small, *inputs)), outputs(model, model.apply(full, *inputs)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_identity_of_every_fibre_changes_no_parameter(name):
+    """A kernel between two dimensions that have the fibres both has blocks from each fibre to each."""
+    model, net = network(name)
+    leaves = {leaf: np.asarray(value) for leaf, value in named_leaves(model.params)}
+    for axis in net.axes:
+        count, mapped = fibre_count(net.structure, axis, {}), dict(leaves)
+        apply_map(net.structure, mapped, {}, axis, AxisMap(*np.broadcast_to(np.eye(axis.size), (2, count, axis.size, axis.size))))
+        for leaf, value in leaves.items():
+            np.testing.assert_array_equal(mapped[leaf], value, err_msg=f"{axis.key} in {leaf}")
 
 
 @pytest.mark.parametrize("name", MODELS)
