@@ -12,6 +12,8 @@ Unser 1999 (doi:10.1109/79.799930).
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import Any
 
 import jax
@@ -59,7 +61,7 @@ class ConvolvedArray(CompactArray):
         if self.basis == "step":
             return jnp.repeat(coarse, n // q, axis=-1) if n % q == 0 else coarse[..., jnp.arange(n) * q // n]
         taps = zip(*spline(q, n, self.basis), strict=True)
-        return sum(coarse[..., index] * jnp.asarray(weight, coarse.dtype) for index, weight in taps)
+        return reduce(operator.add, (coarse[..., index] * jnp.asarray(weight, coarse.dtype) for index, weight in taps))
 
     @classmethod
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> ConvolvedArray:

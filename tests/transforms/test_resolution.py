@@ -1,0 +1,177 @@
+"""Coarsen, refine and order: the function stays, refining is undone, smooth axes lose little, on every model of the table."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.models import MODELS
+from networks.test_oracle import close, network, outputs
+from networks.test_replay import mlp, mlp_params
+from transforms.test_rotation import calibrated, error
+
+import jaxcompress as jc
+from jaxcompress.arrays.convolved import BASES
+from jaxcompress.transforms.order import SEARCHES, distances, length, roughness
+from jaxcompress.transforms.resolution import dual, prolongation
+
+REFUSING = {"weight_norm": "passes a nonlinear function before it is used"}
+"""Models no axis of which can be resized, and why."""
+
+
+def same(tree, other, tol=2e-6):
+    for one, two in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, two, atol=tol * max(1, float(np.abs(two).max(initial=0))))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
+def test_refining_changes_no_function_and_coarsening_undoes_it(name):
+    """Every kind of axis, under norms and in attention, too."""
+    model, net = network(name)
+    wide = jc.refine(net, 2)(model.params)
+    assert jc.stored_numbers(wide) > jc.stored_numbers(model.params)
+    close(outputs(model, net(wide, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+    same(jc.coarsen(net, 2)(wide), model.params)
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_what_cannot_be_resized_is_left_or_refused(name):
+    model, net = network(name)
+    assert jc.refine(net, 2)(model.params) is not None
+    same(jc.refine(net, 2)(model.params), model.params, 0)
+    with pytest.raises(ValueError, match=REFUSING[name]):
+        jc.refine(net, 2, axes=net.axes[0].key)(model.params)
+
+
+@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_linen", "encoder_rms", "convnet", "lstm"])
+def test_with_moments_coarsening_undoes_refining_too(name):
+    model, net, inputs, moments = calibrated(name)
+    back = jc.chain(jc.refine(net, 2), jc.coarsen(net, 2))(model.params, moments)
+    same(back, model.params, 2e-5)
+    close(outputs(model, net(back, *inputs)), outputs(model, model.apply(model.params, *inputs)))
+
+
+@pytest.mark.parametrize("factor", [Fraction(3, 2), 7 / 5, 1.01, 3])
+def test_any_factor_where_no_norm_is(factor):
+    params = mlp_params((5, 8, 6, 3))
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    wide = jc.refine(net, factor)(params)
+    assert wide["w0"].shape == (5, round(8 * factor))
+    assert error(net, params, wide, (x,)) < 1e-6
+    same(jc.coarsen(net, {"w0:1": Fraction(round(8 * factor), 8), "w1:1": Fraction(round(6 * factor), 6)})(wide), params)
+
+
+def test_a_norm_takes_whole_factors(caplog):
+    model, net = network("encoder_by_hand")
+    under = next(axis.key for axis in net.axes if "normalised" in axis.marks)
+    with pytest.raises(ValueError, match="is no multiple of"):
+        jc.refine(net, 3 / 2, axes=under)(model.params)
+    with caplog.at_level("INFO"):
+        jc.refine(net, 3 / 2)(model.params)
+    assert f"{under} is left: a norm over it" in caplog.text
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_bases(basis):
+    for coarse, fine in ((4, 8), (5, 7), (1, 3), (6, 6)):
+        up = prolongation(coarse, fine, basis)
+        np.testing.assert_allclose(up.sum(0), 1)
+        np.testing.assert_allclose(up @ dual(up).T, np.eye(coarse), atol=1e-10)
+    np.testing.assert_allclose(prolongation(7, 7, basis), np.eye(7), atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_any_basis_keeps_a_linear_function(basis):
+    model, net = network("linear_mlp")
+    wide = jc.refine(net, 5 / 3, basis=basis)(model.params)
+    close(net(wide, *model.inputs), model.apply(model.params, *model.inputs))
+    same(
+        jc.coarsen(net, {axis.key: Fraction(round(axis.size * 5 / 3), axis.size) for axis in net.axes}, basis=basis)(wide),
+        model.params,
+    )
+
+
+def smooth_network(units):
+    """A network whose hidden axis is a function of t, sampled."""
+    t = (np.arange(units) + 0.5) / units
+    kernel = np.stack([np.cos(2 * t + phase) for phase in range(4)])
+    return {"w": jnp.float32(kernel), "b": jnp.float32(np.sin(3 * t)), "v": jnp.float32(np.exp(-t)[:, None] * [[1, -2]] / units)}
+
+
+def test_smoother_bases_go_to_the_continuum():
+    """Refining approaches the network that is sampled at the finer places; coarsening the one at the coarser."""
+    apply = lambda p, x: jax.nn.gelu(x @ p["w"] + p["b"]) @ p["v"]
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    coarse, fine = smooth_network(12), smooth_network(48)
+    net = jc.trace(apply, coarse, x)
+    wide = {basis: jc.refine(net, 4, basis=basis)(coarse) for basis in BASES}
+    errors = {basis: float(jnp.linalg.norm(params["w"] - fine["w"])) for basis, params in wide.items()}
+    assert errors["linear"] < errors["step"] / 10
+    assert errors["cubic"] < errors["linear"] / 2
+    assert all(error(net, coarse, params, (x,)) < 0.01 for params in wide.values())
+    net = jc.trace(apply, fine, x)
+    moments = net.calibrate(fine, [x], progress=False)
+    mix = np.random.default_rng(1).permutation(48)
+    rough = {"w": fine["w"][:, mix], "b": fine["b"][mix], "v": fine["v"][mix]}
+    moments = net.calibrate(rough, [x], progress=False)
+    ordered = error(net, rough, jc.chain(jc.order(net), jc.coarsen(net, 4))(rough, moments), (x,))
+    assert ordered < 0.01
+    assert error(net, rough, jc.coarsen(net, 4)(rough, moments), (x,)) > 4 * ordered
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_linen", "grouped_convolutions", "fused_qkv"])
+def test_order_changes_no_function(name, method):
+    model, net = network(name)
+    permuted = jc.order(net, method)(model.params)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (permuted, model.params)), strict=True))
+    close(outputs(model, model.apply(permuted, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+
+
+def test_orders_find_a_line():
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.uniform(0, 1, 60))
+    for width, least in ((3.0, 1.001), (0.05, 1.6)):  # a line, and one that is hardly seen but between neighbours
+        curve = np.exp(-((t[:, None] - np.linspace(0, 1, 400)) ** 2) / width**2)
+        mixed = rng.permutation(60)
+        apart = distances(curve[mixed] @ curve[mixed].T)
+        true = length(np.argsort(mixed), apart)
+        for name, search in SEARCHES.items():
+            found = search(apart)
+            assert sorted(found) == list(range(60))
+            if name != "spectral" or width > 1:  # a graph's vector puts clusters in a row, not what is inside them
+                assert length(found, apart) <= least * true
+
+
+def test_smoothness_falls_by_order():
+    params = mlp_params((5, 40, 30, 3))
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    net = jc.trace(mlp, params, x)
+    moments = net.calibrate(params, [x], progress=False)
+    before = jc.smoothness(net, params, moments)
+    assert all(0.8 < rough < 1.2 for rough in before.values())
+    ordered, carried = jc.order(net).apply(params, moments)
+    after = jc.smoothness(net, ordered, carried)
+    assert all(after[key] < 0.7 * before[key] for key in before)
+    assert roughness(np.zeros((4, 4))) == 0
+
+
+def test_bad_arguments():
+    params = mlp_params((5, 8, 6, 3))
+    net = jc.trace(mlp, params, np.ones((2, 5), np.float32))
+    for factor in (0.5, np.nan, np.inf, "two", True, {"w0": 0}):
+        with pytest.raises(ValueError, match="refine's factor must be a number from 1 on"):
+            jc.refine(net, factor)
+    with pytest.raises(ValueError, match=r"the patterns \['w7'\] match no"):
+        jc.coarsen(net, {"w7": 2})
+    with pytest.raises(ValueError, match=r"basis='wave' is unknown"):
+        jc.coarsen(net, 2, basis="wave")
+    with pytest.raises(ValueError, match=r"method='random' is unknown"):
+        jc.order(net, "random")
+    with pytest.raises(TypeError, match="takes a network"):
+        jc.refine(params, 2)
+    with pytest.raises(ValueError, match="matches no hidden axis"):
+        jc.coarsen(net, 2, axes="w9")(params)
+    assert repr(jc.coarsen(net, {"w0*": 2}, basis="cubic")) == "coarsen(<2 hidden axes>, factor={'w0*': 2}, basis='cubic')"
