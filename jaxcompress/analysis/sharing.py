@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.base import materialize, stored_numbers
-from jaxcompress.arrays.hashed import HashedArray
+from jaxcompress.arrays.hashed import HashedArray, entries
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import squared
@@ -89,15 +89,14 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
         raise ValueError(f"{array!r} has one count sketch for all its outputs, no sample of them: take layout='random'")
     m, n = array.matrix_shape
     size = array.table.shape[-1]
-    numbered = dataclasses.replace(array, table=jnp.arange(1, size + 1, dtype=jnp.int32))
-    which = np.asarray(numbered._matrix(), np.int64)  # the sign and the bucket of every entry
+    bucket, sign = entries(m, n, size, seed=array.seed, block=array.block)
     # an output has buckets of its own: those in which something falls
-    buckets, place = np.unique(np.arange(n) * size + np.abs(which) - 1, return_inverse=True)
+    buckets, place = np.unique(np.arange(n) * size + bucket, return_inverse=True)
     x, y = (np.asarray(each, np.float64) for each in (x, y))
-    sums = [np.bincount(place.ravel(), (np.sign(which) * each[:, None]).ravel()) for each in (x, y)]
+    sums = [np.bincount(place.ravel(), (sign * each[:, None]).ravel()) for each in (x, y)]
     found = np.bincount(buckets // size, sums[0] * sums[1], minlength=n)
     # how likely two entries of a column meet: all of them have one place in their runs
-    counts = np.bincount(np.abs(which).ravel())
+    counts = np.bincount(bucket.ravel())
     meet = counts @ (counts - 1) / max(m * n * (m * n / array.block - 1), 1)
     both = np.sum(x**2 * y**2)
     expected = meet * (np.sum(x**2) * np.sum(y**2) - both + (x @ y) ** 2 - both)

@@ -58,8 +58,8 @@ class ConvolvedArray(CompactArray):
 
     def _refine(self, coarse: jax.Array) -> jax.Array:
         n, q = self.matrix_shape[1], coarse.shape[-1]
-        if self.basis == "step":
-            return jnp.repeat(coarse, n // q, axis=-1) if n % q == 0 else coarse[..., jnp.arange(n) * q // n]
+        if self.basis == "step" and n % q == 0:
+            return jnp.repeat(coarse, n // q, axis=-1)
         taps = zip(*spline(q, n, self.basis), strict=True)
         return reduce(operator.add, (coarse[..., index] * jnp.asarray(weight, coarse.dtype) for index, weight in taps))
 
@@ -108,7 +108,7 @@ def spline(count: int, n: int, basis: str) -> tuple[np.ndarray, np.ndarray]:
     """
     places = np.arange(n, dtype=np.int64)
     if basis == "step":
-        return (places * count // n)[None], np.ones((1, n))
+        return knots(n, count)[None], np.ones((1, n))
     at = ((2 * places + 1) * count - n) / (2 * n)
     first = np.floor(at).astype(np.int64)
     f = at - first

@@ -95,10 +95,8 @@ class HashedArray(CompactArray):
                 found by conjugate gradients from the plain means.
         """
         m, n = matrix.shape[-2:]
-        numbered = cls(jnp.arange(1, size + 1, dtype=jnp.int32), seed=seed, block=block, layout=layout, dims=(m, n))
-        entries = np.asarray(numbered._matrix())
-        index, sign = np.abs(entries).ravel() - 1, np.sign(entries).astype(np.float64)
-        uses = np.maximum(np.bincount(index, minlength=size), 1)
+        index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
+        index, uses = index.ravel(), np.maximum(np.bincount(index.ravel(), minlength=size), 1)
 
         def collect(error: np.ndarray) -> np.ndarray:
             return np.bincount(index, weights=(error * sign).ravel(), minlength=size)
@@ -115,6 +113,21 @@ class HashedArray(CompactArray):
             *matrix.shape[:-2], size
         )
         return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, layout=layout, dims=(m, n))
+
+
+def entries(m: int, n: int, size: int, *, seed: int = 0, block: int = 1, layout: str = "random") -> tuple[np.ndarray, np.ndarray]:
+    """(m, n) which of `size` numbers each entry of a matrix uses, and its sign."""
+    if layout == "circular":
+        (h1, s1), (h2, s2) = jax.device_get(places_and_signs(m, n, size, np.uint32(seed & 0xFFFFFFFF)))
+        return (h1[:, None] + h2) % np.uint32(size), (s1[:, None] * s2).astype(np.float64)
+    start, sign = jax.device_get(_row_runs(np.uint32(seed & 0xFFFFFFFF), m=m, n=n, block=block))
+    index = (start[..., None] + np.arange(block, dtype=np.uint32)) % np.uint32(size)
+    return index.reshape(m, -1)[:, :n], np.repeat(sign, block, axis=-1)[:, :n].astype(np.float64)
+
+
+@partial(jax.jit, static_argnames=("m", "n", "block"))
+def _row_runs(seed: jax.Array, *, m: int, n: int, block: int) -> tuple[jax.Array, jax.Array]:
+    return run_starts(jnp.arange(m, dtype=jnp.uint32), m, n, block, seed)
 
 
 @partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too
@@ -167,6 +180,7 @@ def shift_between_rows(m: int, n: int, size: int) -> int:
     return shift
 
 
+@partial(jax.jit, static_argnames=("m", "n", "size"))
 def places_and_signs(m: int, n: int, size: int, seed: Seed) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """The circular layout: `h1, s1` of the m rows and `h2, s2` of the n columns, uint32 places below `size` and int8 signs."""
 

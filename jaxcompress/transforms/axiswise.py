@@ -19,7 +19,7 @@ from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
 from jaxcompress.networks.moments import Moments, Statistic
-from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.base import Scope, Transform, called
 from jaxcompress.transforms.selection import root
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,13 @@ class AxisTransform(Transform):
     structure: Structure
     axes: str
     whole_network = True
+
+    def __repr__(self) -> str:
+        return called(self, f"<{len(self.structure.axes)} hidden axes>", hidden=("structure", *self.hidden()))
+
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that say nothing."""
+        return ()
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         """The map for one axis, or None to leave it."""

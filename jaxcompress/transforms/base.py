@@ -8,6 +8,9 @@ leaf. Transforms run eagerly on the host, since sizes depend on values. The cost
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.moments import Moments
@@ -60,6 +64,33 @@ class Transform:
 
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
         return self._step(params, moments, scope)[0]
+
+
+def called(transform: Any, *first: str, hidden: tuple[str, ...] = ()) -> str:
+    """A dataclass as the call of its constructor: its name in snake case, and what differs from the defaults."""
+    shown = [
+        f"{f.name}={_show(getattr(transform, f.name))}"
+        for f in dataclasses.fields(transform)
+        if f.name not in hidden and (f.default is dataclasses.MISSING or not _same(getattr(transform, f.name), f.default))
+    ]
+    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(transform).__name__).lower()
+    return f"{name}({', '.join([*first, *shown])})"
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and bool(value == default))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return "{" + ", ".join(f"{key!r}: {_show(each)}" for key, each in value) + "}"
+    if isinstance(value, np.ndarray):
+        return f"matrix{value.shape}"
+    return encode_name(value) if isinstance(value, Callable) else repr(value)
 
 
 def check_tree(params: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
 from jaxcompress.arrays.projection import weigh
 from jaxcompress.networks.moments import Moments
-from jaxcompress.transforms.base import Scope, Transform, map_leaves, moments_by_name
+from jaxcompress.transforms.base import Scope, Transform, called, map_leaves, moments_by_name
 from jaxcompress.transforms.budget import Budget, Counts, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
@@ -152,12 +151,7 @@ class LeafTransform(Transform):
         return result
 
     def __repr__(self) -> str:
-        shown = [
-            f"{f.name}={_show(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.default is dataclasses.MISSING or not _same(getattr(self, f.name), f.default)
-        ]
-        return f"{type(self).__name__.lower()}({', '.join(shown)})"
+        return called(self)
 
 
 class Unreachable(ValueError):
@@ -183,6 +177,12 @@ class PerLeaf:
                 self.used.add(pattern)
                 return value
         return None
+
+    def check_keys(self, keys: list[str]) -> None:
+        """Refuse a pattern that matches none of the keys."""
+        for key in keys:
+            self.get(key)
+        self.check_used(keys, whole=True)
 
     def check_used(self, paths: list[str], *, whole: bool) -> None:
         unused = [pattern for pattern, _ in self.rules if pattern not in self.used]
@@ -287,17 +287,3 @@ def check_axes(axes: Any) -> Any:
     if axes is not None and not isinstance(axes, MatrixAxes):
         raise TypeError(f"axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}")
     return axes
-
-
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and bool(value == default))
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-        return repr(dict(value))
-    if isinstance(value, np.ndarray):
-        return f"matrix{value.shape}"
-    return encode_name(value) if isinstance(value, Callable) else repr(value)

@@ -32,9 +32,6 @@ class Merge(AxisTransform):
     threshold: float
     axes: str = "**"
 
-    def __repr__(self) -> str:
-        return f"merge(<{len(self.structure.axes)} hidden axes>, threshold={self.threshold:g})"
-
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         if work.moments is None:
             raise ValueError("merge looks at activations: call it with the moments of net.calibrate")

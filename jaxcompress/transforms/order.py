@@ -36,9 +36,6 @@ class Order(AxisTransform):
     method: str = "tour"
     axes: str = "**"
 
-    def __repr__(self) -> str:
-        return f"order(<{len(self.structure.axes)} hidden axes>, method={self.method!r})"
-
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         if (d := work.size(axis)) < 3:
             return None

@@ -29,7 +29,7 @@ from jaxcompress.arrays.convolved import BASES, spline_matrix
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network
-from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, normed, pair_of, why_not_fold
+from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, normed, pair_of
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.leafwise import PerLeaf
 from jaxcompress.transforms.selection import RIDGE, SHRINK
@@ -65,15 +65,6 @@ class Resolution(AxisTransform):
     factor: Any
     basis: str = "step"
     axes: str = "**"
-
-    def __repr__(self) -> str:
-        factor = dict(self.factor) if isinstance(self.factor, tuple) else self.factor
-        given = [
-            f"factor={factor}",
-            *[f"basis={self.basis!r}"] * (self.basis != "step"),
-            *[f"axes={self.axes!r}"] * (self.axes != "**"),
-        ]
-        return f"{type(self).__name__.lower()}(<{len(self.structure.axes)} hidden axes>, {', '.join(given)})"
 
     def sized(self, size: int, factor: Fraction) -> int:
         """The new size."""
@@ -125,7 +116,7 @@ class Refine(Resolution):
     def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
         repeat = prolongation(work.size(axis), size, self.basis)[None]
         average = dual(repeat[0])[None]
-        return AxisMap(repeat, np.swapaxes(average, 1, 2), repeat, other=other_side(work, axis, average))
+        return AxisMap(repeat, np.swapaxes(average, 1, 2), other=other_side(work, axis, average))
 
 
 class Coarsen(Resolution):
@@ -137,7 +128,7 @@ class Coarsen(Resolution):
     def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
         repeat = prolongation(size, work.size(axis), self.basis)
         average = dual(repeat).T
-        change = AxisMap(average[None], repeat[None], average[None], other=other_side(work, axis, repeat.T[None]))
+        change = AxisMap(average[None], repeat[None], other=other_side(work, axis, repeat.T[None]))
         if measured(work, axis) is None or axis.pair:
             return change
         return predicting(work, axis, scaled(work, axis, change))
@@ -164,8 +155,6 @@ def scaled(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
 
 def predicting(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
     """The coarse values predict the fine ones by least squares, in what each consumer sees."""
-    if why_not_fold(axis) is not None and not {"normalised", "rms"} & set(axis.marks):
-        return change
     average, repeat = change.produce[0], change.consume[0]
     found = measured(work, axis)
     assert found is not None
@@ -258,11 +247,7 @@ def checked(net: Network, factor: Any, basis: str, name: str) -> tuple[Structure
     if basis not in BASES:
         raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
     factor = check_factor(factor, name)
-    rules = PerLeaf(factor, f"{name}'s factor")
-    keys = net.axes.keys()
-    for key in keys:
-        rules.get(key)
-    rules.check_used(keys, whole=True)
+    PerLeaf(factor, f"{name}'s factor").check_keys(net.axes.keys())
     return net.structure, factor, basis
 
 

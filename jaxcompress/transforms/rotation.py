@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,14 +50,8 @@ class RotateAndPrune(AxisTransform):
     energy: float | None = None
     multiple: Any = 1
 
-    def __repr__(self) -> str:
-        keep = dict(self.keep) if isinstance(self.keep, tuple) else self.keep
-        given = [f"keep={keep:g}" if isinstance(keep, float) else f"keep={keep}"] if self.energy is None else []
-        given += [f"energy={self.energy:g}"] if self.energy is not None else []
-        given += [f"axes={self.axes!r}"] if self.axes != "**" else []
-        given += [f"method={self.method!r}"] if self.method != "auto" else []
-        given += [f"multiple={dict(self.multiple) if isinstance(self.multiple, tuple) else self.multiple}"] * (self.multiple != 1)
-        return f"rotate_and_prune(<{len(self.structure.axes)} hidden axes>, {', '.join(given)})"
+    def hidden(self) -> tuple[str, ...]:
+        return () if self.energy is None else ("keep",)
 
     def plan(self, params: Any, moments: Any = None) -> Plan:
         """How a budget is divided among the axes, or what sizes an energy gives; it prints.
@@ -164,15 +158,10 @@ def nearest(options: np.ndarray, size: float) -> int:
     return int(np.argmin(np.abs(options - round(size))))
 
 
-def check_multiple(multiple: Any, keys: Sequence[str]) -> Any:
-    """A whole number from 1 on, or a mapping of them as a tuple of pairs, each with a pattern that matches a key."""
+def check_multiple(multiple: Any) -> Any:
+    """A whole number from 1 on, or a mapping of them as a tuple of pairs."""
     if isinstance(multiple, Mapping):
-        rules = tuple((pattern, check_multiple(value, keys)) for pattern, value in multiple.items())
-        given = PerLeaf(rules, "multiple")
-        for key in keys:
-            given.get(key)
-        given.check_used(list(keys), whole=True)
-        return rules
+        return tuple((pattern, check_multiple(value)) for pattern, value in multiple.items())
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise ValueError(f"multiple must be a whole number from 1 on, what sizes are divisible by; got {multiple!r}")
     return multiple
@@ -230,5 +219,6 @@ def rotate_and_prune(
         raise ValueError("rotate_and_prune takes either keep or energy, and one of them")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy must be in (0, 1], the share of what the consumers read that stays; got {energy!r}")
-    multiples = check_multiple(multiple, [axis.key for axis in net.axes])
+    multiples = check_multiple(multiple)
+    PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
     return RotateAndPrune(net.structure, 1.0 if keep is None else check_keep(keep), axes, method, seed, energy, multiples)

@@ -107,9 +107,10 @@ def test_smoother_bases_go_to_the_continuum():
     coarse, fine = smooth_network(12), smooth_network(48)
     net = jc.trace(apply, coarse, x)
     wide = {basis: jc.refine(net, 4, basis=basis)(coarse) for basis in BASES}
-    errors = {basis: float(jnp.linalg.norm(params["w"] - fine["w"])) for basis, params in wide.items()}
+    inside = slice(8, -8)  # the last two cells at the ends have no neighbours to go by
+    errors = {basis: float(jnp.linalg.norm((params["w"] - fine["w"])[:, inside])) for basis, params in wide.items()}
     assert errors["linear"] < errors["step"] / 10
-    assert errors["cubic"] < errors["linear"] / 2
+    assert errors["cubic"] < errors["linear"] / 10
     assert all(error(net, coarse, params, (x,)) < 0.01 for params in wide.values())
     net = jc.trace(apply, fine, x)
     moments = net.calibrate(fine, [x], progress=False)
