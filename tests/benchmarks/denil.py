@@ -18,16 +18,14 @@ Source: Denil et al. 2013 (arXiv:1306.0543): 5 % learned, hardly any loss.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from first_table import write
-from hashednets import GRID, PIXELS, data_of, error, fresh, least, trained
-from tqdm.auto import tqdm
+from first_table import finished, read
+from hashednets import GRID, PIXELS, data_of, decided, error, fresh, search, trained
 
 import jaxcompress as jc
 
@@ -67,9 +65,8 @@ COLUMNS: dict[str, Callable[[int], jc.Transform]] = {
     "DCT, hashed codes": lambda seed: written(seed, "dct", 100),
     "Toeplitz + DCT": translated,
 }
-RATES = (1e-3, 3e-3, 1e-2)
-DROPOUT = (0.1, 0.2)
-"""Of the pixels."""
+CHOICES = ("rate", (1e-3, 3e-3, 1e-2)), ("dropout", (0.1, 0.2))
+"""Of rates, and of the share of hidden pixels."""
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -84,26 +81,18 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     return {"error": error(params, judge), "stored": stored}
 
 
-def search(results: list[dict[str, Any]], column: str) -> Iterator[tuple[float, float]]:
-    """What is tried on validation images: each rate with the first dropout, then the second at the best rate."""
-    yield from itertools.product(RATES, DROPOUT[:1])
-    first = [row for row in validated(results, column) if row["dropout"] == DROPOUT[0]]
-    if len(first) < len(RATES):
-        raise SystemExit(f"{column} has not been chosen: run with --validate first")
-    yield from itertools.product(least(first, ("rate",)), DROPOUT[1:])
-
-
 def validated(results: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
     return [row for row in results if (row["split"], row["column"], row["seed"]) == ("validation", column, 0)]
 
 
-def chosen(results: list[dict[str, Any]], column: str) -> tuple[float, float]:
-    """The rate and the dropout with the least validation error."""
-    rows = validated(results, column)
-    if not {(row["rate"], row["dropout"]) for row in rows} >= set(search(results, column)):
-        raise SystemExit(f"{column} has not been chosen: run with --validate first")
-    rate, dropout = least(rows, ("rate", "dropout"))
-    return rate, dropout
+def cells(args: argparse.Namespace, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
+    for column in args.columns:
+        rows = partial(validated, results, column)
+        for rate, dropout in search(rows, *CHOICES) if args.validate else [decided(rows(), *CHOICES)]:
+            for seed in range(args.seeds or (1 if args.validate else 10)):
+                split = "validation" if args.validate else "test"
+                yield {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -130,18 +119,9 @@ def main() -> None:
     parser.add_argument("--validate", action="store_true", help="train by each choice, judged by the validation images")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
-    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
-    rows = []
-    runs = list(itertools.product(args.columns, range(args.seeds or (1 if args.validate else 10))))
-    for column, seed in tqdm(runs, desc="runs"):
-        for rate, dropout in search(results, column) if args.validate else [chosen(results, column)]:
-            split = "validation" if args.validate else "test"
-            key = {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}
-            row = next((old for old in results if key.items() <= old.items()), None)
-            if row is None:
-                results.append(row := key | measure(key))
-                write(args.out, results)
-            rows.append(row)
+    results = read(args.out)
+    keys = cells(args, results)
+    rows = finished(args.out, results, keys if args.validate else list(keys), measure)
     if args.validate:
         for row in rows:
             print(f"{row['column']:22s} {row['rate']:g} {row['dropout']:g} {row['error']:.2f}")

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -203,24 +203,25 @@ def predict(params: Any, pixels: jax.Array) -> jax.Array:
     return jnp.argmax(logits(params, to_unit(pixels)), axis=-1)
 
 
-def train(column: Column, seed: int, data: mnist.Digits, judge: mnist.Digits, epochs: int, name: str) -> dict[str, Any]:
+def train(data: mnist.Digits, judge: mnist.Digits, key: dict[str, Any]) -> dict[str, Any]:
     """Train one network from scratch.
 
     Returns:
         The error on `judge` in percent, the stored numbers and the seconds, compilation included.
     """
     start = time.perf_counter()
+    name, seed, column = key["column"], key["seed"], COLUMNS[key["column"]]
     dense, fresh = jax.random.split(jax.random.key(seed))
     params = jc.initialize(fresh, column.transform(seed), dense_params(dense, column.hidden))
     stored = jc.stored_numbers(params)
     if stored > BUDGET:
         raise ValueError(f"{name} stores {stored} numbers, more than {BUDGET}")
-    steps = epochs * (len(data.labels) // BATCH)
+    steps = key["epochs"] * (len(data.labels) // BATCH)
     state = jc.fit(
-        dropout_loss(column.dropout),
+        dropout_loss(key["dropout"]),
         params,
         tuple(data),
-        optimizer=one_cycle(column.rate, steps),
+        optimizer=one_cycle(key["rate"], steps),
         steps=steps,
         batch_size=BATCH,
         seed=seed,
@@ -233,15 +234,14 @@ def train(column: Column, seed: int, data: mnist.Digits, judge: mnist.Digits, ep
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-def cells(args: argparse.Namespace) -> Iterable[tuple[dict[str, Any], Column]]:
-    """What to train: the key of each result, and its column with the rate and the dropout of the cell."""
+def cells(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """What to train: the key of each result."""
     for name, seed in itertools.product(args.columns, range(args.seeds)):
-        chosen = COLUMNS[name]
-        grid = itertools.product(RATES, DROPOUTS) if args.validate else [(chosen.rate, chosen.dropout)]
+        column = COLUMNS[name]
+        grid = itertools.product(RATES, DROPOUTS) if args.validate else [(column.rate, column.dropout)]
         for rate, dropout in grid:
-            column = dataclasses.replace(chosen, rate=rate, dropout=dropout)
             key = {"column": name, "split": "validation" if args.validate else "test", "seed": seed, "epochs": args.epochs}
-            yield key | {"hidden": column.hidden, "rate": rate, "dropout": dropout, "note": column.note}, column
+            yield key | {"hidden": column.hidden, "rate": rate, "dropout": dropout, "note": column.note}
 
 
 def final_table(rows: list[dict[str, Any]]) -> str:
@@ -285,17 +285,35 @@ def main() -> None:
     if args.validate:
         judge = mnist.Digits(*(array[-VALIDATION:] for array in data))
         data = mnist.Digits(*(array[:-VALIDATION] for array in data))
-    results = json.loads(args.out.read_text()) if args.out.exists() else []
-    rows = []
-    with tqdm(list(cells(args)), desc="first table") as bar:
-        for key, column in bar:
-            row = next((row for row in results if key.items() <= row.items()), None)
-            if row is None:
-                row = key | train(column, key["seed"], data, judge, args.epochs, key["column"])
-                results.append(row)
-                write(args.out, results)
-            rows.append(row)
+    rows = finished(args.out, read(args.out), list(cells(args)), partial(train, data, judge))
     print((grid_table if args.validate else final_table)(rows))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished cells of a results file; none where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def finished(
+    path: Path,
+    results: list[dict[str, Any]],
+    keys: Iterable[dict[str, Any]],
+    measure: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    again: bool = False,
+) -> list[dict[str, Any]]:
+    """A row for each key: what the results have already stays, what is missing there is measured and written at once.
+
+    `results` grows as it goes, so that later keys may depend on it; with `again` everything is measured afresh.
+    """
+    rows = []
+    for key in tqdm(keys, desc="cells"):
+        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        if place == len(results) or again:
+            results[place : place + 1] = [key | measure(key)]
+            write(path, results)
+        rows.append(results[place])
+    return rows
 
 
 def write(path: Path, results: list[dict[str, Any]]) -> None:

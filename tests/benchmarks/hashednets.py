@@ -23,10 +23,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -38,9 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 import variations
 from fashion import cache_folder
-from first_table import RandomEdges, one_cycle, to_unit, write
+from first_table import RandomEdges, finished, one_cycle, read, to_unit
 from mnist import Digits
-from tqdm.auto import tqdm
 
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
@@ -444,39 +443,62 @@ def least(rows: Sequence[dict[str, Any]], names: Sequence[str], needed: int = 1)
     return min(complete, key=lambda choice: complete[choice])
 
 
+Search = tuple[str, Sequence[Any]]
+"""The name of a choice and its values."""
+
+
+def search(
+    rows: Callable[[], Sequence[dict[str, Any]]], first: Search, second: Search, needed: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """What is tried on validation images: each first choice with the first of the second ones, then the others at the best.
+
+    Args:
+        rows: gives the results so far.
+        first, second: names and values.
+        needed: so many results each.
+    """
+    (one, values), (other, others) = first, second
+    yield from itertools.product(values, others[:1])
+    known = [row for row in rows() if row[other] == others[0]]
+    if others[1:] and len(known) < len(values) * needed:
+        raise SystemExit(f"not every {one} has its {needed} validation errors: run with --validate first")
+    for following in others[1:]:
+        yield *least(known, (one,), needed), following
+
+
+def decided(rows: Sequence[dict[str, Any]], first: Search, second: Search, needed: int = 1) -> tuple[Any, ...]:
+    """The pair with the least validation error, once all that is tried has been."""
+    names, choices = (first[0], second[0]), list(search(lambda: rows, first, second, needed))
+    tried = Counter(tuple(row[name] for name in names) for row in rows)
+    if any(tried[choice] < needed for choice in choices):
+        raise SystemExit(f"not every choice of {' and '.join(names)} has its {needed} validation errors: run with --validate first")
+    return least(rows, names, needed)
+
+
 def validated(results: list[dict[str, Any]], part: Part, column: str) -> list[dict[str, Any]]:
+    """The validation errors of a column on the sets that choose; soft targets take the choices of hard ones."""
     mine = {"split": "validation", "column": column, "layers": part.layers, "share": part.share}
-    return [row for row in results if mine.items() <= row.items()]
+    return [row for row in results if mine.items() <= row.items() and row["set"] in CHOOSING]
 
 
-def search(results: list[dict[str, Any]], part: Part, column: str) -> Iterator[tuple[int, float]]:
-    """What is tried on validation images: each rate with the first way to spend the numbers, then each way at the best rate."""
-    yield from itertools.product([0], RATES)
-    if len(COLUMNS[column]) > 1:
-        first = [row for row in validated(results, part, column) if row["candidate"] == 0]
-        if len(first) < len(RATES) * len(CHOOSING):
-            raise SystemExit(f"{column}, {part}: its rates are not known on {' and '.join(CHOOSING)}: run with --validate first")
-        yield from itertools.product(range(1, len(COLUMNS[column])), least(first, ("rate",), len(CHOOSING)))
+def choices_of(column: str) -> tuple[Search, Search]:
+    return ("rate", RATES), ("candidate", range(len(COLUMNS[column])))
 
 
-def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[int, float]:
-    """The candidate and the rate that are best on the validation images of BASIC and ROT; soft targets take those of hard ones."""
-    rows = validated(results, part, column)
-    tried = {(row["candidate"], row["rate"], row["set"]) for row in rows}
-    if any((*choice, name) not in tried for choice in search(results, part, column) for name in CHOOSING):
-        raise SystemExit(f"{column} has not been chosen for {part}: run with --validate first, or give --candidate and --rate")
-    candidate, rate = least(rows, ("candidate", "rate"), len(CHOOSING))
-    return candidate, rate
+def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[float, int]:
+    """The rate and the candidate that are best on the validation images of BASIC and ROT."""
+    rate, candidate = decided(validated(results, part, column), *choices_of(column), len(CHOOSING))
+    return rate, candidate
 
 
 def cells(args: argparse.Namespace, part: Part, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
     for column in args.columns or part.columns:
         if args.validate:
-            choices = search(results, part, column)
+            choices = search(partial(validated, results, part, column), *choices_of(column), len(CHOOSING))
         else:
-            choices = [(args.candidate, args.rate) if args.rate else chosen(results, part, column)]
-        for candidate, rate in choices:
+            choices = [(args.rate, args.candidate) if args.rate else chosen(results, part, column)]
+        for rate, candidate in choices:
             for name, seed in itertools.product(args.sets or (CHOOSING if args.validate else part.sets), range(args.seeds)):
                 yield {
                     "set": name, "layers": part.layers, "share": part.share, "column": column,
@@ -537,15 +559,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
     args.seeds = args.seeds or (1 if args.validate else 3)
-    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
-    rows = []
+    results = read(args.out)
     keys = cells(args, PARTS[args.part], results)
-    for key in tqdm(keys if args.validate else list(keys), desc="cells"):
-        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
-        if place == len(results) or args.again:
-            results[place : place + 1] = [key | train(key)]
-            write(args.out, results)
-        rows.append(results[place])
+    rows = finished(args.out, results, keys if args.validate else list(keys), train, again=args.again)
     print((choices_table if args.validate else table)(rows))
 
 

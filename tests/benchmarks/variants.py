@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from first_table import one_cycle, write
+from first_table import finished, one_cycle, read
 from hashednets import BATCH, CHOOSING, COLUMNS, DROPOUT, GRID, PARTS, STEPS, Task, chosen, data_of, error, fresh, loss_of
-from tqdm.auto import tqdm
 
 import jaxcompress as jc
 from jaxcompress.arrays.hashed import HashedArray
@@ -187,10 +186,11 @@ def shifting(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return shifted
 
 
-def measure(name: str, rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any]:
+def measure(rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any]:
     """One run."""
-    variant, seed = VARIANTS[name], key["seed"]
-    candidate, rate = chosen(rows, PARTS["core"], variant.column)
+    name, seed = key["variant"], key["seed"]
+    variant = VARIANTS[name]
+    rate, candidate = chosen(rows, PARTS["core"], variant.column)
     train, judge = data_of(key["set"], validate=True)
     sizes, transform = COLUMNS[variant.column][candidate](TASK)
     params = variant.change(fresh(seed, transform(seed), sizes))
@@ -225,17 +225,9 @@ def main() -> None:
     parser.add_argument("--chosen", type=Path, default=Path(__file__).with_name("hashednets.json"), help="where rates were chosen")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
-    results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
-    validated = json.loads(args.chosen.read_text())
-    rows = []
-    for name, seed, each in tqdm(list(itertools.product(args.variants, range(args.seeds), CHOOSING)), desc="cells"):
-        key = {"variant": name, "set": each, "seed": seed}
-        row = next((old for old in results if key.items() <= old.items()), None)
-        if row is None:
-            results.append(row := key | measure(name, validated, key))
-            write(args.out, results)
-        rows.append(row)
-    print(table(rows))
+    cells = itertools.product(args.variants, range(args.seeds), CHOOSING)
+    keys = [{"variant": name, "set": each, "seed": seed} for name, seed, each in cells]
+    print(table(finished(args.out, read(args.out), keys, partial(measure, read(args.chosen)))))
 
 
 if __name__ == "__main__":
