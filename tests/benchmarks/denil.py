@@ -89,7 +89,7 @@ def cells(args: argparse.Namespace, results: list[dict[str, Any]]) -> Iterator[d
     """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
     for column in args.columns:
         rows = partial(validated, results, column)
-        for rate, dropout in search(rows, *CHOICES) if args.validate else [decided(rows(), *CHOICES)]:
+        for rate, dropout in search(column, rows, *CHOICES) if args.validate else [decided(column, rows(), *CHOICES)]:
             for seed in range(args.seeds or (1 if args.validate else 10)):
                 split = "validation" if args.validate else "test"
                 yield {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}

@@ -448,11 +448,12 @@ Search = tuple[str, Sequence[Any]]
 
 
 def search(
-    rows: Callable[[], Sequence[dict[str, Any]]], first: Search, second: Search, needed: int = 1
+    column: str, rows: Callable[[], Sequence[dict[str, Any]]], first: Search, second: Search, needed: int = 1
 ) -> Iterator[tuple[Any, Any]]:
     """What is tried on validation images: each first choice with the first of the second ones, then the others at the best.
 
     Args:
+        column: for messages.
         rows: gives the results so far.
         first, second: names and values.
         needed: so many results each.
@@ -461,17 +462,17 @@ def search(
     yield from itertools.product(values, others[:1])
     known = [row for row in rows() if row[other] == others[0]]
     if others[1:] and len(known) < len(values) * needed:
-        raise SystemExit(f"not every {one} has its {needed} validation errors: run with --validate first")
+        raise SystemExit(f"{column}: not every {one} has its {needed} validation errors: run with --validate first")
     for following in others[1:]:
         yield *least(known, (one,), needed), following
 
 
-def decided(rows: Sequence[dict[str, Any]], first: Search, second: Search, needed: int = 1) -> tuple[Any, ...]:
+def decided(column: str, rows: Sequence[dict[str, Any]], first: Search, second: Search, needed: int = 1) -> tuple[Any, ...]:
     """The pair with the least validation error, once all that is tried has been."""
-    names, choices = (first[0], second[0]), list(search(lambda: rows, first, second, needed))
+    names, choices = (first[0], second[0]), list(search(column, lambda: rows, first, second, needed))
     tried = Counter(tuple(row[name] for name in names) for row in rows)
     if any(tried[choice] < needed for choice in choices):
-        raise SystemExit(f"not every choice of {' and '.join(names)} has its {needed} validation errors: run with --validate first")
+        raise SystemExit(f"{column}: not every {' and '.join(names)} has its {needed} validation errors: run with --validate first")
     return least(rows, names, needed)
 
 
@@ -487,7 +488,7 @@ def choices_of(column: str) -> tuple[Search, Search]:
 
 def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[float, int]:
     """The rate and the candidate that are best on the validation images of BASIC and ROT."""
-    rate, candidate = decided(validated(results, part, column), *choices_of(column), len(CHOOSING))
+    rate, candidate = decided(f"{column} for {part}", validated(results, part, column), *choices_of(column), len(CHOOSING))
     return rate, candidate
 
 
@@ -495,7 +496,7 @@ def cells(args: argparse.Namespace, part: Part, results: list[dict[str, Any]]) -
     """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
     for column in args.columns or part.columns:
         if args.validate:
-            choices = search(partial(validated, results, part, column), *choices_of(column), len(CHOOSING))
+            choices = search(column, partial(validated, results, part, column), *choices_of(column), len(CHOOSING))
         else:
             choices = [(args.rate, args.candidate) if args.rate else chosen(results, part, column)]
         for rate, candidate in choices:
