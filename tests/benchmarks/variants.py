@@ -1,10 +1,11 @@
 """What makes small networks better, one change at a time: HashedNets' task at 1/64 on the validation images of BASIC and ROT.
 
 Three recipes of `hashednets.py` (hashed weights, cosines, windows with cosines of their places) at the rates chosen there;
-each variant changes one thing of one recipe. So no test image says which change is good.
+each variant changes one thing of one recipe. So no test image says which change is good. "paper's form" has 1,000 units and
+every kernel hashed, trained by momentum at three rates as in the paper, and as all others.
 
     python tests/benchmarks/variants.py                        # 3 seeds, about an hour of one core
-    python tests/benchmarks/variants.py --variants "no signs" --seeds 1
+    python tests/benchmarks/variants.py --sets MNIST --variants hashed "paper's form" "paper's form, momentum 0.003" ...
 
 Finished cells stay in the results file (`--out`).
 
@@ -26,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import variations
 from first_table import finished, one_cycle, read
-from hashednets import BATCH, CHOOSING, COLUMNS, DROPOUT, GRID, PARTS, STEPS, Task, chosen, data_of, error, fresh, loss_of
+from hashednets import BATCH, CHOOSING, COLUMNS, DROPOUT, GRID, PARTS, STEPS, Task, chosen, data_of, error, fresh, loss_of, widened
 
 import jaxcompress as jc
 from jaxcompress.arrays.hashed import HashedArray
@@ -81,6 +83,9 @@ class Variant(NamedTuple):
     dropout: float = DROPOUT
     averaged: bool = False
     shifted: bool = False
+    paper: bool = False
+    rate: float | None = None
+    momentum: float | None = None
 
 
 def first(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -143,6 +148,11 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+VARIANTS |= {"paper's form": Variant("hashed", paper=True, rate=1e-2)} | {
+    f"paper's form, momentum {rate:g}": Variant("hashed", paper=True, rate=rate, momentum=0.9) for rate in (3e-3, 1e-2, 3e-2)
+}
+
+
 class Averaging(NamedTuple):
     inner: Any
     mean: Any
@@ -192,7 +202,8 @@ def measure(rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any]:
     variant = VARIANTS[name]
     rate, candidate = chosen(rows, PARTS["core"], variant.column)
     train, judge = data_of(key["set"], validate=True)
-    sizes, transform = COLUMNS[variant.column][candidate](TASK)
+    sizes, transform = (widened(20) if variant.paper else COLUMNS[variant.column][candidate])(TASK)
+    rate = variant.rate or rate
     params = variant.change(fresh(seed, transform(seed), sizes))
     stored = jc.stored_numbers(params)
     if stored > TASK.numbers:
@@ -200,7 +211,8 @@ def measure(rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any]:
     loss = loss_of(variant.dropout, 1.0)
     loss = shifting(loss) if variant.shifted else loss
     steps, start = variant.steps, 3 * variant.steps // 4
-    optimizer = averaging(one_cycle_held(rate, steps), start) if variant.averaged else one_cycle(rate, steps)
+    optimizer = optax.sgd(rate, variant.momentum) if variant.momentum else one_cycle(rate, steps)
+    optimizer = averaging(one_cycle_held(rate, steps), start) if variant.averaged else optimizer
     description = f"{key['set']}, {name}, seed {seed}"
     options = dict(steps=steps, batch_size=BATCH, seed=seed, description=description)
     state = jc.fit(loss, params, (train.pixels, train.labels), optimizer=optimizer, **options)
@@ -209,10 +221,11 @@ def measure(rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"| variant | numbers | {' | '.join(CHOOSING)} |", "|---" * (2 + len(CHOOSING)) + "|"]
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    lines = [f"| variant | numbers | {' | '.join(sets)} |", "|---" * (2 + len(sets)) + "|"]
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
-        errors = [np.array([row["error"] for row in mine if row["set"] == each]) for each in CHOOSING]
+        errors = [np.array([row["error"] for row in mine if row["set"] == each]) for each in sets]
         told = [f"{e.mean():.2f}" + (f" ± {e.std(ddof=1):.2f}" if len(e) > 1 else "") for e in errors]
         lines.append(f"| {name} | {mine[0]['stored']:,} | {' | '.join(told)} |")
     return "\n".join(lines)
@@ -221,11 +234,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--sets", nargs="+", choices=variations.SETS, default=CHOOSING, metavar="SET")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--chosen", type=Path, default=Path(__file__).with_name("hashednets.json"), help="where rates were chosen")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
-    cells = itertools.product(args.variants, range(args.seeds), CHOOSING)
+    cells = itertools.product(args.variants, range(args.seeds), args.sets)
     keys = [{"variant": name, "set": each, "seed": seed} for name, seed, each in cells]
     print(table(finished(args.out, read(args.out), keys, partial(measure, read(args.chosen)))))
 
