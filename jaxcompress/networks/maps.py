@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.networks.axes import Axis, Layout, Structure
@@ -73,9 +75,11 @@ def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mappin
 
 
 def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> np.ndarray:
-    """One dimension of an array with a matrix applied to an axis in it, fibre by fibre."""
+    """One dimension of an array with a matrix applied to an axis in it, fibre by fibre; a tracer of `jax.jit`, too."""
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
+    if isinstance(array, jax.core.Tracer):
+        return traced(array, layouts, position, axis, matrices)
     before, after = lines(old, axis.key), lines(new, axis.key)
     moved = np.moveaxis(np.asarray(array), position, -1)
     result = np.zeros((*moved.shape[:-1], new.size), moved.dtype)
@@ -84,6 +88,43 @@ def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: A
         block = moved[rows][..., before[:, mine]]  # (..., d, lines)
         result[(*(part[..., None, None] for part in rows), after[:, mine])] = (block.mT @ matrix).mT
     return np.moveaxis(result, -1, position)
+
+
+def traced(array: jax.Array, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> jax.Array:
+    """The same inside `jax.jit`: one gather where the dimension holds more than the axis, then few multiples or a product."""
+    old = layouts[position]
+    new = old.resized({axis.key: matrices.shape[-1]})
+    moved = jnp.moveaxis(array, position, -1)
+    if len(matrices) == 1 and old.key == axis.key and not old.parts:
+        return jnp.moveaxis(times(moved, matrices[0]), -1, position)
+    before, after = lines(old, axis.key), lines(new, axis.key)
+    kept = np.flatnonzero(new.index(axis.key) < 0), np.flatnonzero(old.index(axis.key) < 0)
+    result = jnp.zeros((*moved.shape[:-1], new.size), moved.dtype).at[..., kept[0]].set(moved[..., kept[1]])
+    for matrix, (rows, mine) in zip(matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True):
+        block = times(moved[rows][..., before[:, mine]].mT, matrix).mT
+        result = result.at[(*(part[..., None, None] for part in rows), after[:, mine])].set(block)
+    return jnp.moveaxis(result, -1, position)
+
+
+FEW = 8
+"""So many entries of a column are worth a sum of multiples."""
+
+
+def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """(..., d) values @ matrix (d, r), by multiples of slices where the matrix has few entries in a column."""
+    taps = int((matrix != 0).sum(0).max(initial=0))
+    if not 0 < taps <= FEW:
+        return jnp.matmul(values, jnp.asarray(matrix, values.dtype), precision="highest")
+    rows = np.argsort(matrix == 0, axis=0, kind="stable")[:taps]
+    weights = np.take_along_axis(matrix, rows, 0)
+    return sum(values[..., stretch(row)] * jnp.asarray(weight, values.dtype) for row, weight in zip(rows, weights, strict=True))
+
+
+def stretch(places: np.ndarray) -> slice | np.ndarray:
+    """Places as a slice where their distance is one, since a slice is cheaper than a gather."""
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    regular = step > 0 and (np.diff(places) == step).all()
+    return slice(int(places[0]), int(places[-1]) + 1, step) if regular else places
 
 
 def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) -> Iterator[tuple[Any, np.ndarray]]:

@@ -101,6 +101,9 @@ class Work:
         for name, leaf in named.items():
             if is_compact(leaf):
                 continue
+            if isinstance(leaf, jax.core.Tracer):  # maps that depend on sizes alone can be traced
+                self.leaves[name] = leaf
+                continue
             values = np.asarray(leaf)
             if jnp.issubdtype(values.dtype, jnp.complexfloating):
                 raise ValueError(f"{name} holds {values.dtype}: hidden axes are changed in real parameters only")

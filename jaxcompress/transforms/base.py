@@ -37,6 +37,8 @@ class Transform:
 
     whole_network = False
     """Whether it changes a network's axes, and cannot be applied to single leaves."""
+    traceable = False
+    """Whether without moments the shapes alone say what it does, so that it runs under `jax.jit` and its like."""
 
     def __call__(self, params: Any, moments: Any = None) -> Any:
         """The transformed parameters; the given ones are not changed."""
@@ -54,7 +56,8 @@ class Transform:
             ValueError: for a NaN or an infinity in a selected leaf, moments that do not fit, a keep out of reach.
             TypeError: under `jax.jit` and its like, or for a leaf that was picked by name and is no weight.
         """
-        check_tree(params)
+        if not self.traceable or moments is not None:
+            check_tree(params)
         check_moments(params, moments)
         return self._step(params, moments, Scope())
 

@@ -27,6 +27,10 @@ class Chain(Transform):
 
     transforms: tuple[Transform, ...]
 
+    @property
+    def traceable(self) -> bool:
+        return all(transform.traceable for transform in self.transforms)
+
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         for transform in self.transforms:
             params, moments = transform._step(params, moments, scope)

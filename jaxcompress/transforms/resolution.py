@@ -5,10 +5,12 @@ With P (coarse, fine) what a basis makes of coarse values at fine places, and D 
     refine    produce P,   consume D'        (repeat; average):  h P D' C = h C, the function is unchanged
     coarsen   produce D',  consume P         (average; repeat):  its transpose, the adjoint of multigrid
 
-so coarsening undoes refining. With moments the coarse values predict all of the fine ones by least squares, by the matrix nearest
-to P that does, and what is left of the mean goes into the consumers' biases. Refining by steps commutes with every elementwise
-function, and by whole factors with norms over the axis, too. Costs one small matrix product a leaf on the host, and for the moments
-O(r^3) an axis.
+so coarsening undoes refining. Whatever weight w each channel has, D = (P w P')^-1 P w is a dual as well: with moments, w is how much
+the channel is read, and the coarse values predict all of the fine ones by least squares, by the matrix nearest to P that does; what
+is left of the mean goes into the consumers' biases. Refining by steps commutes with every elementwise function, and by whole
+factors with norms over the axis, too. Repeated channels would stay alike in training: any N with `N P' = 0` may be added to D for
+the consumers, which tells them apart and changes nothing. Costs one small matrix product a leaf, and for the moments O(r^3) an
+axis. Without moments both are linear in the parameters and run inside `jax.jit` and `jax.grad`.
 
 Sources: multigrid, Briggs, Henson and McCormick 2000; widening without change, Net2Net (arXiv:1511.05641); a layer as a function on
 an axis, Integral Neural Networks (Solodskikh et al. 2023).
@@ -52,15 +54,17 @@ def prolongation(coarse: int, fine: int, basis: str = "step") -> np.ndarray:
     return np.linalg.solve(spline_matrix(coarse, coarse, basis), found) if basis == "cubic" else found
 
 
-def dual(matrix: np.ndarray) -> np.ndarray:
-    """(coarse, fine): the matrix D with `P D' = 1` whose rows are made of those of P."""
-    return np.linalg.solve(matrix @ matrix.T, matrix)
+def dual(matrix: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """(coarse, fine): the matrix D with `P D' = 1` that finds the coarse values nearest to fine ones, each weighed."""
+    weighed = matrix * weights
+    return np.linalg.solve(weighed @ matrix.T, weighed)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Resolution(AxisTransform):
     """What `coarsen` and `refine` share."""
 
+    traceable = True
     structure: Structure = dataclasses.field(hash=False)
     factor: Any
     basis: str = "step"
@@ -107,16 +111,24 @@ def why_not_resize(work: Work, axis: Axis, size: int, basis: str) -> str | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class Refine(Resolution):
     """See `refine`."""
+
+    split: float = 0.0
+    seed: int = 0
 
     def sized(self, size: int, factor: Fraction) -> int:
         return round(size * factor)
 
     def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
-        repeat = prolongation(work.size(axis), size, self.basis)[None]
-        average = dual(repeat[0])[None]
-        return AxisMap(repeat, np.swapaxes(average, 1, 2), other=other_side(work, axis, average))
+        repeat = prolongation(work.size(axis), size, self.basis)
+        average = dual(repeat)
+        if self.split:
+            key = np.random.default_rng([self.seed, *axis.key.encode()])
+            apart = key.normal(size=average.shape) / len(average) ** 0.5
+            average = average + self.split * len(average) / size * (apart - apart @ repeat.T @ average)
+        return AxisMap(repeat[None], average.T[None], other=other_side(work, axis, average[None]))
 
 
 class Coarsen(Resolution):
@@ -127,11 +139,18 @@ class Coarsen(Resolution):
 
     def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
         repeat = prolongation(size, work.size(axis), self.basis)
-        average = dual(repeat).T
-        change = AxisMap(average[None], repeat[None], other=other_side(work, axis, repeat.T[None]))
-        if measured(work, axis) is None or axis.pair:
-            return change
-        return predicting(work, axis, scaled(work, axis, change))
+        known = not (measured(work, axis) is None or axis.pair)
+        # under a norm every channel counts alike
+        weights = reading(work, axis) if known and not {"normalised", "rms"} & set(axis.marks) else np.ones((1, work.size(axis)))
+        average = np.stack([dual(repeat, each).T for each in weights])
+        change = AxisMap(average, repeat[None], other=other_side(work, axis, repeat.T[None]))
+        return predicting(work, axis, scaled(work, axis, change)) if known else change
+
+
+def reading(work: Work, axis: Axis) -> np.ndarray:
+    """(F, d): how much each channel is read, at least a thousandth of the mean."""
+    read = np.einsum("fdd->fd", work.read(axis))
+    return np.maximum(read, 1e-3 * read.mean(1, keepdims=True) + np.finfo(np.float64).tiny)
 
 
 def other_side(work: Work, axis: Axis, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,10 +174,10 @@ def scaled(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
 
 def predicting(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
     """The coarse values predict the fine ones by least squares, in what each consumer sees."""
-    average, repeat = change.produce[0], change.consume[0]
-    found = measured(work, axis)
+    repeat, found = change.consume[0], measured(work, axis)
     assert found is not None
-    folds = lambda moments, count: np.stack([predict(each, average, repeat, count) for each in moments])
+    average = np.broadcast_to(change.produce, (len(found.mean), *change.produce.shape[1:]))
+    folds = lambda moments, count: np.stack([predict(s, each, repeat, count) for s, each in zip(moments, average, strict=True)])
     other, gaps, centred = dict(change.other), {}, centred_sites(work, axis)
     for site in apart(work, axis):
         own = measured(work, axis, [site])
@@ -166,7 +185,7 @@ def predicting(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
         mine = folds(own.cov if site.key in centred else own.second, own.count)
         other |= {slot: mine for slot in site.slots if slot in axis.consumers}
         if site.key in centred:
-            gaps[site.key] = own.mean - np.einsum("fd,dr,fre->fe", own.mean, average, mine)
+            gaps[site.key] = own.mean - np.einsum("fd,fdr,fre->fe", own.mean, average, mine)
     carry(work, axis, gaps)
     return dataclasses.replace(change, consume=folds(joint_moments(work, axis), found.count), other=other)
 
@@ -179,7 +198,7 @@ def predict(moments: np.ndarray, average: np.ndarray, repeat: np.ndarray, count:
     return repeat + np.linalg.solve(inner + ridge * np.eye(r), average.T @ moments @ left)
 
 
-def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Refine:
+def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**", split: float = 0.0, seed: int = 0) -> Refine:
     """Give hidden axes more channels, the function unchanged: what a coarse network has learned starts a fine one.
 
     Args:
@@ -188,6 +207,9 @@ def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**
         basis: "step" repeats channels; "linear" and "cubic" put values between neighbours, which changes what nonlinear functions
             give, the less the smoother the axis.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
+        split: tell repeated channels apart for training: what reads them differs by so much, in units of what they are read by,
+            and the differences cancel.
+        seed: of those differences.
 
     Returns:
         A transform. Axes whose function cannot be kept are left, with a note in the log: tied ones, and by steps those under a norm
@@ -206,7 +228,9 @@ def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**
         >>> wide["up"].shape, bool(jnp.allclose(net(wide, x), apply(params, x), atol=1e-5))
         ((3, 6), True)
     """
-    return Refine(*checked(net, factor, basis, "refine"), axes)
+    if not 0 <= split < math.inf:
+        raise ValueError(f"refine's split must be a number from 0 on, such as 0.1; got {split!r}")
+    return Refine(*checked(net, factor, basis, "refine"), axes, split, seed)
 
 
 def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Coarsen:

@@ -13,6 +13,7 @@ from transforms.test_rotation import calibrated, error
 
 import jaxcompress as jc
 from jaxcompress.arrays.convolved import BASES
+from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.transforms.order import SEARCHES, distances, length, roughness
 from jaxcompress.transforms.resolution import dual, prolongation
 
@@ -33,6 +34,39 @@ def test_refining_changes_no_function_and_coarsening_undoes_it(name):
     assert jc.stored_numbers(wide) > jc.stored_numbers(model.params)
     close(outputs(model, net(wide, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
     same(jc.coarsen(net, 2)(wide), model.params)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
+def test_inside_jit_it_is_the_same(name):
+    """Without moments both are linear maps of known shapes."""
+    model, net = network(name)
+    up, down = jc.refine(net, 2, split=0.3), jc.coarsen(net, 2)
+    wide = up(model.params)
+    same(jax.jit(up)(model.params), wide)
+    same(jax.jit(down)(wide), down(wide))
+
+
+def test_gradients_pass_a_change_of_resolution():
+    """Of parameters at full size, through the network at a smaller one; a map's gradient is its transpose."""
+    model, net = network("mlp_by_hand")
+    down = jc.coarsen(net, 2)
+    params, small = model.params, down(model.params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(net(down(p), *model.inputs) ** 2)))(params)
+    inner = jax.grad(lambda p: jnp.sum(net(p, *model.inputs) ** 2))(small)
+    total = lambda one, two: sum(float(jnp.vdot(a, b)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    np.testing.assert_allclose(total(gradient, params), total(inner, small), rtol=1e-4)  # <D' g, p> = <g, D p>
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
+def test_split_channels_differ_in_what_reads_them_alone(name):
+    model, net = network(name)
+    whole, split = jc.refine(net, 2)(model.params), jc.refine(net, 2, split=0.5)(model.params)
+    close(outputs(model, net(split, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+    same(jc.coarsen(net, 2)(split), model.params)
+    consumers = {slot.rsplit(":", 1)[0] for axis in net.axes for slot in axis.consumers}
+    names = [name for name, _ in named_leaves(whole)]
+    differ = {n for n, one, two in zip(names, *map(jax.tree.leaves, (whole, split)), strict=True) if bool(jnp.any(one != two))}
+    assert differ and (differ <= consumers or any(axis.pair for axis in net.axes))
 
 
 @pytest.mark.parametrize("name", REFUSING)
