@@ -8,6 +8,7 @@ See README.md for a tour.
 
 from jaxcompress.analysis import plots
 from jaxcompress.analysis.frontier import Frontier, frontier
+from jaxcompress.analysis.functions import WeightFunction, weight_functions
 from jaxcompress.analysis.report import Report, report
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
@@ -25,6 +26,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
@@ -61,6 +63,8 @@ __all__ = [
     "ToeplitzArray",
     "Transform",
     "VocabularyArray",
+    "WeightFunction",
+    "add_variation",
     "as_function",
     "at",
     "budget",
@@ -100,5 +104,7 @@ __all__ = [
     "toeplitz",
     "together",
     "trace",
+    "variation",
     "vocabulary",
+    "weight_functions",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcompress.analysis.attributes import Shrinking
+from jaxcompress.analysis.functions import WeightFunction
 from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
@@ -100,6 +101,58 @@ def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path 
     ax.legend(frameon=False)
     _save(ax.figure, path)
     return ax
+
+
+def weights_as_function(
+    function: WeightFunction,
+    cells: Sequence[int] = (8, 32, 128),
+    *,
+    basis: str = "step",
+    periods: int = 3,
+    path: str | Path | None = None,
+) -> Any:
+    """Draw a kernel as a function at several resolutions: above as a curve of one variable, below as a surface.
+
+    The curve is the interlaced one, its first periods, one for each input; the surface is W(t_in, t_out) in grey to red and blue.
+
+    Args:
+        function: of `jc.weight_functions`; of a stack the first kernel is drawn.
+        cells: how many cells an axis of the surface has; those that reach the full size are drawn as they are. The kernel itself
+            comes last.
+        basis: "step", "linear" or "cubic".
+        periods: how many inputs the curve shows.
+        path: also save the picture there.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> functions = jc.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)
+        >>> len(jc.plots.weights_as_function(functions["up"], (2, 4)).axes)
+        6
+    """
+    values = function.values[(0,) * (function.values.ndim - 2)]
+    whole = WeightFunction(function.name, values, function.inputs, function.outputs)
+    m, n = values.shape
+    shown = [(f"{min(each, m)} x {min(each, n)} cells", whole.at(min(each, m), min(each, n), basis=basis).values) for each in cells]
+    shown.append((f"{m} x {n}", values))
+    figure = _figures()(figsize=(2.6 * len(shown), 4.2), layout="constrained")
+    panels = figure.subplots(2, len(shown), squeeze=False)
+    reach = float(np.quantile(np.abs(values), 0.99)) or 1.0
+    for (title, each), curve, surface in zip(shown, *panels, strict=True):
+        line = each[:periods].ravel()
+        curve.plot(np.arange(len(line)) / n, line, drawstyle="steps-mid" if basis == "step" else "default", linewidth=0.7)
+        curve.set(title=title, ylim=(-1.5 * reach, 1.5 * reach), xlabel="input + t")
+        surface.imshow(each, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", extent=(0, 1, 1, 0), interpolation="nearest")
+        surface.set(xlabel="t_out", ylabel="t_in")
+    for panel in figure.axes:
+        panel.label_outer()
+    figure.suptitle(function.name)
+    _save(figure, path)
+    return figure
 
 
 def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | Path | None = None) -> Any:

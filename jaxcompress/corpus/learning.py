@@ -89,7 +89,7 @@ def learn(
     state = load(state_file, like=initial_state(student.params, optimizer)) if state_file.exists() else None
     keep_state = lambda state: save(state_file, state)
     return fit_stream(
-        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, save=keep_state,
+        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, watch=keep_state,
         progress=progress, description=description,
     )  # fmt: skip
 

@@ -88,6 +88,8 @@ def fit(
     batch_size: int,
     seed: int = 0,
     state: FitState | None = None,
+    watch: Callable[[FitState], None] | None = None,
+    every: int | None = None,
     progress: bool = True,
     description: str = "fit",
 ) -> FitState:
@@ -103,6 +105,8 @@ def fit(
         seed: the order of the examples and the keys of the loss.
         state: go on from here; `params` is then ignored. A run resumed with the same arguments is bit-equal to
             one that never stopped.
+        watch: called with the state now and then and at the end: to judge it, or to write it to a file.
+        every: steps between calls of `watch`, and between looks at the loss; some twentieth of the run by default.
         progress: show a progress bar.
         description: the words in front of the bar.
 
@@ -121,34 +125,58 @@ def fit(
         >>> state
         FitState(step 20, loss 0.3826)
     """
-    examples = _check(params, data, steps, batch_size)
+    _check(params, data, steps, batch_size, every)
     data = jax.tree.map(jnp.asarray, data)
     current = begun("fit", params, optimizer, steps, state)
-    done = int(current.step)
-    # a report now and then, all of equal length where that divides the run, so that the loop compiles once
-    chunk = -(-steps // next((pieces for pieces in range(10, 41) if steps % pieces == 0), 20)) or 1
-    losses = [np.asarray(current.losses)]
-    params, opt_state = current.params, current.opt_state
-    with tqdm(total=steps, initial=done, desc=description, disable=not progress, leave=False) as bar:
-        while done < steps:
-            count = min(chunk - done % chunk, steps - done)
-            params, opt_state, new = _run(
-                params,
-                opt_state,
-                data,
-                jnp.int32(done),
-                jnp.uint32(seed),
-                loss=loss,
-                optimizer=optimizer,
-                examples=examples,
-                batch_size=batch_size,
-                count=count,
-            )
-            losses.append(np.asarray(new, np.float32))
-            check_losses("fit", losses[-1], done)
-            done += count
-            bar.update(count)
-            bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
+    with tqdm(total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False) as bar:
+        return advanced(
+            loss, current, data, steps, optimizer=optimizer, batch_size=batch_size, seed=seed, bar=bar, watch=watch,
+            every=every or pieces(steps),
+        )  # fmt: skip
+
+
+def pieces(steps: int) -> int:
+    """How many steps a piece of a run has, all of equal length where that divides it, so that the loop compiles once."""
+    return -(-steps // next((count for count in range(10, 41) if steps % count == 0), 20)) or 1
+
+
+def advanced(
+    loss: Loss,
+    state: FitState,
+    data: Any,
+    stop: int,
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    seed: int,
+    every: int,
+    bar: Any,
+    watch: Callable[[FitState], None] | None = None,
+) -> FitState:
+    """A state after step `stop`, in pieces that end at the multiples of `every`; it gives the buffers of the given one away."""
+    done, params, opt_state, losses = int(state.step), state.params, state.opt_state, [np.asarray(state.losses)]
+    examples = len(jax.tree.leaves(data)[0])
+    while done < stop:
+        count = min(every - done % every, stop - done)
+        params, opt_state, new = _run(
+            params,
+            opt_state,
+            data,
+            jnp.int32(done),
+            jnp.uint32(seed),
+            loss=loss,
+            optimizer=optimizer,
+            examples=examples,
+            batch_size=batch_size,
+            count=count,
+        )
+        losses.append(np.asarray(new, np.float32))
+        check_losses("fit", losses[-1], done)
+        done += count
+        bar.update(count)
+        bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
+        if watch is not None:  # a copy, since the loop gives its buffers away
+            watch(jax.tree.map(jnp.array, FitState(params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses)))))
     return FitState(params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses)))
 
 
@@ -182,7 +210,7 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
     return params, opt_state, losses
 
 
-def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
+def _check(params: Any, data: Any, steps: int, batch_size: int, every: int | None = None) -> None:
     check_params("fit", params)
     lengths = {
         jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
@@ -195,7 +223,8 @@ def _check(params: Any, data: Any, steps: int, batch_size: int) -> int:
         raise ValueError(f"fit: batch_size must be between 1 and the {examples} examples, got {batch_size}")
     if steps < 0:
         raise ValueError(f"fit: steps must not be negative, got {steps}")
-    return examples
+    if every is not None and every < 1:
+        raise ValueError(f"fit: every must be a number of steps from 1 on, got {every}")
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:

@@ -35,7 +35,7 @@ def fit_stream(
     steps: int,
     seed: int = 0,
     state: FitState | None = None,
-    save: Callable[[FitState], None] | None = None,
+    watch: Callable[[FitState], None] | None = None,
     every: float = 60.0,
     progress: bool = True,
     description: str = "fit",
@@ -51,8 +51,8 @@ def fit_stream(
         steps: how many steps the run has in all.
         seed: of the keys of the loss.
         state: go on from here; `params` is then ignored.
-        save: called with the state now and then and at the end, for instance to write it to a file.
-        every: seconds between calls of `save`.
+        watch: called with the state now and then and at the end, for instance to write it to a file.
+        every: seconds between calls of `watch`.
         progress: show a progress bar.
         description: the words in front of it.
 
@@ -82,19 +82,19 @@ def fit_stream(
                 params, opt_state, batch_at(number), jnp.uint32(seed), jnp.int32(number), loss=loss, optimizer=optimizer
             )
             fresh.append(value)
-            due = save is not None and time.monotonic() - saved > every
+            due = watch is not None and time.monotonic() - saved > every
             if len(fresh) == CHECKED or number + 1 == steps or due:
                 losses += map(float, fresh)
                 bar.update(len(fresh))
                 check_losses("fit_stream", losses[-len(fresh) :], len(losses) - len(fresh))
                 bar.set_postfix(loss=f"{np.mean(losses[-CHECKED:]):.4g}", refresh=False)
                 fresh = []
-            if due and save is not None:
-                save(FitState(params, opt_state, jnp.int32(number + 1), jnp.asarray(losses, jnp.float32)))
+            if due and watch is not None:
+                watch(FitState(params, opt_state, jnp.int32(number + 1), jnp.asarray(losses, jnp.float32)))
                 saved = time.monotonic()
     state = FitState(params, opt_state, jnp.int32(steps), jnp.asarray(losses, jnp.float32))
-    if save is not None:
-        save(state)
+    if watch is not None:
+        watch(state)
     return state
 
 

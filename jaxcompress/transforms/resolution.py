@@ -5,9 +5,9 @@ With P (coarse, fine) what a basis makes of coarse values at fine places, and D 
     refine    produce P,   consume D'        (repeat; average):  h P D' C = h C, the function is unchanged
     coarsen   produce D',  consume P         (average; repeat):  its transpose, the adjoint of multigrid
 
-so coarsening undoes refining. Whatever weight w each channel has, D = (P w P')^-1 P w is a dual as well: with moments, w is how much
-the channel is read, and the coarse values predict all of the fine ones by least squares, by the matrix nearest to P that does; what
-is left of the mean goes into the consumers' biases. Refining by steps commutes with every elementwise function, and by whole
+so coarsening undoes refining. Whatever weight w each channel has, D = (P w P')^-1 P w is a dual as well: with moments, w is how
+much the channel is read, and the coarse values predict all of the fine ones by least squares, by the matrix nearest to P that does;
+what is left of the mean goes into the consumers' biases. Refining by steps commutes with every elementwise function, and by whole
 factors with norms over the axis, too. Repeated channels would stay alike in training: any N with `N P' = 0` may be added to D for
 the consumers, which tells them apart and changes nothing. Costs one small matrix product a leaf, and for the moments O(r^3) an
 axis. Without moments both are linear in the parameters and run inside `jax.jit` and `jax.grad`.

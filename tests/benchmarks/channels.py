@@ -5,8 +5,9 @@ cut on every hidden axis at once. 20,000 training images calibrate, an eighth of
 judge. The perceptron's weight decay was chosen out of two on the last 10,000 training images, one seed; the rest of the
 training was set in advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all channels,
 divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
-is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
-reconstruction, too), l1 and random are the controls. Then two speeds:
+is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; "coarsened" averages neighbours,
+put in order first, and is reconstructed as well; magnitude (with our reconstruction, too), l1 and random are the controls. Then two
+speeds:
 the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer
 encoder.
 
@@ -50,8 +51,11 @@ METHODS = {
     "magnitude": "magnitude",
     "l1": "l1",
     "random": "random",
+    "coarsened": "coarsen",
+    "coarsened, no reconstruction": "coarsen",
+    "coarsened, not in order": "coarsen",
 }
-RECONSTRUCTED = ("ours", "equal in all layers", "magnitude, reconstructed")
+RECONSTRUCTED = ("ours", "equal in all layers", "magnitude, reconstructed", "coarsened", "coarsened, not in order")
 TARGETS = {0.7: 0.3, 0.5: 1.0}
 """Points that our cut may lose; a tenth of what magnitude loses is the other half of the target."""
 
@@ -210,7 +214,11 @@ class Case:
     def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:
         """The small parameters, and what came of them."""
         divided = jc.rotate_and_prune(self.net, jc.budget(keep, of="channels"), axes=axes)
-        equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
+        if METHODS[method] == "coarsen":
+            equal = jc.coarsen(self.net, 1 / keep, axes=axes)
+            equal = equal if method.endswith("not in order") else jc.chain(jc.order(self.net, axes=axes), equal)
+        else:
+            equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
         transform, moments = (divided, self.felt) if method == "ours" else (equal, self.moments)
         if method in RECONSTRUCTED:
             transform = jc.chain(transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False))

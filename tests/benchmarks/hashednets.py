@@ -247,6 +247,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         translated(*sizes)
         for sizes in (((16, 16), (40, 64), (200, 400)), ((25, 9), (28, 100), (200, 400)), ((36, 16), (22, 128), (200, 400)))
     ),
+    "DCT + hashed, 8x": tuple(coded("dct", (count, count), (400, 400)) for count in (100, 144, 196)),
 } | {f"hashed, {times}x": (widened(times), widened(times, 1 / 8)) for times in (1, 2, 4, 8, 16, 32, 64)}
 """Up to three ways to spend the numbers, of which validation images choose."""
 BEST = "Toeplitz + DCT"

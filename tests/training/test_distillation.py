@@ -65,7 +65,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
     loss, stream = distillation_loss(apply), batches_with(buckets(TEXTS, tokens=256), np.eye(16)[RNG.integers(0, 16, 60)])
     optimizer = optax.MultiSteps(optax.adam(1e-3), every_k_schedule=3)
     saved = []
-    whole = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=8, progress=False, save=saved.append, every=0.0)
+    whole = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=8, progress=False, watch=saved.append, every=0.0)
     assert [int(state.step) for state in saved][-1] == 8
     half = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=5, progress=False)
     again = fit_stream(loss, None, stream, optimizer=optimizer, steps=8, progress=False, state=half)
