@@ -26,6 +26,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.multigrid import MultigridState, at_any_resolution, multigrid
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
@@ -57,6 +58,7 @@ __all__ = [
     "LookupArray",
     "MatrixAxes",
     "Moments",
+    "MultigridState",
     "Network",
     "Plan",
     "Report",
@@ -67,6 +69,7 @@ __all__ = [
     "add_variation",
     "as_function",
     "at",
+    "at_any_resolution",
     "budget",
     "chain",
     "clustered",
@@ -86,6 +89,7 @@ __all__ = [
     "matmul",
     "matrices",
     "merge",
+    "multigrid",
     "order",
     "partition",
     "plots",

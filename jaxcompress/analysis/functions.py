@@ -66,7 +66,7 @@ class WeightFunction:
             >>> from jaxcompress.analysis.functions import WeightFunction
             >>> smooth = WeightFunction("w", np.cos(np.linspace(0, 3, 100))[None] * np.ones((4, 1)))
             >>> round(smooth.error(outputs=10), 4), round(smooth.error(outputs=10, basis="cubic"), 4)
-            (0.008, 0.0)
+            (0.0081, 0.0)
         """
         left = self.values - self.at(inputs, outputs, basis=basis).values
         return float(np.sum(left**2) / max(np.sum(self.values**2), 1e-300))

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcompress.networks.axes import Axis, Layout, Structure
 
@@ -74,11 +77,11 @@ def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mappin
             leaves[name] = along(leaves[name], tuple(now), position, axis, matrices)
 
 
-def along(array: np.ndarray, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> np.ndarray:
+def along(array: Any, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> Any:
     """One dimension of an array with a matrix applied to an axis in it, fibre by fibre; a tracer of `jax.jit`, too."""
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return traced(array, layouts, position, axis, matrices)
     before, after = lines(old, axis.key), lines(new, axis.key)
     moved = np.moveaxis(np.asarray(array), position, -1)
@@ -117,7 +120,8 @@ def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
         return jnp.matmul(values, jnp.asarray(matrix, values.dtype), precision="highest")
     rows = np.argsort(matrix == 0, axis=0, kind="stable")[:taps]
     weights = np.take_along_axis(matrix, rows, 0)
-    return sum(values[..., stretch(row)] * jnp.asarray(weight, values.dtype) for row, weight in zip(rows, weights, strict=True))
+    parts = (values[..., stretch(row)] * jnp.asarray(weight, values.dtype) for row, weight in zip(rows, weights, strict=True))
+    return reduce(operator.add, parts)
 
 
 def stretch(places: np.ndarray) -> slice | np.ndarray:

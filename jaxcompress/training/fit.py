@@ -125,7 +125,7 @@ def fit(
         >>> state
         FitState(step 20, loss 0.3826)
     """
-    _check(params, data, steps, batch_size, every)
+    check_fit("fit", params, data, steps, batch_size, every)
     data = jax.tree.map(jnp.asarray, data)
     current = begun("fit", params, optimizer, steps, state)
     with tqdm(total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False) as bar:
@@ -210,21 +210,22 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
     return params, opt_state, losses
 
 
-def _check(params: Any, data: Any, steps: int, batch_size: int, every: int | None = None) -> None:
-    check_params("fit", params)
+def check_fit(who: str, params: Any, data: Any, steps: int, batch_size: int, every: int | None) -> None:
+    """Refuse what cannot be trained, before any work."""
+    check_params(who, params)
     lengths = {
         jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
         for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
     }
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"fit: every array of the data needs the same number of examples, got {lengths}")
+        raise ValueError(f"{who}: every array of the data needs the same number of examples, got {lengths}")
     (examples,) = set(lengths.values())
     if not 1 <= batch_size <= examples:
-        raise ValueError(f"fit: batch_size must be between 1 and the {examples} examples, got {batch_size}")
+        raise ValueError(f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}")
     if steps < 0:
-        raise ValueError(f"fit: steps must not be negative, got {steps}")
+        raise ValueError(f"{who}: steps must not be negative, got {steps}")
     if every is not None and every < 1:
-        raise ValueError(f"fit: every must be a number of steps from 1 on, got {every}")
+        raise ValueError(f"{who}: every must be a number of steps from 1 on, got {every}")
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
@@ -97,11 +98,11 @@ class Work:
         self.given = named
         shapes = {name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for name, leaf in named.items()}
         self.sizes = structure.sizes(shapes)
-        self.leaves: dict[str, np.ndarray] = {}
+        self.leaves: dict[str, Any] = {}
         for name, leaf in named.items():
             if is_compact(leaf):
                 continue
-            if isinstance(leaf, jax.core.Tracer):  # maps that depend on sizes alone can be traced
+            if isinstance(leaf, Tracer):  # maps that depend on sizes alone can be traced
                 self.leaves[name] = leaf
                 continue
             values = np.asarray(leaf)

@@ -69,6 +69,7 @@ class Resolution(AxisTransform):
     factor: Any
     basis: str = "step"
     axes: str = "**"
+    gradients: bool = False
 
     def sized(self, size: int, factor: Fraction) -> int:
         """The new size."""
@@ -91,7 +92,23 @@ class Resolution(AxisTransform):
             log.info("%s is left: %s", axis.key, why)
             return None
         work.touched(axis)
-        return self.mapped(work, axis, size)
+        change = self.mapped(work, axis, size)
+        return adjoint(change) if self.gradients else change
+
+    def of_gradients(self) -> Resolution:
+        """The same change of a tree of gradients: of all that a change of the parameters would explain, the smallest."""
+        return dataclasses.replace(self, gradients=True)
+
+
+def adjoint(change: AxisMap) -> AxisMap:
+    """What a map of parameters does to their gradients: producers and consumers change roles."""
+    swapped = np.swapaxes(change.consume, 1, 2), np.swapaxes(change.produce, 1, 2)
+    return AxisMap(*swapped, other=dict.fromkeys(change.other, change.produce))
+
+
+def coarse_size(size: int, factor: Fraction) -> int:
+    """So many channels are left of a size."""
+    return max(1, round(size / factor))
 
 
 def why_not_resize(work: Work, axis: Axis, size: int, basis: str) -> str | None:
@@ -118,6 +135,9 @@ class Refine(Resolution):
     split: float = 0.0
     seed: int = 0
 
+    def of_gradients(self) -> Refine:
+        return dataclasses.replace(self, gradients=True, split=0.0)
+
     def sized(self, size: int, factor: Fraction) -> int:
         return round(size * factor)
 
@@ -135,7 +155,7 @@ class Coarsen(Resolution):
     """See `coarsen`."""
 
     def sized(self, size: int, factor: Fraction) -> int:
-        return max(1, round(size / factor))
+        return coarse_size(size, factor)
 
     def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
         repeat = prolongation(size, work.size(axis), self.basis)
@@ -145,6 +165,16 @@ class Coarsen(Resolution):
         average = np.stack([dual(repeat, each).T for each in weights])
         change = AxisMap(average, repeat[None], other=other_side(work, axis, repeat.T[None]))
         return predicting(work, axis, scaled(work, axis, change)) if known else change
+
+
+class Thin(Coarsen):
+    """See `thin`."""
+
+    def mapped(self, work: Work, axis: Axis, size: int) -> AxisMap:
+        d = work.size(axis)
+        chosen = ((2 * np.arange(size) + 1) * d) // (2 * size)
+        produce, scale = np.eye(d)[:, chosen], (d / size) ** 0.5
+        return AxisMap(produce[None], scale * produce.T[None], other=other_side(work, axis, scale * produce[None]))
 
 
 def reading(work: Work, axis: Axis) -> np.ndarray:
@@ -230,7 +260,7 @@ def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**
     """
     if not 0 <= split < math.inf:
         raise ValueError(f"refine's split must be a number from 0 on, such as 0.1; got {split!r}")
-    return Refine(*checked(net, factor, basis, "refine"), axes, split, seed)
+    return Refine(*checked(net, factor, basis, "refine"), axes, split=split, seed=seed)
 
 
 def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Coarsen:
@@ -262,6 +292,23 @@ def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "*
         ((3, 4), True)
     """
     return Coarsen(*checked(net, factor, basis, "coarsen"), axes)
+
+
+def thin(net: Network, factor: Factor, *, axes: str = "**") -> Thin:
+    """Fewer channels of a network that has not been trained: every so many-th one, and what reads them scaled to keep variances.
+
+    Averages of random weights would be nearly nothing. The axes are those that `coarsen` changes, the sizes its sizes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> from jaxcompress.transforms.resolution import thin
+        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> small = thin(jc.trace(apply, params, jnp.ones((5, 3))), 4)(params)
+        >>> small["up"].shape, small["down"].tolist()
+        ((3, 2), [[2.0, 2.0], [2.0, 2.0]])
+    """
+    return Thin(*checked(net, factor, "step", "thin"), axes)
 
 
 def checked(net: Network, factor: Any, basis: str, name: str) -> tuple[Structure, Any, str]:

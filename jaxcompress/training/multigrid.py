@@ -1,0 +1,381 @@
+"""Multigrid training: hidden axes are coarse at first, where a step is cheap, and refined on the way.
+
+A level is a share of the channels. The network starts with every so many-th channel and trains; `refine` gives it more channels
+and changes nothing that it computes, and training goes on: the cascade of multigrid, whose coarse solution starts the fine one.
+Repeated channels are told apart by what reads them. The optimizer's state goes along: what is like a gradient by the adjoint map,
+what is like its k-th power by its k-th root. With a share s of the channels a step costs between s and s^2 of a full one.
+
+Sources: cascadic multigrid, Bornemann and Deuflhard 1996 (doi:10.1007/s002110050234); widening without change, Net2Net
+(arXiv:1511.05641); multigrid of Transformers in depth and width, Multi-Level Framework (arXiv:2404.07999).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.trace import Network
+from jaxcompress.training.fit import FitState, Loss, advanced, check_fit, initial_state, pieces
+from jaxcompress.transforms.resolution import Refine, coarse_size, coarsen, refine, thin
+
+
+@dataclasses.dataclass(frozen=True)
+class MultigridState(FitState):
+    """Where multigrid training stands: everything needed to go on.
+
+    Attributes:
+        params, opt_state, step, losses: as in `FitState`; the parameters have the sizes of their level.
+        flops: what XLA counts for every step taken; the first of a level has the change of resolution with it.
+    """
+
+    flops: jax.Array
+
+    @property
+    def spent(self) -> float:
+        """The FLOPs of all steps."""
+        return float(np.sum(np.asarray(self.flops), dtype=np.float64))
+
+    def __repr__(self) -> str:
+        return f"Multigrid{super().__repr__()[:-1]}, {self.spent:.3g} FLOPs)"
+
+
+FIELDS = [field.name for field in dataclasses.fields(MultigridState)]
+jax.tree_util.register_dataclass(MultigridState, data_fields=FIELDS, meta_fields=[])
+
+Levels = Iterable[tuple[float | Fraction, int]]
+
+
+def multigrid(
+    net: Network,
+    loss: Loss,
+    params: Any,
+    data: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    levels: Levels,
+    batch_size: int,
+    split: float = 0.5,
+    axes: str = "**",
+    seed: int = 0,
+    state: MultigridState | None = None,
+    until: int | None = None,
+    watch: Callable[[MultigridState], None] | None = None,
+    every: int | None = None,
+    progress: bool = True,
+    description: str = "multigrid",
+) -> MultigridState:
+    """Train a network from few channels to all of them.
+
+    Args:
+        net: from `jc.trace`, at the full sizes.
+        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.cross_entropy(net)`.
+        params: fresh parameters at the full sizes; the first level starts from a part of their channels.
+        data: as for `jc.fit`.
+        optimizer: any optax transformation that keeps a number for each parameter, or none; its schedule runs through all levels.
+        levels: pairs of a factor and a number of steps, from the coarsest on: ((4, 3000), (2, 1000), (1, 1000)) trains with a
+            quarter of the channels first and with all in the end.
+        batch_size: examples a step.
+        split: how far repeated channels are told apart, as in `jc.refine`.
+        axes: a pattern of the hidden axes that change; those that cannot be resized stay.
+        seed: the order of the examples, the keys of the loss, and what tells channels apart.
+        state: go on from here; a run resumed with the same arguments is bit-equal to one that never stopped, on a CPU.
+        until: stop after so many steps of the whole run; `state` goes on.
+        watch: called with the state now and then and at every level's end: to judge it, or to write it to a file.
+        every: steps between calls of `watch`; some twentieth of the run by default.
+        progress: show a progress bar, with the level, the loss and the FLOPs spent.
+        description: the words in front of it.
+
+    Returns:
+        The state after all steps, or after `until`.
+
+    Raises:
+        ValueError: for levels that do not go down to a factor of 1, an axis that cannot be refined from one level to the next, what
+            `jc.fit` refuses, an optimizer whose state does not fit the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxcompress as jc
+        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> up, down, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, 16), (16, 2), (64, 3)]))
+        >>> net = jc.trace(apply, {"up": up, "down": down / 4}, x)
+        >>> state = jc.multigrid(
+        ...     net, jc.cross_entropy(net), {"up": up, "down": down / 4}, (x, jnp.argmax(x[:, :2], 1)), optimizer=optax.adam(1e-2),
+        ...     levels=((4, 40), (1, 20)), batch_size=16, progress=False,
+        ... )
+        >>> state.params["up"].shape, int(state.step), bool(state.losses[-1] < state.losses[0])
+        ((3, 16), 60, True)
+    """
+    run = Run(net, loss, optimizer, check_levels(levels), axes, split, seed)
+    total = sum(steps for _, steps in run.levels)
+    check_fit("multigrid", params, data, total, batch_size, every)
+    for name, leaf in named_leaves(params):
+        if is_compact(leaf):
+            raise ValueError(f"{name} is compact: multigrid trains dense parameters; compact what it gives")
+    if (done := 0 if state is None else int(state.step)) > total:
+        raise ValueError(f"multigrid: the state has already taken {done} steps, and the levels have {total}")
+    stop = total if until is None else min(until, total)
+    data = jax.tree.map(jnp.asarray, data)
+    current = run.start(params) if state is None else jax.tree.map(jnp.array, state)
+    with tqdm(total=total, initial=done, desc=description, disable=not progress, leave=False) as bar:
+        for level, end in enumerate(np.cumsum([steps for _, steps in run.levels]).tolist()):
+            if (done := int(current.step)) >= min(end, stop):
+                continue
+            extra = 0.0
+            if done == end - run.levels[level][1] and level:
+                current, extra = run.refined(current, level)
+            cost = run.step_flops(current, data, batch_size)
+            counted = Counted(bar, run.levels[level][0], cost, current.flops, extra)
+            given: dict[str, Any] = dict(
+                optimizer=optimizer, batch_size=batch_size, seed=seed, every=every or pieces(total), bar=counted
+            )
+            fitted = FitState(current.params, current.opt_state, current.step, current.losses)
+            seen = None if watch is None else lambda state, counted=counted: watch(counted.state(state))
+            current = counted.state(advanced(loss, fitted, data, min(end, stop), watch=seen, **given))
+    return current
+
+
+class Counted:
+    """A progress bar that knows what a step costs."""
+
+    def __init__(self, bar: Any, factor: Fraction, cost: float, before: Any, extra: float):
+        self.bar, self.factor, self.cost = bar, factor, cost
+        self.before = np.append(np.asarray(before), np.float32(cost + extra))
+
+    def flops(self, step: int) -> np.ndarray:
+        """Of each of so many steps."""
+        return np.append(self.before, np.full(step, self.cost, np.float32))[:step]
+
+    def state(self, state: FitState) -> MultigridState:
+        flops = jnp.asarray(self.flops(int(state.step)))
+        return MultigridState(state.params, state.opt_state, state.step, state.losses, flops)
+
+    def update(self, count: int) -> None:
+        self.bar.update(count)
+
+    def set_postfix(self, loss: str, refresh: bool) -> None:
+        spent = float(self.flops(self.bar.n).sum(dtype=np.float64))
+        self.bar.set_postfix(level=f"1/{self.factor}", loss=loss, FLOPs=f"{spent:.2e}", refresh=refresh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from step to step."""
+
+    net: Network
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    levels: tuple[tuple[Fraction, int], ...]
+    axes: str
+    split: float
+    seed: int
+
+    def start(self, params: Any) -> MultigridState:
+        """The coarsest network, untrained."""
+        factor = self.levels[0][0]
+        for axis in self.net.axes.matching(self.axes):
+            sizes = [coarse_size(axis.size, factor) for factor, _ in self.levels]
+            if {"normalised", "rms"} & set(axis.marks) and any(b % a for a, b in itertools.pairwise(sizes)):
+                raise ValueError(f"multigrid: a norm over {axis.key} asks for whole factors, and its levels have {sizes} channels")
+        params = thin(self.net, factor, axes=self.axes)(params) if factor > 1 else jax.tree.map(jnp.array, params)
+        state = initial_state(params, self.optimizer)
+        return MultigridState(state.params, state.opt_state, state.step, state.losses, jnp.zeros((0,), jnp.float32))
+
+    def refined(self, state: MultigridState, level: int) -> tuple[MultigridState, float]:
+        """The state with the channels of a level, and the FLOPs of that."""
+        change = refine(self.net, self.ratios(state.params, level), axes=self.axes, split=self.split, seed=self.seed + level)
+        found = powers(self.optimizer, state.params)
+        opt_state = carried(self.optimizer, state.opt_state, state.params, change, found)
+        cost = (1 + len(found)) * flops(change, state.params)
+        return MultigridState(change(state.params), opt_state, state.step, state.losses, state.flops), cost
+
+    def ratios(self, params: Any, level: int) -> dict[str, Fraction]:
+        """How many times as many channels each axis has on a level; those that stay are left out."""
+        sizes = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
+        (before, _), (after, _) = self.levels[level - 1 : level + 1]
+        found = {}
+        for axis in self.net.axes.matching(self.axes):
+            if sizes.get(axis.key, axis.size) == (now := coarse_size(axis.size, before)):  # else it could not be resized at first
+                found[axis.key] = Fraction(coarse_size(axis.size, after), now)
+        return {key: ratio for key, ratio in found.items() if ratio != 1}
+
+    def step_flops(self, state: MultigridState, data: Any, batch_size: int) -> float:
+        """Of one step, as XLA counts them."""
+
+        def step(params: Any, opt_state: Any, batch: Any, key: jax.Array) -> Any:
+            value, gradient = jax.value_and_grad(self.loss)(params, batch, key)
+            updates, opt_state = self.optimizer.update(gradient, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, value
+
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+        return flops(step, state.params, state.opt_state, batch, jax.random.key(0))
+
+
+def flops(program: Callable[..., Any], *arguments: Any) -> float:
+    """What XLA counts for one call, before it optimises."""
+    costs = jax.jit(program).lower(*arguments).cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    return float((costs or {}).get("flops", float("nan")))
+
+
+def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
+    """Factors that go down to one, with steps."""
+    found = []
+    for level in levels:
+        try:
+            factor, steps = level
+            found.append((Fraction(factor), int(steps)))
+        except (TypeError, ValueError):
+            raise ValueError(f"multigrid: a level is a factor and a number of steps, such as (4, 3000); got {level!r}") from None
+        if not (1 <= factor < math.inf and steps == int(steps) >= 1):
+            raise ValueError(f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}")
+    factors = [factor for factor, _ in found]
+    if not found or factors[-1] != 1 or sorted(set(factors), reverse=True) != factors:
+        raise ValueError(f"multigrid: the levels' factors must fall to 1, such as 4, 2, 1; got {[float(each) for each in factors]}")
+    return tuple(found)
+
+
+# --- the optimizer's state -------------------------------------------------------------------------------------------
+
+
+def params_like(optimizer: optax.GradientTransformation, state: Any, names: Any) -> list[dict[int, Any]]:
+    """The trees in an optimizer's state that have a leaf for each parameter, or for some: by the parameter's number."""
+    found: list[dict[int, Any]] = []
+
+    def collect(leaf: Any, number: int) -> Any:
+        if masked(leaf):
+            return leaf
+        if not found or number <= max(found[-1], default=-1):
+            found.append({})
+        found[-1][number] = leaf
+        return leaf
+
+    optax.tree_utils.tree_map_params(optimizer.init, collect, state, names, is_leaf=masked)
+    return found
+
+
+def masked(leaf: Any) -> bool:
+    """Whether a parameter is left out of a part of the state."""
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def numbered(params: Any) -> Any:
+    """A tree with every leaf's number."""
+    treedef = jax.tree.structure(params)
+    return jax.tree.unflatten(treedef, range(treedef.num_leaves))
+
+
+def powers(optimizer: optax.GradientTransformation, params: Any) -> list[int]:
+    """For each tree in the state what power of the gradient it grows with, found by trying; 0 for what is like parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from jaxcompress.training.multigrid import powers
+        >>> powers(optax.chain(optax.adam(1e-3), optax.ema(0.9)), {"w": jnp.ones((3, 4))})
+        [1, 2, 0]
+    """
+    params = jax.tree.map(lambda leaf: jnp.zeros((2,) * leaf.ndim, jnp.float32), params)
+    names = numbered(params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    begin, with_ones = (params_like(optimizer, optimizer.init(each), names) for each in (params, ones))
+    after = []
+    for scale in (1e-2, 2e-2):
+        gradient = jax.tree.map(lambda leaf, scale=scale: scale * jnp.ones_like(leaf), params)
+        after.append(params_like(optimizer, optimizer.update(gradient, optimizer.init(params), params)[1], names))
+    found = []
+    for start, other, once, twice in zip(begin, with_ones, *after, strict=True):
+        total = lambda tree: sum(float(jnp.sum(leaf)) for leaf in tree.values())
+        grown = total(once) - total(start)
+        if total(other) != total(start) or grown == 0:
+            found.append(0)
+            continue
+        power = math.log2(max((total(twice) - total(start)) / grown, 1e-9))
+        if abs(power - round(power)) > 0.1 or not 0 <= round(power) <= 4:
+            raise ValueError("multigrid: the optimizer's state holds what is no power of the gradient; it cannot be refined")
+        found.append(round(power))
+    return found
+
+
+def carried(optimizer: optax.GradientTransformation, state: Any, params: Any, change: Refine, powers: list[int]) -> Any:
+    """An optimizer's state at the sizes that a change of resolution gives its parameters."""
+    leaves, treedef = jax.tree.flatten(params)
+    groups, mapped = params_like(optimizer, state, numbered(params)), []
+    for group, power in zip(groups, powers, strict=True):
+        wrong = [leaf.shape for number, leaf in group.items() if leaf.shape != leaves[number].shape]
+        if wrong:
+            raise ValueError(
+                f"multigrid: the optimizer keeps an array of shape {wrong[0]} for a parameter of another shape; take one that "
+                "keeps a number for each parameter, such as optax.adam"
+            )
+        tree = jax.tree.unflatten(treedef, [group.get(number, jnp.zeros_like(leaf)) for number, leaf in enumerate(leaves)])
+        mapped.append(jax.tree.leaves(at_power(change, tree, power)))
+    turn = iter([place for place, group in enumerate(groups) for _ in group])
+    put = lambda leaf, number: leaf if masked(leaf) else mapped[next(turn)][number].astype(leaf.dtype)
+    return optax.tree_utils.tree_map_params(optimizer.init, put, state, numbered(params), is_leaf=masked)
+
+
+def at_power(change: Refine, tree: Any, power: int) -> Any:
+    """What is like the k-th power of gradients, changed as the k-th power of what they would be; k = 0 is like parameters."""
+    if power == 0:
+        return dataclasses.replace(change, split=0.0)(tree)
+    if power == 1:
+        return change.of_gradients()(tree)
+    root = jax.tree.map(lambda leaf: jnp.abs(leaf) ** (1 / power), tree)
+    return jax.tree.map(lambda leaf: leaf**power, change.of_gradients()(root))
+
+
+# --- training that serves every resolution ---------------------------------------------------------------------------
+
+
+def at_any_resolution(
+    net: Network,
+    loss: Loss,
+    factors: Iterable[float | Fraction] = (1, Fraction(4, 3), 2, 4),
+    *,
+    basis: str = "step",
+    axes: str = "**",
+) -> Loss:
+    """A loss at a random resolution each time: the network that it trains can be coarsened without fine-tuning.
+
+    Args:
+        net: from `jc.trace`.
+        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.cross_entropy(net)`.
+        factors: how many times fewer channels, one of them each time; 1 is all of them. Afterwards
+            `jc.coarsen(net, factor)(params)` is a network for these factors and for those in between.
+        basis, axes: as for `jc.coarsen`.
+
+    Returns:
+        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch of its own.
+
+    Raises:
+        ValueError: for no factor, or one below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((5, 3))
+        >>> net = jc.trace(apply, params, x)
+        >>> loss = jc.at_any_resolution(net, jc.cross_entropy(net), (1, 2))
+        >>> jax.grad(loss)(params, (x, jnp.zeros(5, int)), jax.random.key(0))["up"].shape
+        (3, 8)
+    """
+    changes = [coarsen(net, factor, basis=basis, axes=axes) for factor in factors]
+    if not changes:
+        raise ValueError("at_any_resolution needs factors, such as (1, 2, 4)")
+
+    def anywhere(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        which, rest = jax.random.split(key)
+        branches = [lambda params, change=change: loss(change(params), batch, rest) for change in changes]
+        return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, params)
+
+    return anywhere

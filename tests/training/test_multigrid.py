@@ -1,0 +1,172 @@
+"""Multigrid training: the state that is carried is the state that a finer run would have had, and a run resumes to the bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from laws import matrix
+from networks.test_oracle import network
+from networks.test_replay import mlp, mlp_params
+
+import jaxcompress as jc
+from jaxcompress.training.multigrid import carried, powers
+from jaxcompress.transforms.resolution import thin
+
+X = np.asarray(matrix(96, 5))
+Y = np.argmax(X @ np.asarray(matrix(5, 3, seed=1)), axis=1)
+PARAMS = mlp_params((5, 16, 12, 3))
+NET = jc.trace(mlp, PARAMS, X)
+LOSS = jc.cross_entropy(NET)
+LEVELS = ((4, 10), (2, 7), (1, 8))
+
+
+def train(levels=LEVELS, optimizer=None, **options):
+    optimizer = optimizer or optax.adam(optax.cosine_decay_schedule(0.02, 25))
+    options = {"batch_size": 16, "progress": False} | options
+    return jc.multigrid(NET, LOSS, PARAMS, (X, Y), optimizer=optimizer, levels=levels, **options)
+
+
+def equal(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+
+
+def test_sizes_grow_and_costs_with_them():
+    state = train()
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, PARAMS)
+    assert state.losses.shape == state.flops.shape == (25,)
+    coarse, middle, fine = (float(state.flops[step]) for step in (1, 11, 18))
+    assert coarse < middle < fine
+    assert float(state.flops[10]) > middle  # the change of resolution counts
+    assert state.spent == pytest.approx(float(state.flops.sum()), rel=1e-5)
+    assert float(state.losses[-5:].mean()) < float(state.losses[:5].mean())
+
+
+@pytest.mark.parametrize("stop", [0, 3, 10, 12, 17, 24])
+def test_resuming_is_exact(stop, tmp_path):
+    """Inside a level and between two."""
+    whole, half = train(), train(until=stop)
+    assert int(half.step) == stop
+    jc.save(tmp_path / "state.safetensors", half)
+    equal(train(state=jc.load(tmp_path / "state.safetensors", like=half)), whole)
+
+
+def test_one_level_is_fit():
+    optimizer = optax.adam(0.01)
+    fitted = jc.fit(LOSS, PARAMS, (X, Y), optimizer=optimizer, steps=20, batch_size=16, progress=False)
+    equal(train(((1, 20),), optimizer).params, fitted.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("mlp_by_hand", lambda rate: optax.sgd(rate, momentum=0.9)),
+        ("mlp_by_hand", optax.lion),
+        *((name, optax.adam) for name in ("mlp_by_hand", "encoder_linen", "encoder_rms", "convnet", "lstm")),
+    ],
+)
+def test_a_state_is_what_the_refined_network_gives(name, make):
+    """The gradients of a refined network are its coarse gradients, refined; so is what an optimizer makes of them."""
+    model, net = network(name)
+    total = lambda params: sum(
+        jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(net(params, *model.inputs)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    optimizer, change = make(0.1), jc.refine(net, 2)
+    wide = change(model.params)
+    coarse, fine = (jax.jit(jax.grad(total))(params) for params in (model.params, wide))
+    state = optimizer.update(coarse, optimizer.init(model.params), model.params)[1]
+    true = optimizer.update(fine, optimizer.init(wide), wide)[1]
+    found = carried(optimizer, state, model.params, change, powers(optimizer, model.params))
+    assert jax.tree.structure(found) == jax.tree.structure(true)
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(true), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4 * max(float(jnp.abs(two).max()), 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optax.sgd(0.1), []),
+        (optax.sgd(0.1, momentum=0.9), [1]),
+        (optax.adam(0.1), [1, 2]),
+        (optax.adamw(0.1, weight_decay=0.1), [1, 2]),
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), [1, 2]),
+        (optax.adagrad(0.1), [2]),
+        (optax.lion(0.1), [1]),
+        (optax.chain(optax.adam(0.1), optax.trace(0.9)), [1, 2, 0]),
+        (optax.inject_hyperparams(optax.adam)(learning_rate=0.1), [1, 2]),
+        (optax.contrib.schedule_free_adamw(0.1), None),
+    ],
+)
+def test_powers_are_found_by_trying(optimizer, expected):
+    found = powers(optimizer, PARAMS)
+    assert expected is None or found == expected
+    state = train(optimizer=optimizer)
+    assert np.isfinite(np.asarray(state.losses)).all()
+
+
+def test_an_optimizer_of_some_parameters():
+    biases = jax.tree_util.tree_map_with_path(lambda path, _: "b" if "b" in jax.tree_util.keystr(path) else "w", PARAMS)
+    optimizer = optax.multi_transform({"w": optax.adam(0.01), "b": optax.sgd(0.01, momentum=0.9)}, biases)
+    assert jax.tree.map(jnp.shape, train(optimizer=optimizer).params) == jax.tree.map(jnp.shape, PARAMS)
+
+
+def test_what_it_starts_from_has_the_variance_of_the_whole():
+    params = mlp_params((5, 512, 512, 3))
+    net = jc.trace(mlp, params, X)
+    small = thin(net, 4)(params)
+    assert small["w1"].shape == (128, 128)
+    for name in ("w1", "w2"):
+        assert float(jnp.var(small[name])) == pytest.approx(4 * float(jnp.var(params[name])), rel=0.1)
+    outputs = [float(jnp.var(net(each, X))) for each in (params, small)]
+    assert outputs[1] == pytest.approx(outputs[0], rel=0.7)
+
+
+def test_a_watcher_sees_every_piece_and_may_keep_it():
+    seen = []
+    whole = train(watch=seen.append, every=5)
+    assert [int(state.step) for state in seen] == [5, 10, 15, 17, 20, 25]
+    assert seen[0].params["w0"].shape == (5, 4)
+    assert seen[-1].spent == whole.spent
+    assert "FLOPs" in repr(whole)
+    equal(train(state=seen[2]), whole)
+
+
+def test_refusals():
+    for levels, why in (
+        (((4, 10), (2, 10)), "must fall to 1"),
+        (((1, 10), (2, 10)), "must fall to 1"),
+        (((4, 0), (1, 10)), "at least one step"),
+        ((4, 1), "a factor and a number of steps"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            train(levels)
+    with pytest.raises(ValueError, match="keeps an array of shape"):
+        train(optimizer=optax.adafactor(0.1, min_dim_size_to_factor=2))
+    with pytest.raises(ValueError, match="is compact"):
+        jc.multigrid(
+            NET, LOSS, jc.at("w0", jc.hashed(1 / 2))(PARAMS), (X, Y), optimizer=optax.sgd(0.1), levels=LEVELS, batch_size=8
+        )
+    with pytest.raises(ValueError, match="has already taken 17 steps"):
+        train(((1, 3),), state=train(until=17))
+    model, net = network("encoder_linen")
+    under = next(axis for axis in net.axes if "normalised" in axis.marks)
+    with pytest.raises(ValueError, match="asks for whole factors"):
+        jc.multigrid(
+            net, lambda p, b, k: jnp.float32(0), model.params, (X, Y), optimizer=optax.sgd(0.1),
+            levels=((under.size / (under.size - 1), 1), (1, 1)), batch_size=8, progress=False,
+        )  # fmt: skip
+
+
+def test_training_at_any_resolution_serves_the_coarse_ones():
+    """Against training at full size alone: less is lost where channels are averaged."""
+    x = np.random.default_rng(0).normal(size=(512, 5)).astype(np.float32)
+    y = np.argmax(np.sin(2 * x) @ np.asarray(matrix(5, 3, seed=1)), axis=1)
+    given = dict(optimizer=optax.adam(0.01), steps=400, batch_size=64, progress=False)
+    losses = {}
+    for name, loss in (("full", LOSS), ("any", jc.at_any_resolution(NET, LOSS, (1, 2, 4)))):
+        params = jc.fit(loss, PARAMS, (x, y), **given).params
+        losses[name] = [float(LOSS(jc.coarsen(NET, factor)(params), (x, y), None)) for factor in (1, 4)]
+    assert losses["any"][1] < losses["full"][1] - 0.1
+    with pytest.raises(ValueError, match="needs factors"):
+        jc.at_any_resolution(NET, LOSS, ())
