@@ -110,7 +110,8 @@ def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Ar
     sizes = structure.sizes(shapes)
     total, channels = jnp.float32(0), 0
     for axis in structure.axes.matching(axes):
-        d = sizes[axis.key] if axis.key in sizes else axis.size
+        traced: int = axis.size
+        d = sizes.get(axis.key, traced)
         squares = jnp.zeros(max(d - degree, 0), jnp.float32)
         for name, dims in structure.layouts.items():
             for position, layout in enumerate(dims):

@@ -146,7 +146,7 @@ class Work:
             self.moments = self.moments.mapped(axis, change)
         self.sizes[axis.key] = change.size
 
-    def unfold(self, axis: Axis, slot: str, leaf: np.ndarray | None = None) -> np.ndarray:
+    def unfold(self, axis: Axis, slot: str, leaf: Any = None) -> np.ndarray:
         """(F, d, rest): a leaf, or what stands for it, along an axis, fibre by fibre."""
         name, dimension = slot.rsplit(":", 1)
         leaf = self.leaves[name] if leaf is None else leaf
