@@ -144,12 +144,25 @@ def spline_matrix(count: int, n: int, basis: str) -> np.ndarray:
 
 
 def as_function(kernel: jax.Array) -> jax.Array:
-    """One matrix as one function of one variable: the literal convolution identity.
+    """One matrix as one function of one variable: the literal convolution identity, and what the other forms are in it.
 
-    The function has one period of n values for each of the m inputs, the values of the n features interlaced; within
+    The function f has one period of n values for each of the m inputs, the values of the n features interlaced; within
     a period the features run backwards, since XLA's convolution does not flip its kernel. The inputs, spaced out by
     the feature count (`lhs_dilation`), meet it n - 1 places before to n - 1 places after full overlap:
-    the n results are `x @ kernel`.
+    the n results are `x @ kernel`, for `W[i, j] = f(s i + n - 1 - j)` with the spacing s = n. Four forms of a dense layer are four
+    choices of the spacing and of f:
+
+    - **Dense**: s = n, and f has m n values of its own. No two inputs meet one value.
+    - **Hashed**: f is wrapped round a circle of K values, `f(t) = table[t mod K]`, so that inputs share. With the inputs at seeded
+      places h1(i) of the circle instead of s i, and the outputs read at seeded places h2(j), each with a sign, it is
+      `jc.hashed(layout="circular")`: a count sketch of the inputs, correlated with the table.
+    - **Coarsened**: f is known at q places a period and a step, hat or spline between them: `jc.convolved(q / n)`. Along the hidden
+      axis itself, in all kernels at once, the same is `jc.coarsen`, and its inverse `jc.refine`.
+    - **Toeplitz**: s = 1, the inputs are not spaced out at all. f has m + n - 1 values, and a window is an f that is zero outside
+      of it: `jc.toeplitz`, an ordinary convolution.
+
+    So sharing by translation, sharing by chance and sharing by smoothness differ in where the inputs stand on the function's axis,
+    whether it closes to a circle, and how finely it is known.
 
     Args:
         kernel: (m, n).

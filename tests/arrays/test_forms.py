@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.linalg
 from laws import matrix, moments, weighted_error
 from scipy.interpolate import BSpline
 
@@ -12,6 +13,7 @@ import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import cosines, low_frequencies
 from jaxcompress.arrays.convolved import BASES, spline_matrix
+from jaxcompress.arrays.hashed import places_and_signs
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 2), (1, 5), (7, 1), (16, 9)])
@@ -23,6 +25,41 @@ def test_a_dense_layer_is_one_convolution(m, n):
     np.testing.assert_allclose(y, x @ kernel, atol=1e-5)
     with pytest.raises(ValueError, match="expects a matrix"):
         jc.as_function(jnp.ones(3))
+
+
+def meet(x, function, spacing, n):
+    """What inputs, so far apart, and a function give at n places: `sum_i x_i f(spacing i + n - 1 - j)`."""
+    given = x[:, None], function[None, None], (1,), [(n - 1, n - 1)]
+    return jax.lax.conv_general_dilated(*given, lhs_dilation=(spacing,), precision="highest")[:, 0]
+
+
+def test_one_convolution_is_all_four_forms():
+    """The bridge: dense, hashed, coarsened and Toeplitz layers are one function and where the inputs stand on its axis."""
+    m, n, size = 6, 8, 20
+    x, kernel, table = matrix(5, m, seed=1), matrix(m, n), matrix(1, size, seed=2)[0]
+    same = lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5)
+
+    same(meet(x, jc.as_function(kernel), n, n), x @ kernel)
+
+    wrapped = table[jnp.arange(m * n) % size]  # a circle of fewer values
+    places = (n * np.arange(m)[:, None] + n - 1 - np.arange(n)) % size
+    same(meet(x, wrapped, n, n), x @ table[places])
+    hashed = jc.HashedArray(table, seed=3, layout="circular", dims=(m, n))
+    (rows, row_signs), (columns, column_signs) = places_and_signs(m, n, size, jnp.uint32(3))
+    circle = jnp.zeros((5, size)).at[:, rows].add(x * row_signs)  # the inputs at places of their own
+    turned = jnp.stack([jnp.roll(table, -int(place)) for place in columns], 1)
+    same(circle @ turned * column_signs, x @ hashed)
+
+    coarse = jc.convolved(1 / 4)(kernel)
+    steps = jc.as_function(coarse.materialize())
+    same(steps.reshape(m, 2, n // 2), jnp.broadcast_to(steps.reshape(m, 2, n // 2)[..., :1], (m, 2, n // 2)))
+    same(steps.reshape(m, 2, n // 2)[..., 0], jc.as_function(kernel).reshape(m, 2, n // 2).mean(-1))
+    same(meet(x, steps, n, n), x @ coarse)
+
+    short = matrix(1, m + n - 1, seed=4)[0]  # the inputs side by side
+    toeplitz = jc.ToeplitzArray(short[:, None], (m,), (m + n - 1,), (1,), (n - 1,), dims=(m, n))
+    same(meet(x, short, 1, n), x @ toeplitz)
+    same(toeplitz.materialize(), scipy.linalg.toeplitz(short[n - 1 :], short[n - 1 :: -1]))
 
 
 def test_steps_never_cross_a_period():
