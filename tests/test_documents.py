@@ -35,12 +35,22 @@ def executed(name: str, folder: Path, **settings):
 
 
 def test_every_notebook_is_here():
-    assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == ["compose.ipynb", "documents.ipynb", "sharing.ipynb"]
+    assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == [
+        "compose.ipynb", "documents.ipynb", "resolution.ipynb", "sharing.ipynb",
+    ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("default")  # of the notebook client, not of ours
 def test_transforms_are_composed(tmp_path):
     executed("compose.ipynb", tmp_path)
+
+
+@pytest.mark.filterwarnings("default")
+def test_resolutions_are_measured(tmp_path):
+    outputs = executed("resolution.ipynb", tmp_path, DATA="digits", STEPS=120, UNITS=64)
+    printed = "".join(out.get("text", "") for out in outputs)
+    for words in ("roughness", "smoothed, in order", "largest change of a logit", "With a quarter of the channels", "of the FLOPs"):
+        assert words in printed
 
 
 @pytest.mark.filterwarnings("default")

@@ -1,0 +1,86 @@
+"""The penalty on variation: its value and slope, and that what was trained with it can be coarsened."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from laws import matrix
+from networks.test_oracle import network
+from networks.test_replay import mlp, mlp_params
+
+import jaxcompress as jc
+
+X = np.random.default_rng(0).normal(size=(512, 5)).astype(np.float32)
+Y = np.argmax(np.sin(2 * X) @ np.asarray(matrix(5, 3, seed=1)), axis=1)
+PARAMS = mlp_params((5, 32, 32, 3))
+NET = jc.trace(mlp, PARAMS, X)
+
+
+@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_by_hand", "encoder_linen", "fused_qkv", "convnet", "lstm"])
+def test_it_is_finite_and_has_a_slope(name):
+    """On axes under norms, in heads, in a flattening and in fused kernels."""
+    model, net = network(name)
+    found, gradient = jax.jit(jax.value_and_grad(lambda params: jc.variation(net, params), allow_int=True))(model.params)
+    assert 0 < float(found) < np.inf
+    floats = [leaf for leaf in jax.tree.leaves(gradient) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in floats)
+    assert any(float(jnp.abs(leaf).max()) > 0 for leaf in floats)
+
+
+def test_what_it_is_zero_for():
+    """Equal channels, and with degree 2 channels on a line; twins vary half as often."""
+    alike = jax.tree.map(jnp.ones_like, PARAMS)
+    assert float(jc.variation(NET, alike)) == 0
+    gradient = jax.grad(lambda params: jc.variation(NET, params))(alike)
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
+    t = jnp.arange(32.0)
+    line = {"w0": jnp.ones((5, 1)) * t, "b0": t, "w1": t[:, None] + t, "b1": t, "w2": t[:, None] * jnp.ones(3), "b2": jnp.zeros(3)}
+    assert float(jc.variation(NET, line, degree=2)) < 1e-6 < float(jc.variation(NET, line))
+    twins = jc.refine(NET, 2)(PARAMS)
+    assert float(jc.variation(NET, twins)) == pytest.approx(float(jc.variation(NET, PARAMS)) / 2, rel=1e-4)
+
+
+def test_order_is_less_variation():
+    for degree in (1, 2):
+        assert float(jc.variation(NET, jc.order(NET)(PARAMS), degree=degree)) < float(jc.variation(NET, PARAMS, degree=degree))
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_as_a_step_of_optax_it_is_a_term_of_the_loss(degree):
+    loss = jc.cross_entropy(NET)
+    penalised = lambda params, batch, key: loss(params, batch, key) + 0.1 * jc.variation(NET, params, degree=degree)
+    given = dict(steps=20, batch_size=64, progress=False)
+    one = jc.fit(penalised, PARAMS, (X, Y), optimizer=optax.sgd(0.1), **given).params
+    both = optax.chain(jc.add_variation(NET, 0.1, degree=degree), optax.sgd(0.1))
+    two = jc.fit(loss, PARAMS, (X, Y), optimizer=both, **given).params
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(("degree", "strength"), [(1, 0.1), (2, 0.03)])
+def test_networks_are_trained_to_be_coarsened(degree, strength):
+    """Half of the channels by averages, against training without the penalty."""
+    loss, after = jc.cross_entropy(NET), {}
+    for each in (0.0, strength):
+        optimizer = optax.chain(jc.add_variation(NET, each, degree=degree), optax.adam(0.01))
+        params = jc.fit(loss, jc.order(NET)(PARAMS), (X, Y), optimizer=optimizer, steps=600, batch_size=64, progress=False).params
+        moments = NET.calibrate(params, [X], progress=False)
+        coarse = jc.chain(jc.order(NET), jc.coarsen(NET, 2))(params, moments)
+        rough = float(np.mean(list(jc.smoothness(NET, params, moments).values())))
+        after[each] = float(loss(coarse, (X, Y), None)), rough
+    assert after[strength][0] < 0.7 * after[0.0][0]
+    assert after[strength][1] < 0.8 * after[0.0][1]
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="degree must be"):
+        jc.variation(NET, PARAMS, degree=3)
+    with pytest.raises(ValueError, match="matches no hidden axis"):
+        jc.variation(NET, PARAMS, axes="nothing")
+    with pytest.raises(TypeError, match=r"takes a network from jc\.trace"):
+        jc.variation(mlp, PARAMS)
+    with pytest.raises(ValueError, match="strength must be"):
+        jc.add_variation(NET, -1.0)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        jc.add_variation(NET, 1.0).update(PARAMS, optax.EmptyState())
