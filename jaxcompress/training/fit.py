@@ -44,7 +44,7 @@ class FitState:
 
     def __repr__(self) -> str:
         last = f", loss {float(np.mean(self.losses[-20:])):.4g}" if np.size(self.losses) else ""
-        return f"FitState(step {int(self.step)}{last})"
+        return f"{type(self).__name__}(step {int(self.step)}{last})"
 
 
 jax.tree_util.register_dataclass(FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[])

@@ -48,7 +48,7 @@ class MultigridState(FitState):
         return float(np.sum(np.asarray(self.flops), dtype=np.float64))
 
     def __repr__(self) -> str:
-        return f"Multigrid{super().__repr__()[:-1]}, {self.spent:.3g} FLOPs)"
+        return f"{super().__repr__()[:-1]}, {self.spent:.3g} FLOPs)"
 
 
 FIELDS = [field.name for field in dataclasses.fields(MultigridState)]
