@@ -131,6 +131,7 @@ def multigrid(
         for level, end in enumerate(np.cumsum([steps for _, steps in run.levels]).tolist()):
             if (done := int(current.step)) >= min(end, stop):
                 continue
+            run.check_sizes(current.params, level if done > end - run.levels[level][1] else max(level - 1, 0))
             extra = 0.0
             if done == end - run.levels[level][1] and level:
                 current, extra = run.refined(current, level)
@@ -199,13 +200,28 @@ class Run:
         cost = (1 + len(found)) * flops(change, state.params)
         return MultigridState(change(state.params), opt_state, state.step, state.losses, state.flops), cost
 
+    def sizes(self, params: Any) -> dict[str, int]:
+        """Of the axes that change, at present."""
+        found = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
+        return {axis.key: found.get(axis.key, axis.size) for axis in self.net.axes.matching(self.axes)}
+
+    def check_sizes(self, params: Any, level: int) -> None:
+        """Refuse a state of other levels."""
+        factor, sizes = self.levels[level][0], self.sizes(params)
+        for axis in self.net.axes.matching(self.axes):
+            if sizes[axis.key] not in (expected := coarse_size(axis.size, factor), axis.size):
+                raise ValueError(
+                    f"multigrid: the state has {sizes[axis.key]} channels on {axis.key} where its level has {expected}: go on with "
+                    "the levels that it began with"
+                )
+
     def ratios(self, params: Any, level: int) -> dict[str, Fraction]:
         """How many times as many channels each axis has on a level; those that stay are left out."""
-        sizes = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
+        sizes = self.sizes(params)
         (before, _), (after, _) = self.levels[level - 1 : level + 1]
         found = {}
         for axis in self.net.axes.matching(self.axes):
-            if sizes.get(axis.key, axis.size) == (now := coarse_size(axis.size, before)):  # else it could not be resized at first
+            if sizes[axis.key] == (now := coarse_size(axis.size, before)):  # else it could not be resized at first
                 found[axis.key] = Fraction(coarse_size(axis.size, after), now)
         return {key: ratio for key, ratio in found.items() if ratio != 1}
 

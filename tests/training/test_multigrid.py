@@ -149,6 +149,8 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="has already taken 17 steps"):
         train(((1, 3),), state=train(until=17))
+    with pytest.raises(ValueError, match="go on with the levels that it began with"):
+        train(((2, 10), (1, 15)), state=train(until=3))
     model, net = network("encoder_linen")
     under = next(axis for axis in net.axes if "normalised" in axis.marks)
     with pytest.raises(ValueError, match="asks for whole factors"):
