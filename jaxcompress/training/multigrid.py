@@ -203,7 +203,7 @@ class Run:
     def sizes(self, params: Any) -> dict[str, int]:
         """Of the axes that change, at present."""
         found = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
-        return {axis.key: found.get(axis.key, axis.size) for axis in self.net.axes.matching(self.axes)}
+        return {axis.key: found.get(axis.key) or axis.size for axis in self.net.axes.matching(self.axes)}
 
     def check_sizes(self, params: Any, level: int) -> None:
         """Refuse a state of other levels."""

@@ -28,7 +28,7 @@ import faq
 import jax
 import jax.numpy as jnp
 import numpy as np
-from first_table import write
+from cells import write
 from tqdm.auto import tqdm
 
 import jaxcompress as jc

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from first_table import write
+from cells import write
 from output_layer import CALIBRATION, HELD_OUT, encode, minilm, paragraphs
 from tqdm.auto import tqdm
 

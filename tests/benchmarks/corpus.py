@@ -30,8 +30,8 @@ from typing import Any
 import faq
 import jax
 import numpy as np
+from cells import write
 from fashion import cache_folder
-from first_table import write
 from tqdm.auto import tqdm
 
 import jaxcompress as jc

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from first_table import finished, read
+from cells import finished, read
 from hashednets import GRID, PIXELS, data_of, decided, error, fresh, search, trained
 
 import jaxcompress as jc

@@ -36,13 +36,15 @@ import fashion
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import variations
+from cells import finished, read
 from fashion import cache_folder
-from first_table import RandomEdges, finished, one_cycle, read, to_unit
 from mnist import Digits
 
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
+from jaxcompress.arrays.permutation import leaf_seed, permute
 
 PIXELS, GRID = 784, (28, 28)
 BATCH, STEPS = 100, 12_000
@@ -92,6 +94,43 @@ class Task:
 
 def numbers_of(sizes: tuple[int, ...]) -> int:
     return sum((m + 1) * n for m, n in itertools.pairwise(sizes))
+
+
+# --- random edge removal: the control ------------------------------------------------------------------------------
+
+
+@jc.compact_array
+class EdgesArray(jc.CompactArray):
+    """A matrix with few entries that are not zero, at places recomputed from a seed.
+
+    Attributes:
+        values: (edges,) the entries.
+        seed: which places.
+    """
+
+    values: jax.Array
+    seed: int = jc.static(default=0)
+
+    def materialize(self) -> jax.Array:
+        m, n = self.matrix_shape
+        dense = jnp.zeros(m * n, self.values.dtype)
+        return dense.at[self.places(m * n)].set(self.values, unique_indices=True).reshape(m, n)
+
+    def places(self, size: int) -> jax.Array:
+        return permute(jnp.arange(self.values.shape[-1], dtype=jnp.uint32), size, self.seed).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RandomEdges(jc.LeafTransform):
+    """Remove edges at random until a share is left."""
+
+    keep: float
+    seed: int = 0
+    axes: jc.MatrixAxes | None = None
+
+    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> EdgesArray:
+        empty = EdgesArray(jnp.zeros(numbers, matrix.dtype), seed=leaf_seed(self.seed, name), dims=matrix.shape)
+        return dataclasses.replace(empty, values=jnp.asarray(matrix.reshape(-1)[empty.places(matrix.size)]))
 
 
 # --- the columns: from a task to the layers' sizes, and from a run's seed to a transform ----------------------------
@@ -318,6 +357,15 @@ def logits(params: Any, x: jax.Array) -> jax.Array:
         layer = params[str(index)]
         x = (jax.nn.relu(x) if index else x) @ layer["kernel"] + layer["bias"]
     return x
+
+
+def to_unit(pixels: jax.Array) -> jax.Array:
+    return pixels.astype(jnp.float32) / 255
+
+
+@cache  # one optimizer, one compiled loop
+def one_cycle(rate: float, steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_onecycle_schedule(steps, rate, pct_start=0.1))
 
 
 @cache  # one compiled loop for all seeds of a column

@@ -25,7 +25,7 @@ from typing import Any
 import corpus as benchmark
 import jax
 import numpy as np
-from first_table import write
+from cells import write
 from tqdm.auto import tqdm
 
 import jaxcompress as jc

@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from first_table import write
+from cells import write
 from mnist import Digits
 from tqdm.auto import tqdm
 

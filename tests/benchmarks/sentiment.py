@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import write
 from corpus import compacted
 from fashion import cache_folder
-from first_table import write
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from tqdm.auto import tqdm

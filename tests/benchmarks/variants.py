@@ -28,8 +28,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import variations
-from first_table import finished, one_cycle, read
-from hashednets import BATCH, CHOOSING, COLUMNS, DROPOUT, GRID, PARTS, STEPS, Task, chosen, data_of, error, fresh, loss_of, widened
+from cells import finished, read
+from hashednets import (
+    BATCH,
+    CHOOSING,
+    COLUMNS,
+    DROPOUT,
+    GRID,
+    PARTS,
+    STEPS,
+    Task,
+    chosen,
+    data_of,
+    error,
+    fresh,
+    loss_of,
+    one_cycle,
+    widened,
+)
 
 import jaxcompress as jc
 from jaxcompress.arrays.hashed import HashedArray
