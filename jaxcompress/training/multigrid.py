@@ -184,20 +184,29 @@ class Run:
     def start(self, params: Any) -> MultigridState:
         """The coarsest network, untrained."""
         factor = self.levels[0][0]
+        changed = thin(self.net, factor, axes=self.axes)(params) if factor > 1 else jax.tree.map(jnp.array, params)
+        present = self.sizes(changed)
         for axis in self.net.axes.matching(self.axes):
             sizes = [coarse_size(axis.size, factor) for factor, _ in self.levels]
-            if {"normalised", "rms"} & set(axis.marks) and any(b % a for a, b in itertools.pairwise(sizes)):
+            if (
+                present[axis.key] != axis.size
+                and {"normalised", "rms"} & set(axis.marks)
+                and any(b % a for a, b in itertools.pairwise(sizes))
+            ):
                 raise ValueError(f"multigrid: a norm over {axis.key} asks for whole factors, and its levels have {sizes} channels")
-        params = thin(self.net, factor, axes=self.axes)(params) if factor > 1 else jax.tree.map(jnp.array, params)
-        state = initial_state(params, self.optimizer)
+        if len(self.levels) > 1:  # before any work
+            slots(self.optimizer, changed)
+        state = jax.tree.map(jnp.array, initial_state(changed, self.optimizer))
         return MultigridState(state.params, state.opt_state, state.step, state.losses, jnp.zeros((0,), jnp.float32))
 
     def refined(self, state: MultigridState, level: int) -> tuple[MultigridState, float]:
         """The state with the channels of a level, and the FLOPs of that."""
-        change = refine(self.net, self.ratios(state.params, level), axes=self.axes, split=self.split, seed=self.seed + level)
-        found = powers(self.optimizer, state.params)
+        if not (ratios := self.ratios(state.params, level)):
+            return state, 0.0
+        change = refine(self.net, ratios, axes=self.axes, split=self.split, seed=self.seed + level)
+        found = slots(self.optimizer, state.params)
         opt_state = carried(self.optimizer, state.opt_state, state.params, change, found)
-        cost = (1 + len(found)) * flops(change, state.params)
+        cost = (1 + len(found) / max(len(jax.tree.leaves(state.params)), 1)) * flops(change, state.params)
         return MultigridState(change(state.params), opt_state, state.step, state.losses, state.flops), cost
 
     def sizes(self, params: Any) -> dict[str, int]:
@@ -264,19 +273,33 @@ def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
 # --- the optimizer's state -------------------------------------------------------------------------------------------
 
 
-def params_like(optimizer: optax.GradientTransformation, state: Any, names: Any) -> list[dict[int, Any]]:
-    """The trees in an optimizer's state that have a leaf for each parameter, or for some: by the parameter's number."""
-    found: list[dict[int, Any]] = []
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """An array in an optimizer's state that belongs to one parameter.
+
+    Attributes:
+        number: the parameter's, in the order of the tree's leaves.
+        power: of the gradient, which it grows with; 0 for what is like the steps that a normalising optimizer takes.
+        like_params: whether it starts as a copy of the parameter, such as an average of it.
+        adds: whether it adds to what it starts from, as adagrad's sums do.
+    """
+
+    number: int
+    power: int = 0
+    like_params: bool = False
+    adds: bool = False
+
+
+def arrays(optimizer: optax.GradientTransformation, state: Any, params: Any) -> list[tuple[int, Any]]:
+    """The state's arrays that belong to a parameter, each with the parameter's number."""
+    found: list[tuple[int, Any]] = []
 
     def collect(leaf: Any, number: int) -> Any:
-        if masked(leaf):
-            return leaf
-        if not found or number <= max(found[-1], default=-1):
-            found.append({})
-        found[-1][number] = leaf
+        if not masked(leaf):
+            found.append((number, leaf))
         return leaf
 
-    optax.tree_utils.tree_map_params(optimizer.init, collect, state, names, is_leaf=masked)
+    optax.tree_utils.tree_map_params(optimizer.init, collect, state, numbered(params), is_leaf=masked)
     return found
 
 
@@ -291,63 +314,113 @@ def numbered(params: Any) -> Any:
     return jax.tree.unflatten(treedef, range(treedef.num_leaves))
 
 
-def powers(optimizer: optax.GradientTransformation, params: Any) -> list[int]:
-    """For each tree in the state what power of the gradient it grows with, found by trying; 0 for what is like parameters.
+TRIALS, SCALES = 8, (1e-3, 1e-5, 1e-1, 1e1)
+"""Steps that a trial takes, and the gradients it takes them with: first what is seldom clipped, and above usual epsilons."""
+
+
+def slots(optimizer: optax.GradientTransformation, params: Any) -> list[Slot]:
+    """What each array in the state is, found by trying a few steps at the parameters' own shapes.
+
+    Raises:
+        ValueError: for an array of another shape than its parameter's, or one that is neither like the parameter nor like a power
+            of the gradient.
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from jaxcompress.training.multigrid import powers
-        >>> powers(optax.chain(optax.adam(1e-3), optax.ema(0.9)), {"w": jnp.ones((3, 4))})
-        [1, 2, 0]
+        >>> from jaxcompress.training.multigrid import slots
+        >>> [slot.power for slot in slots(optax.adam(1e-3), {"w": jnp.ones((3, 4))})]
+        [1, 2]
     """
-    params = jax.tree.map(lambda leaf: jnp.zeros((2,) * leaf.ndim, jnp.float32), params)
-    names = numbered(params)
+    leaves = jax.tree.leaves(params)
     ones = jax.tree.map(jnp.ones_like, params)
-    begin, with_ones = (params_like(optimizer, optimizer.init(each), names) for each in (params, ones))
-    after = []
-    for scale in (1e-2, 2e-2):
-        gradient = jax.tree.map(lambda leaf, scale=scale: scale * jnp.ones_like(leaf), params)
-        after.append(params_like(optimizer, optimizer.update(gradient, optimizer.init(params), params)[1], names))
-    found = []
-    for start, other, once, twice in zip(begin, with_ones, *after, strict=True):
-        total = lambda tree: sum(float(jnp.sum(leaf)) for leaf in tree.values())
-        grown = total(once) - total(start)
-        if total(other) != total(start) or grown == 0:
-            found.append(0)
-            continue
-        power = math.log2(max((total(twice) - total(start)) / grown, 1e-9))
-        if abs(power - round(power)) > 0.1 or not 0 <= round(power) <= 4:
-            raise ValueError("multigrid: the optimizer's state holds what is no power of the gradient; it cannot be refined")
-        found.append(round(power))
+
+    def first(state: Any) -> jax.Array:  # one entry of each has a gradient, so that the norm of all is small
+        return jnp.stack([leaf.ravel()[0].astype(jnp.float32) for _, leaf in arrays(optimizer, state, params)])
+
+    @jax.jit
+    def tried(scale: jax.Array) -> jax.Array:  # (trials, arrays): some accumulate, and are emptied now and then
+        def step(state: Any, turn: jax.Array) -> tuple[Any, jax.Array]:
+            entry = scale * (1 + 0.1 * turn)
+            gradient = jax.tree.map(lambda leaf: jnp.zeros_like(leaf).at[(0,) * leaf.ndim].set(entry.astype(leaf.dtype)), params)
+            state = optimizer.update(gradient, state, ones)[1]
+            return state, first(state)
+
+        return jax.lax.scan(step, jax.tree.map(jnp.asarray, optimizer.init(ones)), jnp.arange(TRIALS, dtype=jnp.float32))[1]
+
+    begin = arrays(optimizer, optimizer.init(params), params)
+    wrong = [(leaf.shape, leaves[number].shape) for number, leaf in begin if leaf.shape != leaves[number].shape]
+    if wrong:
+        raise ValueError(
+            f"multigrid: the optimizer keeps an array of shape {wrong[0][0]} for a parameter of shape {wrong[0][1]}; take one that "
+            "keeps a number for each parameter, such as optax.adam"
+        )
+    if not begin:
+        return []
+    at_ones, at_twos = (np.asarray(first(optimizer.init(tree))) for tree in (ones, jax.tree.map(lambda leaf: 2 * leaf, ones)))
+    still = np.asarray(tried(jnp.float32(0)))
+    found = [
+        Slot(
+            number,
+            like_params=bool(at_ones[place] != at_twos[place]),
+            adds=bool(at_ones[place] == at_twos[place] and (still[:, place] == at_ones[place]).all()),
+        )
+        for place, (number, _) in enumerate(begin)
+    ]
+    left = {place for place, slot in enumerate(found) if not slot.like_params}
+    for scale in SCALES if left else ():
+        once, twice = (np.asarray(tried(jnp.float32(times * scale))) - still for times in (1, 2))
+        for place in sorted(left):
+            turn = int(np.abs(once[:, place]).argmax())
+            grown, more = once[turn, place], twice[turn, place]
+            power = math.log2(more / grown) if grown and more / grown > 0.5 else -1.0
+            if 0 <= round(power) <= 4 and abs(power - round(power)) < 0.05:
+                found[place] = dataclasses.replace(found[place], power=round(power))
+                left.discard(place)
+    if left:
+        raise ValueError(
+            "multigrid: the optimizer keeps an array that is neither like its parameter nor like a power of the gradient, so that "
+            "it cannot be refined; take one such as optax.adam"
+        )
     return found
 
 
-def carried(optimizer: optax.GradientTransformation, state: Any, params: Any, change: Refine, powers: list[int]) -> Any:
+def carried(optimizer: optax.GradientTransformation, state: Any, params: Any, change: Refine, found: list[Slot]) -> Any:
     """An optimizer's state at the sizes that a change of resolution gives its parameters."""
-    leaves, treedef = jax.tree.flatten(params)
-    groups, mapped = params_like(optimizer, state, numbered(params)), []
-    for group, power in zip(groups, powers, strict=True):
-        wrong = [leaf.shape for number, leaf in group.items() if leaf.shape != leaves[number].shape]
-        if wrong:
-            raise ValueError(
-                f"multigrid: the optimizer keeps an array of shape {wrong[0]} for a parameter of another shape; take one that "
-                "keeps a number for each parameter, such as optax.adam"
-            )
-        tree = jax.tree.unflatten(treedef, [group.get(number, jnp.zeros_like(leaf)) for number, leaf in enumerate(leaves)])
-        mapped.append(jax.tree.leaves(at_power(change, tree, power)))
-    turn = iter([place for place, group in enumerate(groups) for _ in group])
-    put = lambda leaf, number: leaf if masked(leaf) else mapped[next(turn)][number].astype(leaf.dtype)
+    whole, treedef = dataclasses.replace(change, split=0.0), jax.tree.structure(params)
+    # an accumulator need not start at zero
+    begin, after = (arrays(optimizer, optimizer.init(tree), params) for tree in (params, whole(params)))
+    now = arrays(optimizer, state, params)
+    mapped: dict[int, jax.Array] = {}
+    for kind in dict.fromkeys((slot.power, slot.like_params) for slot in found):
+        waiting = [place for place, slot in enumerate(found) if (slot.power, slot.like_params) == kind]
+        while waiting:  # a tree takes one array of each parameter
+            chosen = {found[place].number: place for place in reversed(waiting)}
+            rows = []
+            for number, leaf in enumerate(jax.tree.leaves(params)):
+                place = chosen.get(number)
+                if place is None:
+                    rows.append(jnp.zeros_like(leaf))
+                else:
+                    rows.append(now[place][1] - begin[place][1] if found[place].adds else now[place][1])
+            tree = jax.tree.leaves(at_power(whole, jax.tree.unflatten(treedef, rows), *kind))
+            for number, place in chosen.items():
+                mapped[place] = tree[number] + after[place][1] if found[place].adds else tree[number]
+            waiting = [place for place in waiting if place not in mapped]
+    turn = itertools.count()
+    put = lambda leaf, _: leaf if masked(leaf) else mapped[next(turn)].astype(leaf.dtype)
     return optax.tree_utils.tree_map_params(optimizer.init, put, state, numbered(params), is_leaf=masked)
 
 
-def at_power(change: Refine, tree: Any, power: int) -> Any:
-    """What is like the k-th power of gradients, changed as the k-th power of what they would be; k = 0 is like parameters."""
+def at_power(change: Refine, tree: Any, power: int, like_params: bool) -> Any:
+    """What is like the k-th power of gradients, changed as the k-th power of what they would be."""
+    if like_params:
+        return change(tree)
     if power == 0:
-        return dataclasses.replace(change, split=0.0)(tree)
+        return change.of("steps")(tree)
     if power == 1:
-        return change.of_gradients()(tree)
+        return change.of("gradients")(tree)
     root = jax.tree.map(lambda leaf: jnp.abs(leaf) ** (1 / power), tree)
-    return jax.tree.map(lambda leaf: leaf**power, change.of_gradients()(root))
+    return jax.tree.map(lambda leaf: leaf**power, change.of("gradients")(root))
 
 
 # --- training that serves every resolution ---------------------------------------------------------------------------

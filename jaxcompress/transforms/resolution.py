@@ -69,7 +69,7 @@ class Resolution(AxisTransform):
     factor: Any
     basis: str = "step"
     axes: str = "**"
-    gradients: bool = False
+    role: str = "parameters"
 
     def sized(self, size: int, factor: Fraction) -> int:
         """The new size."""
@@ -93,17 +93,20 @@ class Resolution(AxisTransform):
             return None
         work.touched(axis)
         change = self.mapped(work, axis, size)
-        return adjoint(change) if self.gradients else change
+        return change if self.role == "parameters" else adjoint(change, self.role)
 
-    def of_gradients(self) -> Resolution:
-        """The same change of a tree of gradients: of all that a change of the parameters would explain, the smallest."""
-        return dataclasses.replace(self, gradients=True)
+    def of(self, role: str) -> Resolution:
+        """The same change, without moments, of a tree of "gradients" or of an optimizer's normalised "steps"."""
+        return dataclasses.replace(self, role=role)
 
 
-def adjoint(change: AxisMap) -> AxisMap:
-    """What a map of parameters does to their gradients: producers and consumers change roles."""
-    swapped = np.swapaxes(change.consume, 1, 2), np.swapaxes(change.produce, 1, 2)
-    return AxisMap(*swapped, other=dict.fromkeys(change.other, change.produce))
+def adjoint(change: AxisMap, role: str) -> AxisMap:
+    """What a map of parameters does to their gradients: producers and consumers change roles, which gives the smallest gradients
+    that explain the coarse ones. Where only their signs count, all are repeated."""
+    produce, consume = np.swapaxes(change.consume, 1, 2), np.swapaxes(change.produce, 1, 2)
+    if role == "steps":
+        return AxisMap(change.produce, consume, other=dict.fromkeys(change.other, change.produce))
+    return AxisMap(produce, consume, other=dict.fromkeys(change.other, change.produce))
 
 
 def coarse_size(size: int, factor: Fraction) -> int:
@@ -135,8 +138,8 @@ class Refine(Resolution):
     split: float = 0.0
     seed: int = 0
 
-    def of_gradients(self) -> Refine:
-        return dataclasses.replace(self, gradients=True, split=0.0)
+    def of(self, role: str) -> Refine:
+        return dataclasses.replace(self, role=role, split=0.0)
 
     def sized(self, size: int, factor: Fraction) -> int:
         return round(size * factor)
