@@ -115,6 +115,8 @@ FEW = 8
 
 def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
     """(..., d) values @ matrix (d, r), by multiples of slices where the matrix has few entries in a column."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):  # weights are no integers
+        return times(values.astype(jnp.float32), matrix).astype(values.dtype)
     taps = int((matrix != 0).sum(0).max(initial=0))
     if not 0 < taps <= FEW:
         return jnp.matmul(values, jnp.asarray(matrix, values.dtype), precision="highest")
@@ -125,7 +127,7 @@ def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 
 def stretch(places: np.ndarray) -> slice | np.ndarray:
-    """Places as a slice where their distance is one, since a slice is cheaper than a gather."""
+    """Places as a slice where they are equally far apart, since a slice is cheaper than a gather."""
     step = int(places[1] - places[0]) if len(places) > 1 else 1
     regular = step > 0 and (np.diff(places) == step).all()
     return slice(int(places[0]), int(places[-1]) + 1, step) if regular else places

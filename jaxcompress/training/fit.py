@@ -151,6 +151,7 @@ def advanced(
     seed: int,
     every: int,
     bar: Any,
+    who: str = "fit",
     watch: Callable[[FitState], None] | None = None,
 ) -> FitState:
     """A state after step `stop`, in pieces that end at the multiples of `every`; it gives the buffers of the given one away."""
@@ -171,7 +172,7 @@ def advanced(
             count=count,
         )
         losses.append(np.asarray(new, np.float32))
-        check_losses("fit", losses[-1], done)
+        check_losses(who, losses[-1], done)
         done += count
         bar.update(count)
         bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
@@ -224,8 +225,8 @@ def check_fit(who: str, params: Any, data: Any, steps: int, batch_size: int, eve
         raise ValueError(f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}")
     if steps < 0:
         raise ValueError(f"{who}: steps must not be negative, got {steps}")
-    if every is not None and every < 1:
-        raise ValueError(f"{who}: every must be a number of steps from 1 on, got {every}")
+    if every is not None and not (isinstance(every, int) and every >= 1):
+        raise ValueError(f"{who}: every must be a whole number of steps from 1 on, got {every}")
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:

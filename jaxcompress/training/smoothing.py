@@ -40,8 +40,8 @@ def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -
         axes: a pattern of axis keys.
 
     Returns:
-        A scalar that can be differentiated: the mean over the channels of the chosen axes. It is 0 where all channels are alike (with
-        degree 2, where they lie on a line), about 2 for random weights and with degree 2 about 12.
+        A scalar that can be differentiated: the mean over the channels of the chosen axes. It is 0 where all channels are alike
+        (with degree 2, where they lie on a line), about 2 for random weights and with degree 2 about 12.
 
     Raises:
         ValueError: for another degree, a pattern without an axis.
