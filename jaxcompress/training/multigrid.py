@@ -138,7 +138,7 @@ def multigrid(
             cost = run.step_flops(current, data, batch_size)
             counted = Counted(bar, run.levels[level][0], cost, current.flops, extra)
             given: dict[str, Any] = dict(
-                optimizer=optimizer, batch_size=batch_size, seed=seed, every=every or pieces(total), bar=counted
+                optimizer=optimizer, batch_size=batch_size, seed=seed, every=every or pieces(total), bar=counted, who="multigrid"
             )
             fitted = FitState(current.params, current.opt_state, current.step, current.losses)
             seen = None if watch is None else lambda state, counted=counted: watch(counted.state(state))
