@@ -25,8 +25,9 @@ from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
+from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.fit import FitState, cross_entropy, fit
-from jaxcompress.training.multigrid import MultigridState, at_any_resolution, multigrid
+from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget

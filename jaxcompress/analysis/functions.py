@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from jaxcompress.arrays.base import materialize
-from jaxcompress.arrays.convolved import BASES
+from jaxcompress.arrays.convolved import check_basis
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.resolution import dual, prolongation
 
 
@@ -46,8 +46,7 @@ class WeightFunction:
         Raises:
             ValueError: for more cells than there are values, or none; an unknown basis.
         """
-        if basis not in BASES:
-            raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
+        check_basis(basis)
         values = self.values
         for place, cells in ((-2, inputs), (-1, outputs)):
             if cells is None:
@@ -94,11 +93,9 @@ def weight_functions(net: Network, params: Any) -> dict[str, WeightFunction]:
         >>> jc.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)["up"]
         WeightFunction(up: 3 values along t_in, 8 along up:1)
     """
-    if not isinstance(net, Network):
-        raise TypeError(f"weight_functions takes a network from jc.trace, got {type(net).__name__}")
+    check_network("weight_functions", net)
     leaves = dict(named_leaves(params))
-    if leaves.keys() != net.structure.layouts.keys():
-        raise ValueError(f"these are not the traced parameters: {sorted(leaves.keys() ^ net.structure.layouts.keys())} differ")
+    net.structure.check_names(leaves)
     found = {}
     hidden = set(net.axes.keys())
     for name, roles in net.matrix_axes.items():

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.stages import Compiled
 
 from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.networks.compat import flops
 from jaxcompress.transforms.base import moments_by_name
 
 ROWS = 128
@@ -148,14 +148,6 @@ def report(before: Any, after: Any, net: Callable[..., Any] | None = None, *inpu
     if net is None:
         return Report(rows)
     return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
-
-
-def flops(program: Callable[..., Any], *arguments: Any) -> float:
-    """What XLA counts for one call of a function, or of a program that is compiled already."""
-    compiled = program if isinstance(program, Compiled) else jax.jit(program).lower(*arguments).compile()
-    costs = compiled.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs
-    return float((costs or {}).get("flops", float("nan")))
 
 
 def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) -> ReportRow:

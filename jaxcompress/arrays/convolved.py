@@ -25,6 +25,11 @@ from jaxcompress.arrays.base import CompactArray, compact_array, static
 BASES = ("step", "linear", "cubic")
 
 
+def check_basis(basis: str) -> None:
+    if basis not in BASES:
+        raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
+
+
 @compact_array
 class ConvolvedArray(CompactArray):
     """A matrix whose rows are periods of one function, known at q knots each.

@@ -11,6 +11,7 @@ import dataclasses
 import html
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -267,6 +268,19 @@ class Structure:
                 outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not set(layout.axes()) <= stacked]
                 with contextlib.suppress(ValueError):  # a stack that does not come first, or no outputs
                     found.setdefault(leaf, MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts)))
+        return found
+
+    def check_names(self, leaves: Mapping[str, Any]) -> None:
+        """Refuse leaves of another tree."""
+        if leaves.keys() != self.layouts.keys():
+            raise ValueError(f"these are not the traced parameters: {sorted(leaves.keys() ^ self.layouts.keys())} differ")
+
+    def chosen(self, pattern: str) -> list[Axis]:
+        """The axes that a pattern matches, at least one."""
+        if not (found := self.axes.matching(pattern)):
+            keys = ", ".join(self.axes.keys()) or "none"
+            why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.refused.matching(pattern)[:3])
+            raise ValueError(f"axes={pattern!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
         return found
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None) -> dict[str, int]:

@@ -86,3 +86,11 @@ def context_of(equation: Any) -> Iterator[None]:
 def checkpointed(function: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
     """`jax.checkpoint` as an equation's parameters say."""
     return jax.checkpoint(function, prevent_cse=params.get("prevent_cse", True), policy=params.get("policy"))
+
+
+def flops(program: Any, *arguments: Any) -> float:
+    """What XLA counts for one call of a function, or of a program that is lowered or compiled already."""
+    stage = program if hasattr(program, "cost_analysis") else jax.jit(program).lower(*arguments).compile()
+    costs = stage.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    return float((costs or {}).get("flops", float("nan")))

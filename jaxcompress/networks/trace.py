@@ -188,6 +188,12 @@ class Network:
         return jax.tree.unflatten(found.out_tree, outputs)
 
 
+def check_network(who: str, net: Any) -> None:
+    """Refuse what `trace` did not give."""
+    if not isinstance(net, Network):
+        raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
+
+
 def trace(apply: Callable[..., Any], params: Any, *inputs: Any, state: Mapping[str, str] | None = None) -> Network:
     """Find the hidden axes of a pure function.
 

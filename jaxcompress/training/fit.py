@@ -195,6 +195,15 @@ def examples_at(step: jax.Array, examples: int, batch_size: int, seed: jax.Array
     return permute(position, examples, mix(epoch.astype(jnp.uint32), seed)).astype(jnp.int32)
 
 
+def stepped(
+    loss: Loss, optimizer: optax.GradientTransformation, params: Any, opt_state: Any, batch: Any, key: jax.Array
+) -> tuple[Any, Any, jax.Array]:
+    """Parameters and state after one step, and the loss before it."""
+    value, gradient = jax.value_and_grad(loss)(params, batch, key)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
+
+
 @partial(jax.jit, static_argnames=("loss", "optimizer", "examples", "batch_size", "count"), donate_argnames=("params", "opt_state"))
 def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, batch_size, count):
     key = jax.random.key(seed)
@@ -203,9 +212,8 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
         params, opt_state = carry
         index = examples_at(number, examples, batch_size, seed)
         batch = jax.tree.map(lambda leaf: leaf[index], data)
-        value, gradient = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, number))
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
+        params, opt_state, value = stepped(loss, optimizer, params, opt_state, batch, jax.random.fold_in(key, number))
+        return (params, opt_state), value
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), start + jnp.arange(count))
     return params, opt_state, losses

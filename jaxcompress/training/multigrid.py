@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -26,9 +27,11 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.compat import flops
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.fit import FitState, Loss, advanced, check_fit, initial_state, pieces
-from jaxcompress.transforms.resolution import Refine, coarse_size, coarsen, refine, thin
+from jaxcompress.training.carrying import Slot, carried, slots
+from jaxcompress.training.fit import FitState, Loss, advanced, check_fit, initial_state, pieces, stepped
+from jaxcompress.transforms.resolution import coarse_size, refine, thin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,11 @@ class MultigridState(FitState):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.spent:.3g} FLOPs)"
+
+
+def with_flops(state: FitState, spent: np.ndarray) -> MultigridState:
+    """A state of the one loop with what its steps cost."""
+    return MultigridState(state.params, state.opt_state, state.step, state.losses, jnp.asarray(spent))
 
 
 FIELDS = [field.name for field in dataclasses.fields(MultigridState)]
@@ -127,6 +135,7 @@ def multigrid(
     stop = total if until is None else min(until, total)
     data = jax.tree.map(jnp.asarray, data)
     current = run.start(params) if state is None else jax.tree.map(jnp.array, state)
+    found = slots(optimizer, current.params) if len(run.levels) > 1 else []  # refused before any work
     with tqdm(total=total, initial=done, desc=description, disable=not progress, leave=False) as bar:
         for level, end in enumerate(np.cumsum([steps for _, steps in run.levels]).tolist()):
             if (done := int(current.step)) >= min(end, stop):
@@ -134,15 +143,14 @@ def multigrid(
             run.check_sizes(current.params, level if done > end - run.levels[level][1] else max(level - 1, 0))
             extra = 0.0
             if done == end - run.levels[level][1] and level:
-                current, extra = run.refined(current, level)
-            cost = run.step_flops(current, data, batch_size)
+                current, extra = run.refined(current, level, found)
+            cost = step_flops(loss, optimizer, current, data, batch_size)
             counted = Counted(bar, run.levels[level][0], cost, current.flops, extra)
             given: dict[str, Any] = dict(
                 optimizer=optimizer, batch_size=batch_size, seed=seed, every=every or pieces(total), bar=counted, who="multigrid"
             )
-            fitted = FitState(current.params, current.opt_state, current.step, current.losses)
             seen = None if watch is None else lambda state, counted=counted: watch(counted.state(state))
-            current = counted.state(advanced(loss, fitted, data, min(end, stop), watch=seen, **given))
+            current = counted.state(advanced(loss, current, data, min(end, stop), watch=seen, **given))
     return current
 
 
@@ -158,8 +166,7 @@ class Counted:
         return np.append(self.before, np.full(step, self.cost, np.float32))[:step]
 
     def state(self, state: FitState) -> MultigridState:
-        flops = jnp.asarray(self.flops(int(state.step)))
-        return MultigridState(state.params, state.opt_state, state.step, state.losses, flops)
+        return with_flops(state, self.flops(int(state.step)))
 
     def update(self, count: int) -> None:
         self.bar.update(count)
@@ -177,80 +184,66 @@ class Run:
     loss: Loss
     optimizer: optax.GradientTransformation
     levels: tuple[tuple[Fraction, int], ...]
-    axes: str
+    pattern: str
     split: float
     seed: int
 
+    @cached_property
+    def axes(self) -> dict[str, int]:
+        """The axes that change, with their full sizes: those that the first level makes smaller."""
+        full = {axis.key: axis.size for axis in self.net.structure.chosen(self.pattern)} if self.levels[0][0] > 1 else {}
+        first = jax.eval_shape(thin(self.net, self.levels[0][0], axes=self.pattern), self.net.full) if full else {}
+        present = self.sizes(first) if full else {}
+        return {key: size for key, size in full.items() if present[key] != size}
+
+    def at(self, level: int) -> dict[str, int]:
+        """The sizes of the axes that change on a level."""
+        return {key: coarse_size(size, self.levels[level][0]) for key, size in self.axes.items()}
+
     def start(self, params: Any) -> MultigridState:
         """The coarsest network, untrained."""
+        marks = {axis.key: set(axis.marks) for axis in self.net.axes}
+        for key in self.axes:
+            sizes = [self.at(level)[key] for level in range(len(self.levels))]
+            if {"normalised", "rms"} & marks[key] and any(b % a for a, b in itertools.pairwise(sizes)):
+                raise ValueError(f"multigrid: a norm over {key} asks for whole factors, and its levels have {sizes} channels")
         factor = self.levels[0][0]
-        changed = thin(self.net, factor, axes=self.axes)(params) if factor > 1 else jax.tree.map(jnp.array, params)
-        present = self.sizes(changed)
-        for axis in self.net.axes.matching(self.axes):
-            sizes = [coarse_size(axis.size, factor) for factor, _ in self.levels]
-            if (
-                present[axis.key] != axis.size
-                and {"normalised", "rms"} & set(axis.marks)
-                and any(b % a for a, b in itertools.pairwise(sizes))
-            ):
-                raise ValueError(f"multigrid: a norm over {axis.key} asks for whole factors, and its levels have {sizes} channels")
-        if len(self.levels) > 1:  # before any work
-            slots(self.optimizer, changed)
-        state = jax.tree.map(jnp.array, initial_state(changed, self.optimizer))
-        return MultigridState(state.params, state.opt_state, state.step, state.losses, jnp.zeros((0,), jnp.float32))
+        params = thin(self.net, factor, axes=self.pattern)(params) if factor > 1 else params
+        return with_flops(jax.tree.map(jnp.array, initial_state(params, self.optimizer)), np.zeros(0, np.float32))
 
-    def refined(self, state: MultigridState, level: int) -> tuple[MultigridState, float]:
+    def refined(self, state: MultigridState, level: int, found: list[Slot]) -> tuple[MultigridState, float]:
         """The state with the channels of a level, and the FLOPs of that."""
-        if not (ratios := self.ratios(state.params, level)):
+        before, after = self.at(level - 1), self.at(level)
+        if before == after:
             return state, 0.0
-        change = refine(self.net, ratios, axes=self.axes, split=self.split, seed=self.seed + level)
-        found = slots(self.optimizer, state.params)
+        ratios = {key: Fraction(size, before[key]) for key, size in after.items()}
+        change = refine(self.net, ratios, axes=self.pattern, split=self.split, seed=self.seed + level)
         opt_state = carried(self.optimizer, state.opt_state, state.params, change, found)
-        cost = (1 + len(found) / max(len(jax.tree.leaves(state.params)), 1)) * flops(change, state.params)
-        return MultigridState(change(state.params), opt_state, state.step, state.losses, state.flops), cost
+        trees = 1 + len(found) / max(len(jax.tree.leaves(state.params)), 1)
+        cost = trees * flops(jax.jit(change).lower(state.params))
+        return dataclasses.replace(state, params=change(state.params), opt_state=opt_state), cost
 
     def sizes(self, params: Any) -> dict[str, int]:
-        """Of the axes that change, at present."""
+        """Of all axes, at present."""
         found = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
-        return {axis.key: found.get(axis.key) or axis.size for axis in self.net.axes.matching(self.axes)}
+        return {axis.key: axis.size for axis in self.net.axes} | found
 
     def check_sizes(self, params: Any, level: int) -> None:
         """Refuse a state of other levels."""
-        factor, sizes = self.levels[level][0], self.sizes(params)
-        for axis in self.net.axes.matching(self.axes):
-            if sizes[axis.key] not in (expected := coarse_size(axis.size, factor), axis.size):
+        present = self.sizes(params)
+        for key, size in self.at(level).items():
+            if present[key] != size:
                 raise ValueError(
-                    f"multigrid: the state has {sizes[axis.key]} channels on {axis.key} where its level has {expected}: go on with "
-                    "the levels that it began with"
+                    f"multigrid: the state has {present[key]} channels on {key} where its level has {size}: go on with the levels "
+                    "that it began with"
                 )
 
-    def ratios(self, params: Any, level: int) -> dict[str, Fraction]:
-        """How many times as many channels each axis has on a level; those that stay are left out."""
-        sizes = self.sizes(params)
-        (before, _), (after, _) = self.levels[level - 1 : level + 1]
-        found = {}
-        for axis in self.net.axes.matching(self.axes):
-            if sizes[axis.key] == (now := coarse_size(axis.size, before)):  # else it could not be resized at first
-                found[axis.key] = Fraction(coarse_size(axis.size, after), now)
-        return {key: ratio for key, ratio in found.items() if ratio != 1}
 
-    def step_flops(self, state: MultigridState, data: Any, batch_size: int) -> float:
-        """Of one step, as XLA counts them."""
-
-        def step(params: Any, opt_state: Any, batch: Any, key: jax.Array) -> Any:
-            value, gradient = jax.value_and_grad(self.loss)(params, batch, key)
-            updates, opt_state = self.optimizer.update(gradient, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, value
-
-        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
-        return flops(step, state.params, state.opt_state, batch, jax.random.key(0))
-
-
-def flops(program: Callable[..., Any], *arguments: Any) -> float:
-    """What XLA counts for one call, before it optimises."""
-    costs = jax.jit(program).lower(*arguments).cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs
-    return float((costs or {}).get("flops", float("nan")))
+def step_flops(loss: Loss, optimizer: optax.GradientTransformation, state: FitState, data: Any, batch_size: int) -> float:
+    """Of one step, as XLA counts them before it optimises."""
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    step = jax.jit(partial(stepped, loss, optimizer))
+    return flops(step.lower(state.params, state.opt_state, batch, jax.random.key(0)))
 
 
 def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
@@ -268,203 +261,3 @@ def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
     if not found or factors[-1] != 1 or sorted(set(factors), reverse=True) != factors:
         raise ValueError(f"multigrid: the levels' factors must fall to 1, such as 4, 2, 1; got {[float(each) for each in factors]}")
     return tuple(found)
-
-
-# --- the optimizer's state -------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """An array in an optimizer's state that belongs to one parameter.
-
-    Attributes:
-        number: the parameter's, in the order of the tree's leaves.
-        power: of the gradient, which it grows with; 0 for what is like the steps that a normalising optimizer takes.
-        like_params: whether it starts as a copy of the parameter, such as an average of it.
-        adds: whether it adds to what it starts from, as adagrad's sums do.
-    """
-
-    number: int
-    power: int = 0
-    like_params: bool = False
-    adds: bool = False
-
-
-def arrays(optimizer: optax.GradientTransformation, state: Any, params: Any) -> list[tuple[int, Any]]:
-    """The state's arrays that belong to a parameter, each with the parameter's number."""
-    found: list[tuple[int, Any]] = []
-
-    def collect(leaf: Any, number: int) -> Any:
-        if not masked(leaf):
-            found.append((number, leaf))
-        return leaf
-
-    optax.tree_utils.tree_map_params(optimizer.init, collect, state, numbered(params), is_leaf=masked)
-    return found
-
-
-def masked(leaf: Any) -> bool:
-    """Whether a parameter is left out of a part of the state."""
-    return isinstance(leaf, optax.MaskedNode)
-
-
-def numbered(params: Any) -> Any:
-    """A tree with every leaf's number."""
-    treedef = jax.tree.structure(params)
-    return jax.tree.unflatten(treedef, range(treedef.num_leaves))
-
-
-TRIALS, SCALES = 8, (1e-3, 1e-5, 1e-1, 1e1)
-"""Steps that a trial takes, and the gradients it takes them with: first what is seldom clipped, and above usual epsilons."""
-
-
-def slots(optimizer: optax.GradientTransformation, params: Any) -> list[Slot]:
-    """What each array in the state is, found by trying a few steps at the parameters' own shapes.
-
-    Raises:
-        ValueError: for an array of another shape than its parameter's, or one that is neither like the parameter nor like a power
-            of the gradient.
-
-    Example:
-        >>> import jax.numpy as jnp, optax
-        >>> from jaxcompress.training.multigrid import slots
-        >>> [slot.power for slot in slots(optax.adam(1e-3), {"w": jnp.ones((3, 4))})]
-        [1, 2]
-    """
-    leaves = jax.tree.leaves(params)
-    ones = jax.tree.map(jnp.ones_like, params)
-
-    def first(state: Any) -> jax.Array:  # one entry of each has a gradient, so that the norm of all is small
-        return jnp.stack([leaf.ravel()[0].astype(jnp.float32) for _, leaf in arrays(optimizer, state, params)])
-
-    @jax.jit
-    def tried(scale: jax.Array) -> jax.Array:  # (trials, arrays): some accumulate, and are emptied now and then
-        def step(state: Any, turn: jax.Array) -> tuple[Any, jax.Array]:
-            entry = scale * (1 + 0.1 * turn)
-            gradient = jax.tree.map(lambda leaf: jnp.zeros_like(leaf).at[(0,) * leaf.ndim].set(entry.astype(leaf.dtype)), params)
-            state = optimizer.update(gradient, state, ones)[1]
-            return state, first(state)
-
-        return jax.lax.scan(step, jax.tree.map(jnp.asarray, optimizer.init(ones)), jnp.arange(TRIALS, dtype=jnp.float32))[1]
-
-    begin = arrays(optimizer, optimizer.init(params), params)
-    wrong = [(leaf.shape, leaves[number].shape) for number, leaf in begin if leaf.shape != leaves[number].shape]
-    if wrong:
-        raise ValueError(
-            f"multigrid: the optimizer keeps an array of shape {wrong[0][0]} for a parameter of shape {wrong[0][1]}; take one that "
-            "keeps a number for each parameter, such as optax.adam"
-        )
-    if not begin:
-        return []
-    at_ones, at_twos = (np.asarray(first(optimizer.init(tree))) for tree in (ones, jax.tree.map(lambda leaf: 2 * leaf, ones)))
-    still = np.asarray(tried(jnp.float32(0)))
-    found = [
-        Slot(
-            number,
-            like_params=bool(at_ones[place] != at_twos[place]),
-            adds=bool(at_ones[place] == at_twos[place] and (still[:, place] == at_ones[place]).all()),
-        )
-        for place, (number, _) in enumerate(begin)
-    ]
-    left = {place for place, slot in enumerate(found) if not slot.like_params}
-    for scale in SCALES if left else ():
-        once, twice = (np.asarray(tried(jnp.float32(times * scale))) - still for times in (1, 2))
-        for place in sorted(left):
-            turn = int(np.abs(once[:, place]).argmax())
-            grown, more = once[turn, place], twice[turn, place]
-            power = math.log2(more / grown) if grown and more / grown > 0.5 else -1.0
-            if 0 <= round(power) <= 4 and abs(power - round(power)) < 0.05:
-                found[place] = dataclasses.replace(found[place], power=round(power))
-                left.discard(place)
-    if left:
-        raise ValueError(
-            "multigrid: the optimizer keeps an array that is neither like its parameter nor like a power of the gradient, so that "
-            "it cannot be refined; take one such as optax.adam"
-        )
-    return found
-
-
-def carried(optimizer: optax.GradientTransformation, state: Any, params: Any, change: Refine, found: list[Slot]) -> Any:
-    """An optimizer's state at the sizes that a change of resolution gives its parameters."""
-    whole, treedef = dataclasses.replace(change, split=0.0), jax.tree.structure(params)
-    # an accumulator need not start at zero
-    begin, after = (arrays(optimizer, optimizer.init(tree), params) for tree in (params, whole(params)))
-    now = arrays(optimizer, state, params)
-    mapped: dict[int, jax.Array] = {}
-    for kind in dict.fromkeys((slot.power, slot.like_params) for slot in found):
-        waiting = [place for place, slot in enumerate(found) if (slot.power, slot.like_params) == kind]
-        while waiting:  # a tree takes one array of each parameter
-            chosen = {found[place].number: place for place in reversed(waiting)}
-            rows = []
-            for number, leaf in enumerate(jax.tree.leaves(params)):
-                place = chosen.get(number)
-                if place is None:
-                    rows.append(jnp.zeros_like(leaf))
-                else:
-                    rows.append(now[place][1] - begin[place][1] if found[place].adds else now[place][1])
-            tree = jax.tree.leaves(at_power(whole, jax.tree.unflatten(treedef, rows), *kind))
-            for number, place in chosen.items():
-                mapped[place] = tree[number] + after[place][1] if found[place].adds else tree[number]
-            waiting = [place for place in waiting if place not in mapped]
-    turn = itertools.count()
-    put = lambda leaf, _: leaf if masked(leaf) else mapped[next(turn)].astype(leaf.dtype)
-    return optax.tree_utils.tree_map_params(optimizer.init, put, state, numbered(params), is_leaf=masked)
-
-
-def at_power(change: Refine, tree: Any, power: int, like_params: bool) -> Any:
-    """What is like the k-th power of gradients, changed as the k-th power of what they would be."""
-    if like_params:
-        return change(tree)
-    if power == 0:
-        return change.of("steps")(tree)
-    if power == 1:
-        return change.of("gradients")(tree)
-    root = jax.tree.map(lambda leaf: jnp.abs(leaf) ** (1 / power), tree)
-    return jax.tree.map(lambda leaf: leaf**power, change.of("gradients")(root))
-
-
-# --- training that serves every resolution ---------------------------------------------------------------------------
-
-
-def at_any_resolution(
-    net: Network,
-    loss: Loss,
-    factors: Iterable[float | Fraction] = (1, Fraction(4, 3), 2, 4),
-    *,
-    basis: str = "step",
-    axes: str = "**",
-) -> Loss:
-    """A loss at a random resolution each time: the network that it trains can be coarsened without fine-tuning.
-
-    Args:
-        net: from `jc.trace`.
-        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.cross_entropy(net)`.
-        factors: how many times fewer channels, one of them each time; 1 is all of them. Afterwards
-            `jc.coarsen(net, factor)(params)` is a network for these factors and for those in between.
-        basis, axes: as for `jc.coarsen`.
-
-    Returns:
-        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch of its own.
-
-    Raises:
-        ValueError: for no factor, or one below 1.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
-        >>> params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((5, 3))
-        >>> net = jc.trace(apply, params, x)
-        >>> loss = jc.at_any_resolution(net, jc.cross_entropy(net), (1, 2))
-        >>> jax.grad(loss)(params, (x, jnp.zeros(5, int)), jax.random.key(0))["up"].shape
-        (3, 8)
-    """
-    changes = [coarsen(net, factor, basis=basis, axes=axes) for factor in factors]
-    if not changes:
-        raise ValueError("at_any_resolution needs factors, such as (1, 2, 4)")
-
-    def anywhere(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        which, rest = jax.random.split(key)
-        branches = [lambda params, change=change: loss(change(params), batch, rest) for change in changes]
-        return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, params)
-
-    return anywhere

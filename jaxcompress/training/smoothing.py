@@ -27,7 +27,7 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.axes import Structure
 from jaxcompress.networks.maps import lines
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 
 
 def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -> jax.Array:
@@ -98,12 +98,10 @@ def add_variation(net: Network, strength: Any, *, degree: int = 1, axes: str = "
 
 
 def check(who: str, net: Network, degree: int, axes: str) -> None:
-    if not isinstance(net, Network):
-        raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
+    check_network(who, net)
     if degree not in (1, 2):
         raise ValueError(f"{who}: degree must be 1 (total variation) or 2 (curvature), got {degree!r}")
-    if not net.axes.matching(axes):
-        raise ValueError(f"{who}: axes={axes!r} matches no hidden axis; there are: {', '.join(net.axes.keys()) or 'none'}")
+    net.structure.chosen(axes)
 
 
 def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Array:
@@ -112,9 +110,8 @@ def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Ar
     shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(params)}
     sizes = structure.sizes(shapes)
     total, channels = jnp.float32(0), 0
-    for axis in structure.axes.matching(axes):
-        traced: int = axis.size
-        d = sizes.get(axis.key, traced)
+    for axis in structure.chosen(axes):
+        d = sizes.get(axis.key, axis.size)
         squares = jnp.zeros(max(d - degree, 0), jnp.float32)
         sides = {"made": ([], []), "read": ([], [])}  # squared differences, and squares
         for name, dims in structure.layouts.items():

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from jaxcompress.training.fit import FitState, Loss, begun, check_losses, check_params
+from jaxcompress.training.fit import FitState, Loss, begun, check_losses, check_params, stepped
 
 CHECKED = 20
 """Steps between looks at the losses: a look waits for the device."""
@@ -100,7 +100,4 @@ def fit_stream(
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"), donate_argnames=("params", "opt_state"))
 def step(params, opt_state, batch, seed, number, *, loss, optimizer):
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    value, gradient = jax.value_and_grad(loss)(params, batch, key)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, value
+    return stepped(loss, optimizer, params, opt_state, batch, jax.random.fold_in(jax.random.key(seed), number))

@@ -52,12 +52,7 @@ class AxisTransform(Transform):
 
     def chosen(self) -> list[Axis]:
         """The axes that the pattern matches."""
-        found = self.structure.axes.matching(self.axes)
-        if not found:
-            keys = ", ".join(self.structure.axes.keys()) or "none"
-            why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.structure.refused.matching(self.axes)[:3])
-            raise ValueError(f"axes={self.axes!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
-        return found
+        return self.structure.chosen(self.axes)
 
     def prepare(self, params: Any, moments: Any) -> Work:
         """The tree before any change."""
@@ -92,8 +87,7 @@ class Work:
     def __init__(self, structure: Structure, params: Any, moments: Moments | None):
         self.structure, self.moments = structure, moments
         named = dict(named_leaves(params))
-        if named.keys() != structure.layouts.keys():
-            raise ValueError(f"these are not the traced parameters: {sorted(named.keys() ^ structure.layouts.keys())} differ")
+        structure.check_names(named)
         self.treedef = jax.tree.structure(params, is_leaf=is_compact)
         self.given = named
         shapes = {name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for name, leaf in named.items()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.clustered import MOST, ClusteredArray
-from jaxcompress.arrays.convolved import BASES, ConvolvedArray
+from jaxcompress.arrays.convolved import ConvolvedArray, check_basis
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
@@ -268,8 +268,7 @@ def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTrans
         >>> jc.convolved(keep=1/4)(jnp.ones((16, 8)))
         ConvolvedArray((16, 8) float32, 2 step knots a period, 32 stored = 1/4)
     """
-    if basis not in BASES:
-        raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
+    check_basis(basis)
     return Convolved(check_keep(keep), basis, check_axes(axes))
 
 

@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, selected, why_not_fold
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 
@@ -127,8 +127,7 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    if not isinstance(net, Network):
-        raise TypeError(f"merge takes a network from jc.trace, got {type(net).__name__}")
+    check_network("merge", net)
     if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], the least correlation of units that become one; got {threshold!r}")
     return Merge(net.structure, float(threshold), axes)

@@ -21,7 +21,7 @@ from scipy.spatial.distance import squareform
 
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.axis_maps import measured, proxies, selected
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 
@@ -163,8 +163,7 @@ def order(net: Network, method: str = "tour", *, axes: str = "**") -> Order:
         >>> jc.order(net)(params, net.calibrate(params, [x], progress=False))["shift"].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
     """
-    if not isinstance(net, Network):
-        raise TypeError(f"order takes a network from jc.trace, got {type(net).__name__}")
+    check_network("order", net)
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}")
     return Order(net.structure, method, axes)

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxcompress.arrays.convolved import BASES, spline_matrix
+from jaxcompress.arrays.convolved import check_basis, spline_matrix
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, normed, pair_of
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.leafwise import PerLeaf
@@ -69,7 +69,6 @@ class Resolution(AxisTransform):
     factor: Any
     basis: str = "step"
     axes: str = "**"
-    role: str = "parameters"
 
     def sized(self, size: int, factor: Fraction) -> int:
         """The new size."""
@@ -92,12 +91,7 @@ class Resolution(AxisTransform):
             log.info("%s is left: %s", axis.key, why)
             return None
         work.touched(axis)
-        change = self.mapped(work, axis, size)
-        return change if self.role == "parameters" else adjoint(change, self.role)
-
-    def of(self, role: str) -> Resolution:
-        """The same change, without moments, of a tree of "gradients" or of an optimizer's normalised "steps"."""
-        return dataclasses.replace(self, role=role)
+        return self.mapped(work, axis, size)
 
 
 def adjoint(change: AxisMap, role: str) -> AxisMap:
@@ -137,8 +131,10 @@ class Refine(Resolution):
 
     split: float = 0.0
     seed: int = 0
+    role: str = "parameters"
 
     def of(self, role: str) -> Refine:
+        """The same change of a tree of "gradients", or of an optimizer's normalised "steps"."""
         return dataclasses.replace(self, role=role, split=0.0)
 
     def sized(self, size: int, factor: Fraction) -> int:
@@ -151,7 +147,8 @@ class Refine(Resolution):
             key = np.random.default_rng([self.seed, *axis.key.encode()])
             apart = key.normal(size=average.shape) / len(average) ** 0.5
             average = average + self.split * len(average) / size * (apart - apart @ repeat.T @ average)
-        return AxisMap(repeat[None], average.T[None], other=other_side(work, axis, average[None]))
+        change = AxisMap(repeat[None], average.T[None], other=other_side(work, axis, average[None]))
+        return change if self.role == "parameters" else adjoint(change, self.role)
 
 
 class Coarsen(Resolution):
@@ -316,10 +313,8 @@ def thin(net: Network, factor: Factor, *, axes: str = "**") -> Thin:
 
 def checked(net: Network, factor: Any, basis: str, name: str) -> tuple[Structure, Any, str]:
     """The arguments of a change of resolution, as a transform keeps them."""
-    if not isinstance(net, Network):
-        raise TypeError(f"{name} takes a network from jc.trace, got {type(net).__name__}")
-    if basis not in BASES:
-        raise ValueError(f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}")
+    check_network(name, net)
+    check_basis(basis)
     factor = check_factor(factor, name)
     PerLeaf(factor, f"{name}'s factor").check_keys(net.axes.keys())
     return net.structure, factor, basis

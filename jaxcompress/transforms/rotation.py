@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.budget import AxisCounts, Budget, Items, Plan, joint, plan_for, plan_of
@@ -211,8 +211,7 @@ def rotate_and_prune(
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    if not isinstance(net, Network):
-        raise TypeError(f"rotate_and_prune takes a network from jc.trace, got {type(net).__name__}")
+    check_network("rotate_and_prune", net)
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}")
     if (keep is None) == (energy is None):

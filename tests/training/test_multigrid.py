@@ -10,7 +10,7 @@ from networks.test_oracle import network
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.training.multigrid import carried, slots
+from jaxcompress.training.carrying import carried, slots
 from jaxcompress.transforms.resolution import thin
 
 X = np.asarray(matrix(96, 5))
