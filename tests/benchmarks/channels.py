@@ -5,11 +5,10 @@ cut on every hidden axis at once. 20,000 training images calibrate, an eighth of
 judge. The perceptron's weight decay was chosen out of two on the last 10,000 training images, one seed; the rest of the
 training was set in advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all channels,
 divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
-is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; "coarsened" averages neighbours,
-put in order first, and is reconstructed as well; magnitude (with our reconstruction, too), l1 and random are the controls. Then two
-speeds:
-the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer
-encoder.
+is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
+reconstruction, too), l1 and random are the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.order`
+in each of its three ways, or in the order that training left, and without reconstruction. Then two speeds: the cut network against
+the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer encoder.
 
     python tests/benchmarks/channels.py             # the tables; about 75 minutes on two cores, 45 of them training
     python tests/benchmarks/channels.py --again     # measure afresh, for instance after a change of the transform
@@ -51,11 +50,15 @@ METHODS = {
     "magnitude": "magnitude",
     "l1": "l1",
     "random": "random",
-    "coarsened": "coarsen",
-    "coarsened, no reconstruction": "coarsen",
-    "coarsened, not in order": "coarsen",
 }
-RECONSTRUCTED = ("ours", "equal in all layers", "magnitude, reconstructed", "coarsened", "coarsened, not in order")
+ORDERS = {
+    "coarsened": "tour",
+    "coarsened, leaf order": "leaves",
+    "coarsened, spectral order": "spectral",
+    "coarsened, not in order": None,
+    "coarsened, no reconstruction": "tour",
+}
+RECONSTRUCTED = ("ours", "equal in all layers", "magnitude, reconstructed", *list(ORDERS)[:-1])
 TARGETS = {0.7: 0.3, 0.5: 1.0}
 """Points that our cut may lose; a tenth of what magnitude loses is the other half of the target."""
 
@@ -214,9 +217,9 @@ class Case:
     def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:
         """The small parameters, and what came of them."""
         divided = jc.rotate_and_prune(self.net, jc.budget(keep, of="channels"), axes=axes)
-        if METHODS[method] == "coarsen":
+        if method in ORDERS:
             equal = jc.coarsen(self.net, 1 / keep, axes=axes)
-            equal = equal if method.endswith("not in order") else jc.chain(jc.order(self.net, axes=axes), equal)
+            equal = jc.chain(jc.order(self.net, way, axes=axes), equal) if (way := ORDERS[method]) else equal
         else:
             equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
         transform, moments = (divided, self.felt) if method == "ours" else (equal, self.moments)
@@ -249,9 +252,26 @@ def cut_table(rows: list[dict[str, Any]]) -> str:
         seconds = np.mean([row["seconds"] for row in mine if row["method"] == "ours"])
         cells = [f"{1 - keep:.0%}", *spread, f"{TARGETS[keep]:.1f}", ratio, stored, counted, f"{seconds:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def before_table(rows: list[dict[str, Any]]) -> str:
+    """The whole networks' accuracies."""
+    lines = []
     for name in dict.fromkeys(row["network"] for row in rows):
         whole = {row["seed"]: row["before"] for row in rows if row["network"] == name}
         lines += ["", f"{name} before: " + ", ".join(f"{value:.2f}" for value in whole.values()) + " % right"]
+    return "\n".join(lines)
+
+
+def coarsening_table(rows: list[dict[str, Any]]) -> str:
+    """Points lost by coarsening, beside what selection of as many channels in every layer loses, as markdown."""
+    columns = ["equal in all layers", *ORDERS]
+    lines = ["| network | cut | " + " | ".join(["selected", *ORDERS]) + " |", "|---" * (2 + len(columns)) + "|"]
+    for name, keep in dict.fromkeys((row["network"], row["keep"]) for row in rows if row["method"] in ORDERS):
+        mine = [row for row in rows if (row["network"], row["keep"]) == (name, keep)]
+        lost = [np.array([row["lost"] for row in mine if row["method"] == column]) for column in columns]
+        lines.append(f"| {name} | {1 - keep:.0%} | " + " | ".join(f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in lost) + " |")
     return "\n".join(lines)
 
 
@@ -379,7 +399,7 @@ def main() -> None:
         small, row = case(name, seed).cut(keep, method, seed)
         return row | case(name, seed).costs(small)
 
-    todo = list(itertools.product(args.networks, range(args.seeds), KEEPS, METHODS))
+    todo = list(itertools.product(args.networks, range(args.seeds), KEEPS, [*METHODS, *ORDERS]))
     with tqdm(todo, desc="channels") as bar:
         for name, seed, keep, method in bar:
             key = {"part": "cut", "network": name, "seed": seed, "keep": keep, "method": method}
@@ -392,7 +412,9 @@ def main() -> None:
         finish({"part": "replay", "network": name, "keep": 0.5, "batch": COST_BATCH}, replay)
     finish({"part": "trace", "layers": Encoder.layers}, trace_speed)
 
-    print(cut_table([row for row in rows if row["part"] == "cut"]), "\n")
+    cuts = [row for row in rows if row["part"] == "cut"]
+    for show in (cut_table, before_table, coarsening_table):
+        print(show(cuts), "\n")
     print("| cut to a half, batch 128 | FLOPs of net / by hand | ms of net | ms by hand | ratio |\n|---|---|---|---|---|")
     for row in (row for row in rows if row["part"] == "replay"):
         counted, (ours, hand) = row["flops"], row["ms"]

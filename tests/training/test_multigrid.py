@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from laws import matrix
-from networks.test_oracle import network
+from networks.test_oracle import close, network, outputs
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
@@ -79,7 +79,7 @@ NOT_EXACT = {"clipped adam"}
 """Whose gradients are divided by a norm over all parameters, which a refined network has another of."""
 
 
-def refined_state_is_right(name, optimizer, tol=5e-3):
+def refined_state_is_right(name, optimizer, tol=2e-4):
     """The gradients of a refined network are its coarse gradients, refined; so is what an optimizer makes of them."""
     model, net = network(name) if name else (None, NET)
     params, inputs = (model.params, model.inputs) if model else (PARAMS, (X,))
@@ -97,17 +97,30 @@ def refined_state_is_right(name, optimizer, tol=5e-3):
     found = carried(optimizer, states[0], params, change, slots(optimizer, params))
     assert jax.tree.structure(found) == jax.tree.structure(states[1])
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(states[1]), strict=True):
-        np.testing.assert_allclose(one, two, rtol=tol, atol=tol * max(float(jnp.abs(two).max()), 1e-2))  # epsilons show
+        np.testing.assert_allclose(one, two, rtol=tol, atol=tol * max(float(jnp.abs(two).max()), 1e-2))
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in NOT_EXACT])
 def test_a_state_is_what_the_refined_network_gives(name):
-    refined_state_is_right(None, OPTIMIZERS[name])
+    refined_state_is_right(None, OPTIMIZERS[name], *[5e-3] * (name == "rmsprop"))  # whose epsilon is inside the root
 
 
 @pytest.mark.parametrize("name", ["encoder_linen", "encoder_rms", "convnet", "lstm"])
 def test_on_every_kind_of_axis(name):
     refined_state_is_right(name, optax.adam(0.1))
+
+
+@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_linen", "encoder_rms", "convnet", "lstm"])
+def test_the_function_is_kept_from_level_to_level(name):
+    """Steps of no length show it: what the coarsest level computes is what the last does."""
+    model, net = network(name)
+    loss = lambda params, batch, key: sum(
+        jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(net(params, *model.inputs)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    given = dict(optimizer=optax.sgd(0.0), levels=((4, 1), (2, 1), (1, 1)), batch_size=1, progress=False)
+    state = jc.multigrid(net, loss, model.params, np.zeros((1, 1)), **given)
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, model.params)
+    close(outputs(model, net(state.params, *model.inputs)), outputs(model, net(thin(net, 4)(model.params), *model.inputs)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -129,14 +142,15 @@ def test_powers_are_found_by_trying():
 
 
 def test_what_it_starts_from_has_the_variance_of_the_whole():
-    params = mlp_params((5, 512, 512, 3))
+    params = mlp_params((5, 512, 512, 64))
+    params |= {name: jnp.zeros_like(leaf) for name, leaf in params.items() if name.startswith("b")}
     net = jc.trace(mlp, params, X)
     small = thin(net, 4)(params)
     assert small["w1"].shape == (128, 128)
     for name in ("w1", "w2"):
         assert float(jnp.var(small[name])) == pytest.approx(4 * float(jnp.var(params[name])), rel=0.1)
     outputs = [float(jnp.var(net(each, X))) for each in (params, small)]
-    assert outputs[1] == pytest.approx(outputs[0], rel=0.7)
+    assert outputs[1] == pytest.approx(outputs[0], rel=0.3)
 
 
 def test_a_watcher_sees_every_piece_and_may_keep_it():
@@ -168,8 +182,10 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="has already taken 17 steps"):
         train(((1, 3),), state=train(until=17))
-    with pytest.raises(ValueError, match="go on with the levels that it began with"):
-        train(((2, 10), (1, 15)), state=train(until=3))
+    whole = train(((1, 3),))
+    for levels, state in ((((2, 10), (1, 15)), train(until=3)), (LEVELS, whole)):
+        with pytest.raises(ValueError, match="go on with the levels that it began with"):
+            train(levels, state=state)
     model, net = network("encoder_linen")
     with pytest.raises(ValueError, match="asks for whole factors"):
         jc.multigrid(

@@ -118,6 +118,20 @@ def test_bases(basis):
 
 
 @pytest.mark.parametrize("basis", BASES)
+def test_a_dual_weighs_channels(basis):
+    """Whatever the weights, coarsening undoes refining; a channel that nobody reads is not asked."""
+    weights = np.random.default_rng(0).uniform(0.1, 3, 12)
+    weights[5] = 1e-9
+    up = prolongation(4, 12, basis)
+    down = dual(up, weights)
+    np.testing.assert_allclose(up @ down.T, np.eye(4), atol=1e-10)
+    assert np.abs(down[:, 5]).max() < 1e-7
+    values = np.random.default_rng(1).normal(size=12)
+    best = np.linalg.lstsq((up * np.sqrt(weights)).T, values * np.sqrt(weights), rcond=None)[0]
+    np.testing.assert_allclose(down @ values, best, atol=1e-8)
+
+
+@pytest.mark.parametrize("basis", BASES)
 def test_any_basis_keeps_a_linear_function(basis):
     model, net = network("linear_mlp")
     wide = jc.refine(net, 5 / 3, basis=basis)(model.params)
