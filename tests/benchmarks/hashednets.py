@@ -375,12 +375,15 @@ def loss_of(dropout: float, temperature: float) -> Callable[..., jax.Array]:
 
     def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         pixels, targets = batch
-        x = to_unit(pixels)
-        seen = jax.random.bits(key, x.shape, jnp.uint8) >= round(256 * dropout)  # bytes: random bits are the cost
-        x = jnp.where(seen, x / (1 - round(256 * dropout) / 256), 0)
-        return temperature**2 * plain_loss(params, (x, targets), key)
+        return temperature**2 * plain_loss(params, (partly_hidden(pixels, dropout, key), targets), key)
 
     return loss
+
+
+def partly_hidden(pixels: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """Pixels in [0, 1] with a share of them at 0 and the others scaled to make up for it."""
+    seen = jax.random.bits(key, pixels.shape, jnp.uint8) >= round(256 * share)  # bytes: random bits are the cost
+    return jnp.where(seen, to_unit(pixels) / (1 - round(256 * share) / 256), 0)
 
 
 @jax.jit

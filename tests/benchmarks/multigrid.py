@@ -1,19 +1,25 @@
 """Multigrid training against flat training: the FLOPs and the time to flat training's best validation loss.
 
-MNIST by 784-1024-1024-10, batch 100, three tenths of the pixels hidden at each step (with a tenth the wide network
-overfits, and flat training is best at its lowest rate), Adam in one cosine cycle whose length is the run's.
-50,000 images train, the last 10,000 judge every 250 steps; the test images are looked at once, at the end. "flat" has 6,000 steps;
-every other column has at most half of its FLOPs, and its best of the same four peak rates, chosen by the validation loss of seed 0.
-What a column needs is where it first reaches the best validation loss of flat training with the same seed; a run that never does is
-counted as such. FLOPs are XLA's, of every step and every change of width; seconds leave the judging out.
+MNIST, batch 100, three tenths of the pixels hidden at each step (with a tenth the wide networks overfit, and flat training is best
+at its lowest rate), Adam in one cosine cycle whose length is the run's; a perceptron 784-1024-1024-10, and a Transformer of two
+layers of 64 channels that reads two rows at a time. 50,000 images train, the last 10,000 judge every 250 steps; the test images are
+looked at once, at the end. Every column has its best of the same four peak rates, chosen by the validation loss of seed 0; the
+levels of "multigrid" were chosen on seeds 3 and 4. What a column needs is where it first reaches the best validation loss of flat
+training with the same seed; a run that never does is counted as such. FLOPs are XLA's, of every step and every change of width;
+seconds leave the judging out.
 
+    flat                       all steps at full width; every other column has less than half of its FLOPs
     flat, half                 half of the steps: what the shorter cycle alone is worth
-    multigrid                  a cascade of widths 1/4, 1/2, 1 (or 1/2, 1) by `jc.multigrid`
+    multigrid                  by `jc.multigrid`, from half of the channels to all
+    multigrid, three levels    from a quarter of the channels
     multigrid, twins alike     repeated channels are told apart by nothing
-    Net2Net                    random channels are repeated, with a little noise on their weights (Chen et al. 2016)
-    layer stacking             one hidden layer first, the second is put in as the identity (Net2Net's deepening)
+    multigrid, afresh          the optimizer's moments start anew on each level
+    half the width             the first level alone, and never more channels
+    Net2Net                    from half of the channels by repetition, noise on all weights, moments anew (Chen et al. 2016)
+    layer stacking             one hidden layer first; then two, the perceptron's second the identity (Net2Net's deepening), the
+                               Transformer's a copy of the first (Gong et al. 2019)
 
-    python tests/benchmarks/multigrid.py               # rates on seed 0, then 3 seeds; a minute a run of one core
+    python tests/benchmarks/multigrid.py               # rates on seed 0, then 3 seeds; one to four minutes a run of one core
     python tests/benchmarks/multigrid.py --plot PATH   # also draws loss against FLOPs
 
 Finished cells stay in the results file (`--out`).
@@ -22,169 +28,301 @@ Finished cells stay in the results file (`--out`).
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from cells import finished, read
-from hashednets import dense_params, error, logits, loss_of, one_cycle, to_unit
+from hashednets import dense_params, logits, one_cycle, partly_hidden, to_unit
 from mnist import Digits
 from mnist import load as load_mnist
 
 import jaxcompress as jc
-from jaxcompress.training.multigrid import flops
+from jaxcompress.training.multigrid import step_flops
 
-SIZES = (784, 1_024, 1_024, 10)
-STEPS, BATCH, EVERY, DROPOUT = 6_000, 100, 250, 0.3
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+BATCH, EVERY, HIDDEN = 100, 250, 0.3
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 VALIDATION = 10_000
 
 Levels = tuple[tuple[int, int], ...]
-Point = tuple[float, float, float]
-"""FLOPs, validation loss and seconds."""
+
+
+# --- the networks ---------------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """Attention and a perceptron, each after a norm and added to what came in."""
+
+    heads: int
+    head: int
+    inner: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * self.head, name="attention")(y, y)
+        return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(self.inner, name="up")(nn.LayerNorm()(x))))
+
+
+class Transformer(nn.Module):
+    """Two rows of an image are a token; the tokens' mean is classified."""
+
+    width: int = 64
+    heads: int = 4
+    head: int = 16
+    inner: int = 256
+    layers: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(self.width, name="enter")(x.reshape(-1, 14, 56))
+        x = x + self.param("places", nn.initializers.normal(0.02), (14, self.width))
+        for index in range(self.layers):
+            x = Layer(self.heads, self.head, self.inner, name=f"layer_{index}")(x)
+        return nn.Dense(10, name="leave")(nn.LayerNorm()(x).mean(1))
+
+
+def transformer(params: Any, x: jax.Array) -> jax.Array:
+    """At the sizes that the parameters have."""
+    first, width = params["layer_0"], params["enter"]["kernel"].shape[1]
+    heads, head = first["attention"]["query"]["kernel"].shape[1:]
+    layers = sum(name.startswith("layer_") for name in params)
+    return jnp.asarray(Transformer(width, heads, head, first["up"]["kernel"].shape[1], layers).apply({"params": params}, x))
+
+
+def new_transformer(seed: int, factor: int = 1, layers: int = 2) -> Any:
+    module = Transformer(64 // factor, 4 // factor, 16 // factor, 256 // factor, layers)
+    return module.init(jax.random.key(seed), jnp.zeros((1, 784)))["params"]
+
+
+def stacked_transformer(params: Any) -> Any:
+    return params | {"layer_1": params["layer_0"]}
+
+
+def new_perceptron(seed: int, factor: int = 1, layers: int = 2) -> Any:
+    return dense_params(jax.random.key(seed), (784, *[1_024 // factor] * layers, 10))
+
+
+def stacked_perceptron(params: Any) -> Any:
+    """The identity in front of the last layer: rectified units pass it as they are."""
+    width = params["1"]["kernel"].shape[0]
+    return {"0": params["0"], "1": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}, "2": params["1"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network and how long it is trained.
+
+    Attributes:
+        new: from a seed, a factor that its width is divided by and a number of layers to parameters.
+        apply: at any width and depth.
+        stacked: parameters of two layers out of those of one.
+        steps: of flat training.
+        two, three: the levels of multigrid.
+        depths: the steps with one layer and with two.
+    """
+
+    new: Callable[..., Any]
+    apply: Callable[[Any, jax.Array], jax.Array]
+    stacked: Callable[[Any], Any]
+    steps: int
+    two: Levels
+    three: Levels
+    depths: tuple[int, int]
+
+    @cached_property
+    def net(self) -> jc.Network:
+        return jc.trace(self.apply, self.new(0), jnp.zeros((2, 784)))
+
+    @cached_property
+    def loss(self) -> Callable[..., jax.Array]:
+        plain = jc.cross_entropy(self.apply)
+        return lambda params, batch, key: plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+
+
+SUBJECTS = {
+    "perceptron": Subject(
+        new_perceptron,
+        logits,
+        stacked_perceptron,
+        6_000,
+        ((2, 6_000), (1, 800)),
+        ((4, 3_000), (2, 4_500), (1, 800)),
+        (2_500, 1_750),
+    ),
+    "Transformer": Subject(
+        new_transformer,
+        transformer,
+        stacked_transformer,
+        4_000,
+        ((2, 5_000), (1, 600)),
+        ((4, 3_000), (2, 4_000), (1, 600)),
+        (2_000, 1_000),
+    ),
+}
+
+
+# --- the trainings --------------------------------------------------------------------------------------------------
 
 
 class Judge:
     """The validation loss on the way, and what was spent for it."""
 
-    def __init__(self, data: Digits):
-        self.data, self.points, self.judging, self.start = data, [], 0.0, time.perf_counter()
+    def __init__(self, apply: Callable[[Any, jax.Array], jax.Array], data: Digits):
+        self.losses, self.data = losses(apply), [np.split(each, 10) for each in data]
+        self.points, self.judging, self.start = [], 0.0, time.perf_counter()
 
     def __call__(self, params: Any, spent: float) -> None:
         now = time.perf_counter()
-        found = np.mean([validation_loss(params, *part) for part in zip(*(np.split(each, 10) for each in self.data), strict=True)])
-        seconds = now - self.start - self.judging
-        self.points.append([spent, round(float(found), 5), round(seconds, 2)])
+        found = np.mean([self.losses(params, *part)[0] for part in zip(*self.data, strict=True)])
+        self.points.append([spent, round(float(found), 5), round(now - self.start - self.judging, 2)])
         self.judging += time.perf_counter() - now
 
 
-@jax.jit
-def validation_loss(params: Any, pixels: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, to_unit(pixels)), labels).mean()
+@cache
+def losses(apply: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The mean cross entropy, and the share that is wrong."""
+
+    def both(params: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = apply(params, to_unit(pixels))
+        loss = optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+        return loss, jnp.mean(jnp.argmax(found, -1) != labels)
+
+    return jax.jit(both)
 
 
-def params_of(seed: int, sizes: tuple[int, ...] = SIZES) -> Any:
-    return dense_params(jax.random.key(seed), sizes)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: what, at which rate, with which seed, on which data, judged by whom."""
+
+    subject: Subject
+    rate: float
+    seed: int
+    data: Digits
+    judge: Judge
+
+    def cascade(self, levels: Levels, **options: Any) -> Any:
+        """By `jc.multigrid`."""
+        optimizer = one_cycle(self.rate, sum(count for _, count in levels))
+        watch = lambda state: self.judge(state.params, state.spent)
+        given: dict[str, Any] = dict(optimizer=optimizer, levels=levels, batch_size=BATCH, seed=self.seed, watch=watch, every=EVERY)
+        return jc.multigrid(
+            self.subject.net, self.subject.loss, self.subject.new(self.seed), tuple(self.data), **given, **options
+        ).params
+
+    def grown(self, params: Any, counts: tuple[int, ...], change: Callable[[Any], Any]) -> Any:
+        """Level after level by `jc.fit`, Adam's moments anew on each and one cycle over all."""
+        optimizer, loss = one_cycle(self.rate, sum(counts)), self.subject.loss
+        done, spent = 0, 0.0
+        for level, count in enumerate(counts):
+            params = change(params) if level else params
+            count_of = lambda part, done=done: (
+                part._replace(count=jnp.int32(done)) if isinstance(part, optax.ScaleByScheduleState) else part
+            )
+            fresh = jax.tree.map(
+                count_of, optimizer.init(params), is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState)
+            )
+            start = jc.FitState(params, fresh, jnp.int32(done), jnp.zeros((done,), jnp.float32))
+            cost = step_flops(loss, optimizer, start, tuple(self.data), BATCH)
+            watch = lambda state, spent=spent, done=done, cost=cost: self.judge(
+                state.params, spent + cost * (int(state.step) - done)
+            )
+            given: dict[str, Any] = dict(
+                optimizer=optimizer, steps=done + count, batch_size=BATCH, seed=self.seed, watch=watch, every=EVERY
+            )
+            params = jc.fit(loss, params, tuple(self.data), state=start, **given).params
+            done, spent = done + count, spent + cost * count
+        return params
 
 
-NET = jc.trace(logits, params_of(0), jnp.zeros((2, 784)))
+def flat(job: Job, share: float = 1.0) -> Any:
+    return job.cascade(((1, int(share * job.subject.steps)),))
 
 
-def cascade(levels: Levels, rate: float, seed: int, data: Digits, judge: Judge, **options: Any) -> Any:
-    """By `jc.multigrid`."""
-    steps = sum(count for _, count in levels)
-    watch = lambda state: judge(state.params, state.spent)
-    given = dict(optimizer=one_cycle(rate, steps), levels=levels, batch_size=BATCH, seed=seed, watch=watch, every=EVERY)
-    return jc.multigrid(NET, loss_of(DROPOUT, 1.0), params_of(seed), tuple(data), **given, **options).params
+def multigrid(job: Job, levels: str = "two", **options: Any) -> Any:
+    return job.cascade(getattr(job.subject, levels), **options)
 
 
-def grown(
-    levels: tuple[tuple[Any, int], ...], begin: Any, change: Callable[[Any, Any, np.random.Generator], Any],
-    rate: float, seed: int, data: Digits, judge: Judge,
-) -> Any:  # fmt: skip
-    """Level after level by `jc.fit`, Adam's moments afresh on each and one cycle over all."""
-    total = sum(count for _, count in levels)
-    optimizer, loss, rng = one_cycle(rate, total), loss_of(DROPOUT, 1.0), np.random.default_rng(seed)
-    params, done, spent = begin, 0, 0.0
-    for level, (what, count) in enumerate(levels):
-        if level:
-            params = change(params, what, rng)
-        fresh = optimizer.init(params)
-        count_of = lambda part, done=done: (
-            part._replace(count=jnp.int32(done)) if isinstance(part, optax.ScaleByScheduleState) else part
+def half_the_width(job: Job) -> Any:
+    (factor, steps), (_, more) = job.subject.two
+    return job.grown(job.subject.new(job.seed, factor), (steps + more,), lambda params: params)
+
+
+def afresh(job: Job, split: float = 0.5, noise: float = 0.0) -> Any:
+    """Repetition without the optimizer's state; with noise and no split it is Net2Net."""
+    (factor, steps), (_, more) = job.subject.two
+    change = jc.refine(job.subject.net, factor, split=split, seed=job.seed)
+
+    def wider(params: Any) -> Any:
+        wide, treedef = jax.tree.flatten(change(params))
+        keys = jax.random.split(jax.random.key(job.seed), len(wide))
+        return treedef.unflatten(
+            [leaf + noise * leaf.std() * jax.random.normal(key, leaf.shape) for leaf, key in zip(wide, keys, strict=True)]
         )
-        states = jax.tree.map(count_of, fresh, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
-        cost = step_flops(optimizer, loss, params, fresh)
-        watch = lambda state, spent=spent, done=done, cost=cost: judge(state.params, spent + cost * (int(state.step) - done))
-        start = jc.FitState(params, states, jnp.int32(done), jnp.zeros((done,), jnp.float32))
-        given = dict(optimizer=optimizer, steps=done + count, batch_size=BATCH, seed=seed, state=start, watch=watch, every=EVERY)
-        params = jc.fit(loss, params, tuple(data), **given).params
-        done, spent = done + count, spent + cost * count
-    return params
+
+    return job.grown(job.subject.new(job.seed, factor), (steps, more), wider)
 
 
-def step_flops(optimizer: Any, loss: Any, params: Any, state: Any) -> float:
-    def step(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
-        gradient = jax.grad(loss)(params, batch, key)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    batch = jax.ShapeDtypeStruct((BATCH, 784), jnp.uint8), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    return flops(step, params, state, batch, jax.random.key(0))
+def stacking(job: Job) -> Any:
+    return job.grown(job.subject.new(job.seed, layers=1), job.subject.depths, job.subject.stacked)
 
 
-def wider(params: Any, width: int, rng: np.random.Generator, noise: float = 0.01) -> Any:
-    """Net2Net: random channels are repeated, what reads them is divided by how often, and all weights get a little noise."""
-    layers = [{name: np.asarray(leaf, np.float64) for name, leaf in params[str(index)].items()} for index in range(len(params))]
-    for here, behind in itertools.pairwise(layers):
-        old = here["kernel"].shape[1]
-        source = np.concatenate([np.arange(old), rng.integers(0, old, width - old)])
-        here["kernel"], here["bias"] = here["kernel"][:, source], here["bias"][source]
-        behind["kernel"] = behind["kernel"][source] / np.bincount(source, minlength=old)[source][:, None]
-    for layer in layers[:-1]:
-        layer["kernel"] = layer["kernel"] + noise * layer["kernel"].std() * rng.normal(size=layer["kernel"].shape)
-    return {str(index): jax.tree.map(jnp.float32, layer) for index, layer in enumerate(layers)}
-
-
-def deeper(params: Any, _: Any, rng: np.random.Generator) -> Any:
-    """The identity in front of the last layer: rectified units pass it as they are."""
-    width = params["1"]["kernel"].shape[0]
-    middle = {"kernel": jnp.eye(width, dtype=jnp.float32), "bias": jnp.zeros(width)}
-    return {"0": params["0"], "1": middle, "2": params["1"]}
-
-
-THREE: Levels = ((4, 4_000), (2, 2_000), (1, 1_500))
-TWO: Levels = ((2, 4_000), (1, 1_250))
-COLUMNS: dict[str, Callable[..., Any]] = {
-    "flat": partial(cascade, ((1, STEPS),)),
-    "flat, half": partial(cascade, ((1, STEPS // 2),)),
-    "multigrid": partial(cascade, THREE),
-    "multigrid, two levels": partial(cascade, TWO),
-    "multigrid, twins alike": partial(cascade, THREE, split=0.0),
+COLUMNS: dict[str, Callable[[Job], Any]] = {
+    "flat": flat,
+    "flat, half": partial(flat, share=0.5),
+    "multigrid": multigrid,
+    "multigrid, three levels": partial(multigrid, levels="three"),
+    "multigrid, twins alike": partial(multigrid, split=0.0),
+    "multigrid, afresh": afresh,
+    "half the width": half_the_width,
+    "Net2Net": partial(afresh, split=0.0, noise=0.01),
+    "layer stacking": stacking,
 }
 
 
-def net2net(rate: float, seed: int, data: Digits, judge: Judge) -> Any:
-    levels = tuple((1_024 // factor, count) for factor, count in THREE)
-    return grown(levels, params_of(seed, (784, 256, 256, 10)), wider, rate, seed, data, judge)
-
-
-def stacked(rate: float, seed: int, data: Digits, judge: Judge) -> Any:
-    return grown((("shallow", 2_750), ("deep", 1_750)), params_of(seed, (784, 1_024, 10)), deeper, rate, seed, data, judge)
-
-
-COLUMNS |= {"Net2Net": net2net, "layer stacking": stacked}
+# --- the cells ------------------------------------------------------------------------------------------------------
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
     """One run."""
     train, test = load_mnist()
     data, held = Digits(*(each[:-VALIDATION] for each in train)), Digits(*(each[-VALIDATION:] for each in train))
-    judge = Judge(held)
-    params = COLUMNS[key["column"]](key["rate"], key["seed"], data, judge)
-    return {"error": error(params, test), "points": judge.points}
+    subject = SUBJECTS[key["network"]]
+    judge = Judge(subject.apply, held)
+    params = COLUMNS[key["column"]](Job(subject, key["rate"], key["seed"], data, judge))
+    parts = zip(*(np.split(each, 10) for each in test), strict=True)
+    wrong = np.mean([losses(subject.apply)(params, *part)[1] for part in parts])
+    return {"error": round(100 * float(wrong), 2), "points": judge.points}
 
 
 def best(row: dict[str, Any]) -> float:
     return min(loss for _, loss, _ in row["points"])
 
 
-def cells(columns: list[str], seeds: int, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def cells(networks: list[str], columns: list[str], seeds: int, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """All rates on seed 0, then the best one on the others."""
-    for column in columns:
-        for rate in RATES:
-            yield {"column": column, "rate": rate, "seed": 0}
-        mine = [row for row in results if row["column"] == column and row["seed"] == 0 and row["rate"] in RATES]
-        rate = min(mine, key=best)["rate"]
-        for seed in range(1, seeds):
-            yield {"column": column, "rate": rate, "seed": seed}
+    for network in networks:
+        for column in columns:
+            for rate in RATES:
+                yield {"network": network, "column": column, "rate": rate, "seed": 0}
+            rate = chosen(results, network, column)[0]["rate"]
+            for seed in range(1, seeds):
+                yield {"network": network, "column": column, "rate": rate, "seed": seed}
+
+
+def chosen(results: list[dict[str, Any]], network: str, column: str) -> list[dict[str, Any]]:
+    """The runs of a column at its best rate, by seed."""
+    mine = [row for row in results if (row["network"], row["column"]) == (network, column) and row["rate"] in RATES]
+    rate = min((row for row in mine if row["seed"] == 0), key=best)["rate"]
+    return sorted((row for row in mine if row["rate"] == rate), key=lambda row: row["seed"])
 
 
 def reached(row: dict[str, Any], goal: float) -> list[float] | None:
@@ -192,71 +330,59 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
     return next(([spent, seconds] for spent, loss, seconds in row["points"] if loss <= goal), None)
 
 
-def chosen(results: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    """The runs of a column at its best rate, by seed."""
-    rate = min((row for row in results if row["column"] == column and row["seed"] == 0), key=best)["rate"]
-    return sorted((row for row in results if (row["column"], row["rate"]) == (column, rate)), key=lambda row: row["seed"])
-
-
-def table(results: list[dict[str, Any]], columns: list[str]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """A line for each column: what it needs in shares of what flat training does, and what it ends with."""
-    flat = {row["seed"]: row for row in chosen(results, "flat")}
-    lines = [
-        "| training | rate | FLOPs spent | best validation loss | reach flat's best | FLOPs to it | seconds to it | test error % |"
-    ]
-    lines.append("|---" * 8 + "|")
-    for column in columns:
-        rows = [row for row in chosen(results, column) if row["seed"] in flat]
-        shares, spent = [], []
-        for row in rows:
-            base = flat[row["seed"]]
-            goal = reached(base, best(base))
-            found = reached(row, best(base))
-            assert goal
-            spent.append(row["points"][-1][0] / base["points"][-1][0])
-            if found:
-                shares.append([found[0] / goal[0], found[1] / goal[1]])
-        mean = lambda values, digits: (
-            f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
-        )
-        both = [mean([share[place] for share in shares], 2) if shares else "never" for place in range(2)]
-        losses = [best(row) for row in rows]
-        lines.append(
-            f"| {column} | {rows[0]['rate']:g} | {np.mean(spent):.2f} | {mean(losses, 4)} | {len(shares)} of {len(rows)} "
-            f"| {both[0]} | {both[1]} | {mean([row['error'] for row in rows], 2)} |"
-        )
+    head = ["network", "training", "rate", "FLOPs, all", "seconds, all", "best validation loss", "reach flat's best", "FLOPs to it"]
+    head += ["seconds to it", "test error %"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    mean = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+    for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
+        if not any((row["network"], row["column"]) == (network, column) for row in results):
+            continue
+        flat = {row["seed"]: row for row in chosen(results, network, "flat")}
+        rows = [row for row in chosen(results, network, column) if row["seed"] in flat]
+        spent = np.mean([np.divide(row["points"][-1], flat[row["seed"]]["points"][-1]) for row in rows], 0)
+        goals = [reached(flat[row["seed"]], best(flat[row["seed"]])) for row in rows]
+        found = [reached(row, best(flat[row["seed"]])) for row in rows]
+        shares = np.array([np.divide(one, goal) for one, goal in zip(found, goals, strict=True) if one and goal])
+        both = [mean(shares[:, place], 2) if len(shares) else "never" for place in range(2)]
+        ends = mean([best(row) for row in rows], 4), mean([row["error"] for row in rows], 2)
+        each = [network, column, f"{rows[0]['rate']:g}", f"{spent[0]:.2f}", f"{spent[2]:.2f}", ends[0]]
+        lines.append("| " + " | ".join([*each, f"{len(shares)} of {len(rows)}", *both, ends[1]]) + " |")
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], columns: list[str], path: Path) -> None:
+def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Validation loss against FLOPs, the seeds' mean."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.subplots()
-    for column in columns:
-        rows = chosen(results, column)
-        spent = np.array([point[0] for point in rows[0]["points"]])
-        losses = np.mean([[point[1] for point in row["points"]] for row in rows], 0)
-        ax.plot(spent, losses, label=column)
-    ax.set(xlabel="FLOPs", ylabel="validation loss", yscale="log", ylim=(None, 0.2))
-    ax.legend(frameon=False)
+    networks = [network for network in SUBJECTS if any(row["network"] == network for row in results)]
+    figure = Figure(figsize=(6 * len(networks), 4), layout="constrained")
+    for ax, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        for column in (
+            column for column in COLUMNS if any((row["network"], row["column"]) == (network, column) for row in results)
+        ):
+            rows = chosen(results, network, column)
+            losses = np.mean([[loss for _, loss, _ in row["points"]] for row in rows], 0)
+            ax.plot([spent for spent, _, _ in rows[0]["points"]], losses, label=column)
+        ax.set(title=network, xlabel="FLOPs", ylabel="validation loss", yscale="log", ylim=(None, 0.2))
+        ax.legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NETWORK")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="draw loss against FLOPs there")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
     args = parser.parse_args()
     results = read(args.out)
-    finished(args.out, results, cells(args.columns, args.seeds, results), measure)
-    columns = [column for column in COLUMNS if any(row["column"] == column for row in results)]
-    print(table(results, columns))
+    finished(args.out, results, cells(args.networks, args.columns, args.seeds, results), measure)
+    print(table(results))
     if args.plot:
-        draw(results, columns, args.plot)
+        draw(results, args.plot)
 
 
 if __name__ == "__main__":
