@@ -9,6 +9,7 @@ See README.md for a tour.
 from jaxcompress.analysis import plots
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.functions import WeightFunction, weight_functions
+from jaxcompress.analysis.gradients import Curvature, GradientStatistics, curvature, gradient_statistics
 from jaxcompress.analysis.report import Report, report
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
@@ -26,6 +27,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.any_resolution import at_any_resolution
+from jaxcompress.training.distillation import distillation, outputs
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.smoothing import add_variation, variation
@@ -50,10 +52,12 @@ __all__ = [
     "ClusteredArray",
     "CompactArray",
     "ConvolvedArray",
+    "Curvature",
     "DesignedAtoms",
     "FactoredArray",
     "FitState",
     "Frontier",
+    "GradientStatistics",
     "HashedArray",
     "LeafTransform",
     "LookupArray",
@@ -79,9 +83,12 @@ __all__ = [
     "compress",
     "convolved",
     "cross_entropy",
+    "curvature",
+    "distillation",
     "factored",
     "fit",
     "frontier",
+    "gradient_statistics",
     "hashed",
     "identity",
     "initialize",
@@ -92,6 +99,7 @@ __all__ = [
     "merge",
     "multigrid",
     "order",
+    "outputs",
     "partition",
     "plots",
     "recalibrate",

@@ -21,7 +21,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.encoder import Encoder, network
 from jaxcompress.models.bert import pool
 from jaxcompress.text.batches import Batch, States, buckets, hidden_states
-from jaxcompress.training.distillation import batches_with, distillation_loss
+from jaxcompress.training.encoder_distillation import batches_with, distillation_loss
 from jaxcompress.training.fit import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 

@@ -1,154 +1,132 @@
-"""A small encoder learns to say what a large one says, from texts alone: no labels.
+"""A classifier learns from what another one says of its inputs: soft targets, and hidden states that agree.
 
-With student s and teacher t of one text, and the teacher's embeddings b of many passages, the loss is
-`|s - t|^2 / 2 + a tau^2 KL(softmax(t.b / tau) || softmax(s.b / tau))`: where the text lies, and which passages it is near, the more
-so those that are nearest. Hidden states may be matched, too, through the map that made the student narrower. Costs the student's
-gradient; embeddings of the teacher are computed once, hidden states anew at each step.
+With the student's logits z and the teacher's v, p = softmax(./ T), the loss is `(1 - a) T^2 KL(p(v) || p(z)) + a CE(y, z)`: the
+square makes gradients alike at all temperatures, and as T grows they become those of `|z - v|^2` without the means. Hidden states
+of any two widths may agree as well: their centred kernel alignment is 1 where one is a rotation and scaling of the other. Costs the
+student's gradient; the teacher is asked once for every input.
 
-Source: Hinton et al. 2015 (arXiv:1503.02531); soft similarity distributions, Tejankar et al. 2021 (arXiv:2010.06682).
+Sources: Hinton et al. 2015 (arXiv:1503.02531); centred kernel alignment, Kornblith et al. 2019 (arXiv:1905.00414).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from tqdm.auto import tqdm
 
-from jaxcompress.text.batches import Batch, States
-from jaxcompress.training.fit import Loss
-
-
-def embedding_loss(student: jax.Array, teacher: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    """Half the squared distance of embeddings (rows, d), which is one minus their cosine where both have length 1.
-
-    Args:
-        student, teacher: (rows, d).
-        weight: (rows,), 1 by default; the mean is weighted.
-    """
-    return average(jnp.sum((student - teacher).astype(jnp.float32) ** 2, -1) / 2, weight)
+from jaxcompress.training.fit import Loss, check_length
 
 
-def similarity_loss(
-    student: jax.Array,
-    teacher: jax.Array,
-    passages: jax.Array | None = None,
-    *,
-    temperature: float = 0.05,
-    weight: jax.Array | None = None,
-) -> jax.Array:
-    """How differently student and teacher see which passages a text is near, in nats times the squared temperature.
+def distillation(apply: Callable[..., Any], *, temperature: float = 4.0, hard: float = 0.0, states: float = 0.0) -> Loss:
+    """The loss of a student of a classifier, for `jc.fit`.
 
     Args:
-        student, teacher: (rows, d) embeddings of the same texts.
-        passages: (n, d) the teacher's embeddings of passages; by default those of the other texts of the batch.
-        temperature: of the softmax over passages: the lower, the more only the nearest count.
-        weight: (rows,), 1 by default; a row of weight 0 is no passage either.
+        apply: `apply(params, x) -> logits (batch, classes)`; with `states` `-> (logits, hidden)`.
+        temperature: of both softmaxes: the higher, the more small probabilities count.
+        hard: the weight of the labels, from 0 to 1; the rest is the teacher's.
+        states: the weight of `1 - alignment(hidden, the teacher's)`.
 
     Returns:
-        The mean of `temperature^2 KL(teacher || student)`: the square makes gradients alike at all temperatures.
+        `loss(params, batch, key)`. A batch is (x, y, logits of the teacher); (x, logits) does where `hard` is 0. With `states` the
+        teacher's hidden values stand behind its logits.
+
+    Raises:
+        ValueError: for a temperature that is not positive, weights out of range.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxcompress.training.distillation import similarity_loss
-        >>> teacher = jnp.eye(3)
-        >>> float(similarity_loss(teacher, teacher, jnp.eye(3))), bool(similarity_loss(teacher[::-1], teacher, jnp.eye(3)) > 0)
-        (0.0, True)
+        >>> import jax, jax.numpy as jnp, optax, jaxcompress as jc
+        >>> apply, x = lambda p, x: x @ p, jax.random.normal(jax.random.key(0), (64, 3))
+        >>> said = jc.outputs(apply, jnp.eye(3), x, progress=False)  # the teacher's
+        >>> loss = jc.distillation(apply, temperature=2.0)
+        >>> state = jc.fit(
+        ...     loss, jnp.zeros((3, 3)), (x, said), optimizer=optax.adam(0.05), steps=200, batch_size=64, progress=False
+        ... )
+        >>> bool(state.losses[-1] < 1e-3 * state.losses[0])
+        True
     """
-    left_out: Any = False
-    if passages is None:
-        passages = teacher
-        left_out = jnp.eye(len(teacher), dtype=bool)
-        left_out = left_out if weight is None else left_out | (weight == 0)[None, :]
-
-    def log_shares(x: jax.Array) -> jax.Array:
-        scores = jnp.matmul(x, passages.T, preferred_element_type=jnp.float32) / temperature
-        return jax.nn.log_softmax(jnp.where(left_out, -1e9, scores))
-
-    target = log_shares(teacher)
-    apart = jnp.sum(jnp.exp(target) * (target - log_shares(student)), -1)
-    return temperature**2 * average(apart, weight)
-
-
-def state_loss(student: jax.Array, teacher: jax.Array, mask: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-    """The squared error of hidden states, relative to the teacher's.
-
-    Args:
-        student: (rows, length, r).
-        teacher: (rows, length, d).
-        mask: (rows, length), true where there is a token.
-        embedding: (r, d), how the student's axis lies in the teacher's, the transpose of the map that cut it: what the teacher has
-            outside it cannot be matched and does not count. By default both are as wide.
-    """
-    goal = teacher if embedding is None else teacher @ embedding.T
-    weight = mask.astype(jnp.float32)[..., None]
-    error = jnp.sum(weight * (student - goal).astype(jnp.float32) ** 2)
-    return error / jnp.maximum(jnp.sum(weight * goal.astype(jnp.float32) ** 2), 1e-12)
-
-
-def average(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-    return values.mean() if weight is None else jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1)
-
-
-def distillation_loss(
-    apply: Callable[..., jax.Array],
-    passages: Any = None,
-    *,
-    temperature: float = 0.05,
-    similarity: float = 1.0,
-    pool: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    states: float = 1.0,
-) -> Loss:
-    """The loss of an encoder that learns from a teacher's embeddings, and from its hidden states where they are given.
-
-    Args:
-        apply: `apply(params, ids, mask) -> (rows, d)`, the student.
-        passages: (n, d) the teacher's embeddings of the passages that texts are near or far from; by default the batch's own.
-        temperature: as for `similarity_loss`.
-        similarity: its weight, in units of the temperature's: the two parts of the loss are then of about one size.
-        pool: `pool(hidden, mask) -> (rows, d)`, where `apply` gives hidden states (rows, length, d): these are matched, too, which
-            says much more of every text. The batches then have the teacher's.
-        states: the weight of that.
-
-    Returns:
-        `loss(params, batch, key)` for `fit_stream`, with the batches of `batches_with`.
-    """
-    bank = None if passages is None else jnp.asarray(passages)
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"distillation: the temperature must be positive, such as 4; got {temperature!r}")
+    if not 0 <= hard <= 1 or not 0 <= states < np.inf:
+        raise ValueError(f"distillation: hard is a share from 0 to 1 and states a weight from 0 on; got {hard!r} and {states!r}")
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
-        ids, mask, target, weight, *hidden = batch
-        student, apart = apply(params, ids, mask), jnp.float32(0)
-        if pool is not None:
-            apart = states * state_loss(student, hidden[0].astype(jnp.float32), mask)
-            student = pool(student, mask)
-        near = similarity_loss(student, target, bank, temperature=temperature, weight=weight)
-        return embedding_loss(student, target, weight) + similarity / temperature * near + apart
+        x, *y, said = batch[: len(batch) - bool(states)]
+        if hard and not y:
+            raise ValueError("distillation: with hard > 0 a batch is (x, y, logits of the teacher)")
+        logits, *own = apply(params, x) if states else (apply(params, x),)
+        if logits.shape != said.shape:
+            raise ValueError(f"distillation: the student gives logits of shape {logits.shape}, the teacher {said.shape}")
+        logits, said = logits.astype(jnp.float32), said.astype(jnp.float32)
+        goal = jax.nn.log_softmax(said / temperature)
+        apart = optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits / temperature), goal)
+        total = (1 - hard) * temperature**2 * jnp.mean(apart)
+        if hard:
+            total += hard * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y[0]))
+        if states:
+            total += states * (1 - alignment(own[0], batch[-1]))
+        return total
 
     return loss
 
 
-def batches_with(batches: Sequence[Batch], targets: Any, states: States | None = None) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """Batches of texts with the teacher's embeddings, as a function of the step: epoch after epoch, each in an order of its own.
+def alignment(one: jax.Array, two: jax.Array) -> jax.Array:
+    """How alike two layers see the same examples, from 0 to 1: linear centred kernel alignment.
 
     Args:
-        batches: from `jaxcompress.text.batches.buckets`.
-        targets: (texts, d).
-        states: the teacher's hidden states of the texts, from `jaxcompress.text.batches.hidden_states`.
+        one, two: (examples, ...), of any two widths.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxcompress.training.distillation import alignment
+        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+        >>> round(float(alignment(x, 5 * x[:, ::-1] + 7)), 4)
+        1.0
+    """
+    one, two = (each.reshape(len(each), -1).astype(jnp.float32) for each in (one, two))
+    one, two = one - one.mean(0), two - two.mean(0)
+    product = lambda a, b: jnp.sum(jnp.matmul(a.T, b, precision="highest") ** 2)
+    return product(one, two) / jnp.sqrt(jnp.maximum(product(one, one) * product(two, two), jnp.finfo(jnp.float32).tiny))
+
+
+def outputs(
+    apply: Callable[..., Any], params: Any, x: Any, *, batch_size: int = 500, progress: bool = True, description: str = "outputs"
+) -> Any:
+    """What a model says of many inputs, batch after batch under jit.
+
+    Args:
+        apply: `apply(params, x)`, which gives arrays (or a tree of them) whose first dimension is the examples.
+        params: its parameters.
+        x: (n, ...) inputs, or a tree of them.
+        batch_size: inputs at once; the last batch is filled up with repetitions, which are dropped.
+        progress: show a progress bar.
+        description: the words in front of it.
 
     Returns:
-        From a step's number to `(ids, mask, target, weight)` and the hidden states where there are some; rows of padding have
-        weight 0.
+        The outputs of all inputs, on the host.
+
+    Raises:
+        ValueError: for inputs of unequal lengths or none, outputs of another length.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.outputs(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((7, 3)), batch_size=4, progress=False).shape
+        (7, 2)
     """
-    if not batches:
-        raise ValueError("batches_with: there are no batches")
-    targets = np.asarray(targets, np.float32)
-
-    def batch_at(step: int) -> tuple[np.ndarray, ...]:
-        epoch, turn = divmod(step, len(batches))
-        batch = batches[np.random.default_rng(epoch).permutation(len(batches))[turn]]
-        given = batch.ids, batch.mask, targets[batch.index], (batch.index >= 0).astype(np.float32)
-        return given if states is None else (*given, states.of(batch))
-
-    return batch_at
+    count = check_length("outputs", x)
+    size = min(batch_size, count)
+    run = jax.jit(apply)
+    found = []
+    with tqdm(total=count, desc=description, disable=not progress, leave=False) as bar:
+        for start in range(0, count, size):
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            said = jax.tree.map(np.asarray, run(params, jax.tree.map(lambda leaf, index=index: leaf[index], x)))
+            if wrong := [leaf.shape for leaf in jax.tree.leaves(said) if leaf.ndim < 1 or len(leaf) != size]:
+                raise ValueError(f"outputs: {size} inputs gave an output of shape {wrong[0]}; its first dimension is the examples")
+            found.append(jax.tree.map(lambda leaf, start=start: leaf[: count - start], said))
+            bar.update(min(size, count - start))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

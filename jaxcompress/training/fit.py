@@ -50,12 +50,13 @@ class FitState:
 jax.tree_util.register_dataclass(FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[])
 
 
-def cross_entropy(apply: Callable[[Any, Any], jax.Array]) -> Loss:
+def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 0.0) -> Loss:
     """The classification loss of a model, for hard or soft targets.
 
     Args:
         apply: `apply(params, x) -> logits (batch, classes)`; for compact parameters of a model that knows nothing of
             them, `lambda p, x: model.apply(jc.materialize(p), x)`.
+        smoothing: a share of each target that goes to all classes alike (label smoothing).
 
     Returns:
         `loss(params, (x, y), key)`: the mean over the batch, in float32. y holds integers (batch,), or a
@@ -68,12 +69,17 @@ def cross_entropy(apply: Callable[[Any, Any], jax.Array]) -> Loss:
         0.6931
     """
 
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"cross_entropy: smoothing is a share from 0 to below 1, such as 0.1; got {smoothing!r}")
+
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
         x, y = batch
         logits = apply(params, x).astype(jnp.float32)
         if jnp.issubdtype(y.dtype, jnp.integer):
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return optax.softmax_cross_entropy(logits, y.astype(jnp.float32)).mean()
+            if not smoothing:
+                return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            y = jax.nn.one_hot(y, logits.shape[-1])
+        return optax.softmax_cross_entropy(logits, optax.smooth_labels(y.astype(jnp.float32), smoothing)).mean()
 
     return loss
 
@@ -222,19 +228,24 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
 def check_fit(who: str, params: Any, data: Any, steps: int, batch_size: int, every: int | None) -> None:
     """Refuse what cannot be trained, before any work."""
     check_params(who, params)
-    lengths = {
-        jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
-        for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
-    }
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{who}: every array of the data needs the same number of examples, got {lengths}")
-    (examples,) = set(lengths.values())
+    examples = check_length(who, data)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}")
     if steps < 0:
         raise ValueError(f"{who}: steps must not be negative, got {steps}")
     if every is not None and not (isinstance(every, int) and every >= 1):
         raise ValueError(f"{who}: every must be a whole number of steps from 1 on, got {every}")
+
+
+def check_length(who: str, data: Any) -> int:
+    """The number of examples, which every array must have."""
+    lengths = {
+        jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
+        for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
+    }
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"{who}: every array of the data needs the same number of examples, at least one; got {lengths}")
+    return next(iter(lengths.values()))
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:

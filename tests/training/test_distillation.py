@@ -1,128 +1,109 @@
-"""A student that learns from texts alone comes near its teacher; the loop resumes to the bit."""
-
-import dataclasses
-from functools import partial
+"""Soft targets: what the loss is at both ends of the temperature, that students come to agree, hidden states of any width."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from laws import matrix
+from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.models.bert import Bert, BertConfig, pool
-from jaxcompress.text.batches import buckets, embed, hidden_states
-from jaxcompress.text.retrieval import fidelity
-from jaxcompress.training.distillation import batches_with, distillation_loss, embedding_loss, similarity_loss, state_loss
-from jaxcompress.training.stream import fit_stream
+from jaxcompress.training.distillation import alignment
 
-RNG = np.random.default_rng(0)
-TEXTS = [RNG.integers(1, 40, RNG.integers(3, 30)).astype(np.int32) for _ in range(60)]
-MODEL = Bert(BertConfig(40, 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-PARAMS = MODEL.init(jax.random.key(1), jnp.ones((1, 4), int))["params"]
+X = np.random.default_rng(0).normal(size=(256, 5)).astype(np.float32)
+TEACHER, STUDENT = mlp_params((5, 32, 32, 4)), mlp_params((5, 16, 16, 4), seed=1)
+SAID = jc.outputs(mlp, TEACHER, X, progress=False)
+Y = SAID.argmax(1)
 
 
-def apply(params, ids, mask):
-    return MODEL.apply({"params": params}, ids, mask)
+@pytest.mark.parametrize("batch_size", [1, 7, 256, 1_000])
+def test_outputs_are_those_of_one_call(batch_size):
+    both = lambda params, x: {"logits": mlp(params, x["x"]), "x": x["x"]}
+    found = jc.outputs(both, TEACHER, {"x": X}, batch_size=batch_size, progress=False)
+    np.testing.assert_allclose(found["logits"], mlp(TEACHER, X), atol=1e-5)
+    np.testing.assert_array_equal(found["x"], X)
 
 
-def test_a_cut_encoder_recovers_on_texts_alone():
-    teacher = embed(apply, PARAMS, TEXTS, progress=False)
-    batches = buckets(TEXTS, tokens=256, seed=0)
-    net = jc.trace(apply, PARAMS, *batches[0].inputs)
-    moments = net.calibrate(PARAMS, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, progress=False)
-    small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, moments)
-    similar = lambda params: fidelity(teacher, embed(net, params, TEXTS, progress=False))
-    before = similar(small)
-    stream = batches_with(batches, teacher)
-    for bank in (teacher, None):
-        loss = distillation_loss(net, bank)
-        state = fit_stream(loss, small, stream, optimizer=optax.adam(3e-3), steps=60, progress=False)
-        assert 1 - similar(state.params) < 0.5 * (1 - before)
+def test_at_both_ends_of_the_temperature():
+    """Hot, the gradient is that of logits less their mean; at 1 with labels alone it is cross entropy."""
+    slope = lambda loss, batch: jax.grad(loss)(STUDENT, batch, None)
+    centred = lambda z: z - z.mean(1, keepdims=True)
+    squared = lambda params, batch, key: jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
+    hot = slope(jc.distillation(mlp, temperature=1e3), (X, SAID))
+    for one, two in zip(jax.tree.leaves(hot), jax.tree.leaves(slope(squared, (X, SAID))), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0.02, atol=0.02 * float(jnp.abs(two).max()))
+    hard = slope(jc.distillation(mlp, hard=1.0), (X, Y, SAID))
+    for one, two in zip(jax.tree.leaves(hard), jax.tree.leaves(slope(jc.cross_entropy(mlp), (X, Y))), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-def test_hidden_states_teach_more_than_embeddings_alone():
-    config = dataclasses.replace(MODEL.config, pooling="none")
-    hidden = lambda params, ids, mask: Bert(config).apply({"params": params}, ids, mask)
-    batches, teacher = buckets(TEXTS, tokens=256, seed=0), embed(apply, PARAMS, TEXTS, progress=False)
-    net = jc.trace(hidden, PARAMS, *batches[0].inputs)
-    small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, net.calibrate(PARAMS, [b.inputs for b in batches], progress=False))
-    states = hidden_states(hidden, PARAMS, TEXTS, progress=False)
-    error = lambda params: float(
-        np.mean([state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask) for b in batches])
-    )
-    found = {}
-    for weight in (0.0, 1.0):
-        loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
-        state = fit_stream(
-            loss, small, batches_with(batches, teacher, states), optimizer=optax.adam(3e-3), steps=60, progress=False
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
+def test_the_teacher_itself_is_the_minimum(temperature):
+    loss = jc.distillation(mlp, temperature=temperature)
+    assert float(loss(TEACHER, (X, SAID), None)) == pytest.approx(0, abs=1e-4)
+    assert float(loss(STUDENT, (X, SAID), None)) > 0.1
+    assert all(float(jnp.abs(leaf).max()) < 1e-3 for leaf in jax.tree.leaves(jax.grad(loss)(TEACHER, (X, SAID), None)))
+
+
+def test_the_parts_add_up():
+    parts = [float(jc.distillation(mlp, temperature=2.0, hard=share)(STUDENT, (X, Y, SAID), None)) for share in (0.0, 0.3, 1.0)]
+    assert parts[1] == pytest.approx(0.7 * parts[0] + 0.3 * parts[2], rel=1e-5)
+
+
+def test_smoothing_is_a_mixture_of_labels():
+    soft = 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4
+    smooth = jc.cross_entropy(mlp, smoothing=0.1)
+    assert float(smooth(STUDENT, (X, Y), None)) == pytest.approx(float(jc.cross_entropy(mlp)(STUDENT, (X, soft), None)), rel=1e-5)
+
+
+def test_hidden_states_of_another_width_come_to_agree():
+    def both(params, x):
+        hidden = jax.nn.relu(jax.nn.relu(x @ params["w0"] + params["b0"]) @ params["w1"] + params["b1"])
+        return hidden @ params["w2"], hidden
+
+    said, hidden = jc.outputs(both, TEACHER, X, progress=False)
+    before = float(alignment(both(STUDENT, X)[1], hidden))
+    given = dict(optimizer=optax.adam(0.01), steps=150, batch_size=256, progress=False)
+    after = [
+        float(
+            alignment(both(jc.fit(jc.distillation(both, states=weight), STUDENT, (X, said, hidden), **given).params, X)[1], hidden)
         )
-        found[weight] = error(state.params)
-    assert found[1.0] < 0.8 * found[0.0] < error(small)
+        for weight in (1e-6, 10.0)
+    ]
+    assert before < after[1]
+    assert 1 - after[1] < 0.7 * (1 - after[0])
 
 
-def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
-    loss, stream = distillation_loss(apply), batches_with(buckets(TEXTS, tokens=256), np.eye(16)[RNG.integers(0, 16, 60)])
-    optimizer = optax.MultiSteps(optax.adam(1e-3), every_k_schedule=3)
-    saved = []
-    whole = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=8, progress=False, watch=saved.append, every=0.0)
-    assert [int(state.step) for state in saved][-1] == 8
-    half = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=5, progress=False)
-    again = fit_stream(loss, None, stream, optimizer=optimizer, steps=8, progress=False, state=half)
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
-    with pytest.raises(ValueError, match="already taken 8 steps"):
-        fit_stream(loss, None, stream, optimizer=optimizer, steps=5, state=whole, progress=False)
+def test_alignment_is_blind_to_rotation_and_scale():
+    rotation = np.linalg.qr(np.asarray(matrix(5, 5)))[0]
+    assert float(alignment(X, 3 * X @ rotation + 1)) == pytest.approx(1, abs=1e-5)
+    other = np.random.default_rng(1).normal(size=(256, 9)).astype(np.float32)
+    assert float(alignment(X, other)) < 0.1
+    assert float(alignment(X, np.ones((256, 2), np.float32))) == 0
 
 
-def test_gradients_that_are_gathered_are_those_of_the_larger_batch():
-    loss = lambda w, x, key: jnp.mean((x @ w - 1) ** 2)
-    x = RNG.standard_normal((6, 4)).astype(np.float32)
-    parts = fit_stream(
-        loss,
-        jnp.zeros(4),
-        lambda step: x[2 * step : 2 * step + 2],
-        optimizer=optax.MultiSteps(optax.sgd(0.1), 3),
-        steps=3,
-        progress=False,
-    )
-    whole = fit_stream(loss, jnp.zeros(4), lambda step: x, optimizer=optax.sgd(0.1), steps=1, progress=False)
-    np.testing.assert_allclose(parts.params, whole.params, rtol=1e-5)
+def test_students_learn_what_the_teacher_says_of_new_inputs():
+    """Its probabilities, which labels say nothing of."""
+    given = dict(optimizer=optax.adam(0.01), steps=300, batch_size=64, progress=False)
+    fresh = np.random.default_rng(2).normal(size=(4_000, 5)).astype(np.float32)
+    apart = lambda params: float(jc.distillation(mlp, temperature=1.0)(params, (fresh, mlp(TEACHER, fresh)), None))
+    soft = jc.fit(jc.distillation(mlp, temperature=2.0), STUDENT, (X, SAID), **given).params
+    hard = jc.fit(jc.cross_entropy(mlp), STUDENT, (X, Y), **given).params
+    assert apart(soft) < 0.3 * apart(hard)
 
 
-def test_padding_rows_count_nowhere():
-    student, teacher = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in RNG.standard_normal((2, 5, 8)).astype(np.float32))
-    weight = jnp.array([1.0, 1, 1, 0, 0])
-    for loss in (embedding_loss, similarity_loss):
-        np.testing.assert_allclose(loss(student, teacher, weight=weight), loss(student[:3], teacher[:3]), rtol=1e-5)
-        assert loss(teacher, teacher, weight=weight) == 0
-        assert np.isfinite(jax.grad(loss)(student, teacher, weight=weight)).all()
-
-
-def test_similarities_are_the_divergence_by_its_formula():
-    student, teacher, bank = (RNG.standard_normal((n, 8)).astype(np.float32) / 3 for n in (4, 4, 20))
-    shares = lambda x: (e := np.exp(x @ bank.T / 0.2)) / e.sum(1, keepdims=True)
-    p, q = shares(teacher), shares(student)
-    expected = 0.04 * (p * np.log(p / q)).sum(1).mean()
-    np.testing.assert_allclose(similarity_loss(student, teacher, bank, temperature=0.2), expected, rtol=1e-4)
-
-
-def test_states_are_matched_through_the_map():
-    basis = np.linalg.qr(RNG.standard_normal((8, 8)))[0][:5].astype(np.float32)
-    teacher = RNG.standard_normal((2, 3, 8)).astype(np.float32)
-    mask = np.array([[True, True, False], [True, False, False]])
-    student = teacher @ basis.T
-    student[~mask] = 7  # what is masked does not count
-    assert state_loss(student, teacher, mask, basis) < 1e-10
-    assert state_loss(teacher, teacher, mask) == 0
-    np.testing.assert_allclose(state_loss(0 * student, teacher, mask, basis), 1, rtol=1e-5)
-
-
-def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="no batches"):
-        batches_with([], np.ones((3, 2)))
-    with pytest.raises(TypeError, match="only float leaves"):
-        fit_stream(lambda p, b, k: 0.0, {"a": jnp.arange(3)}, lambda step: None, optimizer=optax.sgd(1.0), steps=1)
-    with pytest.raises(ValueError, match="not finite at step 0"):
-        fit_stream(
-            lambda p, b, k: jnp.sum(p) * jnp.nan, jnp.ones(2), lambda step: 0.0, optimizer=optax.sgd(1.0), steps=3, progress=False
-        )
+def test_refusals():
+    for wrong in (dict(temperature=0.0), dict(hard=1.5), dict(states=-1.0)):
+        with pytest.raises(ValueError, match="distillation: "):
+            jc.distillation(mlp, **wrong)
+    with pytest.raises(ValueError, match="a batch is"):
+        jc.distillation(mlp, hard=0.5)(STUDENT, (X, SAID), None)
+    with pytest.raises(ValueError, match="the teacher"):
+        jc.distillation(mlp)(STUDENT, (X, SAID[:, :2]), None)
+    with pytest.raises(ValueError, match="at least one"):
+        jc.outputs(mlp, TEACHER, X[:0])
+    with pytest.raises(ValueError, match="first dimension"):
+        jc.outputs(lambda p, x: x.sum(0), TEACHER, X, progress=False)
+    with pytest.raises(ValueError, match="smoothing"):
+        jc.cross_entropy(mlp, smoothing=1.0)
