@@ -162,10 +162,10 @@ SUBJECTS = {
         new_transformer,
         transformer,
         stacked_transformer,
-        4_000,
-        ((2, 5_000), (1, 600)),
-        ((4, 3_000), (2, 4_000), (1, 600)),
-        (2_000, 1_000),
+        3_000,
+        ((2, 3_600), (1, 500)),
+        ((4, 2_000), (2, 3_000), (1, 500)),
+        (1_500, 750),
     ),
 }
 
@@ -333,7 +333,7 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
 def table(results: list[dict[str, Any]]) -> str:
     """A line for each column: what it needs in shares of what flat training does, and what it ends with."""
     head = ["network", "training", "rate", "FLOPs, all", "seconds, all", "best validation loss", "reach flat's best", "FLOPs to it"]
-    head += ["seconds to it", "test error %"]
+    head += ["seconds to it", "FLOPs to 2 % above it", "test error %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     mean = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
     for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
@@ -346,6 +346,9 @@ def table(results: list[dict[str, Any]]) -> str:
         found = [reached(row, best(flat[row["seed"]])) for row in rows]
         shares = np.array([np.divide(one, goal) for one, goal in zip(found, goals, strict=True) if one and goal])
         both = [mean(shares[:, place], 2) if len(shares) else "never" for place in range(2)]
+        near = [[reached(each, 1.02 * best(flat[row["seed"]])) for each in (row, flat[row["seed"]])] for row in rows]
+        near = [one[0] / goal[0] for one, goal in near if one and goal]
+        both.append(f"{mean(near, 2)} ({len(near)} of {len(rows)})" if near else "never")
         ends = mean([best(row) for row in rows], 4), mean([row["error"] for row in rows], 2)
         each = [network, column, f"{rows[0]['rate']:g}", f"{spent[0]:.2f}", f"{spent[2]:.2f}", ends[0]]
         lines.append("| " + " | ".join([*each, f"{len(shares)} of {len(rows)}", *both, ends[1]]) + " |")
