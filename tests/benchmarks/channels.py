@@ -7,8 +7,9 @@ training was set in advance. "ours" is `rotate_and_prune` with a budget of chann
 divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
 is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
 reconstruction, too), l1 and random are the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.order`
-in each of its three ways, or in the order that training left, and without reconstruction. Then two speeds: the cut network against
-the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer encoder.
+in each of its three ways, with the shares that "ours" has, in the order that training left, and without reconstruction. Then two
+speeds: the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a
+twelve-layer encoder.
 
     python tests/benchmarks/channels.py             # the tables; about 75 minutes on two cores, 45 of them training
     python tests/benchmarks/channels.py --again     # measure afresh, for instance after a change of the transform
@@ -55,6 +56,7 @@ ORDERS = {
     "coarsened": "tour",
     "coarsened, leaf order": "leaves",
     "coarsened, spectral order": "spectral",
+    "coarsened, shares as ours": "tour",
     "coarsened, not in order": None,
     "coarsened, no reconstruction": "tour",
 }
@@ -218,7 +220,10 @@ class Case:
         """The small parameters, and what came of them."""
         divided = jc.rotate_and_prune(self.net, jc.budget(keep, of="channels"), axes=axes)
         if method in ORDERS:
-            equal = jc.coarsen(self.net, 1 / keep, axes=axes)
+            factor: Any = 1 / keep
+            if method.endswith("as ours"):
+                factor = {key: 1 / share for key, share in divided.plan(self.params, self.felt).keeps.items()}
+            equal = jc.coarsen(self.net, factor, axes=axes)
             equal = jc.chain(jc.order(self.net, way, axes=axes), equal) if (way := ORDERS[method]) else equal
         else:
             equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
