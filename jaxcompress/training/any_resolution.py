@@ -37,10 +37,11 @@ def at_any_resolution(
         basis, axes: as for `jc.coarsen`.
 
     Returns:
-        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch of its own.
+        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch of its own. Its key draws the
+        factor, so it needs one.
 
     Raises:
-        ValueError: for no factor, or one below 1.
+        ValueError: for no factor, or one below 1; when called, for no key.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -56,6 +57,8 @@ def at_any_resolution(
         raise ValueError("at_any_resolution needs factors, such as (1, 2, 4)")
 
     def anywhere(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        if key is None:
+            raise ValueError("a loss at any resolution draws one: give it a key, as jc.fit does")
         which, rest = jax.random.split(key)
         branches = [lambda params, change=change: loss(change(params), batch, rest) for change in changes]
         return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, params)

@@ -111,6 +111,7 @@ def multigrid(
     Raises:
         ValueError: for levels that do not go down to a factor of 1, an axis that cannot be refined from one level to the next, what
             `jc.fit` refuses, an optimizer whose state does not fit the parameters.
+        TypeError: for a state that is not a `MultigridState`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxcompress as jc
@@ -130,6 +131,8 @@ def multigrid(
     for name, leaf in named_leaves(params):
         if is_compact(leaf):
             raise ValueError(f"{name} is compact: multigrid trains dense parameters; compact what it gives")
+    if not (state is None or isinstance(state, MultigridState)):
+        raise TypeError(f"multigrid goes on from what it gave, a MultigridState; got {type(state).__name__}")
     if (done := 0 if state is None else int(state.step)) > total:
         raise ValueError(f"multigrid: the state has already taken {done} steps, and the levels have {total}")
     stop = total if until is None else min(until, total)
@@ -253,7 +256,7 @@ def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
         try:
             factor, steps = level
             found.append((Fraction(factor), int(steps)))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"multigrid: a level is a factor and a number of steps, such as (4, 3000); got {level!r}") from None
         if not (1 <= factor < math.inf and steps == int(steps) >= 1):
             raise ValueError(f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}")

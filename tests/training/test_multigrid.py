@@ -169,6 +169,8 @@ def test_refusals():
         (((1, 10), (2, 10)), "must fall to 1"),
         (((4, 0), (1, 10)), "at least one step"),
         ((4, 1), "a factor and a number of steps"),
+        (((float("nan"), 1), (1, 10)), "a factor and a number of steps"),
+        (((float("inf"), 1), (1, 10)), "a factor and a number of steps"),
     ):
         with pytest.raises(ValueError, match=why):
             train(levels)
@@ -186,6 +188,9 @@ def test_refusals():
     for levels, state in ((((2, 10), (1, 15)), train(until=3)), (LEVELS, whole)):
         with pytest.raises(ValueError, match="go on with the levels that it began with"):
             train(levels, state=state)
+    fitted = jc.fit(LOSS, PARAMS, (X, Y), optimizer=optax.sgd(0.1), steps=1, batch_size=16, progress=False)
+    with pytest.raises(TypeError, match="a MultigridState; got FitState"):
+        train(state=fitted)
     model, net = network("encoder_linen")
     with pytest.raises(ValueError, match="asks for whole factors"):
         jc.multigrid(
@@ -204,5 +209,7 @@ def test_training_at_any_resolution_serves_the_coarse_ones():
         params = jc.fit(loss, PARAMS, (x, y), **given).params
         losses[name] = [float(LOSS(jc.coarsen(NET, factor)(params), (x, y), None)) for factor in (1, 4)]
     assert losses["any"][1] < losses["full"][1] - 0.1
+    with pytest.raises(ValueError, match="give it a key"):
+        jc.at_any_resolution(NET, LOSS)(PARAMS, (x, y), None)
     with pytest.raises(ValueError, match="needs factors"):
         jc.at_any_resolution(NET, LOSS, ())
