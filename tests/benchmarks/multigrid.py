@@ -3,10 +3,10 @@
 MNIST, batch 100, three tenths of the pixels hidden at each step (with a tenth the wide networks overfit, and flat training is best
 at its lowest rate), Adam in one cosine cycle whose length is the run's; a perceptron 784-1024-1024-10, and a Transformer of two
 layers of 64 channels that reads two rows at a time. 50,000 images train, the last 10,000 judge every 250 steps; the test images are
-looked at once, at the end. Every column has its best of the same four peak rates, chosen by the validation loss of seed 0; the
-levels of "multigrid" were chosen on seeds 3 and 4. What a column needs is where it first reaches the best validation loss of flat
-training with the same seed; a run that never does is counted as such. FLOPs are XLA's, of every step and every change of width;
-seconds leave the judging out.
+looked at once, at the end. Every column has its best of four peak rates, the same for all, by the validation loss of seed 0; the
+levels of "multigrid" were chosen on seeds 3 and 4 for the perceptron, and set in advance for the Transformer. What a column needs
+is where it first reaches the best validation loss of flat training with the same seed; a run that never does is counted as such.
+FLOPs are XLA's, of every step and every change of width; seconds leave the judging out.
 
     flat                       all steps at full width; every other column has less than half of its FLOPs
     flat, half                 half of the steps: what the shorter cycle alone is worth
@@ -49,7 +49,6 @@ import jaxcompress as jc
 from jaxcompress.training.multigrid import step_flops
 
 BATCH, EVERY, HIDDEN = 100, 250, 0.3
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 VALIDATION = 10_000
 
 Levels = tuple[tuple[int, int], ...]
@@ -125,6 +124,7 @@ class Subject:
         new: from a seed, a factor that its width is divided by and a number of layers to parameters.
         apply: at any width and depth.
         stacked: parameters of two layers out of those of one.
+        rates: of which each column has its best.
         steps: of flat training.
         two, three: the levels of multigrid.
         depths: the steps with one layer and with two.
@@ -133,6 +133,7 @@ class Subject:
     new: Callable[..., Any]
     apply: Callable[[Any, jax.Array], jax.Array]
     stacked: Callable[[Any], Any]
+    rates: tuple[float, ...]
     steps: int
     two: Levels
     three: Levels
@@ -153,6 +154,7 @@ SUBJECTS = {
         new_perceptron,
         logits,
         stacked_perceptron,
+        (5e-4, 1e-3, 2e-3, 4e-3),
         6_000,
         ((2, 6_000), (1, 800)),
         ((4, 3_000), (2, 4_000), (1, 800)),
@@ -162,6 +164,7 @@ SUBJECTS = {
         new_transformer,
         transformer,
         stacked_transformer,
+        (1e-3, 2e-3, 4e-3, 8e-3),
         3_000,
         ((2, 3_600), (1, 500)),
         ((4, 2_000), (2, 3_000), (1, 500)),
@@ -311,7 +314,7 @@ def cells(networks: list[str], columns: list[str], seeds: int, results: list[dic
     """All rates on seed 0, then the best one on the others."""
     for network in networks:
         for column in columns:
-            for rate in RATES:
+            for rate in SUBJECTS[network].rates:
                 yield {"network": network, "column": column, "rate": rate, "seed": 0}
             rate = chosen(results, network, column)[0]["rate"]
             for seed in range(1, seeds):
@@ -320,7 +323,8 @@ def cells(networks: list[str], columns: list[str], seeds: int, results: list[dic
 
 def chosen(results: list[dict[str, Any]], network: str, column: str) -> list[dict[str, Any]]:
     """The runs of a column at its best rate, by seed."""
-    mine = [row for row in results if (row["network"], row["column"]) == (network, column) and row["rate"] in RATES]
+    rates = SUBJECTS[network].rates
+    mine = [row for row in results if (row["network"], row["column"]) == (network, column) and row["rate"] in rates]
     rate = min((row for row in mine if row["seed"] == 0), key=best)["rate"]
     return sorted((row for row in mine if row["rate"] == rate), key=lambda row: row["seed"])
 
