@@ -164,7 +164,7 @@ SUBJECTS = {
         new_transformer,
         transformer,
         stacked_transformer,
-        (1e-3, 2e-3, 4e-3, 8e-3),
+        (2e-3, 4e-3, 8e-3, 1.6e-2),
         3_000,
         ((2, 3_600), (1, 500)),
         ((4, 2_000), (2, 3_000), (1, 500)),
