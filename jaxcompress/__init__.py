@@ -27,7 +27,9 @@ from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
+from jaxcompress.training.realization import Realized, realize
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
@@ -58,10 +60,12 @@ __all__ = [
     "LeafTransform",
     "LookupArray",
     "MatrixAxes",
+    "MeshClassifier",
     "Moments",
     "MultigridState",
     "Network",
     "Plan",
+    "Realized",
     "Report",
     "ToeplitzArray",
     "Transform",
@@ -94,6 +98,7 @@ __all__ = [
     "order",
     "partition",
     "plots",
+    "realize",
     "recalibrate",
     "reconstruct",
     "refine",
