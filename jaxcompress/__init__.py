@@ -26,6 +26,7 @@ from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.any_resolution import at_any_resolution
+from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
@@ -53,6 +54,7 @@ __all__ = [
     "CompactArray",
     "ConvolvedArray",
     "DesignedAtoms",
+    "ExactFit",
     "FactoredArray",
     "FitState",
     "Frontier",
@@ -85,6 +87,7 @@ __all__ = [
     "cross_entropy",
     "factored",
     "fit",
+    "fit_exactly",
     "frontier",
     "hashed",
     "identity",

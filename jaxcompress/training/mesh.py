@@ -1,8 +1,8 @@
 """A mesh of cells as a classifier: the dyadic tree, its look-up, and the borders between cells of different labels.
 
-A coarse grid of roots; each cell is whole, or halved along every axis into 2^d children that lie one after the other. A point's place
-on the finest grid is one integer an axis, whose bits choose the child level by level: `node = first[node] + bits`. A look-up costs
-one gather a level, a mesh one int32 a node.
+A coarse grid of roots; each cell is whole, or halved along every axis into 2^d children that lie one after the other. A point's
+place on the finest grid is one integer an axis, whose bits choose the child level by level: `node = first[node] + bits`. A look-up
+costs one gather a level, a mesh one int32 a node.
 
 Source: trees of cells in adaptive meshes, Samet 1984 (doi:10.1145/356924.356930).
 """
@@ -15,17 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 FINEST = 2**20
 """Cells along an axis: what float32 tells apart."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MeshClassifier:
     """Each point of a box to the label of its cell, by look-up.
 
-    A pytree, so that it goes through `jax.jit`; made by `jc.realize`. Points outside of the box are clamped to its border. A cell has
-    its lower faces, not its upper ones.
+    A pytree, so that it goes through `jax.jit`; made by `jc.realize`. Points outside of the box are clamped to its border. A cell
+    has its lower faces, not its upper ones.
 
     Attributes:
         low, high: (d,), the box.
@@ -79,15 +80,15 @@ class MeshClassifier:
             ValueError: for points of another dimension.
             TypeError: for labels of 64 bits inside jit, without `jax_enable_x64`.
         """
-        words = self.words[self.cell(points)]
+        words = jnp.asarray(self.words)[self.cell(points)]
         if self.kind == "int32":
             return words[..., 0]
-        if not isinstance(words, jax.core.Tracer):
+        if not isinstance(words, Tracer):
             return np.ascontiguousarray(words).view(self.kind)[..., 0]
         if not jax.config.read("jax_enable_x64"):
             raise TypeError(
-                f"MeshClassifier: these labels are {self.kind}, which JAX has only with jax_enable_x64; inside jit use mesh.cell(points), "
-                "and look the labels up outside: realized.labels[cell]"
+                f"MeshClassifier: these labels are {self.kind}, which JAX has only with jax_enable_x64; inside jit use "
+                "mesh.cell(points), and look the labels up outside: realized.labels[cell]"
             )
         return jax.lax.bitcast_convert_type(words, self.kind)
 
