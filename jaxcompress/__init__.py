@@ -28,8 +28,11 @@ from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
+from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
+from jaxcompress.training.realization import Realized, realize
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
@@ -54,6 +57,7 @@ __all__ = [
     "ConvolvedArray",
     "Curvature",
     "DesignedAtoms",
+    "ExactFit",
     "FactoredArray",
     "FitState",
     "Frontier",
@@ -62,10 +66,12 @@ __all__ = [
     "LeafTransform",
     "LookupArray",
     "MatrixAxes",
+    "MeshClassifier",
     "Moments",
     "MultigridState",
     "Network",
     "Plan",
+    "Realized",
     "Report",
     "ToeplitzArray",
     "Transform",
@@ -87,6 +93,7 @@ __all__ = [
     "distillation",
     "factored",
     "fit",
+    "fit_exactly",
     "frontier",
     "gradient_statistics",
     "hashed",
@@ -102,6 +109,7 @@ __all__ = [
     "outputs",
     "partition",
     "plots",
+    "realize",
     "recalibrate",
     "reconstruct",
     "refine",

@@ -14,6 +14,8 @@ from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
+from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.realization import Realized
 
 COLOURS = {
     "linear": "tab:blue",
@@ -213,6 +215,46 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
         ax.fill_between(each.sizes, low, high, color=line.get_color(), alpha=0.15)
     ax.set(xscale="log", xlabel="examples", ylabel="error (dotted: on those seen)")
     ax.legend(frameon=False)
+    _save(ax.figure, path)
+    return ax
+
+
+def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bool = True, path: str | Path | None = None) -> Any:
+    """Draw the decision regions of a classifier in two dimensions, with the cells of its mesh at their several levels.
+
+    Args:
+        found: of `jc.realize`, or its mesh.
+        ax: matplotlib axes to draw on; new ones by default.
+        lines: draw the cells' edges.
+        path: also save the picture there.
+
+    Returns:
+        The axes; a colour for each label in their sorted order, the same ones again after twenty.
+
+    Raises:
+        ValueError: for a mesh that is not of two dimensions.
+
+    Example:
+        >>> import numpy as np, jaxcompress as jc
+        >>> found = jc.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
+        >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.points)
+        True
+    """
+    mesh = found if isinstance(found, MeshClassifier) else found.mesh
+    if len(mesh.coarse) != 2:
+        raise ValueError(f"decision_mesh draws two dimensions, this mesh has {len(mesh.coarse)}")
+    figures = _figures()
+    from matplotlib import colormaps
+    from matplotlib.collections import PolyCollection
+
+    ax = figures(figsize=(5, 5), layout="constrained").subplots() if ax is None else ax
+    centres, sizes = mesh.boxes()
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
+    label = np.unique(np.asarray(mesh(centres)), axis=0, return_inverse=True)[1].reshape(-1)
+    colours = colormaps["tab20"](label % 20)
+    edge: dict[str, Any] = dict(edgecolors=(0, 0, 0, 0.4), linewidths=0.3) if lines else dict(edgecolors="face", linewidths=0.1)
+    ax.add_collection(PolyCollection(list(centres[:, None] + corners * sizes[:, None]), facecolors=colours, **edge))
+    ax.set(xlim=(mesh.low[0], mesh.high[0]), ylim=(mesh.low[1], mesh.high[1]), aspect="equal")
     _save(ax.figure, path)
     return ax
 
