@@ -7,6 +7,7 @@ See README.md for a tour.
 """
 
 from jaxcompress.analysis import plots
+from jaxcompress.analysis.errors import ErrorReport, Verdict, explain_errors
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.functions import WeightFunction, weight_functions
 from jaxcompress.analysis.report import Report, report
@@ -51,6 +52,7 @@ __all__ = [
     "CompactArray",
     "ConvolvedArray",
     "DesignedAtoms",
+    "ErrorReport",
     "FactoredArray",
     "FitState",
     "Frontier",
@@ -65,6 +67,7 @@ __all__ = [
     "Report",
     "ToeplitzArray",
     "Transform",
+    "Verdict",
     "VocabularyArray",
     "WeightFunction",
     "add_variation",
@@ -79,6 +82,7 @@ __all__ = [
     "compress",
     "convolved",
     "cross_entropy",
+    "explain_errors",
     "factored",
     "fit",
     "frontier",
