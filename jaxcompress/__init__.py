@@ -7,10 +7,11 @@ See README.md for a tour.
 """
 
 from jaxcompress.analysis import plots
-from jaxcompress.analysis.errors import ErrorReport, Verdict, explain_errors
+from jaxcompress.analysis.errors import explain_errors
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.functions import WeightFunction, weight_functions
 from jaxcompress.analysis.report import Report, report
+from jaxcompress.analysis.verdicts import ErrorReport, Verdict
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
 from jaxcompress.arrays.clustered import ClusteredArray

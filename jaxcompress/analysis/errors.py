@@ -6,11 +6,12 @@ A test point of class t is taken for class p. Its k nearest training points are 
                           points are? Farness is the distance to the k-th neighbour in units of the local scale.
     who lives in the region that it fell into: training points that are themselves predicted p, all the way along the segment?
         over-divided      nobody, though training points that are rightly predicted otherwise surround it: a border without support
-        wrong labels      mostly points labelled p against the majority of their own neighbourhood, which the classifier followed
-        under-divided     mostly points that are not labelled p: the classifier errs on its training data, too
-    ambiguous             mostly points of class p among their like, or no majority: the border is off by less than the data tell
+        wrong labels      points labelled p against the majority of their own neighbourhood, which the classifier followed
+        under-divided     points that are not labelled p: the classifier errs on its training data, too
+    ambiguous             neither outnumbers the other and the border that works: points of class p among their like inside, others
+                          rightly predicted outside. It is off by less than the data tell
 
-The local scale is the median distance of the k neighbours to their own k-th neighbour. The first question is a conformal test, which
+The local scale is the median distance of the k neighbours to their own k-th neighbour. The first question is a conformal test, and
 holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. The
 others are majorities. Costs the distances of all pairs of training points, 2 n^2 d operations, and k times `steps` predictions an
 error.
@@ -21,130 +22,19 @@ Sources: conformal p-values, Vovk et al. 2005; farness in units of the neighbour
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc
 from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest, outvoted, p_values, surroundings
-
-CAUSES = ("wrong labels", "over-divided", "under-divided", "wrong interpolation")
-AMBIGUOUS = "ambiguous"
+from jaxcompress.analysis.verdicts import ErrorReport, Path, Verdict, judge
 
 Classify = Callable[[Any], Any]
 
 WALKED = 2**24
 """Numbers of inputs on segments that are in memory at once."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Path:
-    """A straight segment of inputs from a test point to a training point.
-
-    Attributes:
-        index: the training point.
-        distance: its distance, in units of the local scale.
-        labels: (steps + 2,) what the classifier says on the way, both ends included.
-    """
-
-    index: int
-    distance: float
-    labels: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Why one test point is classified wrongly.
-
-    Attributes:
-        index: the test point.
-        true, predicted: its class, and what the classifier says.
-        cause: one of `CAUSES`, or "ambiguous".
-        runner_up: the cause that comes next; "" where nothing speaks for another.
-        confidence: for "wrong interpolation" one minus the p-value; otherwise the probability that most training points of such a
-            region would testify to the cause, after those that did, from a uniform prior; for "ambiguous" to none of them.
-        remoteness: the p-value of the first question: the share of training points that are as remote, doubled for its two parts.
-        witnesses: how many of the k neighbours testify to what: "wrong labels", "under-divided", "supported" (points of the
-            predicted class among their like) live in the region, "over-divided" are rightly predicted otherwise.
-        scale: the local scale, in units of the space of distances.
-        neighbours: (k,) the nearest training points, by their index.
-        labels, predictions: (k,) their labels, and what the classifier says of them.
-        distances: (k,) how far they are, in units of the scale.
-        inside: (k,) whether they live in the region: predicted alike all along the segment.
-        outvoted: (k,) whether their labels disagree with the majority of their own neighbours.
-        to_true, to_predicted: the ways to the nearest training point of the true and of the predicted class; None where there
-            is no such class in the training set.
-    """
-
-    index: int
-    true: int
-    predicted: int
-    cause: str
-    runner_up: str
-    confidence: float
-    remoteness: float
-    witnesses: dict[str, int]
-    scale: float
-    neighbours: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
-    distances: np.ndarray
-    inside: np.ndarray
-    outvoted: np.ndarray
-    to_true: Path | None
-    to_predicted: Path | None
-
-    def __repr__(self) -> str:
-        named = self.cause + (f" ({self.runner_up})" if self.cause == AMBIGUOUS and self.runner_up else "")
-        told = ", ".join(f"{count} {name}" for name, count in self.witnesses.items() if count)
-        return (
-            f"Verdict(test point {self.index}: {self.true} taken for {self.predicted}, {named}, confidence {self.confidence:.2f}; "
-            f"nearest at {self.distances[0]:.2g} scales, remoteness {self.remoteness:.2g}; of {len(self.labels)}: {told or 'none'})"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ErrorReport:
-    """The errors of a classifier on a test set, by cause; prints as a table.
-
-    Attributes:
-        verdicts: one for each error, in the order of the test set.
-        accuracy: on the test set.
-        train_accuracy: on the training set, each different example once.
-        tested: how many test points there were.
-    """
-
-    verdicts: list[Verdict]
-    accuracy: float
-    train_accuracy: float
-    tested: int
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many errors each cause has, "ambiguous" last."""
-        return {cause: len(self.of(cause)) for cause in (*CAUSES, AMBIGUOUS)}
-
-    def of(self, cause: str) -> list[Verdict]:
-        """The errors of one cause, the most certain first.
-
-        Raises:
-            ValueError: for an unknown cause.
-        """
-        if cause not in (*CAUSES, AMBIGUOUS):
-            raise ValueError(f"{cause!r} is no cause, take one of {', '.join((*CAUSES, AMBIGUOUS))}")
-        return sorted((each for each in self.verdicts if each.cause == cause), key=lambda each: -each.confidence)
-
-    def __repr__(self) -> str:
-        total = max(len(self.verdicts), 1)
-        lines = [f"ErrorReport({len(self.verdicts)} errors in {self.tested}, accuracy {self.accuracy:.4g}, on the training set "]
-        lines[0] += f"{self.train_accuracy:.4g})"
-        for cause, count in self.counts.items():
-            sure = f", mean confidence {np.mean([each.confidence for each in self.of(cause)]):.2f}" if count else ""
-            lines.append(f"  {cause:20}{count:6} {count / total:6.1%}{sure}")
-        return "\n".join(lines)
 
 
 def explain_errors(
@@ -224,7 +114,7 @@ def explain_errors(
     remoteness = np.minimum(1.0, 2 * both)
     doubtful = outvoted(y, around.of_points)
     near = around.of_queries
-    ends = np.column_stack([near, *(_first_of_class(points, y, queries, each, progress) for each in (true, predicted))])
+    ends = np.column_stack([near, *(_first_of_class(points, y, queries, each, k, progress) for each in (true, predicted))])
     ways = _walk(say, test_x[wrong], x, ends, steps)
     inside = (ways == predicted[:, None, None]).all(2)[:, :k] & (train_said[near] == predicted[:, None])
     verdicts = []
@@ -271,39 +161,6 @@ def explain_errors(
     return ErrorReport(verdicts, *accuracies, len(test_y))
 
 
-def judge(witnesses: dict[str, int], k: int, remoteness: float, level: float) -> tuple[str, str, float]:
-    """The cause, the runner-up and the confidence, from what the k neighbours say: see the top of this file.
-
-    Example:
-        >>> from jaxcompress.analysis.errors import judge
-        >>> judge({"wrong labels": 1, "over-divided": 9, "under-divided": 0, "supported": 0}, 10, 0.4, 0.01)
-        ('wrong labels', 'over-divided', 0.75)
-    """
-    surround = witnesses["over-divided"]
-    lives = {name: witnesses[name] for name in ("wrong labels", "under-divided", "supported")}
-    total = sum(lives.values())
-    # what a real region's border is wrong by: it reaches among others' points, or others have too few points among its own
-    border = "over-divided" if 2 * surround > k else "wrong interpolation"
-    best, second, _ = sorted(lives, key=lambda name: -lives[name])
-    if not total:
-        best, second, share = "over-divided", "", _most(surround, k)
-        clear = 2 * surround > k
-    else:
-        clear = best != "supported" and 2 * lives[best] > total
-        second = second if second != "supported" and lives[second] else border
-        share = _most(max(lives["wrong labels"], lives["under-divided"]), total)
-        best = border if best == "supported" else best
-    found = (best, second, share) if clear else (AMBIGUOUS, best, 1 - share)
-    if remoteness > level:
-        return found
-    return "wrong interpolation", best if best != "wrong interpolation" else "", 1 - remoteness
-
-
-def _most(count: int, total: int) -> float:
-    """The probability that a share is above a half, after `count` of `total`, from a uniform prior."""
-    return float(betainc(total - count + 1, count + 1, 0.5))
-
-
 def _far_from_class(points: np.ndarray, y: np.ndarray, queries: np.ndarray, true: np.ndarray, k: int, progress: bool) -> np.ndarray:
     """(m,) p-values of the queries' distance to the points of their class; all classes are the ordinary values together."""
     ordinary, far = [], np.ones(len(queries))
@@ -317,13 +174,17 @@ def _far_from_class(points: np.ndarray, y: np.ndarray, queries: np.ndarray, true
     return np.where(np.isin(true, y), found, 0.0)  # a class never seen is remote
 
 
-def _first_of_class(points: np.ndarray, y: np.ndarray, queries: np.ndarray, classes: np.ndarray, progress: bool) -> np.ndarray:
+def _first_of_class(
+    points: np.ndarray, y: np.ndarray, queries: np.ndarray, classes: np.ndarray, k: int, progress: bool
+) -> np.ndarray:
     """(m,) the nearest point of a class for each query, -1 where the class has none."""
     found = np.full(len(queries), -1)
     for label in np.unique(classes):
         mine, asked = np.flatnonzero(y == label), np.flatnonzero(classes == label)
         if len(mine):
-            found[asked] = mine[nearest(queries[asked], points[mine], 1, progress=progress)[1][:, 0]]
+            found[asked] = mine[
+                nearest(queries[asked], points[mine], min(k, len(mine)), progress=progress)[1][:, 0]
+            ]  # k is compiled already
     return found
 
 

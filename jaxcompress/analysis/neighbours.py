@@ -1,8 +1,8 @@
 """Exact nearest neighbours, by blocked matrix products.
 
 `|q - p|^2 = |q|^2 - 2 q.p + |p|^2` finds a few candidates more than are asked for, whose distances are then taken from the
-differences themselves, so that rounding reorders nothing. Costs 2 d operations a pair of points and one block of queries against all
-points in memory, never all pairs.
+differences themselves, so that rounding reorders nothing. Costs 2 d operations a pair of points and one block of queries against
+all points in memory, never all pairs.
 
 Source: the product form is the field's usual one (Johnson, Douze and Jégou 2017, arXiv:1702.08734).
 """
@@ -44,17 +44,18 @@ def nearest(
         >>> distances.round(1).tolist(), indices.tolist()
         ([[0.2, 0.8]], [[0, 1]])
     """
-    block = max(1, min(1_024, len(queries), PAIRS // max(len(points), 1)))
+    size = -(-len(points) // (step := 2 ** max(len(points).bit_length() - 3, 0))) * step  # few sizes, so that few are compiled
+    block = max(1, min(1_024, 2 ** (len(queries) - 1).bit_length(), PAIRS // size)) if len(queries) else 1
     own = np.full(len(queries), -1) if own is None else own
     centre = points.mean(0, dtype=np.float64)
     unit = float(np.sqrt(np.mean((points - centre) ** 2))) or 1.0  # squares of what is near 1 neither overflow nor vanish
     scaled = lambda rows: np.asarray((rows - centre) / unit, np.float32)
-    table = jnp.asarray(scaled(points))
+    table = jnp.asarray(np.pad(scaled(points), ((0, size - len(points)), (0, 0))))
     distances, indices = np.empty((len(queries), k), np.float64), np.empty((len(queries), k), np.int64)
     with tqdm(total=len(queries), desc="neighbours", disable=not progress, leave=False) as bar:
         for start in range(0, len(queries), block):
             rows = np.minimum(np.arange(start, start + block), len(queries) - 1)  # the last block repeats the last query
-            found = _block(scaled(queries[rows]), own[rows].astype(np.int32), table, k=k)
+            found = _block(scaled(queries[rows]), own[rows].astype(np.int32), table, len(points), k=k)
             count = min(block, len(queries) - start)
             distances[start : start + count], indices[start : start + count] = (np.asarray(each)[:count] for each in found)
             bar.update(count)
@@ -62,13 +63,14 @@ def nearest(
 
 
 @partial(jax.jit, static_argnames="k")
-def _block(queries: jax.Array, own: jax.Array, points: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+def _block(queries: jax.Array, own: jax.Array, points: jax.Array, count: int, *, k: int) -> tuple[jax.Array, jax.Array]:
+    none = lambda index: (index == own[:, None]) | (index >= count)
     rough = jnp.sum(points**2, 1) - 2 * jnp.matmul(queries, points.T, precision="highest")
-    rough = jnp.where(jnp.arange(len(points)) == own[:, None], jnp.inf, rough)
+    rough = jnp.where(none(jnp.arange(len(points))), jnp.inf, rough)
     _, index = jax.lax.top_k(-rough, min(k + SPARE, len(points)))
     index = jnp.sort(index, axis=1)
     exact = jnp.sqrt(jnp.sum((points[index] - queries[:, None]) ** 2, axis=-1))
-    exact = jnp.where(index == own[:, None], jnp.inf, exact)
+    exact = jnp.where(none(index), jnp.inf, exact)
     order = jnp.argsort(exact, axis=1, stable=True)[:, :k]
     return jnp.take_along_axis(exact, order, 1), jnp.take_along_axis(index, order, 1)
 
