@@ -6,12 +6,13 @@ and "rings", three around each other in a plane, with noise across it. Classes d
     labels      a fifth of the labels of some patches are changed
     capacity    too small a classifier; a large one is right
     excess      islands, where some test points and what lies halfway to the nearest training point are taken for another class; or
-                learnt by heart: points with wrong labels that are not in the training set that is shown
+                learnt by heart: points with wrong labels that are not in the training set that is shown; or high frequencies, an
+                MLP on waves as short as the data's spacing, right on all training points; an ordinary one is right between them
     region      some patches have no training points
 
-An MLP that learns by heart reads Fourier features of the wavelength of the data's spacing (Tancik et al. 2020). Trained anew it also
-moves its ordinary borders; so an error counts as the work of changed labels, or of points learnt by heart, only where the nearest
-point that was trained as the predicted class is one of them.
+What learns by heart is an MLP on random Fourier features (Tancik et al. 2020). Trained anew it moves its ordinary borders, too; so
+an error counts as the work of changed labels, or of points learnt by heart, only where the nearest point that was trained as the
+predicted class is one of them.
 """
 
 from __future__ import annotations
@@ -112,13 +113,13 @@ def trained(x: Array, y: Array, hidden: tuple[int, ...], seed: int, *, steps: in
     return lambda inputs: say(params, scaled(inputs))
 
 
-def by_heart(x: Array, y: Array, seed: int, width: int = 512) -> Classify:
-    """An MLP on random Fourier features, which is right on all that it is given."""
+def by_heart(x: Array, y: Array, seed: int, reach: float = 2.5, width: int = 256) -> Classify:
+    """An MLP on random Fourier features, which is right on all that it is given; the less they reach, the less it interpolates."""
     spacing = np.median(nearest(x, x, 1, own=np.arange(len(x)))[0])
-    waves = np.random.default_rng(seed).normal(size=(x.shape[1], width)) / spacing
+    waves = np.random.default_rng(seed).normal(size=(x.shape[1], width)).astype(np.float32) / np.float32(reach * spacing)
     features = lambda inputs: np.concatenate([np.cos(inputs @ waves), np.sin(inputs @ waves)], axis=1)
-    say = trained(features(x), y, (128,), seed, steps=1_000)
-    return lambda inputs: say(features(np.asarray(inputs)))
+    say = trained(features(np.asarray(x, np.float32)), y, (128,), seed, steps=800)
+    return lambda inputs: say(features(np.asarray(inputs, np.float32)))
 
 
 LARGE = (128, 128)
@@ -127,8 +128,8 @@ LARGE = (128, 128)
 # --- plants ---------------------------------------------------------------------------------------------------------
 
 
-def other(rng: np.random.Generator, y: Array) -> Array:
-    return (y + rng.integers(1, 3, len(y))) % 3
+def other(rng: np.random.Generator, y: Array, classes: int = 3) -> Array:
+    return (y + rng.integers(1, classes, len(y))) % classes
 
 
 def origin(test_x: Array, said: Array, x: Array, y: Array, planted: Array) -> Array:
@@ -149,9 +150,19 @@ def labels(rng, draw, n, fit) -> World:
     return World((x, given), (test_x, test_y), with_it, "wrong labels", nearby & (without(test_x) == test_y))
 
 
-def capacity(rng, draw, n, fit, large) -> World:
+def other_classifier(rng, draw, n, fit, better, cause) -> World:
     (x, y, _), (test_x, test_y, _) = draw(n), draw(n)
-    return World((x, y), (test_x, test_y), fit(x, y), "under-divided", large(x, y)(test_x) == test_y)
+    return World((x, y), (test_x, test_y), fit(x, y), cause, better(x, y)(test_x) == test_y)
+
+
+def capacity(rng, draw, n, seed, hidden) -> World:
+    small, large = (lambda x, y, sizes=sizes: trained(x, y, sizes, seed) for sizes in (hidden, LARGE))
+    return other_classifier(rng, draw, n, small, large, "under-divided")
+
+
+def waves(rng, draw, n, seed) -> World:
+    short, ordinary = lambda x, y: by_heart(x, y, seed, reach=0.7), lambda x, y: trained(x, y, LARGE, seed)
+    return other_classifier(rng, draw, n, short, ordinary, "over-divided")
 
 
 def islands(rng, draw, n) -> World:
@@ -193,14 +204,11 @@ FLIPPED = 0.2
 PLANTS = {
     "labels, 1-NN": lambda rng, draw, n, seed: labels(rng, draw, n, one_nearest),
     "labels, by heart": lambda rng, draw, n, seed: labels(rng, draw, n, lambda x, y: by_heart(x, y, seed)),
-    "capacity, linear": lambda rng, draw, n, seed: capacity(
-        rng, draw, n, lambda x, y: trained(x, y, (), seed), lambda x, y: trained(x, y, LARGE, seed)
-    ),
-    "capacity, MLP": lambda rng, draw, n, seed: capacity(
-        rng, draw, n, lambda x, y: trained(x, y, (3,), seed), lambda x, y: trained(x, y, LARGE, seed)
-    ),
+    "capacity, linear": lambda rng, draw, n, seed: capacity(rng, draw, n, seed, ()),
+    "capacity, MLP": lambda rng, draw, n, seed: capacity(rng, draw, n, seed, (3,)),
     "excess, islands": lambda rng, draw, n, seed: islands(rng, draw, n),
     "excess, by heart": lambda rng, draw, n, seed: ghosts(rng, draw, n, lambda x, y: by_heart(x, y, seed)),
+    "excess, waves": lambda rng, draw, n, seed: waves(rng, draw, n, seed),
     "region, 1-NN": lambda rng, draw, n, seed: region(rng, draw, n, one_nearest),
     "region, MLP": lambda rng, draw, n, seed: region(rng, draw, n, lambda x, y: trained(x, y, LARGE, seed)),
 }
