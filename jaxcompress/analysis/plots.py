@@ -292,7 +292,8 @@ def errors_by_cause(
             told = zip(verdict.neighbours, verdict.labels, verdict.predictions, verdict.outvoted, strict=True)
             for panel, (index, label, said, doubtful) in zip(group[1:], told, strict=False):
                 panel.imshow(train_x[index].reshape(image), cmap="gray")
-                panel.set_title(f"{label}{'?' * doubtful}{f' → {said}' if said != label else ''}", fontsize="small")
+                title = f"{label}" + ("?" if doubtful else "") + (f" → {said}" if said != label else "")
+                panel.set_title(title, fontsize="small")
     for panel in panels.ravel():
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
