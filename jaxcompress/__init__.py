@@ -7,10 +7,12 @@ See README.md for a tour.
 """
 
 from jaxcompress.analysis import plots
+from jaxcompress.analysis.errors import explain_errors
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.functions import WeightFunction, weight_functions
 from jaxcompress.analysis.gradients import Curvature, GradientStatistics, curvature, gradient_statistics
 from jaxcompress.analysis.report import Report, report
+from jaxcompress.analysis.verdicts import ErrorReport, Verdict
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
 from jaxcompress.arrays.clustered import ClusteredArray
@@ -58,6 +60,7 @@ __all__ = [
     "Curvature",
     "DesignedAtoms",
     "ExactFit",
+    "ErrorReport",
     "FactoredArray",
     "FitState",
     "Frontier",
@@ -75,6 +78,7 @@ __all__ = [
     "Report",
     "ToeplitzArray",
     "Transform",
+    "Verdict",
     "VocabularyArray",
     "WeightFunction",
     "add_variation",
@@ -91,6 +95,7 @@ __all__ = [
     "cross_entropy",
     "curvature",
     "distillation",
+    "explain_errors",
     "factored",
     "fit",
     "fit_exactly",
