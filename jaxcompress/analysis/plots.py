@@ -258,6 +258,8 @@ def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bo
     ax.set(xlim=(mesh.low[0], mesh.high[0]), ylim=(mesh.low[1], mesh.high[1]), aspect="equal")
     _save(ax.figure, path)
     return ax
+
+
 def errors_by_cause(
     report: ErrorReport,
     train: tuple[Any, Any],
