@@ -19,50 +19,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxcompress.training.asking import Asker, Labelled, check_batch_size, jnd_at, probabilities
 from jaxcompress.training.mesh import FINEST, MeshClassifier, Tree, centre, edges
 
 
-@dataclasses.dataclass(frozen=True)
-class Realized:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Realized(Labelled):
     """What a classifier does on a box, as a training set.
 
+    The points are the cells' centres; the weights the cells' volumes, whose sum is the box's. It is complete where no border is
+    left in a cell larger than the jnd.
+
     Attributes:
-        points: (cells, d), float32: the cells' centres, each asked once.
-        labels: (cells,) or (cells, k): what the classifier said there, in its own type.
-        weights: (cells,), float64: the cells' volumes, whose sum is the box's.
         sizes: (cells, d), float64: the cells' edges.
-        soft: (cells, classes) probabilities, or None.
         mesh: the cells as a classifier.
-        queries: how many points were asked.
-        complete: whether no border is left in a cell larger than the jnd; False where the budget ended it.
-        training_points: how many examples the classifier was trained on, as given.
     """
 
-    points: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
     sizes: np.ndarray
-    soft: np.ndarray | None
     mesh: MeshClassifier
-    queries: int
-    complete: bool
-    training_points: int | None = None
-
-    @property
-    def classes(self) -> np.ndarray:
-        """The labels that occur, sorted: (classes,) or (classes, k)."""
-        return np.unique(self.labels, axis=0)
-
-    @property
-    def targets(self) -> np.ndarray:
-        """(cells,), int32: each label's place among `classes`, which is what a student with logits learns."""
-        return np.unique(self.labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
 
     @property
     def bounds(self) -> dict[str, int | None]:
@@ -130,76 +110,47 @@ def realize(
     """
     low, high, coarse = _check_box(domain, coarse)
     count = math.prod(coarse)
-    if not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ValueError(f"realize: batch_size must be a whole number from 1 on, got {batch_size}")
+    check_batch_size("realize", batch_size)
     if budget is not None and budget < count:
         raise ValueError(
             f"realize: the coarse grid alone has {count} cells, more than the budget of {budget}: lower coarse={coarse}"
         )
     too_large = _size_check(jnd, low, high, coarse, batch_size)
     with tqdm(total=budget, desc="realize", unit=" queries", disable=not progress, leave=False) as bar:
-        asker = _Asker(classify, low, high, coarse, batch_size, budget, bar)
+        asker = Asker("realize", classify, batch_size, budget, bar)
+
+        def ask(tree: Tree, nodes: np.ndarray) -> bool:
+            """Give cells the classifier's labels; false where the budget ends before that."""
+            left = asker.left(len(nodes))
+            whole, nodes = left == len(nodes), nodes[:left]
+            for level in np.unique(tree.level[nodes]).tolist():
+                own = nodes[tree.level[nodes] == level]
+                labels = asker.labels(centre(low, high, coarse, tree.place[own], level))
+                tree.label[own] = labels.reshape(len(own), -1)
+                tree.asked[own] = True
+            return whole
+
         places = np.indices(coarse, np.int32).reshape(len(coarse), -1).T
         labels = asker.labels(centre(low, high, coarse, places, 0))
         tree = Tree(coarse, labels.reshape(len(labels), -1))
-        complete = _refine(tree, asker, too_large)
+        complete = _refine(tree, ask, too_large)
     reached, kept = tree.coarsened(drop=not complete)
     mesh = tree.mesh(low, high, reached, kept, tuples=labels.ndim == 2)
     points, sizes = mesh.boxes()
-    chosen = None if soft is None else np.concatenate(list(_batched(_checked_soft(soft), points, batch_size)))
-    kept_labels = tree.label[kept] if labels.ndim == 2 else tree.label[kept, 0]
-    return Realized(points, kept_labels, sizes.prod(1), sizes, chosen, mesh, asker.queries, complete, training_points)
+    return Realized(
+        points=points,
+        labels=tree.label[kept] if labels.ndim == 2 else tree.label[kept, 0],
+        weights=sizes.prod(1),
+        sizes=sizes,
+        soft=probabilities("realize", soft, points, batch_size),
+        mesh=mesh,
+        queries=asker.queries,
+        complete=complete,
+        training_points=training_points,
+    )
 
 
-@dataclasses.dataclass
-class _Asker:
-    """The classifier, and how often it was asked."""
-
-    classify: Callable[[np.ndarray], Any]
-    low: np.ndarray
-    high: np.ndarray
-    coarse: tuple[int, ...]
-    batch_size: int
-    budget: int | None
-    bar: Any
-    queries: int = 0
-    kind: tuple[Any, ...] | None = None
-
-    def labels(self, points: np.ndarray) -> np.ndarray:
-        """The labels of points."""
-        self.queries += len(points)
-        found = list(_batched(self._checked, points, self.batch_size))
-        self.bar.update(len(points))
-        return np.concatenate(found)
-
-    def _checked(self, points: np.ndarray) -> np.ndarray:
-        labels = np.asarray(self.classify(points))
-        labels = labels.astype(np.int32) if labels.dtype == bool else labels
-        if not np.issubdtype(labels.dtype, np.integer):
-            hint = "; integers beyond 64 bits are given as tuples (n, k)" if labels.dtype == object else ": take the argmax"
-            raise TypeError(f"realize: classify gave {labels.dtype}, expected integers{hint}")
-        if labels.ndim not in (1, 2) or len(labels) != len(points) or (labels.ndim == 2 and not labels.shape[1]):
-            n = len(points)
-            raise ValueError(f"realize: classify gave labels of shape {labels.shape} for {n} points, expected ({n},) or ({n}, k)")
-        kind = (labels.dtype, *labels.shape[1:])
-        self.kind = kind if self.kind is None else self.kind
-        if kind != self.kind:
-            raise ValueError(f"realize: classify gave labels of type {kind} after {self.kind}: one type and one length for all")
-        return labels
-
-    def ask(self, tree: Tree, nodes: np.ndarray) -> bool:
-        """Give cells the classifier's labels; false where the budget ends before that."""
-        left = len(nodes) if self.budget is None else self.budget - self.queries
-        whole, nodes = left >= len(nodes), nodes[:left]
-        for level in np.unique(tree.level[nodes]).tolist():
-            own = nodes[tree.level[nodes] == level]
-            labels = self.labels(centre(self.low, self.high, self.coarse, tree.place[own], level))
-            tree.label[own] = labels.reshape(len(own), -1)
-            tree.asked[own] = True
-        return whole
-
-
-def _refine(tree: Tree, asker: _Asker, too_large: Callable[[Tree, np.ndarray], np.ndarray]) -> bool:
+def _refine(tree: Tree, ask: Callable[[Tree, np.ndarray], bool], too_large: Callable[[Tree, np.ndarray], np.ndarray]) -> bool:
     """Grow the tree, level by level, until no border lies in a cell larger than the jnd; false where the budget ended it."""
     deepest = 0
     while True:
@@ -213,7 +164,7 @@ def _refine(tree: Tree, asker: _Asker, too_large: Callable[[Tree, np.ndarray], n
             seen.append(border)
             active = border[~tree.asked[border]]
             if len(active):
-                if not asker.ask(tree, active):
+                if not ask(tree, active):
                     return False
                 continue
             border = np.unique(np.concatenate(seen))
@@ -225,29 +176,8 @@ def _refine(tree: Tree, asker: _Asker, too_large: Callable[[Tree, np.ndarray], n
                 continue
             _, kept = tree.coarsened()
             active = np.flatnonzero(kept & ~tree.asked).astype(np.int32)  # beside others of another label, but not by a face
-            if len(active) and not asker.ask(tree, active):
+            if len(active) and not ask(tree, active):
                 return False
-
-
-def _batched(function: Callable[[np.ndarray], np.ndarray], points: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """A function of points in batches of one size; the last point is repeated."""
-    for start in range(0, len(points), size):
-        batch = points[start : start + size]
-        padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        yield function(padded)[: len(batch)]
-
-
-def _checked_soft(soft: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
-    def checked(points: np.ndarray) -> np.ndarray:
-        found = np.asarray(soft(points), np.float32)
-        if found.ndim != 2 or len(found) != len(points):
-            n = len(points)
-            raise ValueError(f"realize: soft gave an array of shape {found.shape} for {n} points, expected ({n}, classes)")
-        if not np.isfinite(found).all():
-            raise ValueError("realize: soft gave numbers that are not finite; expected probabilities")
-        return found
-
-    return checked
 
 
 def _size_check(jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], batch_size: int) -> Callable:
@@ -263,24 +193,14 @@ def _size_check(jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, 
             )
 
     if callable(jnd):
-
-        def varying(points: np.ndarray) -> np.ndarray:
-            found = np.asarray(jnd(points), np.float64)
-            if found.shape != (len(points),):
-                raise ValueError(
-                    f"realize: jnd gave an array of shape {found.shape} for {len(points)} points, expected ({len(points)},)"
-                )
-            if not (found > 0).all():
-                raise ValueError(f"realize: jnd must be positive everywhere, got {found[~(found > 0)][0]}")
-            return found
+        varying = jnd_at("realize", jnd, batch_size)
 
         def too_large(tree: Tree, nodes: np.ndarray) -> np.ndarray:
             large = np.zeros(len(nodes), bool)
             for level in np.unique(tree.level[nodes]).tolist():
                 own = tree.level[nodes] == level
                 points = centre(low, high, coarse, tree.place[nodes[own]], level)
-                found = np.concatenate(list(_batched(varying, points, batch_size)))
-                large[own] = edges(low, high, coarse, level).max() > found * (1 + 1e-6)
+                large[own] = edges(low, high, coarse, level).max() > varying(points) * (1 + 1e-6)
                 if large[own].any():
                     check_level(level + 1)
             return large
@@ -306,8 +226,8 @@ def _check_box(domain: Any, coarse: Any) -> tuple[np.ndarray, np.ndarray, tuple[
         raise ValueError(f"realize: domain must be (low (d,), high (d,)), got the shapes {low.shape} and {high.shape}")
     if len(low) > 4:
         raise ValueError(
-            f"realize: {len(low)} dimensions are too many for a mesh, which has at most 4: give points instead, labelled by the "
-            "classifier, to jc.fit, or realize a few principal components"
+            f"realize: {len(low)} dimensions are too many for a mesh, which has at most 4: go along points "
+            "instead with jc.realize_along, or realize a few principal components"
         )
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
         raise ValueError(f"realize: domain needs finite low < high in every dimension, got {low.tolist()} and {high.tolist()}")
