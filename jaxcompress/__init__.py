@@ -35,6 +35,7 @@ from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.realization import Realized, realize
+from jaxcompress.training.realization_along import RealizedAlong, realize_along
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
@@ -75,6 +76,7 @@ __all__ = [
     "Network",
     "Plan",
     "Realized",
+    "RealizedAlong",
     "Report",
     "ToeplitzArray",
     "Transform",
@@ -115,6 +117,7 @@ __all__ = [
     "partition",
     "plots",
     "realize",
+    "realize_along",
     "recalibrate",
     "reconstruct",
     "refine",

@@ -1,7 +1,7 @@
 """A classifier that is asked: batches of one size, checked answers, counted questions, and the labelled points that come of it.
 
-One call gets `batch_size` points, so that a jitted classifier compiles once; the last one is filled up by repetition, which does not
-count as a question. Costs the classifier's calls.
+One call gets `batch_size` points, so that a jitted classifier compiles once; the last one is filled up by repetition, which is no
+question. Costs the classifier's calls.
 
 Source: learning from membership queries, Angluin 1988 (doi:10.1007/BF00116828).
 """
@@ -20,7 +20,7 @@ class Labelled:
     """What a classifier says at points, as a training set.
 
     Attributes:
-        points: (n, d), float32, each asked once.
+        points: (n, d), float32, each asked.
         labels: (n,) or (n, k): what the classifier said there, in its own type.
         weights: (n,), float64.
         soft: (n, classes) probabilities, or None.

