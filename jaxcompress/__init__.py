@@ -7,10 +7,12 @@ See README.md for a tour.
 """
 
 from jaxcompress.analysis import plots
+from jaxcompress.analysis.errors import explain_errors
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.functions import WeightFunction, weight_functions
 from jaxcompress.analysis.gradients import Curvature, GradientStatistics, curvature, gradient_statistics
 from jaxcompress.analysis.report import Report, report
+from jaxcompress.analysis.verdicts import ErrorReport, Verdict
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
 from jaxcompress.arrays.clustered import ClusteredArray
@@ -28,8 +30,12 @@ from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
+from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
+from jaxcompress.training.realization import Realized, realize
+from jaxcompress.training.realization_along import RealizedAlong, realize_along
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
@@ -54,6 +60,8 @@ __all__ = [
     "ConvolvedArray",
     "Curvature",
     "DesignedAtoms",
+    "ErrorReport",
+    "ExactFit",
     "FactoredArray",
     "FitState",
     "Frontier",
@@ -62,13 +70,17 @@ __all__ = [
     "LeafTransform",
     "LookupArray",
     "MatrixAxes",
+    "MeshClassifier",
     "Moments",
     "MultigridState",
     "Network",
     "Plan",
+    "Realized",
+    "RealizedAlong",
     "Report",
     "ToeplitzArray",
     "Transform",
+    "Verdict",
     "VocabularyArray",
     "WeightFunction",
     "add_variation",
@@ -85,8 +97,10 @@ __all__ = [
     "cross_entropy",
     "curvature",
     "distillation",
+    "explain_errors",
     "factored",
     "fit",
+    "fit_exactly",
     "frontier",
     "gradient_statistics",
     "hashed",
@@ -102,6 +116,8 @@ __all__ = [
     "outputs",
     "partition",
     "plots",
+    "realize",
+    "realize_along",
     "recalibrate",
     "reconstruct",
     "refine",

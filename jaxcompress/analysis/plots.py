@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 from jaxcompress.analysis.attributes import Shrinking
 from jaxcompress.analysis.functions import WeightFunction
 from jaxcompress.analysis.sharing import Sketches
+from jaxcompress.analysis.verdicts import ErrorReport
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
+from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.realization import Realized
 
 COLOURS = {
     "linear": "tab:blue",
@@ -215,6 +218,129 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
     ax.legend(frameon=False)
     _save(ax.figure, path)
     return ax
+
+
+def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bool = True, path: str | Path | None = None) -> Any:
+    """Draw the decision regions of a classifier in two dimensions, with the cells of its mesh at their several levels.
+
+    Args:
+        found: of `jc.realize`, or its mesh.
+        ax: matplotlib axes to draw on; new ones by default.
+        lines: draw the cells' edges.
+        path: also save the picture there.
+
+    Returns:
+        The axes; a colour for each label in their sorted order, the same ones again after twenty.
+
+    Raises:
+        ValueError: for a mesh that is not of two dimensions.
+
+    Example:
+        >>> import numpy as np, jaxcompress as jc
+        >>> found = jc.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
+        >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.points)
+        True
+    """
+    mesh = found if isinstance(found, MeshClassifier) else found.mesh
+    if len(mesh.coarse) != 2:
+        raise ValueError(f"decision_mesh draws two dimensions, this mesh has {len(mesh.coarse)}")
+    figures = _figures()
+    from matplotlib import colormaps
+    from matplotlib.collections import PolyCollection
+
+    ax = figures(figsize=(5, 5), layout="constrained").subplots() if ax is None else ax
+    centres, sizes = mesh.boxes()
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
+    label = np.unique(np.asarray(mesh(centres)), axis=0, return_inverse=True)[1].reshape(-1)
+    colours = colormaps["tab20"](label % 20)
+    edge: dict[str, Any] = dict(edgecolors=(0, 0, 0, 0.4), linewidths=0.3) if lines else dict(edgecolors="face", linewidths=0.1)
+    ax.add_collection(PolyCollection(list(centres[:, None] + corners * sizes[:, None]), facecolors=colours, **edge))
+    ax.set(xlim=(mesh.low[0], mesh.high[0]), ylim=(mesh.low[1], mesh.high[1]), aspect="equal")
+    _save(ax.figure, path)
+    return ax
+
+
+def errors_by_cause(
+    report: ErrorReport,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    image: tuple[int, ...] | None = None,
+    classify: Callable[[Any], Any] | None = None,
+    count: int = 4,
+    near: int = 3,
+    path: str | Path | None = None,
+) -> Any:
+    """Draw the errors of a classifier by their causes.
+
+    Images: a row for each cause, its most certain errors first; each is followed by its nearest training images. Above a test image
+    stand its label and what it was taken for, above a training image its label, with what the classifier says where that is another
+    one and a question mark where its neighbourhood disagrees. Points of a plane: the training set by class, the errors by cause.
+
+    Args:
+        report: of `jc.explain_errors`.
+        train, test: the (x, y) that it was made with.
+        image: the height and the width of images, and their channels if there are any.
+        classify: of points of a plane, to colour the regions.
+        count: how many errors of a cause.
+        near: how many training images for each.
+        path: also save the picture there.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for inputs that are neither such images nor points of a plane; no errors to draw as images.
+
+    Example:
+        >>> import numpy as np, jaxcompress as jc
+        >>> x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+        >>> train, test = ((x[i], (x[i, 0] * x[i, 1] > 0).astype(int)) for i in (slice(200), slice(200, 300)))
+        >>> line = lambda x: (np.asarray(x)[:, 0] > 0).astype(int)
+        >>> report = jc.explain_errors(line, train, test, progress=False)
+        >>> len(jc.plots.errors_by_cause(report, train, test, classify=line).axes)
+        1
+    """
+    train_x, train_y = (np.asarray(each) for each in train)
+    test_x = np.asarray(test[0])
+    if image is None and train_x.shape[1:] != (2,):
+        raise ValueError(f"errors_by_cause draws images, given image=(height, width), or points (n, 2), got {train_x.shape}")
+    causes = [cause for cause, errors in report.counts.items() if errors]
+    if image is None:
+        figure = _figures()(figsize=(6.5, 5), layout="constrained")
+        ax = figure.subplots()
+        if classify is not None:
+            sides = [np.linspace(train_x[:, i].min(), train_x[:, i].max(), 200) for i in range(2)]
+            grid = np.stack(np.meshgrid(*sides), axis=-1).astype(train_x.dtype)
+            said = np.asarray(classify(grid.reshape(-1, 2))).reshape(200, 200)
+            ax.pcolormesh(*sides, said, cmap="Pastel1", alpha=0.6)
+        ax.scatter(*train_x.T, c=train_y, s=4, cmap="Set1", alpha=0.5)
+        for cause, marker in zip(causes, "^sovx", strict=False):
+            ax.scatter(*test_x[[each.index for each in report.of(cause)]].T, s=36, marker=marker, label=cause)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _save(figure, path)
+        return figure
+    check_grid(image, train_x[0].size, "an input has")
+    if not causes:
+        raise ValueError("errors_by_cause: the classifier made no errors")
+    columns = count * (1 + near)
+    figure = _figures()(figsize=(0.8 * columns, 1.15 * len(causes)), layout="constrained")
+    panels = figure.subplots(len(causes), columns, squeeze=False)
+    for cause, row in zip(causes, panels, strict=True):
+        row[0].set_ylabel(cause, rotation=0, ha="right", fontsize="small")
+        for verdict, group in zip(report.of(cause)[:count], row.reshape(count, -1), strict=False):
+            group[0].imshow(test_x[verdict.index].reshape(image), cmap="gray")
+            group[0].set_title(f"{verdict.true} → {verdict.predicted}", fontsize="small", color="tab:red")
+            told = zip(verdict.neighbours, verdict.labels, verdict.predictions, verdict.outvoted, strict=True)
+            for panel, (index, label, said, doubtful) in zip(group[1:], told, strict=False):
+                panel.imshow(train_x[index].reshape(image), cmap="gray")
+                title = f"{label}" + ("?" if doubtful else "") + (f" → {said}" if said != label else "")
+                panel.set_title(title, fontsize="small")
+    for panel in panels.ravel():
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    _save(figure, path)
+    return figure
 
 
 def _figures() -> Any:

@@ -1,0 +1,228 @@
+"""Errors by cause: what is planted is found, and nothing that leaves the data what they are changes a verdict."""
+
+import numpy as np
+import pytest
+from analysis.worlds import one_nearest, tally, world
+
+import jaxcompress as jc
+from jaxcompress.analysis.neighbours import nearest, outvoted
+from jaxcompress.analysis.verdicts import AMBIGUOUS, CAUSES, judge
+
+
+def explain(classify, train, test, **options):
+    return jc.explain_errors(classify, train, test, progress=False, **options)
+
+
+@pytest.mark.parametrize(("geometry", "d"), [("clusters", 8), ("rings", 2)])
+def test_planted_causes_are_found(geometry, d):
+    """Nine of ten of each plant's errors, whatever the geometry; of all verdicts few name a cause that is none."""
+    wrong = total = 0
+    for plant in ("labels, 1-NN", "capacity, linear", "excess, islands", "region, 1-NN"):
+        found = world(plant, geometry, d, seed=20)
+        report = explain(found.classify, found.train, found.test)
+        counts = tally(found, report)
+        assert sum(counts.values()) >= 20
+        assert counts[found.cause] >= 0.9 * sum(counts.values()), (plant, counts)
+        wrong += sum(counts.values()) - counts[found.cause] - counts[AMBIGUOUS]
+        total += sum(counts.values())
+    assert wrong <= 0.03 * total
+
+
+def test_learnt_by_heart():
+    """An MLP: labels that it followed, borders that nothing in the training set supports."""
+    for plant in ("labels, by heart", "excess, by heart"):
+        found = world(plant, "clusters", 8, seed=20, n=800)
+        counts = tally(found, explain(found.classify, found.train, found.test))
+        assert counts[found.cause] >= 0.85 * sum(counts.values()), (plant, counts)
+
+
+def noisy_rings():
+    found = world("labels, 1-NN", "rings", 2, seed=21, n=600)
+    return found.classify, found.train, found.test
+
+
+def told(report, rename=lambda labels: labels, index=lambda indices: indices):
+    return [
+        (
+            each.index,
+            int(rename(each.true)),
+            int(rename(each.predicted)),
+            each.cause,
+            each.runner_up,
+            *index(each.neighbours).tolist(),
+        )
+        for each in report.verdicts
+    ]
+
+
+NAMES = np.array([7, -3, 40])
+
+
+@pytest.mark.parametrize("change", ["shuffled", "scaled up", "scaled down", "moved", "renamed", "repeated", "reshaped", "embedded"])
+def test_verdicts_are_invariant(change):
+    classify, (x, y), (test_x, test_y) = noisy_rings()
+    base = told(explain(classify, (x, y), (test_x, test_y)))
+    assert len(base) > 20
+    order = np.random.default_rng(0).permutation(len(x))
+    if change == "shuffled":
+        report = explain(classify, (x[order], y[order]), (test_x, test_y))
+        assert told(report, index=lambda found: order[found]) == base
+    elif change in ("scaled up", "scaled down"):
+        unit = {"scaled up": 2.0**20, "scaled down": 2.0**-20}[change]
+        assert told(explain(lambda inputs: classify(inputs / unit), (unit * x, y), (unit * test_x, test_y))) == base
+    elif change == "moved":
+        assert told(explain(lambda inputs: classify(inputs - 8.0), (x + 8.0, y), (test_x + 8.0, test_y))) == base
+    elif change == "renamed":
+        report = explain(lambda inputs: NAMES[np.asarray(classify(inputs))], (x, NAMES[y]), (test_x, NAMES[test_y]))
+        assert told(report, rename=lambda label: NAMES.tolist().index(label)) == base
+    elif change == "repeated":
+        again = np.concatenate([np.arange(len(x)), order[: len(x) // 2], np.repeat(order[:20], 30)])
+        assert told(explain(classify, (x[again], y[again]), (test_x, test_y))) == base
+    elif change == "reshaped":
+        square = lambda inputs: inputs.reshape(-1, 1, 2)
+        assert told(explain(lambda inputs: classify(inputs.reshape(-1, 2)), (square(x), y), (square(test_x), test_y))) == base
+    else:
+        assert told(explain(classify, (x, y), (test_x, test_y), embed=lambda inputs: 4.0 * inputs[:, ::-1])) == base
+
+
+def test_a_perfect_classifier_has_no_verdicts():
+    _, (x, y), _ = noisy_rings()
+    report = explain(one_nearest(x, y), (x, y), (x, y))
+    assert report.verdicts == []
+    assert report.accuracy == report.train_accuracy == 1
+    assert sum(report.counts.values()) == 0
+    assert "0 errors" in repr(report)
+
+
+def test_ordinary_points_are_seldom_remote():
+    """The conformal bound: whatever is wrong of points drawn as the training set was, a hundredth at most is remote."""
+    rng = np.random.default_rng(0)
+    for d in (2, 20):
+        x, y = rng.normal(size=(4_000, d)), rng.integers(2, size=4_000)
+        contrary = lambda inputs, y=y: np.zeros(len(inputs), int)
+        report = explain(contrary, (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=2)
+        assert len(report.of("wrong interpolation")) <= 0.01 * 2_000 + 3 * np.sqrt(0.01 * 2_000)
+
+
+def test_a_class_never_seen_is_remote():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y = np.arange(60) % 2
+    report = explain(one_nearest(x, y), (x, y), (rng.normal(size=(5, 2)), np.full(5, 9)))
+    assert report.counts["wrong interpolation"] == 5
+    assert all(each.to_true is None and each.to_predicted is not None for each in report.verdicts)
+
+
+def test_evidence_is_what_it_says():
+    classify, (x, y), (test_x, test_y) = noisy_rings()
+    report = explain(classify, (x, y), (test_x, test_y), steps=5)
+    said = np.asarray(classify(test_x))
+    assert [each.index for each in report.verdicts] == np.flatnonzero(said != test_y).tolist()
+    assert report.accuracy == pytest.approx(np.mean(said == test_y))
+    assert sum(report.counts.values()) == len(report.verdicts)
+    for each in report.verdicts:
+        far = np.linalg.norm(x - test_x[each.index], axis=1)
+        np.testing.assert_allclose(each.distances * each.scale, np.sort(far)[:10], rtol=1e-4)
+        assert (each.labels == y[each.neighbours]).all()
+        assert (each.predictions == np.asarray(classify(x[each.neighbours]))).all()
+        assert 0 <= each.confidence <= 1
+        assert each.runner_up != each.cause
+        for path, label in ((each.to_true, each.true), (each.to_predicted, each.predicted)):
+            assert y[path.index] == label
+            assert path.distance * each.scale == pytest.approx(far[y == label].min(), rel=1e-4)
+            ends = test_x[each.index] + np.linspace(0, 1, 7)[:, None] * (x[path.index] - test_x[each.index])
+            assert (path.labels == np.asarray(classify(ends))).mean() >= 6 / 7  # a border may be a rounding away
+    assert [each.confidence for each in report.of("wrong labels")] == sorted(
+        (each.confidence for each in report.verdicts if each.cause == "wrong labels"), reverse=True
+    )
+    assert f"{len(report.verdicts)} errors" in repr(report)
+    assert f"test point {report.verdicts[0].index}:" in repr(report.verdicts[0])
+
+
+WITNESSES = [
+    # wrong labels, over-divided, under-divided, supported -> the cause, or what comes next to it
+    ((0, 9, 0, 0), "over-divided", ""),
+    ((0, 5, 0, 0), AMBIGUOUS, "over-divided"),
+    ((1, 9, 0, 0), "wrong labels", "over-divided"),
+    ((2, 4, 0, 4), AMBIGUOUS, "wrong labels"),
+    ((0, 1, 5, 4), "under-divided", "wrong interpolation"),
+    ((0, 5, 1, 4), AMBIGUOUS, "under-divided"),
+    ((0, 6, 0, 4), AMBIGUOUS, "over-divided"),
+    ((0, 0, 0, 10), AMBIGUOUS, "wrong interpolation"),
+    ((3, 4, 3, 0), AMBIGUOUS, "wrong labels"),
+    ((3, 6, 1, 0), "wrong labels", "under-divided"),
+]
+
+
+@pytest.mark.parametrize(("counts", "cause", "runner_up"), WITNESSES)
+def test_judge(counts, cause, runner_up):
+    witnesses = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
+    assert judge(witnesses, 10, 0.5, 0.01)[:2] == (cause, runner_up)
+    remote, other, confidence = judge(witnesses, 10, 0.005, 0.01)
+    assert (remote, confidence) == ("wrong interpolation", 0.995)
+    assert other in (*CAUSES, "")
+
+
+@pytest.mark.parametrize(("m", "n", "d", "k"), [(1, 1, 1, 1), (7, 300, 2, 10), (1_500, 97, 20, 10), (5, 8, 3, 8)])
+def test_neighbours_are_exact(m, n, d, k):
+    rng = np.random.default_rng(0)
+    queries, points = rng.normal(size=(m, d)) + 50, rng.normal(size=(n, d)) + 50
+    distances, indices = nearest(queries, points, k)
+    exact = np.linalg.norm(queries[:, None] - points, axis=2)
+    np.testing.assert_allclose(distances, np.sort(exact, 1)[:, :k], rtol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(exact, indices, 1), distances, rtol=1e-4)
+    if n > k:
+        assert (nearest(points, points, k, own=np.arange(n))[1] != np.arange(n)[:, None]).all()
+
+
+def test_ties_are_not_outvoted():
+    neighbours = np.array([[1, 2], [0, 2], [0, 1]])
+    assert outvoted(np.array([0, 0, 1]), neighbours).tolist() == [False, False, True]
+
+
+def test_pictures():
+    classify, train, test = noisy_rings()
+    report = explain(classify, train, test)
+    assert jc.plots.errors_by_cause(report, train, test, classify=classify).axes
+    shown = jc.plots.errors_by_cause(report, train, test, image=(1, 2), count=2, near=1)
+    assert len(shown.axes) == 4 * sum(count > 0 for count in report.counts.values())
+    with pytest.raises(ValueError, match="no errors"):
+        jc.plots.errors_by_cause(jc.ErrorReport([], 1.0, 1.0, 5), train, test, image=(1, 2))
+    with pytest.raises(ValueError, match=r"given image="):
+        jc.plots.errors_by_cause(report, (np.ones((4, 3)), train[1]), test)
+
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+Y = np.arange(40) % 2
+ZEROS = lambda inputs: np.zeros(len(inputs), int)
+REFUSED = [
+    (lambda inputs: np.full(len(inputs), np.nan), {}, TypeError, "classify gave float64, expected integers"),
+    (lambda inputs: np.zeros((len(inputs), 2)), {}, ValueError, "expected .* one label each"),
+    (lambda inputs: np.zeros(3, int), {}, ValueError, "one label each"),
+    (ZEROS, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
+    (ZEROS, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
+    (ZEROS, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),
+    (ZEROS, {"test": (X[:, :2], Y)}, ValueError, "must be alike"),
+    (ZEROS, {"test": (X, Y[:5])}, ValueError, "test needs inputs"),
+    (ZEROS, {"test": (X, Y / 2)}, TypeError, "labels of test must be integers"),
+    (ZEROS, {"train": (X.astype(np.uint8), Y)}, TypeError, "needs floats, got uint8"),
+    (ZEROS, {"train": (np.where(X > 2, np.nan, X), Y)}, ValueError, "train hold NaN"),
+    (ZEROS, {"train": (X[[0, 1] * 20], Y)}, ValueError, "more than 10 different training points, got 2"),
+    (ZEROS, {"k": 0}, ValueError, "k must be a whole number"),
+    (ZEROS, {"steps": 1.5}, ValueError, "steps must be a whole number"),
+    (ZEROS, {"level": 1.0}, ValueError, "level is a share"),
+    (ZEROS, {"embed": lambda inputs: inputs[:, 0]}, ValueError, r"embed gave \(1024,\)"),
+    (ZEROS, {"embed": lambda inputs: np.nan * inputs}, ValueError, "embed gave NaN"),
+]
+
+
+@pytest.mark.parametrize(("classify", "given", "kind", "message"), REFUSED)
+def test_refusals(classify, given, kind, message):
+    options = {"train": (X, Y), "test": (X, Y)} | given
+    with pytest.raises(kind, match=message):
+        explain(classify, options.pop("train"), options.pop("test"), **options)
+
+
+def test_unknown_causes_are_refused():
+    with pytest.raises(ValueError, match="'bad luck' is no cause"):
+        jc.ErrorReport([], 1.0, 1.0, 5).of("bad luck")
