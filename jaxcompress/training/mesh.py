@@ -130,11 +130,13 @@ def _cell(mesh: MeshClassifier, points: Any) -> jax.Array:
 
 def descended(first: Any, place: Any, level: int, coarse: tuple[int, ...], xp: Any = np) -> Any:
     """The node at a level, or the whole cell above it, that holds each place (..., d) on that level's grid."""
-    strides = np.cumprod((1, *coarse[:0:-1]))[::-1].astype(np.int32)
-    node = ((place >> level) * strides).sum(-1)
+    axes = [place[..., axis] for axis in range(len(coarse))]  # sums along a short axis are slow in numpy
+    node = 0
+    for side, along in zip(coarse, axes, strict=True):
+        node = node * side + (along >> level)
     for shift in reversed(range(level)):
         below = first[node]
-        child = (((place >> shift) & 1) << np.arange(len(coarse), dtype=np.int32)).sum(-1)
+        child = sum(((along >> shift) & 1) << axis for axis, along in enumerate(axes))
         node = xp.where(below >= 0, below + child, node)
     return node
 
@@ -200,7 +202,7 @@ class Tree:
 
     def borders(self, nodes: np.ndarray) -> np.ndarray:
         """The whole cells on both sides of every face between different labels that one of the given whole cells has."""
-        found = [np.zeros(0, np.int32)]
+        found = np.zeros(len(self.first), bool)
         for level in np.unique(self.level[nodes]).tolist():
             own = nodes[self.level[nodes] == level]
             for axis, side in np.ndindex(self.d, 2):
@@ -211,10 +213,11 @@ class Tree:
                 facing = np.flatnonzero(octants(self.d)[:, axis] == 1 - side)
                 while len(here):
                     whole = self.first[there] < 0
-                    differ = whole & (self.label[here] != self.label[there]).any(1)
-                    found += [here[differ], there[differ]]
+                    unlike = self.label[here] != self.label[there]
+                    differ = whole & (unlike[:, 0] if unlike.shape[1] == 1 else unlike.any(1))
+                    found[here[differ]] = found[there[differ]] = True
                     here, there = np.repeat(here[~whole], len(facing)), family(self.first[there[~whole]], self.d)[:, facing].ravel()
-        return np.unique(np.concatenate(found))
+        return np.flatnonzero(found).astype(np.int32)
 
     def coarsened(self, *, drop: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Which nodes are of one label, and which of them are kept: the largest ones.

@@ -1,10 +1,10 @@
 """What it costs to know a decision border to h = 1/256, against a uniform grid, and students of what is known.
 
-First table: `jc.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256: its questions at 1/256 as a
-share of the 256^d of a grid (which is counted, not evaluated), the slope of log questions against log 1/h (a border's is d - 1), the
-share of 100,000 random points where the mesh agrees, and how many pieces that hold a box larger than a coarse cell were missed, of the grid
-with h = 1/128 in two and 1/64 in three dimensions. Curves and blobs are given by formulas; perceptrons (two hidden layers of 64) are
-trained on scikit-learn's moons and on the first 2 or 3 principal components of MNIST's first 10,000 digits, with three seeds.
+First table: `jc.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256. Its questions at 1/256 as a
+share of the 256^d of a grid, which is counted, not evaluated; the slope of log questions against log 1/h (a border's is d - 1);
+the share of 100,000 random points where the mesh agrees; how many pieces that hold a box larger than a coarse cell were missed, of
+the grid with h = 1/128 in two and 1/64 in three dimensions. Curves and blobs are given by formulas. Perceptrons (two hidden layers
+of 64) are trained on scikit-learn's moons and on the first 2 or 3 principal components of MNIST's first 10,000 digits, three seeds.
 
 Second table: students of one hidden layer learn the moons' perceptron from the mesh's points at h = 1/64, or from as many uniform
 random points, plainly by cross entropy with the same steps, or by `jc.fit_exactly`; agreement with the teacher on the mesh's points
@@ -178,8 +178,9 @@ def tables(rows: list[dict[str, Any]]) -> str:
         group = [row for row in rows if row.get("classifier") == name]
         d, last = group[0]["d"], np.array([row["queries"][-1] for row in group])
         lines.append(
-            f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
-            f"| {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} | {ranges(100 * of(group, 'agreement'), '.2f')} % "
+            f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} "
+            f"({d - 1}) | {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} "
+            f"| {ranges(100 * of(group, 'agreement'), '.2f')} % "
             f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} | {ranges(of(group, 'seconds'), '.1f')} |"
         )
     lines += ["", "| hidden units | points | training | agree on the mesh, % | exactly | agree on 100,000 random points, % |"]
@@ -190,8 +191,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
             group = [row for row in rows if way.items() <= row.items()]
             mesh, random = 100 * of(group, "mesh"), 100 * of(group, "random")
             lines.append(
-                f"| {width} | {source} | {how} | {mesh.mean():.2f} ± {mesh.std(ddof=1):.2f} | {(mesh == 100).sum()} of {len(group)} "
-                f"| {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
+                f"| {width} | {source} | {how} | {mesh.mean():.2f} ± {mesh.std(ddof=1):.2f} "
+                f"| {(mesh == 100).sum()} of {len(group)} | {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
             )
     return "\n".join(lines)
 

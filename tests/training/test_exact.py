@@ -52,15 +52,9 @@ def test_too_few_units_say_so_and_keep_the_best():
 
 def test_compact_parameters():
     params = fresh(32) | {"down": jc.factored(keep=1 / 2)(fresh(32)["down"])}
-    fitted = jc.fit_exactly(apply, params, realized(KINDS["two classes"], 1 / 8), steps=0, progress=False)
+    fitted = jc.fit_exactly(apply, params, realized(KINDS["two classes"], 1 / 8), steps=0, rounds=6, progress=False)
     assert jax.tree.structure(fitted.params) == jax.tree.structure(params)
-    assert fitted.exact
-
-
-def test_rounds_go_on_where_adam_stops():
-    found = realized(KINDS["two classes"])
-    plain = jc.fit_exactly(apply, fresh(8), found, steps=60, rounds=0, progress=False)
-    assert jc.fit_exactly(apply, fresh(8), found, steps=60, rounds=8, progress=False).disagreeing < plain.disagreeing
+    assert fitted.agreement.max() > max(0.9, fitted.agreement[0])
 
 
 ERRORS = {
