@@ -26,7 +26,8 @@ class MeshClassifier:
     """Each point of a box to the label of its cell, by look-up.
 
     A pytree, so that it goes through `jax.jit`; made by `jc.realize`. Points outside of the box are clamped to its border. A cell
-    has its lower faces, not its upper ones.
+    has its lower faces, not its upper ones. Outside of jit it is numpy on the host, with no program to compile for each mesh, and
+    gives the same cells.
 
     Attributes:
         low, high: (d,), the box.
@@ -51,7 +52,7 @@ class MeshClassifier:
     depth: int
     kind: str
 
-    def cell(self, points: Any) -> jax.Array:
+    def cell(self, points: Any) -> Any:
         """The index of each point's cell, in the order of `Realized.points`; runs inside jit for labels of any size.
 
         Args:
@@ -65,7 +66,13 @@ class MeshClassifier:
         """
         if np.ndim(points) < 1 or np.shape(points)[-1] != len(self.coarse):
             raise ValueError(f"MeshClassifier: expected points (..., {len(self.coarse)}), got {np.shape(points)}")
-        return _cell(self, points)
+        xp = jnp if isinstance(points, Tracer) or isinstance(self.tree, Tracer) else np
+        tree, low, high = (xp.asarray(leaf) for leaf in (self.tree, self.low, self.high))
+        sides = np.asarray(self.coarse) << self.depth
+        # a difference and a product: XLA could round a quotient by a constant otherwise than numpy
+        place = xp.floor((xp.asarray(points, np.float32) - low) * (sides.astype(np.float32) / (high - low)))
+        place = xp.clip(place, 0, (sides - 1).astype(np.float32)).astype(np.int32)
+        return -1 - tree[descended(tree, place, self.depth, self.coarse, xp)]
 
     def __call__(self, points: Any) -> Any:
         """The label of each point.
@@ -74,13 +81,14 @@ class MeshClassifier:
             points: (..., d).
 
         Returns:
-            (...) or (..., k). Labels of 64 bits come as a numpy array, exact without `jax_enable_x64`.
+            (...) or (..., k), int32 where all labels fit.
 
         Raises:
             ValueError: for points of another dimension.
             TypeError: for labels of 64 bits inside jit, without `jax_enable_x64`.
         """
-        words = jnp.asarray(self.words)[self.cell(points)]
+        cell = self.cell(points)
+        words = (jnp if isinstance(cell, Tracer) else np).asarray(self.words)[cell]
         if self.kind == "int32":
             return words[..., 0]
         if not isinstance(words, Tracer):
@@ -118,23 +126,15 @@ class MeshClassifier:
 jax.tree_util.register_dataclass(MeshClassifier, ["low", "high", "tree", "words"], ["coarse", "depth", "kind"])
 
 
-@jax.jit
-def _cell(mesh: MeshClassifier, points: Any) -> jax.Array:
-    """The place on the finest grid, then down the tree."""
-    sides = np.asarray(mesh.coarse) << mesh.depth
-    low, high = jnp.asarray(mesh.low), jnp.asarray(mesh.high)
-    place = jnp.floor((jnp.asarray(points, jnp.float32) - low) / (high - low) * sides.astype(np.float32))
-    place = jnp.clip(place, 0, (sides - 1).astype(np.float32)).astype(jnp.int32)
-    return -1 - jnp.asarray(mesh.tree)[descended(jnp.asarray(mesh.tree), place, mesh.depth, mesh.coarse, jnp)]
-
-
 def descended(first: Any, place: Any, level: int, coarse: tuple[int, ...], xp: Any = np) -> Any:
     """The node at a level, or the whole cell above it, that holds each place (..., d) on that level's grid."""
-    strides = np.cumprod((1, *coarse[:0:-1]))[::-1].astype(np.int32)
-    node = ((place >> level) * strides).sum(-1)
+    axes = [place[..., axis] for axis in range(len(coarse))]  # sums along a short axis are slow in numpy
+    node = 0
+    for side, along in zip(coarse, axes, strict=True):
+        node = node * side + (along >> level)
     for shift in reversed(range(level)):
         below = first[node]
-        child = (((place >> shift) & 1) << np.arange(len(coarse), dtype=np.int32)).sum(-1)
+        child = sum(((along >> shift) & 1) << axis for axis, along in enumerate(axes))
         node = xp.where(below >= 0, below + child, node)
     return node
 
@@ -200,7 +200,7 @@ class Tree:
 
     def borders(self, nodes: np.ndarray) -> np.ndarray:
         """The whole cells on both sides of every face between different labels that one of the given whole cells has."""
-        found = [np.zeros(0, np.int32)]
+        found = np.zeros(len(self.first), bool)
         for level in np.unique(self.level[nodes]).tolist():
             own = nodes[self.level[nodes] == level]
             for axis, side in np.ndindex(self.d, 2):
@@ -211,10 +211,11 @@ class Tree:
                 facing = np.flatnonzero(octants(self.d)[:, axis] == 1 - side)
                 while len(here):
                     whole = self.first[there] < 0
-                    differ = whole & (self.label[here] != self.label[there]).any(1)
-                    found += [here[differ], there[differ]]
+                    unlike = self.label[here] != self.label[there]
+                    differ = whole & (unlike[:, 0] if unlike.shape[1] == 1 else unlike.any(1))
+                    found[here[differ]] = found[there[differ]] = True
                     here, there = np.repeat(here[~whole], len(facing)), family(self.first[there[~whole]], self.d)[:, facing].ravel()
-        return np.unique(np.concatenate(found))
+        return np.flatnonzero(found).astype(np.int32)
 
     def coarsened(self, *, drop: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Which nodes are of one label, and which of them are kept: the largest ones.

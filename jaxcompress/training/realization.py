@@ -33,32 +33,29 @@ from jaxcompress.training.mesh import FINEST, MeshClassifier, Tree, centre, edge
 class Realized(Labelled):
     """What a classifier does on a box, as a training set.
 
-    The points are the cells' centres; the weights the cells' volumes, whose sum is the box's. It is complete where no border is
-    left in a cell larger than the jnd.
+    The points are the cells' centres; the weights the cells' volumes, whose sum is the box's. It is complete where every border
+    was followed in cells as small as the jnd.
 
     Attributes:
         sizes: (cells, d), float64: the cells' edges.
         mesh: the cells as a classifier.
+        grid: how many cells a grid of the smallest cells has, before any are joined.
     """
 
     sizes: np.ndarray
     mesh: MeshClassifier
+    grid: int
 
     @property
     def bounds(self) -> dict[str, int | None]:
         """Upper bounds on what a mesh of this function needs: one cell an example, and what the classifier's results need."""
         return {"training points": self.training_points, "cells": len(self.points)}
 
-    @property
-    def grid(self) -> int:
-        """How many cells the grid of the smallest cells has."""
-        return math.prod(side << self.mesh.depth for side in self.mesh.coarse)
-
     def __repr__(self) -> str:
         classes, given = len(self.classes), self.training_points
         return (
             f"Realized({self.points.shape[1]} dimensions, {len(self.points):,} cells, {classes:,} class{'es' * (classes != 1)}; "
-            f"{self.queries:,} queries, {100 * self.queries / self.grid:.2g} % of a grid"
+            f"{self.queries:,} queries, {100 * self.queries / self.grid:.3g} % of a grid"
             f"{'' if self.complete else ', ended by the budget'}; upper bounds: {len(self.points):,} cells"
             f"{'' if given is None else f', {given:,} training points'})"
         )
@@ -84,7 +81,8 @@ def realize(
             function compiles once.
         domain: the box, (low (d,), high (d,)), rounded to float32.
         jnd: the just-noticeable difference of the inputs: a number, one for each dimension, or a function
-            `jnd(points (batch_size, d)) -> (batch_size,)` that varies in space. Cells at a border have no edge longer than that.
+            `jnd(points (batch_size, d)) -> (batch_size,)` that varies in space. Borders are followed in cells whose edges are no
+            longer than that.
         budget: at most so many questions; refinement goes from the coarsest level on, and stops where they end.
         coarse: how many cells each side has at first, one number or one for each dimension: what is smaller can be missed, see the
             guarantee above.
@@ -105,7 +103,7 @@ def realize(
         >>> import numpy as np, jaxcompress as jc
         >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
         >>> jc.realize(disc, ([-1, -1], [1, 1]), jnd=1/128, training_points=1000, progress=False)
-        Realized(2 dimensions, 1,264 cells, 2 classes; 2,612 queries, 4 % of a grid;
+        Realized(2 dimensions, 1,264 cells, 2 classes; 2,612 queries, 3.99 % of a grid;
         upper bounds: 1,264 cells, 1,000 training points)
     """
     low, high, coarse = _check_box(domain, coarse)
@@ -115,7 +113,7 @@ def realize(
         raise ValueError(
             f"realize: the coarse grid alone has {count} cells, more than the budget of {budget}: lower coarse={coarse}"
         )
-    too_large = _size_check(jnd, low, high, coarse, batch_size)
+    too_large, levels = _size_check(jnd, low, high, coarse, batch_size)
     with tqdm(total=budget, desc="realize", unit=" queries", disable=not progress, leave=False) as bar:
         asker = Asker("realize", classify, batch_size, budget, bar)
 
@@ -137,6 +135,7 @@ def realize(
     reached, kept = tree.coarsened(drop=not complete)
     mesh = tree.mesh(low, high, reached, kept, tuples=labels.ndim == 2)
     points, sizes = mesh.boxes()
+    deepest = int(tree.level.max()) if levels is None else levels
     return Realized(
         points=points,
         labels=tree.label[kept] if labels.ndim == 2 else tree.label[kept, 0],
@@ -146,6 +145,7 @@ def realize(
         mesh=mesh,
         queries=asker.queries,
         complete=complete,
+        grid=math.prod(side << deepest for side in coarse),
         training_points=training_points,
     )
 
@@ -180,8 +180,10 @@ def _refine(tree: Tree, ask: Callable[[Tree, np.ndarray], bool], too_large: Call
                 return False
 
 
-def _size_check(jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], batch_size: int) -> Callable:
-    """Which whole cells are larger than the jnd."""
+def _size_check(
+    jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], batch_size: int
+) -> tuple[Callable, int | None]:
+    """Which whole cells are larger than the jnd; for a fixed one, how often a coarse cell is halved."""
     told_apart = 4 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
     told_apart = np.maximum(told_apart, (high - low) / FINEST)
 
@@ -205,7 +207,7 @@ def _size_check(jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, 
                     check_level(level + 1)
             return large
 
-        return too_large
+        return too_large, None
     wanted = np.asarray(jnd, np.float64)
     if wanted.shape not in ((), low.shape):
         raise ValueError(f"realize: jnd has the shape {wanted.shape}, expected a number, {low.shape} or a function of points")
@@ -213,7 +215,7 @@ def _size_check(jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, 
         raise ValueError(f"realize: jnd must be positive, got {jnd}")
     levels = max(0, math.ceil(np.log2(edges(low, high, coarse, 0) / wanted).max() - 1e-6))
     check_level(levels)
-    return lambda tree, nodes: tree.level[nodes] < levels
+    return (lambda tree, nodes: tree.level[nodes] < levels), levels
 
 
 def _check_box(domain: Any, coarse: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Borders along data: pairs straddle, what is kept labels what it must, questions are counted, the bound on what is hidden holds."""
+"""Borders along data: pairs straddle, what is kept labels what it must, questions are counted, the bound on hidden ones holds."""
 
 import dataclasses
 

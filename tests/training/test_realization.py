@@ -1,0 +1,370 @@
+"""A realised classifier: the mesh is the grid of its smallest cells, piece by piece, for far fewer questions."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import jaxcompress as jc
+from jaxcompress.training import realization
+from jaxcompress.training.mesh import MeshClassifier, Tree
+
+CELLS = {1: 512, 2: 128, 3: 64, 4: 16}
+"""Along each axis of the grid, by dimension; a coarse cell has 8 of them or, in four dimensions, 4."""
+COARSE = {1: 64, 2: 16, 3: 8, 4: 4}
+
+
+def half(x):
+    return (x @ np.arange(1, x.shape[1] + 1) > 0.45 * sum(range(1, x.shape[1] + 1))).astype(np.int32)
+
+
+def ball(x):
+    return np.int32(((x - 0.5) ** 2).sum(1) < 0.35**2)
+
+
+def shells(x):
+    return np.minimum((np.linalg.norm(x - 0.5, axis=1) / 0.3).astype(np.int64), 1) - 7
+
+
+def board(x):
+    return np.floor(x * 2).astype(np.int32).sum(1) % 2
+
+
+def boxes(x):
+    return np.floor(x * 2).astype(np.int32)
+
+
+def tail(x):
+    """A disc and a tail of two cells, far thinner than a coarse cell."""
+    away = np.abs(x[:, 1:] - 0.5).max(1, initial=0) < 1 / CELLS[x.shape[1]]
+    return np.int32((np.linalg.norm(x - 0.3, axis=1) < 0.25) | (away & (x[:, 0] > 0.3) & (x[:, 0] < 0.9)))
+
+
+def huge(x):
+    return 2**62 + half(x).astype(np.int64)
+
+
+def huger(x):
+    return np.uint64(2**63) + half(x).astype(np.uint64)
+
+
+def constant(x):
+    return np.full(len(x), 3)
+
+
+CLASSIFIERS = {each.__name__: each for each in (half, ball, shells, board, boxes, tail, huge, huger, constant)}
+KNOWN = {f"{name}, {d}": (each, d) for name, each in CLASSIFIERS.items() for d in CELLS}
+
+
+def unit(d):
+    return [0] * d, [1] * d
+
+
+def grid(d, n=None):
+    """The centres of all smallest cells."""
+    n = n or CELLS[d]
+    return ((np.indices((n,) * d).reshape(d, -1).T + 0.5) / n).astype(np.float32)
+
+
+def realized(classify, d, **options):
+    options = {"jnd": 1 / CELLS[d], "coarse": COARSE[d], "progress": False} | options
+    return jc.realize(classify, unit(d), **options)
+
+
+def field(d, seed, classes=3, scale=0.15):
+    """Random pieces of all sizes, one label for each smallest cell; the classifier looks its label up."""
+    noise = np.random.default_rng(seed).normal(size=(CELLS[d],) * d)
+    smooth = ndimage.gaussian_filter(noise, 2 * scale * CELLS[d] ** 0.5)
+    labels = np.searchsorted(np.quantile(smooth, np.arange(1, classes) / classes), smooth)
+    return labels, lambda x: labels[tuple(np.minimum((x * CELLS[d]).astype(int), CELLS[d] - 1).T)]
+
+
+def perceptron(d, seed):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    up, down, bias = (jax.random.normal(k, shape) for k, shape in zip(keys, ((d, 32), (32, 4), (32,))))
+    return jax.jit(lambda x: jnp.argmax(jnp.tanh((x - 0.5) @ up * 4 + bias) @ down, 1))
+
+
+def at_centres(found, classify):
+    """Laws of every result."""
+    said = classify(found.points)
+    assert np.array_equal(found.labels, said)
+    assert found.labels.dtype == np.asarray(said).dtype
+    assert np.array_equal(found.mesh(found.points), said)
+    assert np.array_equal(found.mesh.cell(found.points), np.arange(len(found.points)))
+    assert np.array_equal(found.classes[found.targets], found.labels)
+    assert found.weights.sum() == pytest.approx(1, rel=1e-12)
+    assert np.allclose(found.weights, found.sizes.prod(1))
+    assert len(found.points) <= found.queries
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_mesh_is_the_grid(name):
+    """Where all pieces are larger than a coarse cell."""
+    classify, d = KNOWN[name]
+    found = realized(classify, d)
+    at_centres(found, classify)
+    assert np.array_equal(found.mesh(grid(d)), classify(grid(d)))
+    assert found.complete
+    near = np.random.default_rng(d).uniform(size=(3000, d)).astype(np.float32)
+    corners = np.array(list(itertools.product((-1, 0, 1), repeat=d))) / CELLS[d] / 2
+    around = np.clip(near[:, None] + corners, 0, 1 - 1e-6).astype(np.float32)
+    labels = classify(around.reshape(-1, d)).reshape(*around.shape[:2], -1)
+    clear = (labels == labels[:, :1]).all((1, 2))  # no border within half a cell
+    assert clear.mean() > 0.3
+    assert np.array_equal(np.asarray(found.mesh(near))[clear], classify(near)[clear])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("d", CELLS)
+def test_pieces_are_exact_or_missed_whole(d, seed):
+    """The guarantee, on pieces of all sizes: those that hold a box as large as a coarse cell are never missed."""
+    labels, classify = field(d, seed)
+    coarse = COARSE[d] * (2 if d > 2 else 1)
+    found = realized(classify, d, coarse=coarse)
+    at_centres(found, classify)
+    same = (np.asarray(found.mesh(grid(d))) == labels.ravel()).reshape(labels.shape)
+    kept, large, missed = 0, 0, 0
+    for each in np.unique(labels):
+        pieces, count = ndimage.label(labels == each)  # joined by faces
+        right = ndimage.mean(same, pieces, np.arange(1, count + 1))
+        assert set(np.unique(right)) <= {0.0, 1.0}
+        # one cell more than a coarse cell: a centre on the upper face looks beyond it
+        inner = ndimage.binary_erosion(labels == each, np.ones((CELLS[d] // coarse + 1,) * d))
+        holds = np.unique(pieces[inner])
+        assert (right[holds - 1] == 1).all()
+        kept, large, missed = kept + int((right == 1).sum()), large + len(holds), missed + int((right == 0).sum())
+    assert kept > 0
+    assert large > 0
+    assert kept + missed > 3
+
+
+@pytest.mark.parametrize("d", CELLS)
+def test_perceptrons(d, trees):
+    """Whatever the classifier."""
+    for seed in range(3):
+        classify = perceptron(d, seed)
+        found = realized(classify, d)
+        at_centres(found, classify)
+        assert np.mean(found.mesh(grid(d)) == classify(grid(d))) > 0.99
+        borders_are_small(trees.pop(), lambda x: 1 / CELLS[d])
+
+
+@pytest.fixture
+def trees(monkeypatch):
+    """The trees of the meshes that a test makes, before their cells are joined."""
+    made = []
+
+    class Watched(Tree):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(realization, "Tree", Watched)
+    return made
+
+
+def borders_are_small(tree, jnd):
+    """Both sides of every face between two labels were asked, in cells as small as the jnd at their centres."""
+    border = tree.borders(np.flatnonzero(tree.first < 0).astype(np.int32))
+    assert len(border)
+    assert tree.asked[border].all()
+    size = 1 / (tree.coarse[0] << tree.level[border].astype(int))
+    assert (size <= jnd((tree.place[border] + 0.5) * size[:, None]) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_jnd_that_varies(d, trees):
+    jnd = lambda x: 0.01 + 0.2 * x[:, 0] ** 2
+    found = realized(ball, d, jnd=jnd, coarse=8)
+    at_centres(found, ball)
+    borders_are_small(trees.pop(), jnd)
+    assert len(found.points) < len(realized(ball, d, jnd=0.01, coarse=8).points)
+    assert realized(ball, d, jnd=lambda x: np.full(len(x), 1 / 32)).queries == realized(ball, d, jnd=1 / 32).queries
+
+
+def test_jnd_of_each_dimension():
+    found = jc.realize(lambda x: half(x / [8, 1]), ([0, 0], [8, 1]), (0.5, 0.01), coarse=(16, 4), progress=False)
+    smallest = found.sizes.min(0)
+    assert (smallest <= [0.5, 0.01]).all()
+    assert (2 * smallest > [0.5, 0.01]).any()
+    assert found.weights.sum() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_no_point_is_asked_twice(batch_size):
+    for classify, d in ((tail, 2), (ball, 3), (half, 1)):
+        seen = []
+
+        def recorded(x, classify=classify, seen=seen):
+            seen.append(x.copy())
+            return classify(x)
+
+        found = realized(recorded, d, batch_size=batch_size, jnd=1 / 32, coarse=8)
+        assert {x.shape for x in seen} == {(batch_size, d)}
+        seen = np.concatenate(seen)
+        assert len(np.unique(seen, axis=0)) == found.queries
+        assert batch_size > 1 or len(seen) == found.queries
+        assert set(map(tuple, found.points.tolist())) <= set(map(tuple, seen.tolist()))
+        again = realized(classify, d, jnd=1 / 32, coarse=8)
+        assert np.array_equal(again.points, found.points)
+        assert np.array_equal(again.labels, found.labels)
+
+
+@pytest.mark.parametrize("d", CELLS)
+def test_coarsening_changes_no_look_up(d, trees):
+    for classify in (field(d, 0)[1], tail):
+        found = realized(classify, d)
+        tree, (low, high) = trees.pop(), map(np.float64, unit(d))
+        fine = tree.mesh(low, high, np.ones(len(tree.first), bool), tree.first < 0, tuples=False)
+        assert len(fine.words) > len(found.points)
+        assert np.array_equal(fine(grid(d)), found.mesh(grid(d)))
+        none_is_left(found, classify, d)
+
+
+def none_is_left(found, classify, d):
+    """No family of one label is apart whose parent's centre has that label."""
+    place = np.rint(found.points / found.sizes - 0.5).astype(int) // 2
+    keys, family, count = np.unique(np.c_[found.sizes, place], axis=0, return_inverse=True, return_counts=True)
+    family = family.reshape(-1)
+    low, high = (np.full(len(keys), value) for value in (10**6, -(10**6)))
+    np.minimum.at(low, family, found.labels)
+    np.maximum.at(high, family, found.labels)
+    one = (count == 2**d) & (low == high) & (2 * keys[:, 0] < 1.5 / COARSE[d])
+    assert not one.any() or (classify(((keys[one, d:] + 0.5) * 2 * keys[one, :d]).astype(np.float32)) != low[one]).all()
+
+
+def test_budget():
+    whole, off = realized(ball, 2), []
+    for budget in (256, 300, 500, 700, 1000, whole.queries - 1):
+        found = realized(ball, 2, budget=budget)
+        at_centres(found, ball)
+        assert found.queries <= budget
+        assert not found.complete
+        assert "budget" in repr(found)
+        off.append(np.mean(found.mesh(grid(2)) != ball(grid(2))))
+    assert off == sorted(off, reverse=True)
+    enough = realized(ball, 2, budget=whole.queries)
+    assert enough.complete
+    assert np.array_equal(enough.points, whole.points)
+    for budget in range(300, 900, 50):  # a tail is followed through cells of all sizes
+        at_centres(realized(tail, 2, budget=budget), tail)
+
+
+def test_soft_labels_at_kept_cells_only():
+    asked = []
+
+    def soft(x):
+        asked.append(len(np.unique(x, axis=0)))
+        return np.stack([1 - x[:, 0], x[:, 0]], 1)
+
+    found = realized(half, 2, soft=soft, batch_size=100)
+    assert sum(asked) == len(found.points)
+    assert np.allclose(found.soft[:, 1], found.points[:, 0])
+    assert realized(half, 2).soft is None
+
+
+def test_the_mesh_is_a_pytree():
+    found = realized(ball, 2)
+    points = np.random.default_rng(0).uniform(-0.2, 1.2, (5, 50, 2)).astype(np.float32)
+    expected = found.mesh(points)
+    assert expected.shape == (5, 50)
+    assert np.array_equal(jax.jit(lambda mesh, x: mesh(x))(found.mesh, points), expected)
+    assert np.array_equal(jax.vmap(found.mesh)(points), expected)
+    assert np.array_equal(found.mesh(np.clip(points, 0, 1)), expected)  # outside: the border's
+    leaves, shape = jax.tree.flatten(found.mesh)
+    again = jax.tree.unflatten(shape, leaves)
+    assert isinstance(again, MeshClassifier)
+    assert np.array_equal(again(points), expected)
+    assert found.mesh(np.float32([[np.inf, -np.inf]])).shape == (1,)
+
+
+@pytest.mark.parametrize("classify", [huge, huger])
+def test_labels_of_64_bits(classify):
+    found = realized(classify, 2)
+    inside = jax.jit(lambda mesh, x: mesh.cell(x))(found.mesh, grid(2))
+    assert np.array_equal(found.labels[inside], classify(grid(2)))
+    with pytest.raises(TypeError, match="jax_enable_x64"):
+        jax.jit(found.mesh)(grid(2))
+    with jax.enable_x64(True):
+        assert np.array_equal(jax.jit(lambda mesh, x: mesh(x))(found.mesh, grid(2)), classify(grid(2)))
+
+
+def test_a_label_for_each_cell_allocates_no_columns():
+    """More classes than memory has columns for: every coarse cell is a class of its own."""
+    found = realized(lambda x: np.floor(x * 16).astype(np.int64) @ [10**12, 1], 2, coarse=32)
+    assert len(found.classes) == 256
+    assert np.array_equal(found.mesh(grid(2)), np.floor(grid(2) * 16).astype(np.int64) @ [10**12, 1])
+
+
+def test_one_class_gives_the_coarse_cells():
+    found = realized(constant, 2, training_points=5)
+    assert len(found.points) == found.queries == 256
+    assert found.bounds == {"training points": 5, "cells": 256}
+    assert repr(found) == (
+        "Realized(2 dimensions, 256 cells, 1 class; 256 queries, 1.56 % of a grid; upper bounds: 256 cells, 5 training points)"
+    )
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (-3.0, 5.0), (1e4, 1.1e4)])
+def test_boxes_anywhere(levels):
+    low, high = levels
+    scaled = lambda x: ball(((x - low) / (high - low)).astype(np.float32))
+    found = jc.realize(scaled, ([low] * 2, [high] * 2), (high - low) / 64, progress=False)
+    assert np.array_equal(found.mesh(found.points), found.labels)
+    assert found.queries == realized(ball, 2, jnd=1 / 64, coarse=8).queries
+
+
+def test_the_picture_has_every_cell():
+    found = realized(board, 2)
+    ax = jc.plots.decision_mesh(found.mesh)
+    (drawn,) = ax.collections
+    assert len(drawn.get_paths()) == len(found.points)
+    assert len(np.unique(drawn.get_facecolor(), axis=0)) == 2
+    with pytest.raises(ValueError, match="two dimensions"):
+        jc.plots.decision_mesh(realized(ball, 3))
+
+
+ERRORS = {
+    "floats": (dict(classify=lambda x: x[:, 0]), TypeError, "argmax"),
+    "NaN": (dict(classify=lambda x: x[:, 0] * np.nan), TypeError, "expected integers"),
+    "Python integers": (dict(classify=lambda x: np.array([2**70] * len(x))), TypeError, "tuples"),
+    "a scalar": (dict(classify=lambda x: 3), ValueError, "shape"),
+    "too few labels": (dict(classify=lambda x: half(x)[1:]), ValueError, "shape"),
+    "three dimensions of labels": (dict(classify=lambda x: np.zeros((len(x), 1, 1), int)), ValueError, "shape"),
+    "two types": (dict(classify=lambda x: half(x).astype("i4" if x[0, 0] < 0.1 else "i8"), batch_size=1), ValueError, "one type"),
+    "no volume": (dict(domain=([0, 0], [1, 0])), ValueError, "low < high"),
+    "not finite": (dict(domain=([0, 0], [1, np.inf])), ValueError, "finite"),
+    "unequal": (dict(domain=([0, 0], [1])), ValueError, "shapes"),
+    "no box": (dict(domain=3), ValueError, "domain must be"),
+    "5 dimensions": (dict(domain=([0] * 5, [1] * 5)), ValueError, "give points instead"),
+    "jnd 0": (dict(jnd=0), ValueError, "positive"),
+    "jnd NaN": (dict(jnd=np.nan), ValueError, "positive"),
+    "jnd of another shape": (dict(jnd=(0.1, 0.1, 0.1)), ValueError, "jnd has the shape"),
+    "jnd too fine": (dict(jnd=1e-8), ValueError, "float32"),
+    "a function too fine": (dict(domain=unit(1), jnd=lambda x: np.full(len(x), 1e-8)), ValueError, "float32"),
+    "a function of another shape": (dict(jnd=lambda x: x), ValueError, "jnd gave an array of shape"),
+    "a function below 0": (dict(jnd=lambda x: x[:, 0] - 0.5), ValueError, "positive everywhere"),
+    "a small budget": (dict(budget=63), ValueError, "more than the budget of 63"),
+    "coarse 0": (dict(coarse=0), ValueError, "coarse"),
+    "coarse of another length": (dict(coarse=(2, 2, 2)), ValueError, "coarse"),
+    "batch_size 0": (dict(batch_size=0), ValueError, "batch_size"),
+    "soft of another shape": (dict(soft=lambda x: x[:, 0]), ValueError, "soft"),
+    "soft NaN": (dict(soft=lambda x: x * np.nan), ValueError, "soft"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    options, kind, match = ERRORS[name]
+    given = {"classify": ball, "domain": unit(2), "jnd": 0.05, "progress": False} | options
+    with pytest.raises(kind, match=match):
+        jc.realize(**given)
+
+
+def test_points_of_another_dimension():
+    with pytest.raises(ValueError, match=r"expected points \(..., 2\)"):
+        realized(ball, 2).mesh(np.zeros((5, 3), np.float32))
