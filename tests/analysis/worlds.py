@@ -108,7 +108,7 @@ def trained(x: Array, y: Array, hidden: tuple[int, ...], seed: int, *, steps: in
     centre, unit = x.mean(0), x.std()
     scaled = lambda inputs: jnp.asarray((inputs - centre) / unit, jnp.float32)
     params = model.init(jax.random.key(seed), scaled(x[:1]))
-    given = dict(optimizer=adam(rate, steps), steps=steps, batch_size=min(128, len(x)), seed=seed, progress=False)
+    given: dict[str, Any] = dict(optimizer=adam(rate, steps), steps=steps, batch_size=min(128, len(x)), seed=seed, progress=False)
     params = jc.fit(loss, params, (scaled(x), y), **given).params
     return lambda inputs: say(params, scaled(inputs))
 

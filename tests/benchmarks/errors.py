@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -73,11 +74,18 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     if "condition" in key:
         train, classify = clothes(key["condition"], key["seed"])
         report = jc.explain_errors(classify, train, images()[1])
-        return {"counts": report.counts, "accuracy": report.accuracy, "train_accuracy": report.train_accuracy}
+        found = {"counts": report.counts, "next": runners_up(report.verdicts), "accuracy": report.accuracy}
+        return found | {"train_accuracy": report.train_accuracy}
     found = world(key["plant"], key["geometry"], key["d"], key["seed"])
     report = jc.explain_errors(found.classify, found.train, found.test)
     counts = tally(found, report)
-    return {"cause": found.cause, "counts": counts, "others": len(report.verdicts) - sum(counts.values())}
+    mine = runners_up([each for each in report.verdicts if found.planted[each.index]])
+    return {"cause": found.cause, "counts": counts, "next": mine, "others": len(report.verdicts) - sum(counts.values())}
+
+
+def runners_up(verdicts: list[jc.Verdict]) -> dict[str, int]:
+    """What comes next where the verdict is "ambiguous"."""
+    return dict(Counter(each.runner_up for each in verdicts if each.cause == "ambiguous"))
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -109,8 +117,10 @@ def tables(results: list[dict[str, Any]]) -> str:
         counts = total(rows)
         share = 100 * counts[rows[0]["cause"]] / max(sum(counts.values()), 1)
         line = [plant, geometry, d, len(rows), sum(counts.values()), f"{share:.1f}", f"{100 * min(right):.1f}"]
-        lines.append([*line, counts["ambiguous"], sum(row["others"] for row in rows)])
-    head = ["world", "geometry", "dimensions", "seeds", "errors", "right %", "worst seed %", "ambiguous", "not the plant's"]
+        second = sum(row["next"].get(row["cause"], 0) for row in rows)
+        lines.append([*line, counts["ambiguous"], second, sum(row["others"] for row in rows)])
+    head = ["world", "geometry", "dimensions", "seeds", "errors", "right %", "worst seed %", "ambiguous", "of these right next"]
+    head += ["not the plant's"]
     if planted:
         parts.append(markdown(head, lines))
         causes = list(planted[0]["counts"])
