@@ -54,7 +54,8 @@ def explain_errors(
     Args:
         classify: `classify(x (n, ...)) -> labels (n,)`, integers; called with batches of `batch_size` examples, of which the last
             repeats its last example, so that a jitted function compiles once.
-        train: (x, y), x floats (n, ...), y integers (n,), as the classifier was trained on. Repeated examples count once.
+        train: (x, y), x floats (n, ...), y integers (n,), as the classifier was trained on. Examples that are repeated,
+            label and all, count once.
         test: (x, y), likewise; the labels are taken for right.
         embed: `embed(x) -> (n, d)`, the space in which distances are taken; by default the inputs, flattened. Segments are
             straight in the inputs in any case.

@@ -133,6 +133,7 @@ def test_evidence_is_what_it_says():
         assert 0 <= each.confidence <= 1
         assert each.runner_up != each.cause
         for path, label in ((each.to_true, each.true), (each.to_predicted, each.predicted)):
+            assert path is not None
             assert y[path.index] == label
             assert path.distance * each.scale == pytest.approx(far[y == label].min(), rel=1e-4)
             ends = test_x[each.index] + np.linspace(0, 1, 7)[:, None] * (x[path.index] - test_x[each.index])
@@ -162,7 +163,7 @@ WITNESSES = [
 
 @pytest.mark.parametrize(("counts", "cause", "runner_up"), WITNESSES)
 def test_judge(counts, cause, runner_up):
-    witnesses = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
+    witnesses: dict[str, int] = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
     assert judge(witnesses, 10, 0.5, 0.01)[:2] == (cause, runner_up)
     remote, other, confidence = judge(witnesses, 10, 0.005, 0.01)
     assert (remote, confidence) == ("wrong interpolation", 0.995)

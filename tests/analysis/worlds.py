@@ -93,8 +93,8 @@ def _one_nearest(inputs: Any, x: Any, y: Any) -> Any:
 @cache
 def compiled(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
     model = MLP(widths)
-    loss = jc.cross_entropy(model.apply)
-    return model, loss, jax.jit(lambda params, x: jnp.argmax(model.apply(params, x), -1))
+    logits = lambda params, x: jnp.asarray(model.apply(params, x))
+    return model, jc.cross_entropy(logits), jax.jit(lambda params, x: jnp.argmax(logits(params, x), -1))
 
 
 @cache
