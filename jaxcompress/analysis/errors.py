@@ -12,7 +12,8 @@ A test point of class t is taken for class p. Its k nearest training points are 
                           rightly predicted outside. It is off by less than the data tell
 
 The local scale is the median distance of the k neighbours to their own k-th neighbour. The first question is a conformal test, and
-holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. The
+holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. What
+was left out of the training set but lies no farther from it than its points from each other is "ambiguous" to it, and comes next. The
 others are majorities. Costs the distances of all pairs of training points, 2 n^2 d operations, and k times `steps` predictions an
 error.
 
