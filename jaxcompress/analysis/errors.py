@@ -13,9 +13,9 @@ A test point of class t is taken for class p. Its k nearest training points are 
 
 The local scale is the median distance of the k neighbours to their own k-th neighbour. The first question is a conformal test, and
 holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. What
-was left out of the training set but lies no farther from it than its points from each other is "ambiguous" to it, and comes next. The
-others are majorities. Costs the distances of all pairs of training points, 2 n^2 d operations, and k times `steps` predictions an
-error.
+was left out of the training set but lies no farther from it than its points do from each other is not remote: that comes out as
+"ambiguous", often with wrong interpolation next. The other questions are majorities. Costs the distances of all pairs of training
+points, 2 n^2 d operations, and k times `steps` predictions an error.
 
 Sources: conformal p-values, Vovk et al. 2005; farness in units of the neighbours' own, the local outlier factor (Breunig et al.
 2000); labels against their neighbourhood, edited nearest neighbours (Wilson 1972).
