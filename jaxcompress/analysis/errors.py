@@ -3,7 +3,8 @@
 A test point of class t is taken for class p. Its k nearest training points are asked, in this order:
 
     wrong interpolation   is it farther from the training data, or from those of class t, than all but a hundredth of the training
-                          points are? Farness is the distance to the k-th neighbour in units of the local scale.
+                          points are? Far from all is a large distance to the k-th neighbour in units of the local scale, far from
+                          class t a large one to its k-th point in units of that to the k-th point of another class.
     who lives in the region that it fell into: training points that are themselves predicted p, all the way along the segment?
         over-divided      nobody, though training points that are rightly predicted otherwise surround it: a border without support
         wrong labels      points labelled p against the majority of their own neighbourhood, which the classifier followed
@@ -12,13 +13,14 @@ A test point of class t is taken for class p. Its k nearest training points are 
                           rightly predicted outside. It is off by less than the data tell
 
 The local scale is the median distance of the k neighbours to their own k-th neighbour. The first question is a conformal test, and
-holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. What
-was left out of the training set but lies no farther from it than its points do from each other is not remote: that comes out as
-"ambiguous", often with wrong interpolation next. The other questions are majorities. Costs the distances of all pairs of training
-points, 2 n^2 d operations, and k times `steps` predictions an error.
+holds in any dimension: of test points drawn as the training points were, it takes no more than the share `level` for remote. It has
+two blind spots. What was left out of the training set but lies no farther off than the data are wide is "ambiguous", often with
+wrong interpolation next; and where more labels than that share are wrong, they hide who is far from its class. The other questions
+are majorities. Costs the distances of all pairs of training points twice, 4 n^2 d operations, and k times `steps` predictions an
+error.
 
-Sources: conformal p-values, Vovk et al. 2005; farness in units of the neighbours' own, the local outlier factor (Breunig et al.
-2000); labels against their neighbourhood, edited nearest neighbours (Wilson 1972).
+Sources: conformal p-values, and the ratio of the distances to two classes, Vovk et al. 2005; farness in units of the neighbours'
+own, the local outlier factor (Breunig et al. 2000); labels against their neighbourhood, edited nearest neighbours (Wilson 1972).
 """
 
 from __future__ import annotations
@@ -111,12 +113,14 @@ def explain_errors(
 
     queries, true, predicted = space(test_x[wrong]), test_y[wrong], said[wrong]
     around = surroundings(points, queries, k, progress=progress)
+    names = np.unique(y)
+    lonely, first = _by_class(points, y, queries, true, names, k, progress)
     # two questions, no data at all and none of the class: the smaller p-value counts twice (Bonferroni)
-    both = np.minimum(p_values(around.far_points, around.far_queries), _far_from_class(points, y, queries, true, k, progress))
-    remoteness = np.minimum(1.0, 2 * both)
+    remoteness = np.minimum(1.0, 2 * np.minimum(p_values(around.far_points, around.far_queries), lonely))
     doubtful = outvoted(y, around.of_points)
     near = around.of_queries
-    ends = np.column_stack([near, *(_first_of_class(points, y, queries, each, k, progress) for each in (true, predicted))])
+    of_class = lambda label: np.where(np.isin(label, names), first[np.arange(len(wrong)), _place(names, label)], -1)
+    ends = np.column_stack([near, of_class(true), of_class(predicted)])
     ways = _walk(say, test_x[wrong], x, ends, steps)
     inside = (ways == predicted[:, None, None]).all(2)[:, :k] & (train_said[near] == predicted[:, None])
 
@@ -163,30 +167,33 @@ def explain_errors(
     return ErrorReport(verdicts, *accuracies, len(test_y))
 
 
-def _far_from_class(points: np.ndarray, y: np.ndarray, queries: np.ndarray, true: np.ndarray, k: int, progress: bool) -> np.ndarray:
-    """(m,) p-values of the queries' distance to the points of their class; all classes are the ordinary values together."""
-    ordinary, far = [], np.ones(len(queries))
-    for label in np.unique(y):
-        mine, asked = np.flatnonzero(y == label), np.flatnonzero(true == label)
-        if len(mine) > 1:  # a single point has no scale
-            found = surroundings(points[mine], queries[asked], min(k, len(mine) - 1), progress=progress)
-            ordinary.append(found.far_points)
-            far[asked] = found.far_queries
-    found = p_values(np.concatenate([*ordinary, np.ones(0)]), far)
-    return np.where(np.isin(true, y), found, 0.0)  # a class never seen is remote
+def _by_class(
+    points: np.ndarray, y: np.ndarray, queries: np.ndarray, true: np.ndarray, names: np.ndarray, k: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """How lonely queries are in their class, as p-values (m,), and their nearest point of each class, (m, classes).
+
+    Lonely is who is farther from the k-th point of its own class than from that of another one, by the measure of the points.
+    """
+    everybody = np.concatenate([points, queries])
+    far, first = np.empty((len(everybody), len(names))), np.empty((len(queries), len(names)), np.int64)
+    for place, label in enumerate(names):
+        mine = np.flatnonzero(y == label)
+        own = np.full(len(everybody), -1)
+        own[mine] = np.arange(len(mine))
+        found, indices = nearest(everybody, points[mine], min(k, max(len(mine) - 1, 1)), own=own, progress=progress)
+        far[:, place], first[:, place] = found[:, -1], mine[indices[len(points) :, 0]]
+    whose = _place(names, np.concatenate([y, true]))
+    rows = np.arange(len(everybody))
+    mine = far[rows, whose].copy()
+    far[rows, whose] = np.inf
+    ratios = mine / np.maximum(far.min(1), np.finfo(np.float64).tiny)
+    found = p_values(ratios[: len(points)], ratios[len(points) :])
+    return np.where(np.isin(true, names), found, 0.0), first  # a class never seen has no points at all
 
 
-def _first_of_class(
-    points: np.ndarray, y: np.ndarray, queries: np.ndarray, classes: np.ndarray, k: int, progress: bool
-) -> np.ndarray:
-    """(m,) the nearest point of a class for each query, -1 where the class has none."""
-    found = np.full(len(queries), -1)
-    for label in np.unique(classes):
-        mine, asked = np.flatnonzero(y == label), np.flatnonzero(classes == label)
-        if len(mine):
-            around = nearest(queries[asked], points[mine], min(k, len(mine)), progress=progress)  # k is compiled already
-            found[asked] = mine[around[1][:, 0]]
-    return found
+def _place(names: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where labels stand among sorted names; anywhere, where they do not."""
+    return np.minimum(np.searchsorted(names, labels), len(names) - 1)
 
 
 def _walk(say: Callable[[np.ndarray], np.ndarray], starts: np.ndarray, x: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:

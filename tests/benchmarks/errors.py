@@ -1,8 +1,8 @@
 """Why classifiers err: `jc.explain_errors` where the causes are known, and on Fashion-MNIST.
 
 Worlds: those of tests/analysis/worlds.py, in 2, 8 and 20 dimensions, 1,500 training and 1,500 test points each. A verdict is right
-when it names the plant whose work the error is; "ambiguous" is not right. The rule was designed on seed 0; the figures are of
-seeds 10, 11 and 12. Errors that are not the plant's work are left out, their number is in the last column.
+when it names the plant whose work the error is; "ambiguous" is not right. The rule was designed on seed 0 and, in its second
+question, after a look at Fashion-MNIST with seeds 10, 11 and 12; the figures are of seeds 30, 31 and 32. Errors that are not the plant's work are left out, their number is in the last column.
 
 Fashion-MNIST: an MLP of 128 units on the first 10,000 training images, 2,000 steps; then with one thing planted each: a tenth of
 the labels changed to random other ones, and 6,000 steps, so that it follows them; 2 hidden units; a region without training images,
@@ -12,7 +12,7 @@ knows all causes there. New errors are those that the network trained with the s
 most should be of the planted cause.
 
     python tests/benchmarks/errors.py                  # some 30 minutes of one core
-    python tests/benchmarks/errors.py --plot FOLDER    # also draws a report of each condition of Fashion-MNIST, with seed 10
+    python tests/benchmarks/errors.py --plot FOLDER    # also draws a report of each condition of Fashion-MNIST, with seed 30
 
 Finished cells stay in the results file (`--out`).
 """
@@ -37,7 +37,7 @@ from analysis.worlds import GEOMETRIES, PLANTS, Classify, other, tally, trained,
 
 import jaxcompress as jc
 
-SEEDS = (10, 11, 12)
+SEEDS = (30, 31, 32)
 DIMENSIONS = (2, 8, 20)
 CONDITIONS = {"as it is": "as it is", "labels": "as it is", "capacity": "as it is", "region": "as it is", "part": "five classes"}
 """What is planted, and the condition without it."""
@@ -157,12 +157,18 @@ def tables(results: list[dict[str, Any]]) -> str:
         if rows:
             mean = lambda values: f"{np.mean(values):.0f} ± {np.std(values, ddof=min(1, len(values) - 1)):.0f}"
             accuracies = [f"{100 * np.mean([row[name] for row in rows]):.1f}" for name in ("accuracy", "train_accuracy")]
-            lines.append(
-                [condition, len(rows), *accuracies, *(mean([row["counts"][each] for row in rows]) for each in rows[0]["counts"])]
-            )
+            kinds = {"all": [row["counts"] for row in rows]}
+            if condition != CONDITIONS[condition]:
+                kinds["new"] = [row["new"] for row in rows]
+            for kind, counts in kinds.items():
+                shown = [mean([each.get(cause, 0) for each in counts]) for cause in rows[0]["counts"]]
+                following = mean([row["next" if kind == "all" else "new next"].get("wrong interpolation", 0) for row in rows])
+                lines.append([condition, kind, *accuracies, *shown, following])
     if lines:
         names = list(next(row for row in results if "condition" in row)["counts"])
-        parts.append(markdown(["Fashion-MNIST", "errors", "test accuracy %", "training accuracy %", *names], lines))
+        parts.append(
+            markdown(["Fashion-MNIST", "errors", "test accuracy %", "training accuracy %", *names, "then interpolation"], lines)
+        )
     return "\n\n".join(parts)
 
 
