@@ -1,13 +1,15 @@
 """What is said of a classifier's errors: a verdict for each, and the report of all.
 
-`judge` weighs what the k nearest training points testify; `explain_errors` hears them. Costs nothing.
+`judge` weighs what the k nearest training points testify, and how remote the test point is; what they are asked stands at the top
+of errors.py. No cost worth a word.
 
-Source: the mission's own four causes.
+Source: the four causes are the mission's own idea; confidences are Bayes' of 1763, a share's posterior from a uniform prior.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 from scipy.special import betainc
@@ -119,12 +121,16 @@ class ErrorReport:
         lines[0] += f"{self.train_accuracy:.4g})"
         for cause, count in self.counts.items():
             sure = f", mean confidence {np.mean([each.confidence for each in self.of(cause)]):.2f}" if count else ""
-            lines.append(f"  {cause:20}{count:6} {count / total:6.1%}{sure}")
+            lines.append(f"  {cause:26}{count:6} {count / total:6.1%}{sure}")
+        following = Counter(each.runner_up for each in self.of(AMBIGUOUS))
+        lines += [
+            f"    then {cause:19}{following[cause]:6} {following[cause] / total:6.1%}" for cause in CAUSES if following[cause]
+        ]
         return "\n".join(lines)
 
 
 def judge(witnesses: dict[str, int], k: int, remoteness: float, level: float) -> tuple[str, str, float]:
-    """The cause, the runner-up and the confidence, from what the k neighbours say: see `explain_errors`'s module.
+    """The cause, the runner-up and the confidence, from what the k neighbours say.
 
     Example:
         >>> from jaxcompress.analysis.verdicts import judge

@@ -19,8 +19,7 @@ def test_planted_causes_are_found(geometry, d):
     wrong = total = 0
     for plant in ("labels, 1-NN", "capacity, linear", "excess, islands", "region, 1-NN"):
         found = world(plant, geometry, d, seed=20)
-        report = explain(found.classify, found.train, found.test)
-        counts = tally(found, report)
+        counts = tally(found, explain(found.classify, found.train, found.test, steps=8))
         assert sum(counts.values()) >= 20
         assert counts[found.cause] >= 0.9 * sum(counts.values()), (plant, counts)
         wrong += sum(counts.values()) - counts[found.cause] - counts[AMBIGUOUS]
@@ -32,7 +31,7 @@ def test_learnt_by_heart():
     """An MLP: labels that it followed, borders that nothing in the training set supports."""
     for plant in ("labels, by heart", "excess, by heart"):
         found = world(plant, "clusters", 8, seed=20, n=800)
-        counts = tally(found, explain(found.classify, found.train, found.test))
+        counts = tally(found, explain(found.classify, found.train, found.test, steps=8))
         assert counts[found.cause] >= 0.85 * sum(counts.values()), (plant, counts)
 
 
@@ -113,6 +112,12 @@ def test_a_class_never_seen_is_remote():
     assert all(each.to_true is None and each.to_predicted is not None for each in report.verdicts)
 
 
+def test_classes_of_one_point_have_no_scale():
+    x = np.array([[0.0], [1.0]])
+    (verdict,) = explain(ZEROS, (x, np.array([0, 1])), (x[1:] + 0.1, np.array([1])), k=1).verdicts
+    assert verdict.cause != "wrong interpolation"
+
+
 def test_evidence_is_what_it_says():
     classify, (x, y), (test_x, test_y) = noisy_rings()
     report = explain(classify, (x, y), (test_x, test_y), steps=5)
@@ -128,6 +133,7 @@ def test_evidence_is_what_it_says():
         assert 0 <= each.confidence <= 1
         assert each.runner_up != each.cause
         for path, label in ((each.to_true, each.true), (each.to_predicted, each.predicted)):
+            assert path is not None
             assert y[path.index] == label
             assert path.distance * each.scale == pytest.approx(far[y == label].min(), rel=1e-4)
             ends = test_x[each.index] + np.linspace(0, 1, 7)[:, None] * (x[path.index] - test_x[each.index])
@@ -136,6 +142,7 @@ def test_evidence_is_what_it_says():
         (each.confidence for each in report.verdicts if each.cause == "wrong labels"), reverse=True
     )
     assert f"{len(report.verdicts)} errors" in repr(report)
+    assert len({line.index("%") for line in repr(report).splitlines()[1:]}) == 1
     assert f"test point {report.verdicts[0].index}:" in repr(report.verdicts[0])
 
 
@@ -156,7 +163,7 @@ WITNESSES = [
 
 @pytest.mark.parametrize(("counts", "cause", "runner_up"), WITNESSES)
 def test_judge(counts, cause, runner_up):
-    witnesses = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
+    witnesses: dict[str, int] = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
     assert judge(witnesses, 10, 0.5, 0.01)[:2] == (cause, runner_up)
     remote, other, confidence = judge(witnesses, 10, 0.005, 0.01)
     assert (remote, confidence) == ("wrong interpolation", 0.995)

@@ -93,8 +93,8 @@ def _one_nearest(inputs: Any, x: Any, y: Any) -> Any:
 @cache
 def compiled(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
     model = MLP(widths)
-    loss = jc.cross_entropy(model.apply)
-    return model, loss, jax.jit(lambda params, x: jnp.argmax(model.apply(params, x), -1))
+    logits = lambda params, x: jnp.asarray(model.apply(params, x))
+    return model, jc.cross_entropy(logits), jax.jit(lambda params, x: jnp.argmax(logits(params, x), -1))
 
 
 @cache
@@ -108,7 +108,7 @@ def trained(x: Array, y: Array, hidden: tuple[int, ...], seed: int, *, steps: in
     centre, unit = x.mean(0), x.std()
     scaled = lambda inputs: jnp.asarray((inputs - centre) / unit, jnp.float32)
     params = model.init(jax.random.key(seed), scaled(x[:1]))
-    given = dict(optimizer=adam(rate, steps), steps=steps, batch_size=min(128, len(x)), seed=seed, progress=False)
+    given: dict[str, Any] = dict(optimizer=adam(rate, steps), steps=steps, batch_size=min(128, len(x)), seed=seed, progress=False)
     params = jc.fit(loss, params, (scaled(x), y), **given).params
     return lambda inputs: say(params, scaled(inputs))
 
