@@ -25,6 +25,7 @@ from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
+from jaxcompress.training.active_set import ActiveSet, Judgement, active_set, evaluate_compactions
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.multigrid import MultigridState, multigrid
@@ -47,6 +48,7 @@ from jaxcompress.transforms.together import together
 from jaxcompress.transforms.vocabulary import vocabulary
 
 __all__ = [
+    "ActiveSet",
     "ClusteredArray",
     "CompactArray",
     "ConvolvedArray",
@@ -55,6 +57,7 @@ __all__ = [
     "FitState",
     "Frontier",
     "HashedArray",
+    "Judgement",
     "LeafTransform",
     "LookupArray",
     "MatrixAxes",
@@ -67,6 +70,7 @@ __all__ = [
     "Transform",
     "VocabularyArray",
     "WeightFunction",
+    "active_set",
     "add_variation",
     "as_function",
     "at",
@@ -79,6 +83,7 @@ __all__ = [
     "compress",
     "convolved",
     "cross_entropy",
+    "evaluate_compactions",
     "factored",
     "fit",
     "frontier",
