@@ -2,10 +2,10 @@
 
 The signed margin of an example with label y is `s = z_y - max over the others of z`; it is right where s > 0, and where every logit
 moves by at most e, s moves by at most 2 e: nothing with |s| > 2 e is overturned. `rate_of_change` is how far s still moves between
-checkpoints. Counts in what was not looked at have exact bounds by the hypergeometric law. One pass of the network over the data.
+checkpoints. What a random part of strata says about the rest has bounds without assumptions. One pass of the network over the data.
 
-Sources: margins, Bartlett 1998 (doi:10.1109/18.661502) and Elsayed et al. 2018 (arXiv:1803.05598); exact bounds, Clopper and Pearson
-1934, for finite populations Buonaccorsi 1987.
+Sources: margins, Bartlett 1998 (doi:10.1109/18.661502) and Elsayed et al. 2018 (arXiv:1803.05598); bounds by a ratio of
+likelihoods, Wasserman, Ramdas and Balakrishnan 2020 (arXiv:1912.11436).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import hypergeom
+from scipy.stats import betabinom, hypergeom
 from tqdm.auto import tqdm
 
 
@@ -66,7 +66,12 @@ def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def rate_of_change(
-    net: Callable[[Any, Any], Any], checkpoints: Sequence[Any], data: tuple[Any, Any], *, batch_size: int = 1000, progress: bool = True
+    net: Callable[[Any, Any], Any],
+    checkpoints: Sequence[Any],
+    data: tuple[Any, Any],
+    *,
+    batch_size: int = 1000,
+    progress: bool = True,
 ) -> np.ndarray:
     """How far the margin of each example still moves in training.
 
@@ -106,34 +111,47 @@ def rate_of_change(
     return np.abs(np.diff(each, axis=0)).max(0)
 
 
-def count_bounds(found: Any, drawn: Any, total: Any, risk: float) -> tuple[np.ndarray, np.ndarray]:
-    """Exact bounds of how many of a finite population have a property, from a simple random sample without replacement.
+def total_bounds(
+    found: np.ndarray, drawn: np.ndarray, sizes: np.ndarray, expected: np.ndarray, signs: np.ndarray, risk: float
+) -> tuple[float, float]:
+    """Bounds of a signed total over strata, from a simple random sample without replacement of each.
+
+    The counts K_h that are not refuted are those with `prod_h Q_h(found) / P(found | K_h) < 1 / risk`, where P is hypergeometric and Q
+    any law that was fixed before: the left side has the mean 1 under the truth, so that it is refuted with probability `risk` at most
+    (Markov). Q is beta-binomial around what is expected; a bad expectation makes the bounds wide, never wrong. The extremes of the
+    total are bounded by Lagrange's dual function, which is valid at every price.
 
     Args:
-        found, drawn: how many of those drawn have it; numbers, or arrays for several populations.
-        total: the size of the population.
-        risk: the probability, at most, with which each bound fails.
+        found, drawn, sizes: (strata,): of the `drawn` examples out of `sizes` that many have the property.
+        expected: (strata,) the share that was expected before the draw, in (0, 1).
+        signs: (strata,) 1 or -1.
+        risk: the probability, at most, that the total is not between the bounds.
 
     Returns:
-        The least and the greatest count that the sample does not rule out.
+        The least and the greatest of `sum_h signs_h K_h`.
 
     Example:
-        >>> from jaxcompress.analysis.margins import count_bounds
-        >>> [each.tolist() for each in count_bounds([0, 7], [100, 10], [1000, 10], 0.025)]
-        [[0, 7], [34, 7]]
+        >>> import numpy as np
+        >>> from jaxcompress.analysis.margins import total_bounds
+        >>> one = lambda *numbers: [np.array([number]) for number in numbers]
+        >>> total_bounds(*one(0, 100, 1000, 0.01, 1), 0.05), total_bounds(*one(7, 10, 10, 0.01, 1), 0.05)
+        ((0.0, 28.0), (7.0, 7.0))
     """
-    found, drawn, total = (np.asarray(each, np.int64) for each in (found, drawn, total))
+    weight = 1.0  # of what is expected, in examples
+    score = betabinom.logpmf(found, drawn, weight * expected, weight * (1 - expected)).sum() + np.log(risk)
+    counts = [np.arange(k, size - (n - k) + 1) for k, n, size in zip(found, drawn, sizes, strict=True)]
+    likely = [hypergeom.logpmf(k, size, each, n) for k, n, size, each in zip(found, drawn, sizes, counts, strict=True)]
+    prices = np.geomspace(1e-2, 1e5, 60)[:, None]
 
-    def greatest(found: np.ndarray) -> np.ndarray:
-        """The largest count under which so few are still likely enough; the probability falls with the count."""
-        low, high = found, total - (drawn - found)
-        while (low < high).any():
-            middle = (low + high + 1) // 2
-            likely = hypergeom.cdf(found, total, middle, drawn) > risk
-            low, high = np.where(likely, middle, low), np.where(likely, high, np.maximum(middle - 1, low))
-        return low
+    def greatest(signs: np.ndarray) -> float:
+        dual = -prices[:, 0] * score
+        for sign, each, chance in zip(signs, counts, likely, strict=True):
+            dual = dual + (sign * each + prices * chance).max(1)
+        extreme = sum(sign * (each[-1] if sign > 0 else each[0]) for sign, each in zip(signs, counts, strict=True))
+        return float(min(dual.min(initial=np.inf), extreme))
 
-    return total - greatest(drawn - found), greatest(found)
+    whole = lambda value: float(np.floor(value + 1e-6))
+    return 0.0 - whole(greatest(-signs)), whole(greatest(signs))
 
 
 def to_labels(who: str, labels: Any, count: int) -> np.ndarray | None:

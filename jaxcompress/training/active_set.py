@@ -2,8 +2,8 @@
 
 If logits move by at most e, an example whose margin is above 2 e keeps its answer. How far they move is measured: with a mean
 movement b of the signed margin s, spread as Laplace's law, an example is overturned with probability `p = exp(-|s| / b) / 2`. So
-examples are drawn in strata of |s|, in proportion to `sqrt(p)` (Neyman), a tenth of them evenly, and the original's known answers are
-the control variate:
+examples are drawn in strata of |s|, in proportion to `sqrt(p + 0.004)` (Neyman), and the original's known answers are the control
+variate:
 
     accuracy = (sum over what was seen + sum over strata of unseen * mean of a random part) / examples.
 
@@ -26,15 +26,15 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxcompress.analysis.margins import count_bounds, is_right, logits_of, signed_margins, to_labels
+from jaxcompress.analysis.margins import is_right, logits_of, signed_margins, to_labels, total_bounds
 from jaxcompress.networks.axes import Table
 
 SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75)
 """Where the strata end, as shares of the examples by increasing margin; each is split into right and wrong."""
 SMALLEST = 10
 """Examples of a stratum, at least."""
-EVENLY, FIRST_EVENLY = 0.1, 0.3
-"""The share of the evaluations that goes to all examples alike: what protects from flips where none is expected."""
+UNEXPECTED = 0.004
+"""The share that is thought to be overturned whatever the margin: it sends some evaluations everywhere."""
 FIRST, FEWEST = 0.1, 24
 """The share of the evaluations that measures the movement, and how many those are at least."""
 
@@ -296,14 +296,14 @@ def evaluate_compactions(
     runs = {name: Seen(name, as_function(run, each), active, size, certified.get(name)) for name, each in candidates.items()}
     with tqdm(total=len(candidates) * budget, desc="compactions", disable=not progress, leave=False) as bar:
         for name, seen in runs.items():
-            seen.look(pools[name], divided(first, wanted(active, pools[name], active.tolerance, FIRST_EVENLY), pools[name], 0), bar)
+            seen.look(pools[name], divided(first, pools[name], need(active, pools[name], active.tolerance), 0), bar)
         worth = np.array([need(active, pools[name], seen.movement).sum() for name, seen in runs.items()])
         left = [np.array([len(part) for part in seen.unseen(pools[name])]) for name, seen in runs.items()]
         least, most = np.array([[np.minimum(2, each).sum(), each.sum()] for each in left]).T
         spent = sum(len(seen.index) for seen in runs.values())
         for count, (name, seen) in zip(filled(len(runs) * budget - spent, worth, least, most), runs.items(), strict=True):
             rest = seen.unseen(pools[name])
-            seen.look(rest, divided(count, wanted(active, rest, seen.movement, EVENLY), rest, 2), bar)
+            seen.look(rest, divided(count, rest, need(active, rest, seen.movement), 2), bar)
     rows = [seen.judged(pools[name], (1 - confidence) / len(runs)) for name, seen in runs.items()]
     return Judgement(tuple(sorted(rows, key=lambda row: -row.accuracy)), active.accuracy, confidence)
 
@@ -315,7 +315,7 @@ class Seen:
         self.name, self.apply, self.active, self.batch_size, self.bound = name, apply, active, batch_size, bound
         self.index = np.array([], np.int64)
         self.right = np.array([], bool)
-        self.movement = 0.0
+        self.movement, self.prior = 0.0, active.tolerance
         self.last: list[np.ndarray] = []
 
     def unseen(self, pool: list[np.ndarray]) -> list[np.ndarray]:
@@ -326,6 +326,7 @@ class Seen:
 
     def look(self, pool: list[np.ndarray], counts: np.ndarray, bar: Any) -> None:
         """Evaluate the first ones of each stratum."""
+        self.prior = self.movement if len(self.index) else self.prior  # known before this look
         before, self.last = len(self.index), [part[:count] for part, count in zip(pool, counts, strict=True)]
         index = np.concatenate([*self.last, np.array([], np.int64)])
         if not len(index):
@@ -352,20 +353,25 @@ class Seen:
         total = len(self.active)
         place = np.full(total, -1)
         place[self.index] = np.arange(len(self.index))
-        known = self.right.sum() + self.active.right.sum() - self.active.right[np.concatenate([*pool, np.array([], np.int64)])].sum()
-        unseen = np.array([len(part) for part in self.unseen(pool)])
-        still = unseen > 0
-        drawn = np.array([len(part) for part in self.last])[still]
-        found = np.array([self.right[place[part]].sum() for part in self.last])[still]
-        rest = unseen[still]
-        low, high = count_bounds(found, drawn, drawn + rest, risk / (2 * max(len(rest), 1)))
-        share = (found + 0.5) / (drawn + 1)  # never quite 0 or 1
+        known = (
+            self.right.sum() + self.active.right.sum() - self.active.right[np.concatenate([*pool, np.array([], np.int64)])].sum()
+        )
+        right = self.active.right
+        open_strata = [(last, rest) for last, rest in zip(self.last, self.unseen(pool), strict=True) if len(rest)]
+        rest = np.array([len(part) for _, part in open_strata])
+        drawn = np.array([len(last) for last, _ in open_strata])
+        flips = np.array([np.sum(self.right[place[last]] != right[last]) for last, _ in open_strata], int)
+        signs = np.array([-1 if right[last[0]] else 1 for last, _ in open_strata])  # what a flip does
+        expected = np.array([chances(self.active, part, self.prior).mean() for _, part in open_strata])
+        low, high = total_bounds(flips, drawn, drawn + rest, expected, signs, risk)
+        seen_flips = np.sum(signs * flips)
+        as_before = sum(int(right[part].sum()) for _, part in open_strata)
+        share = (flips + expected) / (drawn + 1)  # never quite 0 or 1
         variance = np.sum(rest * (drawn + rest) / drawn * share * (1 - share))
-        scaled = lambda low, high: (float(known + low) / total, float(known + high) / total)
-        return Judged(
-            self.name, float(known + np.sum(rest * found / drawn)) / total, float(variance) ** 0.5 / total, scaled(0, rest.sum()),
-            scaled((low - found).sum(), (high - found).sum()), self.movement, len(self.index),
-        )  # fmt: skip
+        accuracy = float(known + as_before + np.sum(signs * rest * flips / drawn)) / total
+        confident = (float(known + as_before + low - seen_flips) / total, float(known + as_before + high - seen_flips) / total)
+        certain = (float(known) / total, float(known + rest.sum()) / total)
+        return Judged(self.name, accuracy, float(variance) ** 0.5 / total, certain, confident, self.movement, len(self.index))
 
 
 def as_function(run: Callable[[Any, Any], Any], candidate: Any) -> Callable[[Any], Any]:
@@ -385,19 +391,17 @@ def safe(active: ActiveSet, bound: float | None) -> np.ndarray:
     return np.abs(active.margins) > 2 * (bound + rounding(active))
 
 
+def chances(active: ActiveSet, part: np.ndarray, movement: float) -> np.ndarray:
+    """How likely examples are overturned, by Laplace's law for what moves so far on average."""
+    return np.exp(-active.distance[part] / max(movement, 1e-12)) / 2 + UNEXPECTED
+
+
 def need(active: ActiveSet, pool: list[np.ndarray], movement: float) -> np.ndarray:
-    """For each stratum the sum of sqrt(p): what evaluations are divided by."""
-    scale = max(movement, 1e-12)
-    return np.array([np.exp(-active.distance[part] / (2 * scale)).sum() for part in pool])
+    """For each stratum the sum of sqrt(p), in proportion to which evaluations are best divided."""
+    return np.array([np.sqrt(chances(active, part, movement)).sum() for part in pool])
 
 
-def wanted(active: ActiveSet, pool: list[np.ndarray], movement: float, evenly: float) -> np.ndarray:
-    """The share of the evaluations for each stratum."""
-    sizes, needs = np.array([len(part) for part in pool], float), need(active, pool, movement)
-    return evenly * sizes / max(sizes.sum(), 1) + (1 - evenly) * needs / max(needs.sum(), 1e-300)
-
-
-def divided(count: int, weights: np.ndarray, pool: list[np.ndarray], least: int) -> np.ndarray:
+def divided(count: int, pool: list[np.ndarray], weights: np.ndarray, least: int) -> np.ndarray:
     """Whole numbers of evaluations for the strata."""
     sizes = np.array([len(part) for part in pool])
     return filled(count, weights, np.minimum(least, sizes), sizes)
@@ -406,7 +410,9 @@ def divided(count: int, weights: np.ndarray, pool: list[np.ndarray], least: int)
 def filled(count: int, weights: np.ndarray, least: np.ndarray, most: np.ndarray) -> np.ndarray:
     """Whole numbers in proportion to weights, between bounds, that add up to a count as near as the bounds allow."""
     count = int(np.clip(count, least.sum(), most.sum()))
-    weights = weights / (weights.max(initial=0.0) or 1.0) + 1e-9  # whatever is wanted of the last one comes when the others are full
+    weights = (
+        weights / (weights.max(initial=0.0) or 1.0) + 1e-9
+    )  # whatever is wanted of the last one comes when the others are full
     at = lambda scale: np.clip(scale * weights, least, most)
     low, high = 0.0, 1e9 * (1.0 + most.max(initial=0))
     for _ in range(100):  # the sum grows with the scale
