@@ -141,7 +141,7 @@ class Cached:
         self.labels, self.original = found["labels"][part], found["original"][part]
         self.tables = {name.removeprefix("compaction "): found[name][part] for name in kept}
         self.right = np.stack([right(found[name], part) for name in kept])
-        self.base, self.margins = right(self.original, slice(None)), signed_margins(self.original, self.labels)
+        self.base, self.margins = is_right(self.original, self.labels), signed_margins(self.original, self.labels)
         self.truth = self.right.mean(1)
         steps = [*(found[name][part] for name in found if name.startswith("checkpoint")), self.original]
         self.change = np.abs(np.diff([signed_margins(each, self.labels) for each in steps], axis=0)).max(0)
