@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 
 def logits_of(who: str, apply: Callable[[Any], Any], x: Any, index: np.ndarray, batch_size: int, bar: Any = None) -> np.ndarray:
-    """What a function gives for some examples, (len(index), classes) in float64, in batches of one size; the last one is filled up."""
+    """What a function gives for some examples, (len(index), classes) in float64, in batches of one size, the last filled up."""
     found = []
     for start in range(0, len(index), batch_size):
         part = index[start : start + batch_size]
@@ -116,10 +116,10 @@ def total_bounds(
 ) -> tuple[float, float]:
     """Bounds of a signed total over strata, from a simple random sample without replacement of each.
 
-    The counts K_h that are not refuted are those with `prod_h Q_h(found) / P(found | K_h) < 1 / risk`, where P is hypergeometric and Q
-    any law that was fixed before: the left side has the mean 1 under the truth, so that it is refuted with probability `risk` at most
-    (Markov). Q is beta-binomial around what is expected; a bad expectation makes the bounds wide, never wrong. The extremes of the
-    total are bounded by Lagrange's dual function, which is valid at every price.
+    The counts K_h that are not refuted are those with `prod_h Q_h(found) / P(found | K_h) < 1 / risk`, where P is hypergeometric
+    and Q any law that was fixed before: the left side has the mean 1 under the truth, so that it is refuted with probability `risk`
+    at most (Markov). Q is beta-binomial around what is expected; a bad expectation makes the bounds wide, never wrong. The extremes
+    of the total are bounded by Lagrange's dual function, which is valid at every price.
 
     Args:
         found, drawn, sizes: (strata,): of the `drawn` examples out of `sizes` that many have the property.
@@ -161,7 +161,7 @@ def to_labels(who: str, labels: Any, count: int) -> np.ndarray | None:
     labels = np.asarray(labels)
     if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"{who}: the labels are {labels.dtype} of shape {labels.shape}, expected whole numbers of shape ({count},), one for each "
-            "example; None where they are unknown"
+            f"{who}: the labels are {labels.dtype} of shape {labels.shape}, expected whole numbers of shape ({count},), one for "
+            "each example; None where they are unknown"
         )
     return labels.astype(np.int64)

@@ -137,8 +137,8 @@ def active_set(
         An `ActiveSet`: `.active` are the examples with the smallest margins, `.margins` those of all.
 
     Raises:
-        ValueError: for no examples, labels that do not fit, a tolerance that is not positive, fewer than two classes, logits that are
-            not finite.
+        ValueError: for no examples, labels that do not fit, a tolerance that is not positive, fewer than two classes, logits
+            that are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -182,7 +182,7 @@ class Judged:
         accuracy: the estimate, unbiased over the seeds of the active set.
         error: about its standard error.
         certain: bounds that hold always: what was not seen, and is not certified, may be all right or all wrong.
-        confident: bounds that hold for all compactions at once with the confidence of the `Judgement`, whatever the compactions are.
+        confident: bounds that hold for all compactions at once with the confidence of the `Judgement`, whatever these are.
         movement: the mean movement of the signed margins that was measured.
         evaluations: how many examples it was judged on.
     """
@@ -254,8 +254,8 @@ def evaluate_compactions(
     Args:
         candidates: by name, parameters that run through the same network, or functions of x to logits.
         active: of `jc.active_set`.
-        evaluations: the share of the examples, in (0, 1], on the average of all candidates. Evaluations of the original, which saw all
-            of them once, are not counted.
+        evaluations: the share of the examples, in (0, 1], on the average of all candidates. Evaluations of the original, which
+            saw all of them once, are not counted.
         confidence: of the bounds named so, for all candidates at once. The guarantee is over the random draw, for candidates that
             were made without a look at its results; it asks nothing of what they do elsewhere.
         certified: by name, a proven bound on how far any logit of that candidate moves on any example. Examples beyond twice that
@@ -341,7 +341,7 @@ class Seen:
             moved, shift = np.abs(logits - base).max(), np.abs(signed_margins(logits, labels) - self.active.margins[index])
         if self.bound is not None and not moved <= self.bound + rounding(self.active):
             raise ValueError(
-                f"evaluate_compactions: {self.name!r} is certified to move logits by {self.bound:g} at most, and one moved by {moved:g}"
+                f"evaluate_compactions: {self.name!r} is certified to move logits by {self.bound:g} at most; one moved by {moved:g}"
             )
         mean = float(np.where(np.isfinite(shift), shift, np.inf).mean())
         self.movement = (before * self.movement + len(index) * mean) / (before + len(index))
@@ -353,16 +353,15 @@ class Seen:
         total = len(self.active)
         place = np.full(total, -1)
         place[self.index] = np.arange(len(self.index))
-        known = (
-            self.right.sum() + self.active.right.sum() - self.active.right[np.concatenate([*pool, np.array([], np.int64)])].sum()
-        )
         right = self.active.right
+        known = self.right.sum() + right.sum() - sum(right[part].sum() for part in pool)  # what was seen, and what is certified
         open_strata = [(last, rest) for last, rest in zip(self.last, self.unseen(pool), strict=True) if len(rest)]
         rest = np.array([len(part) for _, part in open_strata])
         drawn = np.array([len(last) for last, _ in open_strata])
         flips = np.array([np.sum(self.right[place[last]] != right[last]) for last, _ in open_strata], int)
         signs = np.array([-1 if right[last[0]] else 1 for last, _ in open_strata])  # what a flip does
-        expected = np.array([chances(self.active, part, self.prior).mean() for _, part in open_strata])
+        before = [np.concatenate(each) for each in open_strata]  # a law fixed before the look knows not which ones it took
+        expected = np.array([chances(self.active, part, self.prior).mean() for part in before])
         low, high = total_bounds(flips, drawn, drawn + rest, expected, signs, risk)
         seen_flips = np.sum(signs * flips)
         as_before = sum(int(right[part].sum()) for _, part in open_strata)

@@ -112,7 +112,7 @@ def test_everything_seen_is_the_truth():
 
 
 def test_estimates_are_unbiased():
-    """The mean of 40 draws is within 4 of its standard errors of the truth, for every candidate; and about as far off as they say."""
+    """The mean of 40 draws is within 4 of its standard errors of the truth, for every candidate; and they say how far off."""
     draws = [judge(active=seeded(seed), evaluations=0.06) for seed in range(40)]
     for name, truth in TRUTH.items():
         each = np.array([found[name].accuracy for found in draws])
