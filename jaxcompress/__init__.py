@@ -25,9 +25,10 @@ from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
-from jaxcompress.training.active_set import ActiveSet, Judgement, active_set, evaluate_compactions
+from jaxcompress.training.active_set import ActiveSet, active_set
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.fit import FitState, cross_entropy, fit
+from jaxcompress.training.judging import Judgement, evaluate_compactions
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.smoothing import add_variation, variation
 from jaxcompress.transforms.base import Transform, second_moments

@@ -14,7 +14,8 @@ from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.active_set import ActiveSet, Judgement
+from jaxcompress.training.active_set import ActiveSet
+from jaxcompress.training.judging import Judgement
 
 COLOURS = {
     "linear": "tab:blue",

@@ -1,11 +1,12 @@
 """Ranking compactions on a few percent of the examples: the active set against random subsets and anchor points.
 
 A perceptron 784-256-256-10 on Fashion-MNIST, 50,000 images train. Some 40 compactions of it, those that lose 12 points at most on
-the 10,000 validation images, are ranked by their accuracy on the 10,000 test images, of which each may see 1 to 20 % (on the average of
-all; the original saw all of them once, which is not counted). Every one was evaluated on everything before, so that a draw looks up
-what it would have measured. What is reported: the share of the pairs at least one point apart that are ranked right, ties half, and
-the mean absolute error in points; how often bounds were wrong. The tolerance and everything else in the library's module was chosen
-on the validation images, where `--validate` runs the same table.
+the 10,000 validation images, are ranked by their accuracy on the 10,000 test images, of which each may see 1 to 20 % (on the
+average of all; the original saw all of them once, which is not counted). Every one was evaluated on everything before, so that a
+draw looks up what it would have measured. What is reported: the share of the pairs at least one point apart that are ranked right,
+ties half, and the mean absolute error in points, each with how many times as many evaluations a random subset needs for it; how
+often bounds were wrong. The tolerance and everything else in the library was chosen on the validation images, where `--validate`
+runs the same table.
 
     active                     `jc.evaluate_compactions`, tolerance 1
     active, tolerance 1/4, 4   chosen badly
