@@ -28,11 +28,13 @@ from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
 from jaxcompress.networks.moments import Moments
 from jaxcompress.networks.trace import Network, trace
+from jaxcompress.training.active_set import ActiveSet, active_set
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
 from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.judging import Judgement, evaluate_compactions
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.realization import Realized, realize
 from jaxcompress.training.realization_along import RealizedAlong, realize_along
@@ -55,6 +57,7 @@ from jaxcompress.transforms.together import together
 from jaxcompress.transforms.vocabulary import vocabulary
 
 __all__ = [
+    "ActiveSet",
     "ClusteredArray",
     "CompactArray",
     "ConvolvedArray",
@@ -67,6 +70,7 @@ __all__ = [
     "Frontier",
     "GradientStatistics",
     "HashedArray",
+    "Judgement",
     "LeafTransform",
     "LookupArray",
     "MatrixAxes",
@@ -83,6 +87,7 @@ __all__ = [
     "Verdict",
     "VocabularyArray",
     "WeightFunction",
+    "active_set",
     "add_variation",
     "as_function",
     "at",
@@ -98,6 +103,7 @@ __all__ = [
     "curvature",
     "distillation",
     "explain_errors",
+    "evaluate_compactions",
     "factored",
     "fit",
     "fit_exactly",

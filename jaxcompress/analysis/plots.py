@@ -17,6 +17,8 @@ from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
 from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.realization import Realized
+from jaxcompress.training.active_set import ActiveSet
+from jaxcompress.training.judging import Judgement
 
 COLOURS = {
     "linear": "tab:blue",
@@ -341,6 +343,46 @@ def errors_by_cause(
         panel.spines[:].set_visible(False)
     _save(figure, path)
     return figure
+
+
+def margins(active: ActiveSet, judgement: Judgement | None = None, *, path: str | Path | None = None) -> Any:
+    """Draw the histogram of the signed margins with the active set marked, and what was found of compactions with their bounds.
+
+    Args:
+        active: of `jc.active_set`.
+        judgement: of `jc.evaluate_compactions`; it gets a panel of its own, thick bars for two standard errors, thin ones for the
+            bounds that hold for all with its confidence.
+        path: also save the picture there.
+
+    Returns:
+        The axes of the histogram.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> x, params = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(100, 8), (8, 3)]))
+        >>> active = jc.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.5, progress=False)
+        >>> jc.plots.margins(active).get_xlabel()
+        'signed margin'
+    """
+    rows = () if judgement is None else judgement.rows
+    figure = _figures()(figsize=(4.5 + 4.5 * bool(rows), max(3.2, 0.6 + 0.17 * len(rows))), layout="constrained")
+    ax, *others = np.ravel(figure.subplots(1, 1 + bool(rows)))
+    edges = np.histogram_bin_edges(active.margins, 60)
+    ax.hist(active.margins, edges, color="lightgray", label="all")
+    ax.hist(active.margins[active.active], edges, color="tab:orange", label=f"active: {len(active.active):,}")
+    for side in (-2, 0, 2):
+        ax.axvline(side * active.tolerance, color="gray", linewidth=0.8, linestyle=":" if side else "-")
+    ax.set(xlabel="signed margin", ylabel="examples", title=f"right: {active.accuracy:.1%}")
+    ax.legend(frameon=False)
+    for other in others:
+        for place, row in enumerate(reversed(rows)):
+            other.plot(row.confident, [place] * 2, color="tab:blue", linewidth=0.8)
+            other.plot([row.accuracy - 2 * row.error, row.accuracy + 2 * row.error], [place] * 2, color="tab:blue", linewidth=3)
+        other.axvline(active.accuracy, color="gray", linewidth=0.8)
+        other.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize="x-small")
+        other.set(xlabel="accuracy")
+    _save(figure, path)
+    return ax
 
 
 def _figures() -> Any:
