@@ -33,8 +33,8 @@ from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
 from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
-from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.judging import Judgement, evaluate_compactions
+from jaxcompress.training.mesh import MeshClassifier
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.realization import Realized, realize
 from jaxcompress.training.realization_along import RealizedAlong, realize_along
@@ -102,8 +102,8 @@ __all__ = [
     "cross_entropy",
     "curvature",
     "distillation",
-    "explain_errors",
     "evaluate_compactions",
+    "explain_errors",
     "factored",
     "fit",
     "fit_exactly",

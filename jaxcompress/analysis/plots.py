@@ -15,10 +15,10 @@ from jaxcompress.analysis.verdicts import ErrorReport
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.mesh import MeshClassifier
-from jaxcompress.training.realization import Realized
 from jaxcompress.training.active_set import ActiveSet
 from jaxcompress.training.judging import Judgement
+from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.realization import Realized
 
 COLOURS = {
     "linear": "tab:blue",
