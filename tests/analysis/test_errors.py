@@ -112,6 +112,18 @@ def test_a_class_never_seen_is_remote():
     assert all(each.to_true is None and each.to_predicted is not None for each in report.verdicts)
 
 
+@pytest.mark.parametrize("d", [2, 20])
+def test_a_part_of_a_class_is_missed_among_others(d):
+    """Where another class has many points, none is far from the data; but it is from its class."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, d)), np.arange(600) % 2
+    x[y == 1, 0] += 10
+    test_x = rng.normal(size=(50, d))
+    report = explain(one_nearest(x, y), (x, y), (test_x, np.ones(50, int)))
+    assert report.counts["wrong interpolation"] == 50
+    assert all(each.to_true is not None and each.to_true.distance > each.distances[0] for each in report.verdicts)
+
+
 def test_classes_of_one_point_have_no_scale():
     x = np.array([[0.0], [1.0]])
     (verdict,) = explain(ZEROS, (x, np.array([0, 1])), (x[1:] + 0.1, np.array([1])), k=1).verdicts
