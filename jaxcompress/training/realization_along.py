@@ -78,6 +78,7 @@ class RealizedAlong(Labelled):
         classify: Callable[[np.ndarray], Any],
         per_class: int,
         *,
+        members: bool = False,
         soft: Callable[[np.ndarray], Any] | None = None,
         rounds: int = 30,
         seed: int = 0,
@@ -88,6 +89,7 @@ class RealizedAlong(Labelled):
         Args:
             classify: as for `jc.realize_along`; it is asked at the new points.
             per_class: how many points a class has at most.
+            members: take the given point nearest to a cell's mean always.
             soft: probabilities, asked at the new points.
             rounds: of Lloyd's algorithm, at most.
             seed: where it starts (k-means++).
@@ -119,7 +121,7 @@ class RealizedAlong(Labelled):
         _, centres = means(members, pull, cells, count)
         labels, points = member_labels[np.unique(cells, return_index=True)[1]], centres.astype(np.float32)
         asker = Asker(who, classify, batch_size, None, tqdm(disable=True))
-        other = differ(asker.labels(points), labels)
+        other = slice(None) if members else differ(asker.labels(points), labels)
         order = np.lexsort((np.sum((members - centres[cells]) ** 2, axis=1), cells))
         medoids = members[order[np.unique(cells[order], return_index=True)[1]]]
         points[other] = medoids[other]
