@@ -2,9 +2,9 @@
 
 The teacher is a network with windows (9 x 9, 64 channels), trained on the training images; it labels the points of every column,
 and no column sees a label of the data. Each column gives so many points, on which the same student (9 x 9 windows, 16 channels, a
-dense layer) is trained for the same steps by the same loss: cross entropy with the teacher's labels ("hard") or its probabilities at
-a temperature of 2 ("soft"). Every image is shifted by up to two pixels, for all columns alike, and its label stays. Weights are used
-only where the column says so.
+dense layer) is trained for the same steps by the same loss: cross entropy with the teacher's labels ("hard") or its probabilities
+at a temperature of 2 ("soft"). Every image is shifted by up to two pixels, for all columns alike, and its label stays. Weights are
+used only where the column says so.
 
     random             real images, as many of each class (by the teacher) as of the others
     herding            real images whose mean stays next to the class's (Welling 2009)
