@@ -44,7 +44,7 @@ def nearest(
         >>> distances.round(1).tolist(), indices.tolist()
         ([[0.2, 0.8]], [[0, 1]])
     """
-    size = -(-len(points) // (step := 2 ** max(len(points).bit_length() - 3, 0))) * step  # few sizes, so that few are compiled
+    size = -(-len(points) // (step := 2 ** max(len(points).bit_length() - 3, 8))) * step  # few sizes, so that few are compiled
     block = max(1, min(1_024, 2 ** (len(queries) - 1).bit_length(), PAIRS // size)) if len(queries) else 1
     own = np.full(len(queries), -1) if own is None else own
     centre = points.mean(0, dtype=np.float64)

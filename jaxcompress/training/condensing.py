@@ -14,6 +14,9 @@ from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest
 
+TIE = 1e-5
+"""Distances that differ by less than this share may be equal: halved edges have midpoints as near to one end as to the other."""
+
 
 def condensed(points: np.ndarray, targets: np.ndarray, *, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The points that label all of them.
@@ -25,7 +28,7 @@ def condensed(points: np.ndarray, targets: np.ndarray, *, progress: bool = False
 
     Returns:
         The kept points' indices (kept,), sorted; and for each point the place among them of the nearest one (n,), which has its
-        label. Of distances that float32 does not tell apart either may be the nearest.
+        label. A point as near to one of another label, as far as float32 can tell, counts as labelled wrongly.
 
     Example:
         >>> import numpy as np
@@ -33,24 +36,28 @@ def condensed(points: np.ndarray, targets: np.ndarray, *, progress: bool = False
         >>> line = np.arange(10.0)[:, None]
         >>> kept, cells = condensed(line, np.int32(line[:, 0] > 5.5))
         >>> kept.tolist(), cells.tolist()
-        ([2, 5, 7], [0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
+        ([2, 5, 6, 7], [0, 0, 0, 0, 1, 1, 2, 3, 3, 3])
     """
     count = len(points)
-    nearest_kept, distance = np.full(count, -1), np.full(count, np.inf)
+    two, away = np.zeros((count, 2), int), np.full((count, 2), np.inf)  # the nearest two that are kept, and their distances
+    kept = np.zeros(count, bool)
     new = np.array([_central(points, np.flatnonzero(targets == each)) for each in np.unique(targets)])
     with tqdm(total=count, desc="condense", unit=" points", disable=not progress, leave=False) as bar:
         while len(new):
-            padded = np.resize(new, max(256, 2 ** (len(new) - 1).bit_length()))  # few sizes, so that few are compiled
-            found, index = (each[:, 0] for each in nearest(points, points[padded], 1))
-            closer = found < distance
-            nearest_kept[closer], distance[closer] = padded[index[closer]], found[closer]
-            nearest_kept[new], distance[new] = new, 0  # whatever rounding says
-            wrong = np.flatnonzero(targets != targets[nearest_kept])
-            order = wrong[np.lexsort((distance[wrong], nearest_kept[wrong]))]
-            new = order[np.unique(nearest_kept[order], return_index=True)[1]]
+            found, index = nearest(points, points[new], min(2, len(new)))
+            both, apart = np.concatenate([two, new[index]], axis=1), np.concatenate([away, found], axis=1)
+            order = np.argsort(apart, axis=1, kind="stable")[:, :2]
+            two, away = np.take_along_axis(both, order, 1), np.take_along_axis(apart, order, 1)
+            kept[new] = True
+            alike = targets[two] == targets[:, None]
+            tied = away[:, 1] <= away[:, 0] * (1 + TIE)
+            wrong = np.flatnonzero(~kept & ~(alike[:, 0] & (alike[:, 1] | ~tied)))
+            order = wrong[np.lexsort((away[wrong, 0], two[wrong, 0]))]
+            new = order[np.unique(two[order, 0], return_index=True)[1]]
             bar.update(count - len(wrong) - bar.n)
-    kept, cells = np.unique(nearest_kept, return_inverse=True)
-    return kept, cells
+    two[kept, 0] = np.flatnonzero(kept)  # whatever rounding says
+    kept = np.flatnonzero(kept)
+    return kept, np.searchsorted(kept, two[:, 0])
 
 
 def _central(points: np.ndarray, members: np.ndarray) -> int:

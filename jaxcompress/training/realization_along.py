@@ -78,6 +78,7 @@ class RealizedAlong(Labelled):
         classify: Callable[[np.ndarray], Any],
         per_class: int,
         *,
+        members: bool = False,
         soft: Callable[[np.ndarray], Any] | None = None,
         rounds: int = 30,
         seed: int = 0,
@@ -88,6 +89,7 @@ class RealizedAlong(Labelled):
         Args:
             classify: as for `jc.realize_along`; it is asked at the new points.
             per_class: how many points a class has at most.
+            members: take the given point nearest to a cell's mean always.
             soft: probabilities, asked at the new points.
             rounds: of Lloyd's algorithm, at most.
             seed: where it starts (k-means++).
@@ -106,22 +108,22 @@ class RealizedAlong(Labelled):
             raise ValueError(f"{who}: per_class must be a whole number from 1 on, got {per_class}")
         check_batch_size(who, batch_size)
         lonely = np.flatnonzero(~np.isin(self.targets, self.targets[self.cells]))  # of classes found at a border only
-        members, cells = np.concatenate([self.given, self.points[lonely]]), np.concatenate([self.cells, lonely])
-        member_labels = np.concatenate([self.given_labels, self.labels[lonely]])
+        inner, cells = np.concatenate([self.given, self.points[lonely]]), np.concatenate([self.cells, lonely])
+        inner_labels = np.concatenate([self.given_labels, self.labels[lonely]])
         pull = np.concatenate([self.given_weights, np.ones(len(lonely))])
-        total, centres = means(members, pull, cells, len(self.points))
+        total, centres = means(inner, pull, cells, len(self.points))
         joined, count, rng = np.zeros(len(self.points), int), 0, np.random.default_rng(seed)
         for each in range(len(self.classes)):
             mine = np.flatnonzero((self.targets == each) & (total > 0))
             joined[mine] = count + k_means(centres[mine], total[mine], int(per_class), rounds=rounds, rng=rng)
             count = joined[mine].max() + 1
         cells = joined[cells]
-        _, centres = means(members, pull, cells, count)
-        labels, points = member_labels[np.unique(cells, return_index=True)[1]], centres.astype(np.float32)
+        _, centres = means(inner, pull, cells, count)
+        labels, points = inner_labels[np.unique(cells, return_index=True)[1]], centres.astype(np.float32)
         asker = Asker(who, classify, batch_size, None, tqdm(disable=True))
-        other = differ(asker.labels(points), labels)
-        order = np.lexsort((np.sum((members - centres[cells]) ** 2, axis=1), cells))
-        medoids = members[order[np.unique(cells[order], return_index=True)[1]]]
+        other = slice(None) if members else differ(asker.labels(points), labels)
+        order = np.lexsort((np.sum((inner - centres[cells]) ** 2, axis=1), cells))
+        medoids = inner[order[np.unique(cells[order], return_index=True)[1]]]
         points[other] = medoids[other]
         cells = cells[: len(self.given)]
         return dataclasses.replace(

@@ -1,0 +1,266 @@
+"""A training set made anew from a teacher: MNIST at 10 and 50 points a class, and at 5 % of all.
+
+The teacher is a network with windows (9 x 9, 64 channels), trained on the training images; it labels the points of every column,
+and no column sees a label of the data. Each column gives so many points, on which the same student (9 x 9 windows, 16 channels, a
+dense layer) is trained for the same steps by the same loss: cross entropy with the teacher's labels ("hard") or its probabilities
+at a temperature of 2 ("soft"). Every image is shifted by up to two pixels, for all columns alike, and its label stays. Weights are
+used only where the column says so.
+
+    random             real images, as many of each class (by the teacher) as of the others
+    herding            real images whose mean stays next to the class's (Welling 2009)
+    margin             real images of which the teacher is least sure
+    mixup              halfway between two real images (Zhang et al. 2018)
+    moved              random real images pushed just across the border by the teacher's gradient (Heo et al. 2019), on both sides
+    Gaussian           a Gaussian with the mean and covariance of all real images
+    noise              uniform pixels
+    realized           jc.realize_along the real images, then coarsened
+    realized, weights  the same, with the weights of the cells
+    medoids            the same cells, with the real image nearest to each mean in its place
+    border             half of them so, half points of border pairs
+    without data       realized, along smooth Gaussian images in the box of pixels: what is known is the bounds of the inputs, and
+                       that near pixels are alike
+
+    python tests/benchmarks/realization_along.py --validate      # students judged by the last 10,000 training images
+    python tests/benchmarks/realization_along.py                 # by the test images, 3 seeds
+
+The teacher is kept in the cache folder, finished cells in the results file (`--out`). "queries" is how often the teacher was asked
+to make the set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cells import finished, read
+from distillation import shifted, split, wrong
+from fashion import cache_folder
+from hashednets import GRID, fresh, logits, one_cycle, partly_hidden
+
+import jaxcompress as jc
+from jaxcompress.training.realization_along import random_points
+
+TEACHER_CHANNELS, TEACHER_STEPS, TEACHER_RATE, TEACHER_HIDDEN = 64, 12_000, 3e-3, 0.2
+CHANNELS, STEPS, BATCH, RATE, TEMPERATURE = 16, 1_000, 100, 3e-3, 2.0
+JND = 0.5
+"""Of images in [0, 1]^784, whose nearest neighbours are some 6 apart."""
+SIZES = {"10 a class": 10, "50 a class": 50, "5 %": 250}
+PARTS = ("random", "herding", "margin", "mixup", "moved", "Gaussian", "noise")
+OURS = ("realized", "realized, weights", "medoids", "border", "without data")
+ALL, TARGETS = "all data", ("hard", "soft")
+COLUMNS = (*PARTS, *OURS, ALL)
+
+
+def windows(seed: int, channels: int) -> Any:
+    """A network with a window of 9 x 9 moved by 2, and a dense layer."""
+    return fresh(seed, jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (784, 100 * channels, 10))
+
+
+@cache
+def teacher(validate: bool) -> Any:
+    """Trained once, kept in the cache folder."""
+    path = cache_folder() / "realization_along" / f"teacher-{'validation' if validate else 'final'}.safetensors"
+    if not path.exists():
+        train, _ = split(validate)
+        plain = jc.cross_entropy(logits)
+        loss = lambda params, batch, key: plain(params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key)
+        given: dict[str, Any] = dict(optimizer=one_cycle(TEACHER_RATE, TEACHER_STEPS), steps=TEACHER_STEPS, batch_size=BATCH)
+        params = jc.fit(loss, windows(7, TEACHER_CHANNELS), tuple(train), **given, description="teacher").params
+        path.parent.mkdir(parents=True, exist_ok=True)
+        jc.save(draft := path.with_suffix(f".{os.getpid()}"), params)
+        os.replace(draft, path)
+    return jc.load(path)
+
+
+said = jax.jit(logits)
+
+
+def ask(validate: bool, x: np.ndarray) -> np.ndarray:
+    """The teacher's logits of images in [0, 1]."""
+    return jc.outputs(logits, teacher(validate), x, batch_size=1_000, progress=False)
+
+
+def classifier(validate: bool) -> Callable[[np.ndarray], np.ndarray]:
+    params = teacher(validate)
+    return lambda x: np.asarray(said(params, x)).argmax(1)
+
+
+@cache
+def real(validate: bool, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The training images in [0, 1], or the first of them, and the teacher's logits."""
+    x = split(validate)[0].pixels[:count].astype(np.float32) / 255
+    return x, ask(validate, x)
+
+
+def smooth(count: int, seed: int) -> np.ndarray:
+    """Images of which it is only known that pixels lie in [0, 1] and near ones are alike: correlation falls over three pixels."""
+    axis = np.exp(-((np.arange(28)[:, None] - np.arange(28)) ** 2) / (2 * 3.0**2))
+    drawn = random_points((np.full(784, -1.0), np.ones(784)), count, seed=seed, covariance=np.kron(axis, axis) + 1e-4 * np.eye(784))
+    return np.maximum(drawn, 0)
+
+
+@cache
+def realized(validate: bool, count: int | None, seed: int, data: bool) -> jc.RealizedAlong:
+    x = real(validate, count)[0]
+    given: dict[str, Any] = dict(neighbours=8, domain=(0, 1), training_points=len(x), seed=seed, batch_size=1_000)
+    return jc.realize_along(classifier(validate), x if data else smooth(min(len(x), 10_000), seed), JND, **given)
+
+
+def per_class_random(labels: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
+    """As many of each class as there are, at most m."""
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == each))[:m] for each in range(10)])
+
+
+def herded(x: np.ndarray, m: int) -> np.ndarray:
+    """Those by which the mean of the first few stays next to the mean of all."""
+    goal, total, chosen = x.mean(0), np.zeros(x.shape[1]), []
+    for count in range(1, min(m, len(x)) + 1):
+        away = np.sum(((total + x) / count - goal) ** 2, axis=1)
+        away[chosen] = np.inf
+        chosen.append(int(away.argmin()))
+        total += x[chosen[-1]]
+    return np.array(chosen)
+
+
+def moved(validate: bool, x: np.ndarray, steps: int = 10) -> np.ndarray:
+    """Images moved down the margin's gradient until the teacher calls them otherwise: half as they are then, half a step before."""
+    params = teacher(validate)
+
+    def margin(image: jax.Array) -> jax.Array:
+        top = jax.lax.top_k(logits(params, image[None])[0], 2)[0]
+        return top[0] - top[1]
+
+    @jax.jit
+    def step(x: jax.Array) -> jax.Array:
+        value, slope = jax.vmap(jax.value_and_grad(margin))(x)
+        return jnp.clip(x - 0.3 * (value / jnp.maximum(jnp.sum(slope**2, 1), 1e-9))[:, None] * slope, 0, 1)
+
+    before, first = jnp.asarray(x), ask(validate, x).argmax(1)
+    near, across, done = np.array(x), np.array(x), np.zeros(len(x), bool)
+    for _ in range(steps):
+        after = step(before) + 1e-2 * (step(before) - before)
+        changed = (ask(validate, np.asarray(after)).argmax(1) != first) & ~done
+        near[changed], across[changed] = np.asarray(before)[changed], np.asarray(after)[changed]
+        near[~done & ~changed] = np.asarray(after)[~done & ~changed]
+        done, before = done | changed, after
+    half = len(x) // 2
+    return np.concatenate([near[:half], across[half:]])
+
+
+def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """The images of a column, their weights where it has such, and how often the teacher was asked."""
+    validate, column, seed = key["split"] == "validation", key["column"], key["seed"]
+    x, z = real(validate, key["count"])
+    if column == ALL:
+        return x, None, len(x)
+    labels, m, rng = z.argmax(1), SIZES[key["size"]], np.random.default_rng(seed)
+    n = 10 * m
+    if column in ("random", "moved"):
+        chosen = x[per_class_random(labels, m, rng)]
+        return (chosen, None, len(x)) if column == "random" else (moved(validate, chosen), None, len(x) + 10 * n)
+    if column == "herding":
+        mine = [np.flatnonzero(labels == each) for each in range(10)]
+        return x[np.concatenate([each[herded(x[each], m)] for each in mine])], None, len(x)
+    if column == "margin":
+        unsure = np.argsort(np.diff(np.sort(z, 1)[:, -2:], axis=1)[:, 0])
+        return x[unsure[per_class_first(labels[unsure], m)]], None, len(x)
+    if column == "mixup":
+        pairs = rng.integers(len(x), size=(2, n))
+        return (x[pairs[0]] + x[pairs[1]]) / 2, None, n
+    if column == "Gaussian":
+        drawn = rng.multivariate_normal(x.mean(0), np.cov(x.T) + 1e-6 * np.eye(784), n, method="cholesky")
+        return np.clip(drawn, 0, 1).astype(np.float32), None, n
+    if column == "noise":
+        return rng.uniform(size=(n, 784)).astype(np.float32), None, n
+    found = realized(validate, key["count"], seed, column != "without data")
+    coarse = found.coarsened(
+        classifier(validate), m // 2 if column == "border" else m, members=column == "medoids", seed=seed, batch_size=1_000
+    )
+    if column == "border":
+        ends, said_there = found.border.reshape(-1, 784), found.border_labels.ravel()
+        chosen = ends[per_class_random(said_there, m - m // 2, rng)]
+        return np.concatenate([coarse.points, chosen]), None, coarse.queries
+    return coarse.points, coarse.weights if column == "realized, weights" else None, coarse.queries
+
+
+def per_class_first(labels: np.ndarray, m: int) -> np.ndarray:
+    return np.concatenate([np.flatnonzero(labels == each)[:m] for each in range(10)])
+
+
+def measure(key: dict[str, Any]) -> dict[str, Any]:
+    """The student's errors on 10,000 images, and how many its teacher makes."""
+    validate = key["split"] == "validation"
+    x, weights, queries = points(key)
+    z = ask(validate, x)
+    weights = np.ones(len(x), np.float32) if weights is None else np.float32(weights / weights.mean())
+    temperature = TEMPERATURE if key["targets"] == "soft" else 1.0
+    goal = jax.nn.softmax(z / temperature) if key["targets"] == "soft" else jax.nn.one_hot(z.argmax(1), 10)
+    params = jc.fit(
+        loss_at(temperature), windows(key["seed"], CHANNELS), (x, np.asarray(goal), weights), optimizer=one_cycle(RATE, STEPS),
+        steps=STEPS, batch_size=min(BATCH, len(x)), seed=key["seed"], description=f"{key['column']}, {key['size']}",
+    ).params  # fmt: skip
+    judge = split(validate)[1]
+    row = {"wrong": wrong(params, judge), "teacher": wrong(teacher(validate), judge)}
+    return row | {"points": len(x), "classes": len(np.unique(z.argmax(1))), "queries": int(queries)}
+
+
+@cache  # one compiled loop
+def loss_at(temperature: float) -> Callable[..., jax.Array]:
+    def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        x, goal, weights = batch
+        z = jax.nn.log_softmax(logits(params, shifted(x, key)) / temperature)
+        return -(temperature**2) * jnp.mean(weights * jnp.sum(goal * z, axis=1))
+
+    return loss
+
+
+def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    where = "validation" if args.validate else "final"
+    pairs = [(size, column) for size in args.sizes for column in args.columns if column != ALL]
+    for seed in range(1 if args.validate else args.seeds):
+        for size, column in [*pairs, *[(ALL, ALL)] * (ALL in args.columns)]:
+            for targets in TARGETS:
+                yield {"split": where, "count": args.count, "size": size, "column": column, "targets": targets, "seed": seed}
+
+
+def table(results: list[dict[str, Any]], where: str, count: int | None) -> str:
+    """Errors in percent, hard and soft, a column each size."""
+    rows = [row for row in results if (row["split"], row["count"]) == (where, count)]
+    sizes = [size for size in (*SIZES, ALL) if any(row["size"] == size for row in rows)]
+    heads = [(size, targets) for size in sizes for targets in TARGETS]
+    lines = ["| points | " + " | ".join(map(", ".join, heads)) + " | queries |", "|---" * (len(heads) + 2) + "|"]
+    for column in COLUMNS:
+        mine, fields = [row for row in rows if row["column"] == column], []
+        for head in heads:
+            found = [row["wrong"] / 100 for row in mine if (row["size"], row["targets"]) == head]
+            fields.append(f"{np.mean(found):.2f} ± {np.std(found, ddof=min(1, len(found) - 1)):.2f}" if found else "")
+        if mine:
+            lines.append(f"| {column} | " + " | ".join(fields) + f" | {mine[0]['queries']:,} |")
+    if rows:
+        lines.append(f"| teacher | {rows[0]['teacher'] / 100:.2f}" + " |" * (len(heads) + 1))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--count", type=int, help="so many training images only, for a short run")
+    parser.add_argument("--validate", action="store_true", help="judge by training images held back, one seed")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    args = parser.parse_args()
+    results = read(args.out)
+    finished(args.out, results, cells(args), measure)
+    print(table(results, "validation" if args.validate else "final", args.count))
+
+
+if __name__ == "__main__":
+    main()
