@@ -107,10 +107,14 @@ def smooth(count: int, seed: int) -> np.ndarray:
 
 
 @cache
-def realized(validate: bool, count: int | None, seed: int, data: bool) -> jc.RealizedAlong:
+def realized(validate: bool, count: int | None, data: bool) -> jc.RealizedAlong:
+    """Along the images, or along random ones: there nearly every edge has a border, of which the budget leaves the most as it is."""
     x = real(validate, count)[0]
-    given: dict[str, Any] = dict(neighbours=8, domain=(0, 1), training_points=len(x), seed=seed, batch_size=1_000)
-    return jc.realize_along(classifier(validate), x if data else smooth(min(len(x), 10_000), seed), JND, **given)
+    given: dict[str, Any] = dict(neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000)
+    if data:
+        return jc.realize_along(classifier(validate), x, JND, **given)
+    drawn = smooth(min(len(x), 5_000), seed=0)
+    return jc.realize_along(classifier(validate), drawn, JND, budget=2 * len(drawn), **given)
 
 
 def per_class_random(labels: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
@@ -179,7 +183,7 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
         return np.clip(drawn, 0, 1).astype(np.float32), None, n
     if column == "noise":
         return rng.uniform(size=(n, 784)).astype(np.float32), None, n
-    found = realized(validate, key["count"], seed, column != "without data")
+    found = realized(validate, key["count"], column != "without data")
     coarse = found.coarsened(
         classifier(validate), m // 2 if column == "border" else m, members=column == "medoids", seed=seed, batch_size=1_000
     )
