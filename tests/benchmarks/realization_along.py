@@ -108,7 +108,7 @@ def smooth(count: int, seed: int) -> np.ndarray:
 
 @cache
 def realized(validate: bool, count: int | None, data: bool) -> jc.RealizedAlong:
-    """Along the images, or along random ones: there nearly every edge has a border, of which the budget leaves the most as it is."""
+    """Along the images, or random ones: there nearly every edge has a border, and the budget leaves most of them as they are."""
     x = real(validate, count)[0]
     given: dict[str, Any] = dict(neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000)
     if data:
