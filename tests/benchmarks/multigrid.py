@@ -6,7 +6,7 @@ layers of 64 channels that reads two rows at a time. 50,000 images train, the la
 looked at once, at the end. Every column has its best of four peak rates, the same for all, by the validation loss of seed 0; the
 levels of "multigrid" were chosen on seeds 3 and 4 for the perceptron, and set in advance for the Transformer. What a column needs
 is where it first reaches the best validation loss of flat training with the same seed; a run that never does is counted as such.
-FLOPs are XLA's, of every step and every change of width; seconds leave the judging out.
+FLOPs are XLA's, of every step and every change of width.
 
     flat                       all steps at full width; every other column has less than half of its FLOPs
     flat, half                 half of the steps: what the shorter cycle alone is worth
@@ -21,6 +21,7 @@ FLOPs are XLA's, of every step and every change of width; seconds leave the judg
 
     python tests/benchmarks/multigrid.py               # rates on seed 0, then 3 seeds; one to four minutes a run of one core
     python tests/benchmarks/multigrid.py --plot PATH   # also draws loss against FLOPs
+    python tests/benchmarks/multigrid.py --speed       # milliseconds a step at each width, interleaved, on a quiet machine
 
 Finished cells stay in the results file (`--out`).
 """
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
@@ -291,6 +293,33 @@ COLUMNS: dict[str, Callable[[Job], Any]] = {
 }
 
 
+def speed(subject: Subject, rounds: int = 7, steps: int = 50) -> dict[int, float]:
+    """Milliseconds a step at the full width, half and a quarter: medians of interleaved rounds."""
+    train, _ = load_mnist()
+    optimizer, times = one_cycle(1e-3, subject.steps), {factor: [] for factor in (1, 2, 4)}
+    begun = {factor: subject.new(0, factor) for factor in times}
+    for turn, factor in itertools.product(range(rounds + 1), times):
+        start = time.perf_counter()
+        given: dict[str, Any] = dict(optimizer=optimizer, steps=steps, batch_size=BATCH, every=steps, progress=False)
+        jax.block_until_ready(jc.fit(subject.loss, begun[factor], tuple(train), **given).params)
+        if turn:  # the first one compiles
+            times[factor].append(1e3 * (time.perf_counter() - start) / steps)
+    return {factor: float(np.median(found)) for factor, found in times.items()}
+
+
+def speed_table(networks: list[str]) -> str:
+    """Milliseconds a step, and what the levels' steps take of flat training's time."""
+    lines = ["| network | full width | half | a quarter | multigrid | three levels |", "|---" * 6 + "|"]
+    for name in networks:
+        subject, found = SUBJECTS[name], speed(SUBJECTS[name])
+        whole = subject.steps * found[1]
+        shares = [sum(count * found[factor] for factor, count in levels) / whole for levels in (subject.two, subject.three)]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{ms:.2f} ms" for ms in found.values()) + f" | {shares[0]:.2f} | {shares[1]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 # --- the cells ------------------------------------------------------------------------------------------------------
 
 
@@ -336,8 +365,8 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """A line for each column: what it needs in shares of what flat training does, and what it ends with."""
-    head = ["network", "training", "rate", "FLOPs, all", "seconds, all", "best validation loss", "reach flat's best", "FLOPs to it"]
-    head += ["seconds to it", "FLOPs to 2 % above it", "test error %"]
+    head = ["network", "training", "rate", "FLOPs, all", "best validation loss", "reach flat's best", "FLOPs to it"]
+    head += ["FLOPs to 2 % above it", "test error %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     mean = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
     for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
@@ -349,12 +378,12 @@ def table(results: list[dict[str, Any]]) -> str:
         goals = [reached(flat[row["seed"]], best(flat[row["seed"]])) for row in rows]
         found = [reached(row, best(flat[row["seed"]])) for row in rows]
         shares = np.array([np.divide(one, goal) for one, goal in zip(found, goals, strict=True) if one and goal])
-        both = [mean(shares[:, place], 2) if len(shares) else "never" for place in range(2)]
+        both = [mean(shares[:, 0], 2) if len(shares) else "never"]
         near = [[reached(each, 1.02 * best(flat[row["seed"]])) for each in (row, flat[row["seed"]])] for row in rows]
         near = [one[0] / goal[0] for one, goal in near if one and goal]
         both.append(f"{mean(near, 2)} ({len(near)} of {len(rows)})" if near else "never")
         ends = mean([best(row) for row in rows], 4), mean([row["error"] for row in rows], 2)
-        each = [network, column, f"{rows[0]['rate']:g}", f"{spent[0]:.2f}", f"{spent[2]:.2f}", ends[0]]
+        each = [network, column, f"{rows[0]['rate']:g}", f"{spent[0]:.2f}", ends[0]]
         lines.append("| " + " | ".join([*each, f"{len(shares)} of {len(rows)}", *both, ends[1]]) + " |")
     return "\n".join(lines)
 
@@ -384,12 +413,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="draw loss against FLOPs there")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument("--speed", action="store_true", help="print milliseconds a step, and stop")
     args = parser.parse_args()
+    if args.speed:
+        return print(speed_table(args.networks))
     results = read(args.out)
     finished(args.out, results, cells(args.networks, args.columns, args.seeds, results), measure)
     print(table(results))
-    if args.plot:
-        draw(results, args.plot)
+    return draw(results, args.plot) if args.plot else None
 
 
 if __name__ == "__main__":
