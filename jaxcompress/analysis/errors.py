@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest, outvoted, p_values, surroundings
 from jaxcompress.analysis.verdicts import ErrorReport, Path, Verdict, judge
+from jaxcompress.training.batches import in_batches
 
 Classify = Callable[[Any], Any]
 
@@ -93,13 +94,13 @@ def explain_errors(
     x, y = _examples("train", *train)
     test_x, test_y = _examples("test", *test)
     _check(x, y, test_x, k=k, level=level, steps=steps, batch_size=batch_size)
-    say = lambda inputs: _in_batches(_labels(classify), inputs, batch_size, "classify", progress)
+    say = lambda inputs: _with_bar(_labels(classify), inputs, batch_size, "classify", progress)
     said = say(test_x)
     wrong = np.flatnonzero(said != test_y)
     space = lambda inputs: (
         np.asarray(inputs, np.result_type(inputs, np.float32)).reshape(len(inputs), -1)
         if embed is None
-        else _in_batches(_features(embed), inputs, batch_size, "embed", progress)
+        else _with_bar(_features(embed), inputs, batch_size, "embed", progress)
     )
     points = space(x)
     chosen = _different(points, y)
@@ -208,15 +209,12 @@ def _walk(say: Callable[[np.ndarray], np.ndarray], starts: np.ndarray, x: np.nda
     return np.concatenate(said).reshape(*ends.shape, steps)
 
 
-def _in_batches(
+def _with_bar(
     function: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, words: str, progress: bool
 ) -> np.ndarray:
-    """A function of batches of one size, of which the last repeats the last input."""
-    parts = []
-    for start in tqdm(range(0, len(inputs), batch_size), desc=words, disable=not progress, leave=False):
-        rows = np.minimum(np.arange(start, start + batch_size), len(inputs) - 1)
-        parts.append(function(inputs[rows])[: len(inputs) - start])
-    return np.concatenate(parts)
+    """A function of all inputs, with a progress bar."""
+    with tqdm(total=len(inputs), desc=words, disable=not progress, leave=False) as bar:
+        return in_batches(function, inputs, batch_size, bar)
 
 
 def _labels(classify: Classify) -> Callable[[np.ndarray], np.ndarray]:

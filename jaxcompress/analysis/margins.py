@@ -19,22 +19,22 @@ import numpy as np
 from scipy.stats import betabinom, hypergeom
 from tqdm.auto import tqdm
 
+from jaxcompress.training.batches import in_batches
+
 
 def logits_of(who: str, apply: Callable[[Any], Any], x: Any, index: np.ndarray, batch_size: int, bar: Any = None) -> np.ndarray:
     """What a function gives for some examples, (len(index), classes) in float64, in batches of one size, the last filled up."""
-    found = []
-    for start in range(0, len(index), batch_size):
-        part = index[start : start + batch_size]
-        batch = np.asarray(apply(x[np.resize(part, batch_size)]), np.float64)
+
+    def checked(rows: np.ndarray) -> np.ndarray:
+        batch = np.asarray(apply(x[rows]), np.float64)
         if batch.ndim != 2 or len(batch) != batch_size or batch.shape[1] < 2:
             raise ValueError(
                 f"{who} gave an array of shape {batch.shape} for {batch_size} examples: expected logits ({batch_size}, classes), "
                 "of two classes at least"
             )
-        found.append(batch[: len(part)])
-        if bar is not None:
-            bar.update(len(part))
-    return np.concatenate(found)
+        return batch
+
+    return in_batches(checked, index, batch_size, bar)
 
 
 def signed_margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

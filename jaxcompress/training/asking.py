@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcompress.training.batches import in_batches
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
@@ -77,9 +79,7 @@ class Asker:
     def labels(self, points: np.ndarray) -> np.ndarray:
         """The labels of points."""
         self.queries += len(points)
-        found = batched(self._checked, points, self.batch_size)
-        self.bar.update(len(points))
-        return found
+        return in_batches(self._checked, points, self.batch_size, self.bar)
 
     def _checked(self, points: np.ndarray) -> np.ndarray:
         labels = np.asarray(self.classify(points))
@@ -99,23 +99,6 @@ class Asker:
         return labels
 
 
-def batched(function: Callable[[np.ndarray], np.ndarray], points: np.ndarray, size: int) -> np.ndarray:
-    """A function of points (n, d) in batches of one size; the last point is repeated.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxcompress.training.asking import batched
-        >>> batched(lambda x: x.sum(1), np.ones((5, 2)), 4).tolist()
-        [2.0, 2.0, 2.0, 2.0, 2.0]
-    """
-    found = []
-    for start in range(0, len(points), size):
-        batch = points[start : start + size]
-        padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        found.append(function(padded)[: len(batch)])
-    return np.concatenate(found)
-
-
 def probabilities(who: str, soft: Callable[[np.ndarray], Any] | None, points: np.ndarray, batch_size: int) -> np.ndarray | None:
     """What `soft` says at points, checked; None without it."""
     if soft is None:
@@ -130,7 +113,7 @@ def probabilities(who: str, soft: Callable[[np.ndarray], Any] | None, points: np
             raise ValueError(f"{who}: soft gave numbers that are not finite; expected probabilities")
         return found
 
-    return batched(checked, points, batch_size)
+    return in_batches(checked, points, batch_size)
 
 
 def jnd_at(who: str, jnd: Callable[[np.ndarray], Any], batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -144,7 +127,7 @@ def jnd_at(who: str, jnd: Callable[[np.ndarray], Any], batch_size: int) -> Calla
             raise ValueError(f"{who}: jnd must be positive everywhere, got {found[~(found > 0)][0]}")
         return found
 
-    return lambda points: batched(checked, points, batch_size)
+    return lambda points: in_batches(checked, points, batch_size)
 
 
 def check_batch_size(who: str, batch_size: Any) -> None:

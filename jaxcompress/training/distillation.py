@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from jaxcompress.training.batches import in_batches
 from jaxcompress.training.fit import Loss, check_length
 
 
@@ -120,13 +121,12 @@ def outputs(
     count = check_length("outputs", x)
     size = min(batch_size, count)
     run = jax.jit(apply)
-    found = []
+
+    def checked(x: Any) -> Any:
+        said = run(params, x)
+        if wrong := [leaf.shape for leaf in jax.tree.leaves(said) if leaf.ndim < 1 or len(leaf) != size]:
+            raise ValueError(f"outputs: {size} inputs gave an output of shape {wrong[0]}; its first dimension is the examples")
+        return said
+
     with tqdm(total=count, desc=description, disable=not progress, leave=False) as bar:
-        for start in range(0, count, size):
-            index = np.minimum(np.arange(start, start + size), count - 1)
-            said = jax.tree.map(np.asarray, run(params, jax.tree.map(lambda leaf, index=index: leaf[index], x)))
-            if wrong := [leaf.shape for leaf in jax.tree.leaves(said) if leaf.ndim < 1 or len(leaf) != size]:
-                raise ValueError(f"outputs: {size} inputs gave an output of shape {wrong[0]}; its first dimension is the examples")
-            found.append(jax.tree.map(lambda leaf, start=start: leaf[: count - start], said))
-            bar.update(min(size, count - start))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        return in_batches(checked, x, size, bar)
