@@ -31,6 +31,7 @@ from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.active_set import ActiveSet, active_set
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
+from jaxcompress.training.distribution_matching import match_distribution
 from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
 from jaxcompress.training.judging import Judgement, evaluate_compactions
@@ -113,6 +114,7 @@ __all__ = [
     "identity",
     "initialize",
     "load",
+    "match_distribution",
     "materialize",
     "matmul",
     "matrices",

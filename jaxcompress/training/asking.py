@@ -133,3 +133,14 @@ def jnd_at(who: str, jnd: Callable[[np.ndarray], Any], batch_size: int) -> Calla
 def check_batch_size(who: str, batch_size: Any) -> None:
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"{who}: batch_size must be a whole number from 1 on, got {batch_size}")
+
+
+def check_domain(who: str, domain: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """The box, (d,) each."""
+    try:
+        low, high = (np.broadcast_to(np.asarray(side, np.float64), (d,)) for side in domain)
+    except (TypeError, ValueError):
+        raise ValueError(f"{who}: domain must be (low, high), numbers or ({d},), got {domain}") from None
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise ValueError(f"{who}: domain needs finite low < high, got {domain}")
+    return low, high

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest
-from jaxcompress.training.asking import Asker, Labelled, check_batch_size, probabilities
+from jaxcompress.training.asking import Asker, Labelled, check_batch_size, check_domain, probabilities
 from jaxcompress.training.condensing import condensed
 from jaxcompress.training.edges import Asked, checked_at_midpoints, closeness, differ
 from jaxcompress.training.k_means import k_means, means
@@ -211,7 +211,7 @@ def realize_along(
     count, d = given.shape
     _check_options(count, d, neighbours, charts, directions, budget, confidence, tolerance)
     check_batch_size(WHO, batch_size)
-    box = None if domain is None else _check_domain(domain, d)
+    box = None if domain is None else check_domain(WHO, domain, d)
     near = closeness(WHO, jnd, given, batch_size)
     rng = np.random.default_rng(seed)
     with tqdm(total=budget, desc=WHO, unit=" queries", disable=not progress, leave=False) as bar:
@@ -275,7 +275,7 @@ def random_points(domain: tuple[Any, Any], count: int, *, seed: int = 0, covaria
         >>> random_points(([0, 0], [1, 2]), 5).shape
         (5, 2)
     """
-    low, high = _check_domain(domain, len(np.atleast_1d(domain[0])))
+    low, high = check_domain("random_points", domain, len(np.atleast_1d(domain[0])))
     rng = np.random.default_rng(seed)
     if covariance is None:
         return rng.uniform(low, high, (count, len(low))).astype(np.float32)
@@ -357,14 +357,3 @@ def _check_options(
         raise ValueError(f"{WHO}: the {count} different points alone are more than the budget of {budget}: give fewer")
     if not (0 < confidence < 1 and 0 <= tolerance < 1):
         raise ValueError(f"{WHO}: confidence and tolerance are shares, such as 0.95 and 0.01; got {confidence} and {tolerance}")
-
-
-def _check_domain(domain: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """The box, (d,) each."""
-    try:
-        low, high = (np.broadcast_to(np.asarray(side, np.float64), (d,)) for side in domain)
-    except (TypeError, ValueError):
-        raise ValueError(f"{WHO}: domain must be (low, high), numbers or ({d},), got {domain}") from None
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"{WHO}: domain needs finite low < high, got {domain}")
-    return low, high

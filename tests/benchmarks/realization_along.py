@@ -9,6 +9,7 @@ used only where the column says so.
     random             real images, as many of each class (by the teacher) as of the others
     herding            real images whose mean stays next to the class's (Welling 2009)
     margin             real images of which the teacher is least sure
+    random, margin     half of each
     mixup              halfway between two real images (Zhang et al. 2018)
     moved              random real images pushed just across the border by the teacher's gradient (Heo et al. 2019), on both sides
     Gaussian           a Gaussian with the mean and covariance of all real images
@@ -17,6 +18,8 @@ used only where the column says so.
     realized, weights  the same, with the weights of the cells
     medoids            the same cells, with the real image nearest to each mean in its place
     border             half of them so, half points of border pairs
+    medoids, margin    half of them so, half the real images of which the teacher is least sure
+    matched            the medoids, moved by jc.match_distribution: features are the student's hidden layer before training
     without data       realized, along smooth Gaussian images in the box of pixels: what is known is the bounds of the inputs, and
                        that near pixels are alike
 
@@ -39,6 +42,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from cells import finished, read
 from distillation import shifted, split, wrong
 from fashion import cache_folder
@@ -48,12 +52,14 @@ import jaxcompress as jc
 from jaxcompress.training.realization_along import random_points
 
 TEACHER_CHANNELS, TEACHER_STEPS, TEACHER_RATE, TEACHER_HIDDEN = 64, 12_000, 3e-3, 0.2
-CHANNELS, STEPS, BATCH, RATE, TEMPERATURE = 16, 1_000, 100, 3e-3, 2.0
+CHANNELS, STEPS, BATCH, RATE, TEMPERATURE = 16, 2_000, 100, 3e-3, 2.0
+MATCHING = dict(steps=3_000, examples=1_024)
+MATCHING_RATE = 0.02
 JND = 0.5
 """Of images in [0, 1]^784, whose nearest neighbours are some 6 apart."""
 SIZES = {"10 a class": 10, "50 a class": 50, "5 %": 250}
-PARTS = ("random", "herding", "margin", "mixup", "moved", "Gaussian", "noise")
-OURS = ("realized", "realized, weights", "medoids", "border", "without data")
+PARTS = ("random", "herding", "margin", "random, margin", "mixup", "moved", "Gaussian", "noise")
+OURS = ("realized", "realized, weights", "medoids", "border", "medoids, margin", "matched", "without data")
 ALL, TARGETS = "all data", ("hard", "soft")
 COLUMNS = (*PARTS, *OURS, ALL)
 
@@ -172,9 +178,16 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     if column == "herding":
         mine = [np.flatnonzero(labels == each) for each in range(10)]
         return x[np.concatenate([each[herded(x[each], m)] for each in mine])], None, len(x)
-    if column == "margin":
+    if column.endswith("margin"):
         unsure = np.argsort(np.diff(np.sort(z, 1)[:, -2:], axis=1)[:, 0])
-        return x[unsure[per_class_first(labels[unsure], m)]], None, len(x)
+        few = m if column == "margin" else m - m // 2
+        chosen = x[unsure[per_class_first(labels[unsure], few)]]
+        if column == "margin":
+            return chosen, None, len(x)
+        if column == "random, margin":
+            return np.concatenate([x[per_class_random(labels, m // 2, rng)], chosen]), None, len(x)
+        coarse = coarsened(validate, key["count"], True, m // 2, True, seed)
+        return np.concatenate([coarse.points, chosen]), None, coarse.queries
     if column == "mixup":
         pairs = rng.integers(len(x), size=(2, n))
         return (x[pairs[0]] + x[pairs[1]]) / 2, None, n
@@ -183,15 +196,39 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
         return np.clip(drawn, 0, 1).astype(np.float32), None, n
     if column == "noise":
         return rng.uniform(size=(n, 784)).astype(np.float32), None, n
-    found = realized(validate, key["count"], column != "without data")
-    coarse = found.coarsened(
-        classifier(validate), m // 2 if column == "border" else m, members=column == "medoids", seed=seed, batch_size=1_000
-    )
+    few, members = m // 2 if column == "border" else m, column in ("medoids", "matched")
+    coarse = coarsened(validate, key["count"], column != "without data", few, members, seed)
     if column == "border":
+        found = realized(validate, key["count"], True)
         ends, said_there = found.border.reshape(-1, 784), found.border_labels.ravel()
         chosen = ends[per_class_random(said_there, m - m // 2, rng)]
         return np.concatenate([coarse.points, chosen]), None, coarse.queries
+    if column == "matched":
+        window()  # made before it is used under jit
+        optimizer = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, MATCHING["steps"]))
+        given: dict[str, Any] = dict(domain=(0, 1), seed=seed, batch_size=1_000)
+        coarse = jc.match_distribution(coarse, classifier(validate), hidden, optimizer=optimizer, **MATCHING, **given)
     return coarse.points, coarse.weights if column == "realized, weights" else None, coarse.queries
+
+
+@cache
+def coarsened(validate: bool, count: int | None, data: bool, m: int, members: bool, seed: int) -> jc.RealizedAlong:
+    return realized(validate, count, data).coarsened(classifier(validate), m, members=members, seed=seed, batch_size=1_000)
+
+
+@cache
+def window() -> Any:
+    return windows(0, CHANNELS)["0"]["kernel"]
+
+
+def hidden(key: jax.Array, x: jax.Array) -> jax.Array:
+    """The hidden layer of a student before training, for images that are all moved by the same up to two pixels."""
+    weights, moving = jax.random.split(key)
+    images = jnp.pad(x.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    corner = jax.random.randint(moving, (2,), 0, 5)
+    x = jax.lax.dynamic_slice(images, (0, corner[0], corner[1]), (len(x), 28, 28)).reshape(x.shape)
+    kernel = jax.tree.map(lambda leaf: jax.random.normal(weights, leaf.shape) / 9, window())
+    return jax.nn.relu(x @ jc.materialize(kernel))
 
 
 def per_class_first(labels: np.ndarray, m: int) -> np.ndarray:
