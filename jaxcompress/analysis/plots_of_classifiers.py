@@ -196,14 +196,16 @@ def errors_by_cause(
         figure = figures()(figsize=(6.5, 5), layout="constrained")
         ax = figure.subplots()
         if classify is not None:
-            sides = [np.linspace(train_x[:, i].min(), train_x[:, i].max(), 200) for i in range(2)]
+            everywhere = np.concatenate([train_x, test_x])
+            sides = [np.linspace(*np.quantile(everywhere[:, i], (0, 1)), 200) for i in range(2)]
             grid = np.stack(np.meshgrid(*sides), axis=-1).astype(train_x.dtype)
             said = np.asarray(classify(grid.reshape(-1, 2))).reshape(200, 200)
             ax.pcolormesh(*sides, said, cmap="Pastel1", alpha=0.6)
         ax.scatter(*train_x.T, c=train_y, s=4, cmap="Set1", alpha=0.5)
         for cause, marker in zip(causes, "^sovx", strict=False):
             ax.scatter(*test_x[[each.index for each in report.of(cause)]].T, s=36, marker=marker, label=cause)
-        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if causes:
+            ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         save(figure, path)
         return figure
     check_grid(image, train_x[0].size, "an input has")
