@@ -133,9 +133,13 @@ def _on_a_plane(found: RealizedAlong, names: list[str], own: np.ndarray, given: 
     ax = figure.subplots()
     colours = colormaps["tab20" if len(names) > 10 else "tab10"](np.arange(len(names)) % 20)
     ax.scatter(*flat(found.given).T, s=3, color=colours[given], alpha=0.25)
-    ax.scatter(*flat(found.points).T, s=10 + 600 * found.weights, color=colours[own], edgecolors="white", linewidths=0.5)
-    # where both sides fall on one point of the plane, round ends leave a dot
-    ax.add_collection(LineCollection(list(flat(found.border)), colors="black", linewidths=1.2, capstyle="round", zorder=3))
+    sizes = min(1, 300 / len(found.points)) * (10 + 15 * found.weights * len(found.points))
+    ax.scatter(*flat(found.points).T, s=sizes, color=colours[own], edgecolors="white", linewidths=0.6)
+    # where both sides fall on one point of the plane, round ends leave a dot; of many pairs the crowded places are dark
+    dark = float(np.clip(500 / max(len(found.border), 1), 0.1, 1))
+    ax.add_collection(
+        LineCollection(list(flat(found.border)), colors="black", alpha=dark, linewidths=1.2, capstyle="round", zorder=2)
+    )
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", label=name) for colour, name in zip(colours, names, strict=True)
     ]
