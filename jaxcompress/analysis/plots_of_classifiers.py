@@ -136,7 +136,7 @@ def _on_a_plane(found: RealizedAlong, names: list[str], own: np.ndarray, given: 
     sizes = min(1, 300 / len(found.points)) * (10 + 15 * found.weights * len(found.points))
     ax.scatter(*flat(found.points).T, s=sizes, color=colours[own], edgecolors="white", linewidths=0.6)
     # where both sides fall on one point of the plane, round ends leave a dot; of many pairs the crowded places are dark
-    dark = float(np.clip(500 / max(len(found.border), 1), 0.1, 1))
+    dark = min(1.0, (300 / max(len(found.border), 1)) ** 0.5)
     ax.add_collection(
         LineCollection(list(flat(found.border)), colors="black", alpha=dark, linewidths=1.2, capstyle="round", zorder=2)
     )
@@ -201,7 +201,7 @@ def errors_by_cause(
         ax = figure.subplots()
         if classify is not None:
             everywhere = np.concatenate([train_x, test_x])
-            sides = [np.linspace(*np.quantile(everywhere[:, i], (0, 1)), 200) for i in range(2)]
+            sides = [np.linspace(everywhere[:, i].min(), everywhere[:, i].max(), 200) for i in range(2)]
             grid = np.stack(np.meshgrid(*sides), axis=-1).astype(train_x.dtype)
             said = np.asarray(classify(grid.reshape(-1, 2))).reshape(200, 200)
             ax.pcolormesh(*sides, said, cmap="Pastel1", alpha=0.6)
