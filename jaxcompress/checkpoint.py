@@ -1,20 +1,21 @@
 """One file for a tree of parameters: safetensors, with the tree's structure as JSON beside the tensors.
 
-Dictionaries, lists, tuples, None, plain numbers and compact arrays come back by themselves, to the bit; any other
-container (a Flax state, an Equinox module, an optimizer's state) needs `like=`, a tree of the same structure. No pickle,
-no code runs on loading. A file holds the stored numbers and a header of a few hundred bytes a leaf.
+Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.realize` and `jc.realize_along` give come back by
+themselves, to the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`, a tree of the
+same structure. No pickle, no code runs on loading. A file holds the stored numbers and a header of a few hundred bytes a leaf.
 
 Source: the safetensors format.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,28 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+Class = TypeVar("Class", bound=type)
+records: dict[str, type] = {}
+"""Every class of results by its name: what a file may name beside compact arrays."""
+
+
+def record(cls: Class) -> Class:
+    """A dataclass of arrays, plain values and other records that `save` writes field by field, and `load` gives back by itself."""
+    records[cls.__name__] = cls
+    return cls
+
+
+def _is_whole(tree: Any) -> bool:
+    """Whether it is written as one leaf, with what it is beside it."""
+    return is_compact(tree) or type(tree) in records.values()
+
 
 def save(path: str | os.PathLike[str], params: Any) -> None:
     """Write a tree to one file; a file that stood there is replaced whole or not at all.
 
     Args:
         path: the file, usually ending in `.safetensors`.
-        params: a tree of arrays, compact arrays, plain numbers and None.
+        params: a tree of arrays, compact arrays, results such as `jc.Realized`, plain numbers and None.
 
     Raises:
         TypeError: for a leaf or a key that cannot be written; nothing is written then.
@@ -56,7 +72,7 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     """
     tensors: dict[str, np.ndarray] = {}
     leaves = []
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_compact)[0]:
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_whole)[0]:
         leaves.append([leaf_name(keys), _encode(leaf, leaf_name(keys), tensors)])
     counter = iter(range(len(leaves)))
     structure = {"format": FORMAT, "tree": _skeleton(params, counter, ""), "leaves": leaves, "sha256": _digest(tensors)}
@@ -109,7 +125,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     if like is None:
         leaves = [_decode(encoded, name, tensors, None) for name, encoded in structure["leaves"]]
         return _rebuild(structure["tree"], leaves, str(path))
-    flat, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_compact)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=_is_whole)
     expected = [leaf_name(keys) for keys, _ in flat]
     if expected != names:
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
@@ -128,8 +144,11 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
             statics[field] = {"function": value.__qualname__} if callable(value) else encode_static(value)
         children = {child: _encode(getattr(leaf, child), join(name, child), tensors) for child in leaf._children}
         return {"node": type(leaf).__name__, "statics": statics, "children": children}
-    if isinstance(leaf, (bool, int, float, str)):
-        return {"value": leaf}
+    if type(leaf) in records.values():
+        inner = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+        return {"record": type(leaf).__name__, "fields": {key: _encode(inner[key], join(name, key), tensors) for key in inner}}
+    if leaf is None or isinstance(leaf, (bool, int, float, str, tuple)):
+        return {"value": encode_static(leaf)}
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or dtype not in NAMES:
         hint = ": save jax.random.key_data of a key" if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) else ""
@@ -145,15 +164,18 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
 
 def _decode(encoded: dict[str, Any], name: str, tensors: dict[str, np.ndarray], like: Any) -> Any:
     if "value" in encoded:
-        return encoded["value"]
+        return decode_static(encoded["value"])
     if "tensor" in encoded:
         array = tensors[encoded["tensor"]]
         return array.copy() if encoded["numpy"] else jnp.asarray(array)
-    kind = registered.get(encoded["node"])
+    known, called = (records, encoded["record"]) if "record" in encoded else (registered, encoded["node"])
+    kind = known.get(called)
     if kind is None:
         raise ValueError(
-            f"{name} is a {encoded['node']}, which is not defined here: import the module that defines it, then load again"
+            f"{name or 'the leaf'} is a {called}, which is not defined here: import the module that defines it, then load again"
         )
+    if kind in records.values():
+        return kind(**{key: _decode(inner, join(name, key), tensors, None) for key, inner in encoded["fields"].items()})
     statics = {}
     for field, value in encoded["statics"].items():
         if isinstance(value, dict) and "function" in value:
@@ -181,9 +203,9 @@ def _skeleton(tree: Any, counter: Any, path: str) -> Any:
         return {"dict": [[key, _skeleton(tree[key], counter, join(path, str(key)))] for key in sorted(tree)], "order": list(tree)}
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [_skeleton(item, counter, join(path, str(i))) for i, item in enumerate(tree)]}
-    count = len(jax.tree.leaves(tree, is_leaf=is_compact))
+    count = len(jax.tree.leaves(tree, is_leaf=_is_whole))
     indices = [next(counter) for _ in range(count)]
-    if jax.tree_util.all_leaves([tree], is_leaf=is_compact):
+    if jax.tree_util.all_leaves([tree], is_leaf=_is_whole):
         return indices[0]
     return {"other": type(tree).__name__, "path": path}
 

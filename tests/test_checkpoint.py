@@ -1,5 +1,6 @@
 """Law 9: the same bits and the same tree, or a clear error and no file."""
 
+import dataclasses
 import os
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import pytest
 from laws import TRANSFORMS, matrix
 
 import jaxcompress as jc
+from jaxcompress.checkpoint import records
 
 TREE = {
     "list": [jnp.ones(3, jnp.bfloat16), (jnp.float32(3), None, 3, 2.5, True, "text"), []],
@@ -100,3 +102,42 @@ def test_nothing_is_half_written(tmp_path):
     assert os.listdir(tmp_path) == [path.name]
     with pytest.raises(FileNotFoundError):
         jc.load(tmp_path / "none.safetensors")
+
+
+def fields(record):
+    """Everything a record holds, as a tree of arrays and plain values."""
+    whole = lambda value: fields(value) if dataclasses.is_dataclass(value) else value
+    return {field.name: whole(getattr(record, field.name)) for field in dataclasses.fields(record)}
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, "pairs"])
+def test_realized_classifiers_come_back(tmp_path, kind):
+    """With their labels' types, probabilities and meshes, wherever they stand in a tree, and without like=."""
+    large = 2**40 if kind is np.int64 else 1
+
+    def classify(x):
+        above = large * (x[:, 0] > x[:, 1]).astype(np.int64)
+        return np.stack([above, 1 - above], axis=1) if kind == "pairs" else above.astype(kind)
+
+    soft = lambda x: np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
+    x = np.random.default_rng(0).uniform(size=(50, 2)).astype(np.float32)
+    box = jc.realize(classify, ([0, 0], [1, 1]), 1 / 16, soft=soft, training_points=7, progress=False)
+    along = jc.realize_along(classify, x, 0.1, neighbours=4, progress=False)
+    tree = {"box": box, "rest": [along, along.coarsened(classify, 3), box.mesh, {"kernel": jnp.ones(3)}]}
+    path = tmp_path / "realized.safetensors"
+    jc.save(path, tree)
+    for found in (jc.load(path), jc.load(path, like=tree)):
+        assert repr(found) == repr(tree)
+        for mine, theirs in ((found["box"], box), *zip(found["rest"][:3], tree["rest"][:3], strict=True)):
+            assert type(mine) is type(theirs)
+            same(fields(mine), fields(theirs))
+        np.testing.assert_array_equal(found["box"].mesh(x), box.mesh(x))
+        np.testing.assert_array_equal(jax.jit(lambda mesh: mesh.cell(x))(found["box"].mesh), box.mesh.cell(x))
+
+
+def test_a_record_that_is_not_known_here(tmp_path, monkeypatch):
+    mesh = jc.realize(lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 8, progress=False).mesh
+    jc.save(tmp_path / "mesh.safetensors", {"mesh": mesh})
+    monkeypatch.delitem(records, "MeshClassifier")
+    with pytest.raises(ValueError, match="mesh is a MeshClassifier, which is not defined here"):
+        jc.load(tmp_path / "mesh.safetensors")

@@ -36,7 +36,7 @@ def executed(name: str, folder: Path, **settings):
 
 def test_every_notebook_is_here():
     assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == [
-        "compose.ipynb", "documents.ipynb", "resolution.ipynb", "sharing.ipynb",
+        "compose.ipynb", "documents.ipynb", "learning.ipynb", "resolution.ipynb", "sharing.ipynb",
     ]  # fmt: skip
 
 
@@ -66,6 +66,24 @@ def test_sharing_is_measured(tmp_path):
         "learned there",
         "Gabor",
         "spelling",
+    ):
+        assert words in printed
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_classifier_is_learned_from(tmp_path):
+    outputs = executed("learning.ipynb", tmp_path, DATA="digits", SEEDS=2, STEPS=150)
+    printed = "".join(out.get("text", "") for out in outputs)
+    for words in (
+        "the mesh as a classifier",
+        "missed by the seeds",
+        "border pairs",
+        "realized, members",
+        "wrong interpolation",
+        "mean cosine",
+        "saturated",
+        "last layer times 4",
+        "within their bounds",
     ):
         assert words in printed
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcompress.analysis.attributes import Shrinking
+from jaxcompress.analysis.figures import figures, save, small
 from jaxcompress.analysis.functions import WeightFunction
+from jaxcompress.analysis.plots_of_classifiers import decision_mesh, errors_by_cause, margins, realized_along
 from jaxcompress.analysis.sharing import Sketches
-from jaxcompress.analysis.verdicts import ErrorReport
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.active_set import ActiveSet
-from jaxcompress.training.judging import Judgement
-from jaxcompress.training.mesh import MeshClassifier
-from jaxcompress.training.realization import Realized
+
+__all__ = [
+    "atoms",
+    "decision_mesh",
+    "errors_by_cause",
+    "hidden_axes",
+    "margins",
+    "realized_along",
+    "shrinking",
+    "sketches",
+    "weights_as_function",
+]
 
 COLOURS = {
     "linear": "tab:blue",
@@ -49,14 +58,13 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
         >>> len(jc.plots.hidden_axes(net).get_yticks())
         2
     """
-    figures = _figures()
     from matplotlib.lines import Line2D
 
     leaves = list(net.structure.layouts)
     rows = {name: index for index, name in enumerate(leaves)}
     if ax is None:
         size = (2.5 + 0.09 * max(map(len, leaves)) + 0.5 * len(net.axes), 1.6 + 0.24 * len(leaves))
-        ax = figures(figsize=size, layout="constrained").subplots()
+        ax = figures()(figsize=size, layout="constrained").subplots()
     marks = (("producers", "^", "produces"), ("parameters", "o", "per channel"), ("consumers", "v", "consumes"))
     for column, axis in enumerate(net.axes):
         colour = COLOURS[axis.kind]
@@ -77,7 +85,7 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     handles = [Line2D([], [], color="gray", marker=marker, linestyle="", label=label) for _, marker, label in marks]
     handles += [Line2D([], [], color=COLOURS[kind], label=kind) for kind in kinds]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
-    _save(ax.figure, path)
+    save(ax.figure, path)
     return ax
 
 
@@ -98,13 +106,13 @@ def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path 
         >>> jc.plots.sketches({400: sketches(array, jnp.ones(16), jnp.ones(16))}).get_xscale()
         'log'
     """
-    ax = _small() if ax is None else ax
+    ax = small() if ax is None else ax
     sizes = sorted(found)
     ax.loglog(sizes, [found[size].expected for size in sizes], color="gray", label="theory")
     ax.loglog(sizes, [found[size].variance for size in sizes], "o", label="measured")
     ax.set(xlabel="numbers in the table", ylabel="variance of an inner product")
     ax.legend(frameon=False)
-    _save(ax.figure, path)
+    save(ax.figure, path)
     return ax
 
 
@@ -144,7 +152,7 @@ def weights_as_function(
     m, n = values.shape
     shown = [(f"{min(each, m)} x {min(each, n)} cells", whole.at(min(each, m), min(each, n), basis=basis).values) for each in cells]
     shown.append((f"{m} x {n}", values))
-    figure = _figures()(figsize=(2.6 * len(shown), 4.2), layout="constrained")
+    figure = figures()(figsize=(2.6 * len(shown), 4.2), layout="constrained")
     panels = figure.subplots(2, len(shown), squeeze=False)
     reach = float(np.quantile(np.abs(values), 0.99)) or 1.0
     for (title, each), curve, surface in zip(shown, *panels, strict=True):
@@ -156,7 +164,7 @@ def weights_as_function(
     for panel in figure.axes:
         panel.label_outer()
     figure.suptitle(function.name)
-    _save(figure, path)
+    save(figure, path)
     return figure
 
 
@@ -184,13 +192,13 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
     check_grid(grid, len(dense), "the features have")
     columns = min(dense.shape[1], 8)
     rows = -(-dense.shape[1] // columns)
-    figure = _figures()(figsize=(columns, rows), layout="constrained")
+    figure = figures()(figsize=(columns, rows), layout="constrained")
     for panel, atom in zip(figure.subplots(rows, columns, squeeze=False).ravel(), dense.T, strict=False):
         reach = float(np.abs(atom).max()) or 1.0
         panel.imshow(atom.reshape(grid), cmap="RdBu_r", vmin=-reach, vmax=reach)
     for panel in figure.axes:
         panel.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
     return figure
 
 
@@ -210,7 +218,7 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
         >>> len(jc.plots.shrinking({"learned": shrinking(lambda n, seed: (0.0, 1 / n), (100, 10))}).lines)
         2
     """
-    ax = _small() if ax is None else ax
+    ax = small() if ax is None else ax
     for name, each in found.items():
         (line,) = ax.plot(each.sizes, each.unseen.mean(1), "o-", label=name)
         ax.plot(each.sizes, each.seen.mean(1), ":", color=line.get_color())
@@ -218,187 +226,5 @@ def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Pat
         ax.fill_between(each.sizes, low, high, color=line.get_color(), alpha=0.15)
     ax.set(xscale="log", xlabel="examples", ylabel="error (dotted: on those seen)")
     ax.legend(frameon=False)
-    _save(ax.figure, path)
+    save(ax.figure, path)
     return ax
-
-
-def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bool = True, path: str | Path | None = None) -> Any:
-    """Draw the decision regions of a classifier in two dimensions, with the cells of its mesh at their several levels.
-
-    Args:
-        found: of `jc.realize`, or its mesh.
-        ax: matplotlib axes to draw on; new ones by default.
-        lines: draw the cells' edges.
-        path: also save the picture there.
-
-    Returns:
-        The axes; a colour for each label in their sorted order, the same ones again after twenty.
-
-    Raises:
-        ValueError: for a mesh that is not of two dimensions.
-
-    Example:
-        >>> import numpy as np, jaxcompress as jc
-        >>> found = jc.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
-        >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.points)
-        True
-    """
-    mesh = found if isinstance(found, MeshClassifier) else found.mesh
-    if len(mesh.coarse) != 2:
-        raise ValueError(f"decision_mesh draws two dimensions, this mesh has {len(mesh.coarse)}")
-    figures = _figures()
-    from matplotlib import colormaps
-    from matplotlib.collections import PolyCollection
-
-    ax = figures(figsize=(5, 5), layout="constrained").subplots() if ax is None else ax
-    centres, sizes = mesh.boxes()
-    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
-    label = np.unique(np.asarray(mesh(centres)), axis=0, return_inverse=True)[1].reshape(-1)
-    colours = colormaps["tab20"](label % 20)
-    edge: dict[str, Any] = dict(edgecolors=(0, 0, 0, 0.4), linewidths=0.3) if lines else dict(edgecolors="face", linewidths=0.1)
-    ax.add_collection(PolyCollection(list(centres[:, None] + corners * sizes[:, None]), facecolors=colours, **edge))
-    ax.set(xlim=(mesh.low[0], mesh.high[0]), ylim=(mesh.low[1], mesh.high[1]), aspect="equal")
-    _save(ax.figure, path)
-    return ax
-
-
-def errors_by_cause(
-    report: ErrorReport,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
-    *,
-    image: tuple[int, ...] | None = None,
-    classify: Callable[[Any], Any] | None = None,
-    count: int = 4,
-    near: int = 3,
-    path: str | Path | None = None,
-) -> Any:
-    """Draw the errors of a classifier by their causes.
-
-    Images: a row for each cause, its most certain errors first; each is followed by its nearest training images. Above a test image
-    stand its label and what it was taken for, above a training image its label, with what the classifier says where that is another
-    one and a question mark where its neighbourhood disagrees. Points of a plane: the training set by class, the errors by cause.
-
-    Args:
-        report: of `jc.explain_errors`.
-        train, test: the (x, y) that it was made with.
-        image: the height and the width of images, and their channels if there are any.
-        classify: of points of a plane, to colour the regions.
-        count: how many errors of a cause.
-        near: how many training images for each.
-        path: also save the picture there.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: for inputs that are neither such images nor points of a plane; no errors to draw as images.
-
-    Example:
-        >>> import numpy as np, jaxcompress as jc
-        >>> x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
-        >>> train, test = ((x[i], (x[i, 0] * x[i, 1] > 0).astype(int)) for i in (slice(200), slice(200, 300)))
-        >>> line = lambda x: (np.asarray(x)[:, 0] > 0).astype(int)
-        >>> report = jc.explain_errors(line, train, test, progress=False)
-        >>> len(jc.plots.errors_by_cause(report, train, test, classify=line).axes)
-        1
-    """
-    train_x, train_y = (np.asarray(each) for each in train)
-    test_x = np.asarray(test[0])
-    if image is None and train_x.shape[1:] != (2,):
-        raise ValueError(f"errors_by_cause draws images, given image=(height, width), or points (n, 2), got {train_x.shape}")
-    causes = [cause for cause, errors in report.counts.items() if errors]
-    if image is None:
-        figure = _figures()(figsize=(6.5, 5), layout="constrained")
-        ax = figure.subplots()
-        if classify is not None:
-            sides = [np.linspace(train_x[:, i].min(), train_x[:, i].max(), 200) for i in range(2)]
-            grid = np.stack(np.meshgrid(*sides), axis=-1).astype(train_x.dtype)
-            said = np.asarray(classify(grid.reshape(-1, 2))).reshape(200, 200)
-            ax.pcolormesh(*sides, said, cmap="Pastel1", alpha=0.6)
-        ax.scatter(*train_x.T, c=train_y, s=4, cmap="Set1", alpha=0.5)
-        for cause, marker in zip(causes, "^sovx", strict=False):
-            ax.scatter(*test_x[[each.index for each in report.of(cause)]].T, s=36, marker=marker, label=cause)
-        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        _save(figure, path)
-        return figure
-    check_grid(image, train_x[0].size, "an input has")
-    if not causes:
-        raise ValueError("errors_by_cause: the classifier made no errors")
-    columns = count * (1 + near)
-    figure = _figures()(figsize=(0.8 * columns, 1.15 * len(causes)), layout="constrained")
-    panels = figure.subplots(len(causes), columns, squeeze=False)
-    for cause, row in zip(causes, panels, strict=True):
-        row[0].set_ylabel(cause, rotation=0, ha="right", fontsize="small")
-        for verdict, group in zip(report.of(cause)[:count], row.reshape(count, -1), strict=False):
-            group[0].imshow(test_x[verdict.index].reshape(image), cmap="gray")
-            group[0].set_title(f"{verdict.true} → {verdict.predicted}", fontsize="small", color="tab:red")
-            told = zip(verdict.neighbours, verdict.labels, verdict.predictions, verdict.outvoted, strict=True)
-            for panel, (index, label, said, doubtful) in zip(group[1:], told, strict=False):
-                panel.imshow(train_x[index].reshape(image), cmap="gray")
-                title = f"{label}" + ("?" if doubtful else "") + (f" → {said}" if said != label else "")
-                panel.set_title(title, fontsize="small")
-    for panel in panels.ravel():
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
-    _save(figure, path)
-    return figure
-
-
-def margins(active: ActiveSet, judgement: Judgement | None = None, *, path: str | Path | None = None) -> Any:
-    """Draw the histogram of the signed margins with the active set marked, and what was found of compactions with their bounds.
-
-    Args:
-        active: of `jc.active_set`.
-        judgement: of `jc.evaluate_compactions`; it gets a panel of its own, thick bars for two standard errors, thin ones for the
-            bounds that hold for all with its confidence.
-        path: also save the picture there.
-
-    Returns:
-        The axes of the histogram.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> x, params = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(100, 8), (8, 3)]))
-        >>> active = jc.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.5, progress=False)
-        >>> jc.plots.margins(active).get_xlabel()
-        'signed margin'
-    """
-    rows = () if judgement is None else judgement.rows
-    figure = _figures()(figsize=(4.5 + 4.5 * bool(rows), max(3.2, 0.6 + 0.17 * len(rows))), layout="constrained")
-    ax, *others = np.ravel(figure.subplots(1, 1 + bool(rows)))
-    edges = np.histogram_bin_edges(active.margins, 60)
-    ax.hist(active.margins, edges, color="lightgray", label="all")
-    ax.hist(active.margins[active.active], edges, color="tab:orange", label=f"active: {len(active.active):,}")
-    for side in (-2, 0, 2):
-        ax.axvline(side * active.tolerance, color="gray", linewidth=0.8, linestyle=":" if side else "-")
-    ax.set(xlabel="signed margin", ylabel="examples", title=f"right: {active.accuracy:.1%}")
-    ax.legend(frameon=False)
-    for other in others:
-        for place, row in enumerate(reversed(rows)):
-            other.plot(row.confident, [place] * 2, color="tab:blue", linewidth=0.8)
-            other.plot([row.accuracy - 2 * row.error, row.accuracy + 2 * row.error], [place] * 2, color="tab:blue", linewidth=3)
-        other.axvline(active.accuracy, color="gray", linewidth=0.8)
-        other.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize="x-small")
-        other.set(xlabel="accuracy")
-    _save(figure, path)
-    return ax
-
-
-def _figures() -> Any:
-    """matplotlib's figures, free of any window."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots are drawn with matplotlib: pip install 'jaxcompress[plot]'") from None
-    return Figure
-
-
-def _small() -> Any:
-    """Axes of a small figure of its own."""
-    return _figures()(figsize=(4.5, 3.2), layout="constrained").subplots()
-
-
-def _save(figure: Any, path: str | Path | None) -> None:
-    if path is not None:
-        figure.savefig(path, dpi=130)

@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxcompress.checkpoint import record
+
 FINEST = 2**20
 """Cells along an axis: what float32 tells apart."""
 
 
+@record
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeshClassifier:
     """Each point of a box to the label of its cell, by look-up.

@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxcompress.checkpoint import record
 from jaxcompress.training.asking import Asker, Labelled, check_batch_size, jnd_at, probabilities
 from jaxcompress.training.mesh import FINEST, MeshClassifier, Tree, centre, edges
 
 
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Realized(Labelled):
     """What a classifier does on a box, as a training set.

@@ -26,6 +26,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest
+from jaxcompress.checkpoint import record
 from jaxcompress.training.asking import Asker, Labelled, check_batch_size, check_domain, probabilities
 from jaxcompress.training.condensing import condensed
 from jaxcompress.training.edges import Asked, checked_at_midpoints, closeness, differ
@@ -34,6 +35,7 @@ from jaxcompress.training.k_means import k_means, means
 WHO = "realize_along"
 
 
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RealizedAlong(Labelled):
     """What a classifier does along given points, as a training set.

@@ -203,6 +203,9 @@ def test_pictures():
     classify, train, test = noisy_rings()
     report = explain(classify, train, test)
     assert jc.plots.errors_by_cause(report, train, test, classify=classify).axes
+    (ax,) = jc.plots.errors_by_cause(jc.ErrorReport([], 1.0, 1.0, 5), train, (2 * test[0], test[1]), classify=classify).axes
+    regions = ax.collections[0].get_datalim(ax.transData)
+    assert np.allclose([regions.p0, regions.p1], [2 * test[0].min(0), 2 * test[0].max(0)], atol=0.1)
     shown = jc.plots.errors_by_cause(report, train, test, image=(1, 2), count=2, near=1)
     assert len(shown.axes) == 4 * sum(count > 0 for count in report.counts.values())
     with pytest.raises(ValueError, match="no errors"):

@@ -338,3 +338,23 @@ def test_refusals(options, message):
 def test_refusals_of_coarsening(per_class):
     with pytest.raises(ValueError, match="per_class must be a whole number"):
         realized("half space", 2).coarsened(CLASSIFIERS["half space"], per_class)
+
+
+@pytest.mark.parametrize(("name", "d"), [("network", 2), ("network", 20), ("pairs", 5)])
+def test_pictures(name, d):
+    found = realized(name, d)
+    for each in (found, found.coarsened(CLASSIFIERS[name], 5)):
+        (ax,) = jc.plots.realized_along(each).axes
+        given, kept, border = ax.collections
+        assert (len(given.get_offsets()), len(kept.get_offsets())) == (len(each.given), len(each.points))
+        assert len(border.get_paths()) == len(each.border)
+        assert len(ax.get_legend().get_texts()) == len(each.classes) + 1
+        images = jc.plots.realized_along(each, image=(d, 1), count=3, pairs=2)
+        rows = np.reshape(images.axes, (len(each.classes), 5))
+        for label, row in enumerate(rows):
+            shown = [panel.images[0].get_array().ravel() for panel in row[:3] if panel.images]
+            mine = each.points[each.targets == label]
+            assert len(shown) == min(3, len(mine))
+            assert all((mine == image).all(1).any() for image in shown)
+    with pytest.raises(ValueError, match="grid"):
+        jc.plots.realized_along(found, image=(d, 2))
