@@ -45,46 +45,33 @@ def test_transforms_are_composed(tmp_path):
     executed("compose.ipynb", tmp_path)
 
 
+MEASURED = {
+    "resolution.ipynb": (
+        dict(STEPS=120, UNITS=64),
+        ("roughness", "smoothed, in order", "largest change of a logit", "With a quarter of the channels", "of the FLOPs"),
+    ),
+    "sharing.ipynb": (
+        dict(SEEDS=2, STEPS=60),
+        ("variance", "low rank", "windows", "examples: designed", "overlap with the cosines", "learned there", "Gabor", "spelling"),
+    ),
+    "learning.ipynb": (
+        dict(SEEDS=2, STEPS=150),
+        (
+            "the mesh as a classifier", "missed by the seeds", "border pairs", "realized, members", "wrong interpolation",
+            "mean cosine", "saturated", "last layer times 4", "within their bounds",
+        ),
+    ),
+}  # fmt: skip
+"""What short runs on small images are given, and what they print."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.filterwarnings("default")
-def test_resolutions_are_measured(tmp_path):
-    outputs = executed("resolution.ipynb", tmp_path, DATA="digits", STEPS=120, UNITS=64)
+def test_it_is_measured(tmp_path, name):
+    settings, said = MEASURED[name]
+    outputs = executed(name, tmp_path, DATA="digits", **settings)
     printed = "".join(out.get("text", "") for out in outputs)
-    for words in ("roughness", "smoothed, in order", "largest change of a logit", "With a quarter of the channels", "of the FLOPs"):
-        assert words in printed
-
-
-@pytest.mark.filterwarnings("default")
-def test_sharing_is_measured(tmp_path):
-    outputs = executed("sharing.ipynb", tmp_path, DATA="digits", SEEDS=2, STEPS=60)
-    printed = "".join(out.get("text", "") for out in outputs)
-    for words in (
-        "variance",
-        "low rank",
-        "windows",
-        "examples: designed",
-        "overlap with the cosines",
-        "learned there",
-        "Gabor",
-        "spelling",
-    ):
-        assert words in printed
-
-
-@pytest.mark.filterwarnings("default")
-def test_a_classifier_is_learned_from(tmp_path):
-    outputs = executed("learning.ipynb", tmp_path, DATA="digits", SEEDS=2, STEPS=150)
-    printed = "".join(out.get("text", "") for out in outputs)
-    for words in (
-        "the mesh as a classifier",
-        "missed by the seeds",
-        "border pairs",
-        "realized, members",
-        "wrong interpolation",
-        "mean cosine",
-        "saturated",
-        "last layer times 4",
-        "within their bounds",
-    ):
+    for words in said:
         assert words in printed
 
 

@@ -1,10 +1,9 @@
 """Soft targets on MNIST: how much of a teacher's gap a student closes, and why they are easier to learn.
 
 The setting of Hinton et al. 2015: the teacher is 784-1200-1200-10, trained on images shifted by up to two pixels with a tenth of
-the pixels hidden; the student is 784-800-800-10, trained for 12,000 steps of 100 images by Adam in one
-cosine cycle, nothing hidden.
-Each seed has a teacher of its own. A column's rate and temperature, or share of smoothing, are the best of a few by the last 10,000
-training images, seed 0; no test image chose anything. The gap is from the student that learns labels to the teacher.
+the pixels hidden; the student is 784-800-800-10, trained for 12,000 steps of 100 images by Adam in one cosine cycle, nothing
+hidden. Each seed has a teacher of its own. A column's rate and temperature, or share of smoothing, are the best of a few by the
+last 10,000 training images, seed 0; no test image chose anything. The gap is from the student that learns labels to the teacher.
 
     hard, smoothed             labels, and labels of which a share goes to all classes: the control
     soft                       what the teacher says of the training images
@@ -53,11 +52,12 @@ LOOKS = (50, 300, 2_000, 12_000)
 VALIDATION = 10_000
 
 
-def shifted(pixels: jax.Array, key: jax.Array) -> jax.Array:
-    """Every image moved by up to two pixels each way, empty where nothing was."""
+def shifted(pixels: jax.Array, key: jax.Array, *, alike: bool = False) -> jax.Array:
+    """Every image moved by up to two pixels each way, or all by the same, empty where nothing was."""
     images = jnp.pad(pixels.reshape(-1, 28, 28), ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-    corners = jax.random.randint(key, (len(images), 2), 0, 2 * SHIFT + 1)
-    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, (28, 28)))(images, corners).reshape(pixels.shape)
+    corners = jax.random.randint(key, (1 if alike else len(images), 2), 0, 2 * SHIFT + 1)
+    cut = lambda image, corner: jax.lax.dynamic_slice(image, corner, (28, 28))
+    return jax.vmap(cut)(images, jnp.broadcast_to(corners, (len(images), 2))).reshape(pixels.shape)
 
 
 def split(validate: bool) -> tuple[Digits, Digits]:

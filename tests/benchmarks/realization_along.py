@@ -204,10 +204,9 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
         chosen = ends[per_class_random(said_there, m - m // 2, rng)]
         return np.concatenate([coarse.points, chosen]), None, coarse.queries
     if column == "matched":
-        window()  # made before it is used under jit
         optimizer = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, MATCHING["steps"]))
         given: dict[str, Any] = dict(domain=(0, 1), seed=seed, batch_size=1_000)
-        coarse = jc.match_distribution(coarse, classifier(validate), hidden, optimizer=optimizer, **MATCHING, **given)
+        coarse = jc.match_distribution(coarse, classifier(validate), hidden(), optimizer=optimizer, **MATCHING, **given)
     return coarse.points, coarse.weights if column == "realized, weights" else None, coarse.queries
 
 
@@ -217,18 +216,16 @@ def coarsened(validate: bool, count: int | None, data: bool, m: int, members: bo
 
 
 @cache
-def window() -> Any:
-    return windows(0, CHANNELS)["0"]["kernel"]
-
-
-def hidden(key: jax.Array, x: jax.Array) -> jax.Array:
+def hidden() -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The hidden layer of a student before training, for images that are all moved by the same up to two pixels."""
-    weights, moving = jax.random.split(key)
-    images = jnp.pad(x.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
-    corner = jax.random.randint(moving, (2,), 0, 5)
-    x = jax.lax.dynamic_slice(images, (0, corner[0], corner[1]), (len(x), 28, 28)).reshape(x.shape)
-    kernel = jax.tree.map(lambda leaf: jax.random.normal(weights, leaf.shape) / 9, window())
-    return jax.nn.relu(x @ jc.materialize(kernel))
+    form = windows(0, CHANNELS)["0"]["kernel"]
+
+    def features(key: jax.Array, x: jax.Array) -> jax.Array:
+        weights, moving = jax.random.split(key)
+        kernel = jax.tree.map(lambda leaf: jax.random.normal(weights, leaf.shape) / 9, form)
+        return jax.nn.relu(shifted(x, moving, alike=True) @ jc.materialize(kernel))
+
+    return features
 
 
 def per_class_first(labels: np.ndarray, m: int) -> np.ndarray:
