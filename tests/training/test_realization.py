@@ -10,7 +10,8 @@ from scipy import ndimage
 
 import jaxcompress as jc
 from jaxcompress.training import realization
-from jaxcompress.training.mesh import MeshClassifier, Tree
+from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.tree import Tree
 
 CELLS = {1: 512, 2: 128, 3: 64, 4: 16}
 """Along each axis of the grid, by dimension; a coarse cell has 8 of them or, in four dimensions, 4."""
@@ -40,7 +41,8 @@ def boxes(x):
 def tail(x):
     """A disc and a tail of two cells, far thinner than a coarse cell."""
     away = np.abs(x[:, 1:] - 0.5).max(1, initial=0) < 1 / CELLS[x.shape[1]]
-    return np.int32((np.linalg.norm(x - 0.3, axis=1) < 0.25) | (away & (x[:, 0] > 0.3) & (x[:, 0] < 0.9)))
+    middle = [0.3, 0.4, 0.4, 0.4][: x.shape[1]]
+    return np.int32((np.linalg.norm(x - middle, axis=1) < 0.25) | (away & (x[:, 0] > 0.3) & (x[:, 0] < 0.9)))
 
 
 def huge(x):
@@ -97,7 +99,13 @@ def at_centres(found, classify):
     assert np.array_equal(found.mesh.cell(found.points), np.arange(len(found.points)))
     assert np.array_equal(found.classes[found.targets], found.labels)
     assert found.weights.sum() == pytest.approx(1, rel=1e-12)
-    assert np.allclose(found.weights, found.sizes.prod(1))
+    centres, sizes, cells = found.mesh.boxes()
+    assert np.array_equal(found.mesh.cell(centres), cells)
+    assert np.allclose(found.weights, np.bincount(cells, sizes.prod(1)))
+    assert (found.weights > found.sizes.prod(1) * (1 - 1e-9)).all()
+    corner = np.rint((found.points - found.mesh.low) / found.sizes - 0.5)  # of the box that holds the point
+    held = np.abs(found.points - found.mesh.low - (corner + 0.5) * found.sizes) <= found.sizes * (0.5 + 1e-5)
+    assert held.all()
     assert len(found.points) <= found.queries
 
 
@@ -132,8 +140,7 @@ def test_pieces_are_exact_or_missed_whole(d, seed):
         pieces, count = ndimage.label(labels == each)  # joined by faces
         right = ndimage.mean(same, pieces, np.arange(1, count + 1))
         assert set(np.unique(right)) <= {0.0, 1.0}
-        # one cell more than a coarse cell: a centre on the upper face looks beyond it
-        inner = ndimage.binary_erosion(labels == each, np.ones((CELLS[d] // coarse + 1,) * d))
+        inner = ndimage.binary_erosion(labels == each, np.ones((CELLS[d] // coarse,) * d))
         holds = np.unique(pieces[inner])
         assert (right[holds - 1] == 1).all()
         kept, large, missed = kept + int((right == 1).sum()), large + len(holds), missed + int((right == 0).sum())
@@ -169,8 +176,11 @@ def trees(monkeypatch):
 
 def borders_are_small(tree, jnd):
     """Both sides of every face between two labels were asked, in cells as small as the jnd at their centres."""
-    border = tree.borders(np.flatnonzero(tree.first < 0).astype(np.int32))
-    assert len(border)
+    whole = np.flatnonzero(tree.first < 0)
+    around = tree.across(whole)
+    border = (around >= 0) & tree.unlike(whole[:, None], around)
+    assert border.any()
+    border = np.concatenate([whole[border.any(1)], around[border]])
     assert tree.asked[border].all()
     size = 1 / (tree.coarse[0] << tree.level[border].astype(int))
     assert (size <= jnd((tree.place[border] + 0.5) * size[:, None]) * (1 + 1e-5)).all()
@@ -215,31 +225,31 @@ def test_no_point_is_asked_twice(batch_size):
 
 
 @pytest.mark.parametrize("d", CELLS)
-def test_coarsening_changes_no_look_up(d, trees):
+def test_joining_changes_no_look_up(d, trees):
     for classify in (field(d, 0)[1], tail):
         found = realized(classify, d)
         tree, (low, high) = trees.pop(), map(np.float64, unit(d))
-        fine = tree.mesh(low, high, np.ones(len(tree.first), bool), tree.first < 0, tuples=False)
-        assert len(fine.words) > len(found.points)
+        whole = tree.first < 0
+        cell = np.where(whole, np.cumsum(whole) - 1, -1)
+        fine = tree.mesh(low, high, np.ones(len(whole), bool), cell, tree.label[whole, 0])
+        assert len(fine.words) > len(found.mesh.boxes()[0])
         assert np.array_equal(fine(grid(d)), found.mesh(grid(d)))
-        none_is_left(found, classify, d)
+        none_is_left(found, d)
 
 
-def none_is_left(found, classify, d):
-    """No family of one label is apart whose parent's centre has that label."""
-    place = np.rint(found.points / found.sizes - 0.5).astype(int) // 2
-    keys, family, count = np.unique(np.c_[found.sizes, place], axis=0, return_inverse=True, return_counts=True)
-    family = family.reshape(-1)
-    low, high = (np.full(len(keys), value) for value in (10**6, -(10**6)))
-    np.minimum.at(low, family, found.labels)
-    np.maximum.at(high, family, found.labels)
-    one = (count == 2**d) & (low == high) & (2 * keys[:, 0] < 1.5 / COARSE[d])
-    assert not one.any() or (classify(((keys[one, d:] + 0.5) * 2 * keys[one, :d]).astype(np.float32)) != low[one]).all()
+def none_is_left(found, d):
+    """No family of one label is apart."""
+    tree = found.mesh.tree
+    families = tree[tree >= 0][:, None] + np.arange(2**d)
+    whole = families[(tree[families] < 0).all(1)]
+    labels = found.labels[-1 - tree[whole]]
+    assert len(labels)
+    assert (labels != labels[:, :1]).any(1).all()
 
 
 def test_budget():
     whole, off = realized(ball, 2), []
-    for budget in (256, 300, 500, 700, 1000, whole.queries - 1):
+    for budget in (256, 300, 400, 500, 600, 700, whole.queries - 1):
         found = realized(ball, 2, budget=budget)
         at_centres(found, ball)
         assert found.queries <= budget
@@ -318,11 +328,11 @@ def test_boxes_anywhere(levels):
     assert found.queries == realized(ball, 2, jnd=1 / 64, coarse=8).queries
 
 
-def test_the_picture_has_every_cell():
+def test_the_picture_has_every_box():
     found = realized(board, 2)
     ax = jc.plots.decision_mesh(found.mesh)
     (drawn,) = ax.collections
-    assert len(drawn.get_paths()) == len(found.points)
+    assert len(drawn.get_paths()) == len(found.mesh.boxes()[0])
     assert len(np.unique(drawn.get_facecolor(), axis=0)) == 2
     with pytest.raises(ValueError, match="two dimensions"):
         jc.plots.decision_mesh(realized(ball, 3))

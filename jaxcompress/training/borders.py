@@ -1,0 +1,131 @@
+"""Find the borders between a classifier's labels among the smallest cells of a tree, and follow them, for few questions.
+
+Between two points of different labels a border is found by halving. From then on it is followed. Where two cells of different
+labels share a face, the border goes on across each edge of that face: through one of the two cells ahead, or between them. So one
+of the two needs to be asked at first, that which the border passes more closely: it is on the other side of a plane fitted to the
+answers around. Seldom is a cell asked that no border touches.
+
+A cell whose neighbours have two labels lies at a border whatever its own; it is asked. Where no border can be followed any more,
+boxes take the labels of their neighbours, and where two labels meet at a face without two questions there, these are asked.
+
+Sources: following a surface from cell to cell, Wyvill et al. 1986 (doi:10.1007/BF01900346); local planes, Cleveland 1979
+(doi:10.1080/01621459.1979.10481038).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxcompress.training.tree import Tree
+
+WIDTH, RADIUS, RIDGE = 1.5, 5, 0.05
+"""Of the plane's weights: their width in cells, the largest squared distance that counts, and a share of the weights on slopes."""
+CHUNK = 2**21
+"""Answers that are fitted at once."""
+
+Ask = Callable[[np.ndarray], np.ndarray]
+"""Asks for the cells at places, if they were not asked before; gives those that were not."""
+
+
+def survey(tree: Tree, ask: Ask) -> None:
+    """Ask until both sides of every border in the mesh were asked."""
+    middle = np.indices(tree.coarse, np.int32).reshape(tree.d, -1).T << tree.depth
+    ask(middle + (1 << tree.depth >> 1))
+    new = _found(tree, ask, middle + (1 << tree.depth >> 1))
+    while True:
+        _follow(tree, ask, new)
+        new = ask(_open(tree))
+        if not len(new):
+            return
+
+
+def _found(tree: Tree, ask: Ask, middle: np.ndarray) -> np.ndarray:
+    """Halve the way between neighbours on the coarse grid, down to cells that share a face; gives these cells."""
+    index, low, high = np.arange(len(middle)).reshape(tree.coarse), [], []
+    for axis in range(tree.d):
+        low.append(np.delete(index, -1, axis).ravel())
+        high.append(np.delete(index, 0, axis).ravel())
+    low, high = middle[np.concatenate(low)], middle[np.concatenate(high)]
+    unlike = tree.unlike(tree.cell(low), tree.cell(high))
+    low, high = low[unlike], high[unlike]
+    for _ in range(tree.depth):
+        between = (low + high) // 2
+        ask(between)
+        like = ~tree.unlike(tree.cell(between), tree.cell(low))[:, None]
+        low, high = np.where(like, between, low), np.where(like, high, between)
+    return np.unique(tree.cell(np.concatenate([low, high])))
+
+
+def _follow(tree: Tree, ask: Ask, new: np.ndarray) -> None:
+    """Ask along the borders at new cells, until they end or close."""
+    while len(new):
+        around = tree.across(new)
+        near = np.union1d(new, around[(around >= 0) & tree.asked[around]])
+        new = ask(np.concatenate([_enclosed(tree, new), _ahead(tree, near)]))
+
+
+def _enclosed(tree: Tree, new: np.ndarray) -> np.ndarray:
+    """The places beside new cells whose neighbours have two labels."""
+    places = np.concatenate([tree.by(new, (*face, 1)) for face in tree.faces()])
+    places = places[tree.box(places) >= 0]
+    nodes = np.unique(tree.cell(places))
+    nodes = nodes[~tree.asked[nodes]]
+    around = tree.across(nodes)
+    known = (around >= 0) & tree.asked[around]
+    first = np.take_along_axis(around, known.argmax(1)[:, None], 1)
+    return tree.by(nodes[(known & tree.unlike(around, first)).any(1)])
+
+
+def _ahead(tree: Tree, near: np.ndarray) -> np.ndarray:
+    """One place across each edge of each border's face, where neither of the two cells was asked."""
+    wanted = []
+    for axis, side in tree.faces():
+        there = tree.box(tree.by(near, (axis, side, 1)))
+        # each face once: from its smaller cell
+        smaller = tree.level[near] > tree.level[there] if side == 0 else tree.level[near] >= tree.level[there]
+        border = (there >= 0) & tree.asked[there] & tree.unlike(near, there) & smaller
+        own, other = near[border], there[border]
+        for across, end in tree.faces():
+            if across == axis:
+                continue
+            places = [tree.by(own, (axis, side, out), (across, end, 1)) for out in (0, 1)]
+            boxes = [tree.box(each) for each in places]
+            both = (boxes[0] >= 0) & ~tree.asked[boxes[0]] & ~tree.asked[boxes[1]]
+            point = np.zeros(tree.d)
+            point[axis], point[across] = side - 0.5, 2 * end - 1
+            stays = _on_own_side(tree, own[both], other[both], point)
+            wanted.append(np.where(stays[:, None], places[1][both], places[0][both]))
+    return np.concatenate(wanted) if wanted else np.zeros((0, tree.d), np.int32)
+
+
+def _on_own_side(tree: Tree, own: np.ndarray, other: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Whether a plane fitted to the answers around a border's cells has a point (d,), in edges from the centre, on their side."""
+    steps = np.array([u for u in itertools.product((-2, -1, 0, 1, 2), repeat=tree.d) if np.dot(u, u) <= RADIUS])
+    weights = np.exp(-(steps**2).sum(1) / (2 * WIDTH**2))
+    plane = np.concatenate([np.ones((len(steps), 1)), steps], 1)
+    products = (weights[:, None, None] * plane[:, :, None] * plane[:, None, :]).reshape(len(steps), -1)
+    found = [np.zeros(0, bool)]
+    for start in range(0, len(own), max(1, CHUNK // len(steps))):
+        some = slice(start, start + max(1, CHUNK // len(steps)))
+        corner, size = tree.corner(own[some])
+        around = tree.box((corner + size // 2)[:, None] + steps.astype(np.int32) * size[:, None])
+        known = (around >= 0) & tree.asked[around]
+        here, there = (known & ~tree.unlike(around, each[some, None]) for each in (own, other))
+        moments = ((here | there) @ products).reshape(-1, tree.d + 1, tree.d + 1)
+        diagonal = np.arange(1, tree.d + 1)
+        moments[:, diagonal, diagonal] += RIDGE * WIDTH**2 * moments[:, :1, 0]
+        fitted = np.linalg.solve(moments, ((here * weights - there * weights) @ plane)[..., None])[..., 0]
+        found.append(fitted @ np.concatenate([[1], point]) > 0)
+    return np.concatenate(found)
+
+
+def _open(tree: Tree) -> np.ndarray:
+    """The places on both sides of faces where two labels meet and not both were asked."""
+    (whole, around), places = tree.spread(), []
+    for face, there in zip(tree.faces(), around.T, strict=True):
+        unlike = (there >= 0) & tree.unlike(whole, there) & ~(tree.asked[whole] & tree.asked[there])
+        places += [tree.by(whole[unlike], (*face, out)) for out in (0, 1)]
+    return np.concatenate(places)
