@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
+from jaxcompress.training.mesh import roots
 from jaxcompress.training.tree import Tree
 
 WIDTH, RADIUS, RIDGE = 1.5, 5, 0.05
@@ -32,9 +34,9 @@ Ask = Callable[[np.ndarray], np.ndarray]
 
 def survey(tree: Tree, ask: Ask) -> None:
     """Ask until both sides of every border in the mesh were asked."""
-    middle = np.indices(tree.coarse, np.int32).reshape(tree.d, -1).T << tree.depth
-    ask(middle + (1 << tree.depth >> 1))
-    new = _found(tree, ask, middle + (1 << tree.depth >> 1))
+    middle = (roots(tree.coarse) << tree.depth) + (1 << tree.depth >> 1)
+    ask(middle)
+    new = _found(tree, ask, middle)
     while True:
         _follow(tree, ask, new)
         new = ask(_open(tree))
@@ -62,9 +64,7 @@ def _found(tree: Tree, ask: Ask, middle: np.ndarray) -> np.ndarray:
 def _follow(tree: Tree, ask: Ask, new: np.ndarray) -> None:
     """Ask along the borders at new cells, until they end or close."""
     while len(new):
-        around = tree.across(new)
-        near = np.union1d(new, around[(around >= 0) & tree.asked[around]])
-        new = ask(np.concatenate([_enclosed(tree, new), _ahead(tree, near)]))
+        new = ask(np.concatenate([_enclosed(tree, new), _ahead(tree, new)]))
 
 
 def _enclosed(tree: Tree, new: np.ndarray) -> np.ndarray:
@@ -79,47 +79,57 @@ def _enclosed(tree: Tree, new: np.ndarray) -> np.ndarray:
     return tree.by(nodes[(known & tree.unlike(around, first)).any(1)])
 
 
-def _ahead(tree: Tree, near: np.ndarray) -> np.ndarray:
-    """One place across each edge of each border's face, where neither of the two cells was asked."""
-    wanted = []
+def _ahead(tree: Tree, new: np.ndarray) -> np.ndarray:
+    """One place across each edge of each face where new cells have a border, if neither of the two cells there was asked."""
+    around = tree.across(new)
+    near = np.union1d(new, around[(around >= 0) & tree.asked[around]])
+    fresh, found = np.isin(near, new), []
     for axis, side in tree.faces():
         there = tree.box(tree.by(near, (axis, side, 1)))
         # each face once: from its smaller cell
         smaller = tree.level[near] > tree.level[there] if side == 0 else tree.level[near] >= tree.level[there]
-        border = (there >= 0) & tree.asked[there] & tree.unlike(near, there) & smaller
+        border = (there >= 0) & tree.asked[there] & smaller & tree.unlike(near, there) & (fresh | np.isin(there, new))
         own, other = near[border], there[border]
         for across, end in tree.faces():
-            if across == axis:
-                continue
-            places = [tree.by(own, (axis, side, out), (across, end, 1)) for out in (0, 1)]
-            boxes = [tree.box(each) for each in places]
-            both = (boxes[0] >= 0) & ~tree.asked[boxes[0]] & ~tree.asked[boxes[1]]
-            point = np.zeros(tree.d)
-            point[axis], point[across] = side - 0.5, 2 * end - 1
-            stays = _on_own_side(tree, own[both], other[both], point)
-            wanted.append(np.where(stays[:, None], places[1][both], places[0][both]))
-    return np.concatenate(wanted) if wanted else np.zeros((0, tree.d), np.int32)
+            if across != axis:
+                beside, ahead = (tree.by(own, (axis, side, out), (across, end, 1)) for out in (0, 1))
+                one, two = tree.box(beside), tree.box(ahead)
+                both = (one >= 0) & ~tree.asked[one] & ~tree.asked[two]
+                point = np.zeros((both.sum(), tree.d))
+                point[:, axis], point[:, across] = side - 0.5, 2 * end - 1
+                found.append((own[both], other[both], beside[both], ahead[both], point))
+    if not found:
+        return np.zeros((0, tree.d), np.int32)
+    own, other, beside, ahead, point = (np.concatenate(each) for each in zip(*found, strict=True))
+    count = max(1, CHUNK // len(_weights(tree.d)[0]))
+    stays = [
+        _on_own_side(tree, own[start : start + count], other[start : start + count], point[start : start + count])
+        for start in range(0, max(1, len(own)), count)
+    ]
+    return np.where(np.concatenate(stays)[:, None], ahead, beside)
 
 
 def _on_own_side(tree: Tree, own: np.ndarray, other: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Whether a plane fitted to the answers around a border's cells has a point (d,), in edges from the centre, on their side."""
-    steps = np.array([u for u in itertools.product((-2, -1, 0, 1, 2), repeat=tree.d) if np.dot(u, u) <= RADIUS])
+    """Whether a plane fitted to the answers around a border's cells has points (n, d), in edges from the centres, on their side."""
+    steps, weights, plane, products = _weights(tree.d)
+    corner, size = tree.corner(own)
+    around = tree.box((corner + size // 2)[:, None] + steps * size[:, None])
+    known = (around >= 0) & tree.asked[around]
+    here, there = (known & ~tree.unlike(around, each[:, None]) for each in (own, other))
+    moments = ((here | there) @ products).reshape(-1, tree.d + 1, tree.d + 1)
+    diagonal = np.arange(1, tree.d + 1)
+    moments[:, diagonal, diagonal] += RIDGE * WIDTH**2 * moments[:, :1, 0]
+    fitted = np.linalg.solve(moments, ((here * weights - there * weights) @ plane)[..., None])[..., 0]
+    return fitted[:, 0] + (fitted[:, 1:] * point).sum(1) > 0
+
+
+@cache
+def _weights(d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps to the cells around, and their weights, terms of a plane and weighted products of terms."""
+    steps = np.array([u for u in itertools.product((-2, -1, 0, 1, 2), repeat=d) if np.dot(u, u) <= RADIUS], np.int32)
     weights = np.exp(-(steps**2).sum(1) / (2 * WIDTH**2))
     plane = np.concatenate([np.ones((len(steps), 1)), steps], 1)
-    products = (weights[:, None, None] * plane[:, :, None] * plane[:, None, :]).reshape(len(steps), -1)
-    found = [np.zeros(0, bool)]
-    for start in range(0, len(own), max(1, CHUNK // len(steps))):
-        some = slice(start, start + max(1, CHUNK // len(steps)))
-        corner, size = tree.corner(own[some])
-        around = tree.box((corner + size // 2)[:, None] + steps.astype(np.int32) * size[:, None])
-        known = (around >= 0) & tree.asked[around]
-        here, there = (known & ~tree.unlike(around, each[some, None]) for each in (own, other))
-        moments = ((here | there) @ products).reshape(-1, tree.d + 1, tree.d + 1)
-        diagonal = np.arange(1, tree.d + 1)
-        moments[:, diagonal, diagonal] += RIDGE * WIDTH**2 * moments[:, :1, 0]
-        fitted = np.linalg.solve(moments, ((here * weights - there * weights) @ plane)[..., None])[..., 0]
-        found.append(fitted @ np.concatenate([[1], point]) > 0)
-    return np.concatenate(found)
+    return steps, weights, plane, (weights[:, None, None] * plane[:, :, None] * plane[:, None, :]).reshape(len(steps), -1)
 
 
 def _open(tree: Tree) -> np.ndarray:

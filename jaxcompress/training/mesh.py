@@ -159,11 +159,11 @@ def family(first: np.ndarray, d: int) -> np.ndarray:
     return first[:, None] + np.arange(2**d, dtype=np.int32)
 
 
-def edges(low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], level: int) -> np.ndarray:
-    """(d,): the edges of a cell at a level."""
+def edges(low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], level: int | np.ndarray) -> np.ndarray:
+    """(d,): the edges of a box at a level, or (n, d) at levels (n, 1)."""
     return (high - low) / (np.asarray(coarse) << level)
 
 
-def centre(low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], place: np.ndarray, level: int) -> np.ndarray:
-    """(n, d), float32: the centres of cells at a level."""
+def centre(low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], place: np.ndarray, level: int | np.ndarray) -> np.ndarray:
+    """(n, d), float32: the centres of boxes at a level, or at levels (n, 1)."""
     return (low + (place + 0.5) * edges(low, high, coarse, level)).astype(np.float32)

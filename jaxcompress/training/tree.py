@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxcompress.training.mesh import MeshClassifier, descended, family, halved, octants, roots
+from jaxcompress.training.mesh import MeshClassifier, descended, family, halved, roots
 
 
 class Tree:
@@ -28,36 +28,52 @@ class Tree:
         source: (nodes,), the asked cell that has given the label, or -1.
     """
 
+    first: np.ndarray
+    place: np.ndarray
+    level: np.ndarray
+    smallest: np.ndarray
+    asked: np.ndarray
+    label: np.ndarray
+    source: np.ndarray
+
     def __init__(self, coarse: tuple[int, ...], depth: int, too_large: Callable[[Tree, np.ndarray], np.ndarray]) -> None:
         self.coarse, self.d, self.depth, self.too_large = coarse, len(coarse), depth, too_large
-        self.place, count = roots(coarse), int(np.prod(coarse))
-        self.first, self.source = np.full((2, count), -1, np.int32)
-        self.level, self.label = np.zeros(count, np.int8), np.zeros((count, 0), np.int32)
-        self.smallest, self.asked = np.zeros((2, count), bool)
+        self._buffers: dict[str, np.ndarray] = {}
+        place = roots(coarse)
+        self._append(place, np.zeros(len(place), np.int8), np.zeros((len(place), 0), np.int32))
+
+    def _append(self, place: np.ndarray, level: np.ndarray, label: np.ndarray) -> None:
+        """New whole nodes. Buffers double, so that they are seldom copied."""
+        count, nothing, no = len(place), np.full(len(place), -1, np.int32), np.zeros(len(place), bool)
+        new = dict(place=place, level=level, label=label, first=nothing, source=nothing, smallest=no, asked=no)
+        for name, rows in new.items():
+            old = getattr(self, name, rows[:0])
+            buffer, end = self._buffers.get(name, old), len(old) + count
+            if len(buffer) < end:
+                buffer = self._buffers[name] = np.empty((2 * end, *old.shape[1:]), old.dtype)
+                buffer[: len(old)] = old
+            buffer[len(old) : end] = rows
+            setattr(self, name, buffer[:end])
 
     def split(self, nodes: np.ndarray) -> None:
         """Halve boxes along every axis."""
         count = len(nodes) * 2**self.d
         self.first[nodes] = len(self.first) + np.arange(0, count, 2**self.d, dtype=np.int32)
         level = np.repeat(self.level[nodes] + np.int8(1), 2**self.d)
-        self.place = np.concatenate([self.place, halved(self.place[nodes])])
-        self.level = np.concatenate([self.level, level])
-        self.label = np.concatenate([self.label, np.zeros((count, self.label.shape[1]), self.label.dtype)])
-        nothing, no = np.full(count, -1, np.int32), np.zeros(count, bool)
-        self.first, self.source = np.concatenate([self.first, nothing]), np.concatenate([self.source, nothing])
-        self.smallest, self.asked = np.concatenate([self.smallest, no]), np.concatenate([self.asked, no])
+        self._append(halved(self.place[nodes]), level, np.zeros((count, self.label.shape[1]), self.label.dtype))
 
     def answer(self, nodes: np.ndarray, labels: np.ndarray) -> None:
         """Keep what the classifier says of smallest cells."""
         labels = labels.reshape(len(nodes), -1)
         if not self.label.shape[1]:
-            self.label = np.zeros((len(self.first), labels.shape[1]), labels.dtype)
+            self._buffers["label"] = self.label = np.zeros((len(self.first), labels.shape[1]), labels.dtype)
         self.label[nodes], self.source[nodes], self.asked[nodes] = labels, nodes, True
 
     def box(self, places: np.ndarray) -> np.ndarray:
         """The whole boxes at places of the lattice; -1 outside."""
         inside = ((places >= 0) & (places < np.asarray(self.coarse) << self.depth)).all(-1)
-        return np.where(inside, descended(self.first, np.where(inside[..., None], places, 0), self.depth, self.coarse), -1)
+        found = descended(self.first, np.where(np.expand_dims(inside, -1), places, 0), self.depth, self.coarse)
+        return np.where(inside, found, -1)
 
     def cell(self, places: np.ndarray) -> np.ndarray:
         """The smallest cells at places inside of the box; what is larger is halved."""
@@ -93,7 +109,7 @@ class Tree:
         return np.ndindex(self.d, 2)
 
     def across(self, nodes: np.ndarray) -> np.ndarray:
-        """(n, 2d): the boxes beyond the middles of all faces, or -1. Of two boxes that share a face, the smaller one sees the other."""
+        """(n, 2d): the boxes beyond the middles of all faces, or -1; of two that share a face the smaller one has the other."""
         return np.stack([self.box(self.by(nodes, (*face, 1))) for face in self.faces()], 1)
 
     def unlike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -150,9 +166,7 @@ class Tree:
         cell[others] = cell[descended(np.where(kept, -1, self.first), place, self.depth, self.coarse)]
         return reached, cell, np.flatnonzero(own), question[own]
 
-    def mesh(
-        self, low: np.ndarray, high: np.ndarray, reached: np.ndarray, cell: np.ndarray, labels: np.ndarray
-    ) -> MeshClassifier:
+    def mesh(self, low: np.ndarray, high: np.ndarray, reached: np.ndarray, cell: np.ndarray, labels: np.ndarray) -> MeshClassifier:
         """The nodes that are reached as a classifier, by their cells and these cells' labels."""
         index = np.cumsum(reached, dtype=np.int32) - 1
         tree = np.where(cell >= 0, -1 - cell, index[self.first])[reached].astype(np.int32)

@@ -90,7 +90,7 @@ def perceptron(d, seed):
     return jax.jit(lambda x: jnp.argmax(jnp.tanh((x - 0.5) @ up * 4 + bias) @ down, 1))
 
 
-def at_centres(found, classify):
+def laws(found, classify):
     """Laws of every result."""
     said = classify(found.points)
     assert np.array_equal(found.labels, said)
@@ -114,7 +114,7 @@ def test_the_mesh_is_the_grid(name):
     """Where all pieces are larger than a coarse cell."""
     classify, d = KNOWN[name]
     found = realized(classify, d)
-    at_centres(found, classify)
+    laws(found, classify)
     assert np.array_equal(found.mesh(grid(d)), classify(grid(d)))
     assert found.complete
     near = np.random.default_rng(d).uniform(size=(3000, d)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_pieces_are_exact_or_missed_whole(d, seed):
     labels, classify = field(d, seed)
     coarse = COARSE[d] * (2 if d > 2 else 1)
     found = realized(classify, d, coarse=coarse)
-    at_centres(found, classify)
+    laws(found, classify)
     same = (np.asarray(found.mesh(grid(d))) == labels.ravel()).reshape(labels.shape)
     kept, large, missed = 0, 0, 0
     for each in np.unique(labels):
@@ -155,7 +155,7 @@ def test_perceptrons(d, trees):
     for seed in range(3):
         classify = perceptron(d, seed)
         found = realized(classify, d)
-        at_centres(found, classify)
+        laws(found, classify)
         assert np.mean(found.mesh(grid(d)) == classify(grid(d))) > 0.99
         borders_are_small(trees.pop(), lambda x: 1 / CELLS[d])
 
@@ -190,7 +190,7 @@ def borders_are_small(tree, jnd):
 def test_jnd_that_varies(d, trees):
     jnd = lambda x: 0.01 + 0.2 * x[:, 0] ** 2
     found = realized(ball, d, jnd=jnd, coarse=8)
-    at_centres(found, ball)
+    laws(found, ball)
     borders_are_small(trees.pop(), jnd)
     assert len(found.points) < len(realized(ball, d, jnd=0.01, coarse=8).points)
     assert realized(ball, d, jnd=lambda x: np.full(len(x), 1 / 32)).queries == realized(ball, d, jnd=1 / 32).queries
@@ -202,6 +202,18 @@ def test_jnd_of_each_dimension():
     assert (smallest <= [0.5, 0.01]).all()
     assert (2 * smallest > [0.5, 0.01]).any()
     assert found.weights.sum() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_few_cells_are_asked_that_no_border_touches(d):
+    """Whoever asks on both sides of every border asks at least for the cells that touch it."""
+    for classify in (half, ball, perceptron(d, 0), perceptron(d, 1)):
+        labels = np.asarray(classify(grid(d))).reshape((CELLS[d],) * d)
+        touched = [ndimage.maximum_filter1d(labels, 3, axis) != ndimage.minimum_filter1d(labels, 3, axis) for axis in range(d)]
+        least = np.any(touched, 0).sum()
+        found = realized(classify, d, coarse=8)
+        assert np.array_equal(found.mesh(grid(d)), labels.ravel())
+        assert least < found.queries <= 8**d + (1.15 if d == 2 else 1.04) * least
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -251,7 +263,7 @@ def test_budget():
     whole, off = realized(ball, 2), []
     for budget in (256, 300, 400, 500, 600, 700, whole.queries - 1):
         found = realized(ball, 2, budget=budget)
-        at_centres(found, ball)
+        laws(found, ball)
         assert found.queries <= budget
         assert not found.complete
         assert "budget" in repr(found)
@@ -261,7 +273,7 @@ def test_budget():
     assert enough.complete
     assert np.array_equal(enough.points, whole.points)
     for budget in range(300, 900, 50):  # a tail is followed through cells of all sizes
-        at_centres(realized(tail, 2, budget=budget), tail)
+        laws(realized(tail, 2, budget=budget), tail)
 
 
 def test_soft_labels_at_kept_cells_only():
