@@ -15,7 +15,7 @@ Sources: following a surface from cell to cell, Wyvill et al. 1986 (doi:10.1007/
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
@@ -32,11 +32,22 @@ Ask = Callable[[np.ndarray], np.ndarray]
 """Asks for the cells at places, if they were not asked before; gives those that were not."""
 
 
-def survey(tree: Tree, ask: Ask) -> None:
-    """Ask until both sides of every border in the mesh were asked."""
+def survey(tree: Tree, ask: Ask, stages: Iterable[int]) -> None:
+    """Ask until both sides of every border in the mesh were asked.
+
+    Args:
+        tree: without answers.
+        ask: of its cells.
+        stages: levels above the smallest cells' at which borders are followed before, from coarse to fine, so that they are
+            followed from many places at once.
+    """
     middle = (roots(tree.coarse) << tree.depth) + (1 << tree.depth >> 1)
     ask(middle)
-    new = _found(tree, ask, middle)
+    index = np.arange(len(middle)).reshape(tree.coarse)
+    low, high = (middle[np.concatenate([np.delete(index, end, axis).ravel() for axis in range(tree.d)])] for end in (-1, 0))
+    for level in stages:
+        low, high = _crossings(tree, ask, level, low, high)
+    new = _found(tree, ask, low, high)
     while True:
         _follow(tree, ask, new)
         new = ask(_open(tree))
@@ -44,16 +55,33 @@ def survey(tree: Tree, ask: Ask) -> None:
             return
 
 
-def _found(tree: Tree, ask: Ask, middle: np.ndarray) -> np.ndarray:
-    """Halve the way between neighbours on the coarse grid, down to cells that share a face; gives these cells."""
-    index, low, high = np.arange(len(middle)).reshape(tree.coarse), [], []
-    for axis in range(tree.d):
-        low.append(np.delete(index, -1, axis).ravel())
-        high.append(np.delete(index, 0, axis).ravel())
-    low, high = middle[np.concatenate(low)], middle[np.concatenate(high)]
+def _crossings(tree: Tree, ask: Ask, level: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Follow borders in boxes of a level, asked at their middles; gives the pairs of middles of different labels."""
+    stage = Tree(tree.coarse, tree.depth, lambda stage, nodes: stage.level[nodes] < level)
+
+    def ask_middles(places: np.ndarray) -> np.ndarray:
+        nodes = np.unique(stage.cell(places))
+        nodes = nodes[~stage.asked[nodes]]
+        if len(nodes):
+            ask(stage.middle(nodes))
+            stage.answer(nodes, tree.label[tree.cell(stage.middle(nodes))])
+        return nodes
+
+    _follow(stage, ask_middles, _found(stage, ask_middles, low, high))
+    asked, pairs = np.flatnonzero(stage.asked), []
+    for there in stage.across(asked).T[1::2]:  # beyond upper faces
+        border = (there >= 0) & stage.asked[there] & stage.unlike(asked, there)
+        pairs.append((stage.middle(asked[border]), stage.middle(there[border])))
+    low, high = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    return low, high
+
+
+def _found(tree: Tree, ask: Ask, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Halve the way between places of different labels along an axis, down to cells that share a face; gives these cells."""
+    ask(np.concatenate([low, high]))
     unlike = tree.unlike(tree.cell(low), tree.cell(high))
     low, high = low[unlike], high[unlike]
-    for _ in range(tree.depth):
+    while (high - low > 1).any():
         between = (low + high) // 2
         ask(between)
         like = ~tree.unlike(tree.cell(between), tree.cell(low))[:, None]
@@ -112,8 +140,7 @@ def _ahead(tree: Tree, new: np.ndarray) -> np.ndarray:
 def _on_own_side(tree: Tree, own: np.ndarray, other: np.ndarray, point: np.ndarray) -> np.ndarray:
     """Whether a plane fitted to the answers around a border's cells has points (n, d), in edges from the centres, on their side."""
     steps, weights, plane, products = _weights(tree.d)
-    corner, size = tree.corner(own)
-    around = tree.box((corner + size // 2)[:, None] + steps * size[:, None])
+    around = tree.box(tree.middle(own)[:, None] + steps * tree.corner(own)[1][:, None])
     known = (around >= 0) & tree.asked[around]
     here, there = (known & ~tree.unlike(around, each[:, None]) for each in (own, other))
     moments = ((here | there) @ products).reshape(-1, tree.d + 1, tree.d + 1)

@@ -31,6 +31,9 @@ from jaxcompress.training.borders import survey
 from jaxcompress.training.mesh import FINEST, MeshClassifier, centre, edges
 from jaxcompress.training.tree import Tree
 
+STAGE = 5
+"""Levels between those at which borders are followed: 2^5 cells lie between the places where they are found."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Realized(Labelled):
@@ -136,7 +139,7 @@ def realize(
 
         tree = Tree(coarse, depth, too_large)
         try:
-            survey(tree, ask)
+            survey(tree, ask, range((depth - 1) % STAGE + 1, depth, STAGE) if fixed else ())
             complete = True
         except _BudgetEndsError:
             tree.spread()

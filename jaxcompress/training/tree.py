@@ -91,6 +91,11 @@ class Tree:
         shift = (self.depth - self.level[nodes].astype(np.int32))[:, None]
         return self.place[nodes] << shift, np.int32(1) << shift
 
+    def middle(self, nodes: np.ndarray) -> np.ndarray:
+        """The places (n, d) in the middle of boxes."""
+        corner, size = self.corner(nodes)
+        return corner + size // 2
+
     def by(self, nodes: np.ndarray, *faces: tuple[int, int, int]) -> np.ndarray:
         """Places (n, d) by the middle of a face of each box, or by the edge between two.
 

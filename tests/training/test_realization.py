@@ -216,6 +216,32 @@ def test_few_cells_are_asked_that_no_border_touches(d):
         assert least < found.queries <= 8**d + (1.15 if d == 2 else 1.04) * least
 
 
+def test_calls_grow_with_the_levels_not_with_the_cells():
+    """A border is followed from many places at once."""
+    calls = []
+    for n in (256, 4096):
+        seen = []
+        found = realized(lambda x, seen=seen: seen.append(0) or ball(x), 2, jnd=1 / n, coarse=8)
+        laws(found, ball)
+        assert found.complete
+        assert found.queries < 64 + 1.25 * 8 * 0.35 * 2**0.5 * n  # cells on both sides of a circle: 4 sqrt(2) r n on each
+        calls.append(len(seen))
+    assert calls[1] < 3 * calls[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_stages_keep_the_guarantee(seed):
+    """From a coarse grid of two cells a side, so that borders are followed at a level between."""
+    labels, classify = field(2, seed, scale=0.5)
+    found = realized(classify, 2, coarse=2)
+    laws(found, classify)
+    same = (np.asarray(found.mesh(grid(2))) == labels.ravel()).reshape(labels.shape)
+    for each in np.unique(labels):
+        pieces, count = ndimage.label(labels == each)
+        assert set(np.unique(ndimage.mean(same, pieces, np.arange(1, count + 1)))) <= {0.0, 1.0}
+    assert same.mean() > 0.5
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_no_point_is_asked_twice(batch_size):
     for classify, d in ((tail, 2), (ball, 3), (half, 1)):
