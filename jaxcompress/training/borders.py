@@ -8,6 +8,9 @@ answers around. Seldom is a cell asked that no border touches.
 A cell whose neighbours have two labels lies at a border whatever its own; it is asked. Where no border can be followed any more,
 boxes take the labels of their neighbours, and where two labels meet at a face without two questions there, these are asked.
 
+Where cells are very fine, borders are first followed in larger boxes, to be found in many places at once: calls then grow with the
+levels, not with the cells along a border.
+
 Sources: following a surface from cell to cell, Wyvill et al. 1986 (doi:10.1007/BF01900346); local planes, Cleveland 1979
 (doi:10.1080/01621459.1979.10481038).
 """
