@@ -19,12 +19,12 @@ from jaxcompress.training.realization_along import RealizedAlong
 
 
 def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bool = True, path: str | Path | None = None) -> Any:
-    """Draw the decision regions of a classifier in two dimensions, with the cells of its mesh at their several levels.
+    """Draw the decision regions of a classifier in two dimensions, with the boxes of its mesh at their several levels.
 
     Args:
         found: of `jc.realize`, or its mesh.
         ax: matplotlib axes to draw on; new ones by default.
-        lines: draw the cells' edges.
+        lines: draw the boxes' edges.
         path: also save the picture there.
 
     Returns:
@@ -36,7 +36,7 @@ def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bo
     Example:
         >>> import numpy as np, jaxcompress as jc
         >>> found = jc.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
-        >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.points)
+        >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.mesh.boxes()[0])
         True
     """
     mesh = found if isinstance(found, MeshClassifier) else found.mesh
@@ -46,7 +46,7 @@ def decision_mesh(found: Realized | MeshClassifier, ax: Any = None, *, lines: bo
     from matplotlib.collections import PolyCollection
 
     ax = figures()(figsize=(5, 5), layout="constrained").subplots() if ax is None else ax
-    centres, sizes = mesh.boxes()
+    centres, sizes, _ = mesh.boxes()
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
     label = np.unique(np.asarray(mesh(centres)), axis=0, return_inverse=True)[1].reshape(-1)
     colours = colormaps["tab20"](label % 20)

@@ -1,15 +1,16 @@
 """A new training set from any classifier: its decision borders on a mesh, down to the just-noticeable difference of the inputs.
 
-A coarse grid is asked at its cells' centres. Level by level, cells on both sides of a face between two labels are halved, and a
-child has its parent's label until it touches another one; then it is asked. So the borders are followed, and only they: a border of
-d - 1 dimensions costs about `area / jnd^(d-1)` questions where a grid costs `volume / jnd^d`. Children of one label are joined.
+Only centres of smallest cells are asked. First one in each cell of a coarse grid; then the way between neighbours of different
+labels is halved until the border between them is found; then it is followed from cell to cell. So a border of d - 1 dimensions
+costs little more than the cells on its two sides, about `2 area / jnd^(d-1)` questions, where a grid costs `volume / jnd^d`. What
+lies between borders has the label of its neighbours, in boxes as large as can be.
 
 The guarantee, for a fixed jnd and no budget. Ask the classifier at every centre of the grid of smallest cells, and call cells that
 are joined by faces and have one label a piece. Each piece is in the mesh exactly, cell for cell, or missed as a whole; and a piece
 that holds a box of the size of a coarse cell, wherever it lies, is never missed. If all pieces do, the mesh is the grid.
 
-Why: such a box holds a coarse centre and a whole child of that cell, whose label stays; and where a mesh changes its label, both
-sides were asked, so that no path through a piece can leave what the mesh has of it.
+Why: such a box holds a cell that was asked at first; and where the mesh changes its label, both sides were asked, so that no path
+through a piece can leave what the mesh has of it.
 
 Sources: adaptive refinement, Berger and Colella 1989 (doi:10.1016/0021-9991(89)90035-1); following a border from cell to cell,
 Wyvill et al. 1986 (doi:10.1007/BF01900346).
@@ -27,7 +28,12 @@ from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint import record
 from jaxcompress.training.asking import Asker, Labelled, check_batch_size, jnd_at, probabilities
-from jaxcompress.training.mesh import FINEST, MeshClassifier, Tree, centre, edges
+from jaxcompress.training.borders import survey
+from jaxcompress.training.mesh import FINEST, MeshClassifier, centre, edges
+from jaxcompress.training.tree import Tree
+
+STAGE = 5
+"""Levels between those at which borders are followed: 2^5 cells lie between the places where they are found."""
 
 
 @record
@@ -35,11 +41,12 @@ from jaxcompress.training.mesh import FINEST, MeshClassifier, Tree, centre, edge
 class Realized(Labelled):
     """What a classifier does on a box, as a training set.
 
-    The points are the cells' centres; the weights the cells' volumes, whose sum is the box's. It is complete where every border
-    was followed in cells as small as the jnd.
+    A cell is a box around a point that was asked, the one of its questions next to the box's middle, and the boxes beside it that
+    have their label from it. The weights are the cells' volumes, whose sum is the domain's. It is complete where every border was
+    followed on both sides, at points no farther from each other than the jnd.
 
     Attributes:
-        sizes: (cells, d), float64: the cells' edges.
+        sizes: (cells, d), float64: the edges of the boxes that hold the points.
         mesh: the cells as a classifier.
         grid: how many cells a grid of the smallest cells has, before any are joined.
     """
@@ -85,7 +92,7 @@ def realize(
         jnd: the just-noticeable difference of the inputs: a number, one for each dimension, or a function
             `jnd(points (batch_size, d)) -> (batch_size,)` that varies in space. Borders are followed in cells whose edges are no
             longer than that.
-        budget: at most so many questions; refinement goes from the coarsest level on, and stops where they end.
+        budget: at most so many questions: first the coarse grid's, then between its points, then along the borders.
         coarse: how many cells each side has at first, one number or one for each dimension: what is smaller can be missed, see the
             guarantee above.
         soft: `soft(points (batch_size, d)) -> (batch_size, classes)` probabilities, asked at the kept cells only.
@@ -105,8 +112,8 @@ def realize(
         >>> import numpy as np, jaxcompress as jc
         >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
         >>> jc.realize(disc, ([-1, -1], [1, 1]), jnd=1/128, training_points=1000, progress=False)
-        Realized(2 dimensions, 1,264 cells, 2 classes; 2,612 queries, 3.99 % of a grid;
-        upper bounds: 1,264 cells, 1,000 training points)
+        Realized(2 dimensions, 844 cells, 2 classes; 1,008 queries, 1.54 % of a grid;
+        upper bounds: 844 cells, 1,000 training points)
     """
     low, high, coarse = _check_box(domain, coarse)
     count = math.prod(coarse)
@@ -115,82 +122,63 @@ def realize(
         raise ValueError(
             f"realize: the coarse grid alone has {count} cells, more than the budget of {budget}: lower coarse={coarse}"
         )
-    too_large, levels = _size_check(jnd, low, high, coarse, batch_size)
+    too_large, depth, fixed = _size_check(jnd, low, high, coarse, batch_size)
     with tqdm(total=budget, desc="realize", unit=" queries", disable=not progress, leave=False) as bar:
         asker = Asker("realize", classify, batch_size, budget, bar)
 
-        def ask(tree: Tree, nodes: np.ndarray) -> bool:
-            """Give cells the classifier's labels; false where the budget ends before that."""
-            left = asker.left(len(nodes))
-            whole, nodes = left == len(nodes), nodes[:left]
-            for level in np.unique(tree.level[nodes]).tolist():
-                own = nodes[tree.level[nodes] == level]
-                labels = asker.labels(centre(low, high, coarse, tree.place[own], level))
-                tree.label[own] = labels.reshape(len(own), -1)
-                tree.asked[own] = True
-            return whole
+        def middle(nodes: np.ndarray) -> np.ndarray:
+            return centre(low, high, coarse, tree.place[nodes], tree.level[nodes, None])
 
-        places = np.indices(coarse, np.int32).reshape(len(coarse), -1).T
-        labels = asker.labels(centre(low, high, coarse, places, 0))
-        tree = Tree(coarse, labels.reshape(len(labels), -1))
-        complete = _refine(tree, ask, too_large)
-    reached, kept = tree.coarsened(drop=not complete)
-    mesh = tree.mesh(low, high, reached, kept, tuples=labels.ndim == 2)
-    points, sizes = mesh.boxes()
-    deepest = int(tree.level.max()) if levels is None else levels
+        def ask(places: np.ndarray) -> np.ndarray:
+            cells = np.unique(tree.cell(places))
+            cells = cells[~tree.asked[cells]]
+            left = cells[: asker.left(len(cells))]
+            if len(left):
+                tree.answer(left, asker.labels(middle(left)))
+            if len(left) < len(cells):
+                raise _BudgetEndsError
+            return left
+
+        tree = Tree(coarse, depth, too_large)
+        try:
+            survey(tree, ask, range((depth - 1) % STAGE + 1, depth, STAGE) if fixed else ())
+            complete = True
+        except _BudgetEndsError:
+            tree.spread()
+            complete = False
+    reached, cell, boxes, asked = tree.joined()
+    labels = tree.label[asked] if asker.kind and len(asker.kind) == 2 else tree.label[asked, 0]
+    mesh = tree.mesh(low, high, reached, cell, labels)
+    _, sizes, cells = mesh.boxes()
+    points = middle(asked)
     return Realized(
         points=points,
-        labels=tree.label[kept] if labels.ndim == 2 else tree.label[kept, 0],
-        weights=sizes.prod(1),
-        sizes=sizes,
+        labels=labels,
+        weights=np.bincount(cells, sizes.prod(1)),
+        sizes=edges(low, high, coarse, tree.level[boxes, None]),
         soft=probabilities("realize", soft, points, batch_size),
         mesh=mesh,
         queries=asker.queries,
         complete=complete,
-        grid=math.prod(side << deepest for side in coarse),
+        grid=math.prod(side << (depth if fixed else int(tree.level.max())) for side in coarse),
         training_points=training_points,
     )
 
 
-def _refine(tree: Tree, ask: Callable[[Tree, np.ndarray], bool], too_large: Callable[[Tree, np.ndarray], np.ndarray]) -> bool:
-    """Grow the tree, level by level, until no border lies in a cell larger than the jnd; false where the budget ended it."""
-    deepest = 0
-    while True:
-        active, seen = np.flatnonzero((tree.first < 0) & tree.asked & (tree.level == deepest)).astype(np.int32), []
-        if deepest == tree.level.max():  # at first, and after each level: its borders are halved
-            deepest += 1
-        else:
-            return True
-        while len(active):
-            border = tree.borders(active)
-            seen.append(border)
-            active = border[~tree.asked[border]]
-            if len(active):
-                if not ask(tree, active):
-                    return False
-                continue
-            border = np.unique(np.concatenate(seen))
-            border = tree.borders(border[(tree.first[border] < 0) & (tree.level[border] < deepest)])
-            border = border[tree.level[border] < deepest]
-            large, seen = border[too_large(tree, border)], []
-            if len(large):
-                active = tree.split(large)
-                continue
-            _, kept = tree.coarsened()
-            active = np.flatnonzero(kept & ~tree.asked).astype(np.int32)  # beside others of another label, but not by a face
-            if len(active) and not ask(tree, active):
-                return False
+class _BudgetEndsError(Exception):
+    """No question is left."""
 
 
 def _size_check(
     jnd: Any, low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], batch_size: int
-) -> tuple[Callable, int | None]:
-    """Which whole cells are larger than the jnd; for a fixed one, how often a coarse cell is halved."""
+) -> tuple[Callable[[Tree, np.ndarray], np.ndarray], int, bool]:
+    """Which boxes are larger than the jnd; how often a coarse cell can be halved, and whether all are halved so often."""
     told_apart = 4 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
     told_apart = np.maximum(told_apart, (high - low) / FINEST)
+    finest = int(np.floor(np.log2(edges(low, high, coarse, 0) / told_apart).min() + 1e-9))
 
     def check_level(level: int) -> None:
-        if (edges(low, high, coarse, level) < told_apart).any():
+        if level > finest:
             size = edges(low, high, coarse, level).tolist()
             raise ValueError(
                 f"realize: the jnd asks for cells of {size}, finer than float32 tells apart here: raise it, or scale the box"
@@ -200,16 +188,14 @@ def _size_check(
         varying = jnd_at("realize", jnd, batch_size)
 
         def too_large(tree: Tree, nodes: np.ndarray) -> np.ndarray:
-            large = np.zeros(len(nodes), bool)
-            for level in np.unique(tree.level[nodes]).tolist():
-                own = tree.level[nodes] == level
-                points = centre(low, high, coarse, tree.place[nodes[own]], level)
-                large[own] = edges(low, high, coarse, level).max() > varying(points) * (1 + 1e-6)
-                if large[own].any():
-                    check_level(level + 1)
+            level = tree.level[nodes, None]
+            points = centre(low, high, coarse, tree.place[nodes], level)
+            large = edges(low, high, coarse, level).max(1) > varying(points) * (1 + 1e-6)
+            if large.any():
+                check_level(int(level[large].max()) + 1)
             return large
 
-        return too_large, None
+        return too_large, max(finest, 0), False
     wanted = np.asarray(jnd, np.float64)
     if wanted.shape not in ((), low.shape):
         raise ValueError(f"realize: jnd has the shape {wanted.shape}, expected a number, {low.shape} or a function of points")
@@ -217,7 +203,7 @@ def _size_check(
         raise ValueError(f"realize: jnd must be positive, got {jnd}")
     levels = max(0, math.ceil(np.log2(edges(low, high, coarse, 0) / wanted).max() - 1e-6))
     check_level(levels)
-    return (lambda tree, nodes: tree.level[nodes] < levels), levels
+    return (lambda tree, nodes: tree.level[nodes] < levels), levels, True
 
 
 def _check_box(domain: Any, coarse: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:

@@ -1,10 +1,12 @@
 """What it costs to know a decision border to h = 1/256, against a uniform grid, and students of what is known.
 
 First table: `jc.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256. Its questions at 1/256 as a
-share of the 256^d of a grid, which is counted, not evaluated; the slope of log questions against log 1/h (a border's is d - 1);
-the share of 100,000 random points where the mesh agrees; how many pieces that hold a box larger than a coarse cell were missed, of
-the grid with h = 1/128 in two and 1/64 in three dimensions. Curves and blobs are given by formulas. Perceptrons (two hidden layers
-of 64) are trained on scikit-learn's moons and on the first 2 or 3 principal components of MNIST's first 10,000 digits, three seeds.
+share of the 256^d of a grid; the floor, the cells of that grid with a face towards another label, which whoever asks on both sides
+of every border has to ask; the slope of log questions against log 1/h (a border's is d - 1), of all questions and of those beyond
+the coarse grid's; the cells of the grid and the share of 100,000 random points where the mesh is wrong and right; how many pieces
+that hold a box larger than a coarse cell were missed, of the grid with h = 1/128 in two and 1/64 in three dimensions. Curves and
+blobs are given by formulas. Perceptrons (two hidden layers of 64) are trained on scikit-learn's moons and on the first 2 or 3
+principal components of MNIST's first 10,000 digits, three seeds.
 
 Second table: students of one hidden layer learn the moons' perceptron at h = 1/64 from the mesh's points, from as many uniform
 random points, or from as many as the mesh had questions: plainly, by cross entropy with the same steps, or by `jc.fit_exactly`.
@@ -124,15 +126,38 @@ def costs(key: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     x = uniform(SAMPLE, d, 1 + key["seed"])
     queries = [each.queries for each in found]
+    slope = lambda queries: float(np.polyfit(np.log(FINENESS), np.log(queries), 1)[0])
+    floor, wrong = against_grid(classify, found[-1], FINENESS[-1])
     return {
         "d": d,
         "queries": queries,
+        "floor": floor,
+        "wrong": wrong,
         "cells": len(found[-1].points),
         "examples": examples,
-        "slope": float(np.polyfit(np.log(FINENESS), np.log(queries), 1)[0]),
+        "slope": slope(queries),
+        "slope beyond": slope(np.array(queries) - COARSE**d),
         "agreement": float(np.mean(np.asarray(found[-1].mesh(x)) == np.asarray(classify(x)))),
         "seconds": seconds,
     } | pieces(classify, d)
+
+
+def against_grid(classify: Any, found: jc.Realized, n: int) -> tuple[int, int]:
+    """Of all cells of the grid, how many have a face towards another label, and for how many the mesh has another one."""
+    d = found.points.shape[1]
+    labels, wrong = np.empty(n**d, np.int32), 0
+    for start in range(0, n**d, 2**20):
+        own = np.arange(start, min(start + 2**20, n**d))
+        x = ((np.stack(np.unravel_index(own, (n,) * d), 1) + 0.5) / n).astype(np.float32)
+        labels[own] = classify(x)
+        wrong += int((found.mesh(x) != labels[own]).sum())
+    labels, border = labels.reshape((n,) * d), np.zeros((n,) * d, bool)
+    for axis in range(d):
+        along, found_along = np.moveaxis(labels, axis, 0), np.moveaxis(border, axis, 0)
+        unlike = along[1:] != along[:-1]
+        found_along[1:] |= unlike
+        found_along[:-1] |= unlike
+    return int(border.sum()), wrong
 
 
 def pieces(classify: Any, d: int) -> dict[str, int]:
@@ -172,16 +197,19 @@ def student(key: dict[str, Any]) -> dict[str, Any]:
 def tables(rows: list[dict[str, Any]]) -> str:
     of = lambda group, name: np.array([row[name] for row in group])
     lines = [
-        "| classifier | queries at 1/256 | of the grid | slope (d - 1) | cells | examples | agreement | pieces missed | seconds |"
+        "| classifier | queries at 1/256 | of the grid | floor | slope (d - 1) | beyond the coarse grid | cells | examples "
+        "| wrong in the grid | agreement | pieces missed | seconds |"
     ]
-    lines += ["|" + "---|" * 9]
+    lines += ["|" + "---|" * 12]
     ranges = lambda v, form: f"{min(v):{form}}" if min(v) == max(v) else f"{min(v):{form}} .. {max(v):{form}}"
     for name in (*KNOWN, *LEARNED):
         group = [row for row in rows if row.get("classifier") == name]
         d, last = group[0]["d"], np.array([row["queries"][-1] for row in group])
         lines.append(
-            f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} "
-            f"({d - 1}) | {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} "
+            f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % "
+            f"| {ranges(100 * of(group, 'floor') / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
+            f"| {ranges(of(group, 'slope beyond'), '.2f')} | {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} "
+            f"| {of(group, 'wrong').sum()} of {len(group) * 256**d:,} "
             f"| {ranges(100 * of(group, 'agreement'), '.2f')} % "
             f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} | {ranges(of(group, 'seconds'), '.1f')} |"
         )
