@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxcompress.analysis.expected_answers import logit_features
 from jaxcompress.analysis.margins import is_right, logits_of, signed_margins, to_labels
 
 SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75)
@@ -64,6 +65,11 @@ class ActiveSet:
     def active(self) -> np.ndarray:
         """The examples that are overturned by nothing but a movement within the tolerance: the nearest comes first."""
         return self.order[: np.searchsorted(self.distance[self.order], 2 * self.tolerance, "right")]
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """(examples, k): what the logits of a compaction are regressed on."""
+        return logit_features(self.logits)
 
     @property
     def accuracy(self) -> float:
