@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -93,6 +93,14 @@ class ActiveSet:
                 group[-1:] = [np.concatenate([*group[-1:], pending])]
             found += group
         return [rng.permutation(each) for each in found]
+
+    def accuracies(self, candidates: Mapping[str, Any]) -> dict[str, float]:
+        """What `jc.evaluate_compactions` finds on a twentieth of the examples, on 100 at least; it makes the set a metric."""
+        from jaxcompress.training.judging import evaluate_compactions
+
+        share = min(1.0, max(0.05, 100 / len(self)))
+        found = evaluate_compactions(candidates, self, evaluations=share, progress=False)
+        return {name: found[name].accuracy for name in candidates}
 
     def __repr__(self) -> str:
         return (
