@@ -35,7 +35,7 @@ FORMS: dict[str, tuple[Callable[[jc.Network, Any], Any], tuple[float, ...]]] = {
     "rotate_and_prune": (jc.rotate_and_prune, (0.3, 0.1, 0.04)),
     "factored": (lambda net, total: jc.at("**/kernel", jc.factored(total, axes=net.matrix_axes)), (0.5, 0.2, 0.1)),
 }
-COLUMNS = ("predicted", "accuracy", "active set")
+COLUMNS = ("no metric", "accuracy", "active set")
 
 
 @cache
@@ -53,7 +53,8 @@ def trained(seed: int) -> tuple[jc.Network, Any, jc.Moments]:
     plain = jc.cross_entropy(lambda params, pixels: logits(params, pixels))
     loss = lambda params, batch, key: plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
     params = jc.fit(
-        loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH, seed=seed
+        loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
+        seed=seed,
     ).params  # fmt: skip
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
     return net, params, net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], sensitivity=True, progress=False)
@@ -73,7 +74,7 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     _, judge, test = data()
     seen = lambda params, pixels: net(params, to_unit(pixels))
     active = jc.active_set(seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False)
-    metrics = {"predicted": None, "accuracy": partial(accuracy, net, judge), "active set": active}
+    metrics = {"no metric": None, "accuracy": partial(accuracy, net, judge), "active set": active}
     row: dict[str, Any] = {"before": round(100 * accuracy(net, test, params), 2)}
     for name, metric in metrics.items():
         small = form(net, jc.budget(key["total"], metric=metric))(params, moments)
@@ -88,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for total in totals:
             here = [row for row in rows if row["form"] == form and row["total"] == total]
             span = lambda name, here=here: f"{np.mean([row[name] for row in here]):.2f} ± {np.std([row[name] for row in here]):.2f}"
-            lines.append(f"| `{form}` | {total:.0%} | " + " | ".join(span(name) for name in ("before", *COLUMNS)) + " |")
+            lines.append(f"| `{form}` | {100 * total:g} % | " + " | ".join(span(name) for name in ("before", *COLUMNS)) + " |")
     return "\n".join(lines)
 
 
