@@ -20,7 +20,7 @@ images, where `--validate` runs the same table.
     anchor points              medoids of clusters of the original's confidences, weighted by the clusters (arXiv:2309.08638, whose
                                clusters are of several models' confidences)
 
-    python tests/benchmarks/active_set.py                 # two minutes to train each of 3 seeds, then 20
+    python tests/benchmarks/active_set.py                 # a minute to train each of 3 seeds, then half an hour
     python tests/benchmarks/active_set.py --validate      # on the validation images
 
 Finished cells stay in the results file (`--out`).
