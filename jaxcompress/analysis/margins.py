@@ -21,6 +21,9 @@ from tqdm.auto import tqdm
 
 from jaxcompress.training.batches import in_batches
 
+WEIGHT = 10.0
+"""Of what is expected of a stratum, in examples: more makes the bounds narrower where it is right and wider where it is not."""
+
 
 def logits_of(who: str, apply: Callable[[Any], Any], x: Any, index: np.ndarray, batch_size: int, bar: Any = None) -> np.ndarray:
     """What a function gives for some examples, (len(index), classes) in float64, in batches of one size, the last filled up."""
@@ -135,10 +138,9 @@ def total_bounds(
         >>> from jaxcompress.analysis.margins import total_bounds
         >>> one = lambda *numbers: [np.array([number]) for number in numbers]
         >>> total_bounds(*one(0, 100, 1000, 0.01, 1), 0.05), total_bounds(*one(7, 10, 10, 0.01, 1), 0.05)
-        ((0.0, 28.0), (7.0, 7.0))
+        ((0.0, 30.0), (7.0, 7.0))
     """
-    weight = 1.0  # of what is expected, in examples
-    score = betabinom.logpmf(found, drawn, weight * expected, weight * (1 - expected)).sum() + np.log(risk)
+    score = betabinom.logpmf(found, drawn, WEIGHT * expected, WEIGHT * (1 - expected)).sum() + np.log(risk)
     counts = [np.arange(k, size - (n - k) + 1) for k, n, size in zip(found, drawn, sizes, strict=True)]
     likely = [hypergeom.logpmf(k, size, each, n) for k, n, size, each in zip(found, drawn, sizes, counts, strict=True)]
     prices = np.geomspace(1e-2, 1e5, 60)[:, None]

@@ -240,8 +240,8 @@ def margins(active: ActiveSet, judgement: Judgement | None = None, *, path: str 
 
     Args:
         active: of `jc.active_set`.
-        judgement: of `jc.evaluate_compactions`; it gets a panel of its own, thick bars for two standard errors, thin ones for the
-            bounds that hold for all with its confidence.
+        judgement: of `jc.evaluate_compactions`; it gets a panel of its own, dots for the accuracies, thick bars for two standard
+            errors of the unbiased ones, thin ones for the bounds that hold for all with its confidence.
         path: also save the picture there.
 
     Returns:
@@ -267,7 +267,8 @@ def margins(active: ActiveSet, judgement: Judgement | None = None, *, path: str 
     for other in others:
         for place, row in enumerate(reversed(rows)):
             other.plot(row.confident, [place] * 2, color="tab:blue", linewidth=0.8)
-            other.plot([row.accuracy - 2 * row.error, row.accuracy + 2 * row.error], [place] * 2, color="tab:blue", linewidth=3)
+            other.plot([row.unbiased - 2 * row.error, row.unbiased + 2 * row.error], [place] * 2, color="tab:blue", linewidth=3)
+            other.plot(row.accuracy, place, "o", color="tab:orange", markersize=3)
         other.axvline(active.accuracy, color="gray", linewidth=0.8)
         other.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize="x-small")
         other.set(xlabel="accuracy")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxcompress.analysis.expected_answers import logit_features
 from jaxcompress.analysis.margins import is_right, logits_of, signed_margins, to_labels
 
 SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75)
@@ -65,6 +66,11 @@ class ActiveSet:
         """The examples that are overturned by nothing but a movement within the tolerance: the nearest comes first."""
         return self.order[: np.searchsorted(self.distance[self.order], 2 * self.tolerance, "right")]
 
+    @cached_property
+    def features(self) -> np.ndarray:
+        """(examples, k): what the logits of a compaction are regressed on."""
+        return logit_features(self.logits)
+
     @property
     def accuracy(self) -> float:
         """Of the network, on all examples."""
@@ -87,6 +93,14 @@ class ActiveSet:
                 group[-1:] = [np.concatenate([*group[-1:], pending])]
             found += group
         return [rng.permutation(each) for each in found]
+
+    def accuracies(self, candidates: Mapping[str, Any]) -> dict[str, float]:
+        """What `jc.evaluate_compactions` finds on a twentieth of the examples, on 100 at least; it makes the set a metric."""
+        from jaxcompress.training.judging import evaluate_compactions
+
+        share = min(1.0, max(0.05, 100 / len(self)))
+        found = evaluate_compactions(candidates, self, evaluations=share, progress=False)
+        return {name: found[name].accuracy for name in candidates}
 
     def __repr__(self) -> str:
         return (

@@ -22,8 +22,9 @@ from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
 from jaxcompress.arrays.projection import weigh
 from jaxcompress.networks.moments import Moments
+from jaxcompress.transforms.allocation import Counts
 from jaxcompress.transforms.base import Scope, Transform, called, map_leaves, moments_by_name
-from jaxcompress.transforms.budget import Budget, Counts, Items, Plan, plan_for
+from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Keeps at which a form without a formula is fitted to know its error."""
@@ -90,7 +91,8 @@ class LeafTransform(Transform):
         """
         if not isinstance(self.keep, Budget):
             raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
-        return plan_for(self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)))
+        small = lambda plan: self.divided(plan)(params, moments)
+        return plan_for(self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)), small)
 
     def items(self, params: Any, moments: Any, pick: Selector | None = None) -> Items:
         """What a budget is divided among: the matrices, by the keeps that their form has."""

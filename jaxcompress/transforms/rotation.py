@@ -24,9 +24,10 @@ from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.transforms.allocation import AxisCounts
 from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
-from jaxcompress.transforms.budget import AxisCounts, Budget, Items, Plan, joint, plan_for, plan_of
+from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
@@ -67,7 +68,7 @@ class RotateAndPrune(AxisTransform):
         before = float(stored_numbers(params))
         items, empty = self._items(params, moments)
         if self.energy is None:
-            return plan_for(self.keep, [items], before)
+            return plan_for(self.keep, [items], before, lambda plan: self.divided(plan)(params, moments))
         options = [reaching(errors, self.energy, nothing) for errors, nothing in zip(items.errors, empty, strict=True)]
         return plan_of(joint([items], before), options)
 

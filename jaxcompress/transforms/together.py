@@ -47,10 +47,15 @@ class Together(Transform):
                     "both: leave it out of one (axes=, jc.at), or run the second after the first in jc.chain"
                 )
             seen |= dict.fromkeys(part.leaves, transform)
-        return plan_for(self.budget, parts, float(stored_numbers(params))), parts
+        small = lambda plan: self._divided(plan, parts, params, moments, Scope())[0]
+        return plan_for(self.budget, parts, float(stored_numbers(params)), small), parts
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         plan, parts = self._plan(params, moments)
+        return self._divided(plan, parts, params, moments, scope)
+
+    def _divided(self, plan: Plan, parts: list[Items], params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+        """All transforms in order, each with its part of a plan."""
         start = 0
         for transform, part in zip(self.transforms, parts, strict=True):
             mine = dataclasses.replace(plan, shares=plan.shares[start : start + len(part.keys)])

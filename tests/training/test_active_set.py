@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import hypergeom
 
 import jaxcompress as jc
+import jaxcompress.training.judging
 from jaxcompress.analysis.margins import is_right, rate_of_change, signed_margins, total_bounds
 from jaxcompress.training.judging import filled
 
@@ -111,13 +112,31 @@ def test_everything_seen_is_the_truth():
         assert (row.accuracy, row.error, row.evaluations) == (pytest.approx(TRUTH[row.name]), 0.0, COUNT)
 
 
-def test_estimates_are_unbiased():
+def garbage(features, logits, labels, index, seen):
+    """Expectations that have nothing to do with anything but which examples they are from."""
+    return np.random.default_rng(index).beta(0.3, 0.3, len(logits))
+
+
+@pytest.mark.parametrize("expect", [None, garbage])
+def test_estimates_are_unbiased(expect, monkeypatch):
     """The mean of 25 draws is within 4 of its standard errors of the truth, for every candidate; and they say how far off."""
+    if expect is not None:
+        monkeypatch.setattr(jaxcompress.training.judging, "right_chances", expect)
     draws = [judge(active=seeded(seed), evaluations=0.06) for seed in range(25)]
     for name, truth in TRUTH.items():
-        each = np.array([found[name].accuracy for found in draws])
+        each, accuracy, error = np.array([(found[name].unbiased, found[name].accuracy, found[name].error) for found in draws]).T
         assert abs(each.mean() - truth) <= 4 * max(each.std() / 25**0.5, 1e-6) + 1e-9, name
-        assert np.mean([found[name].error for found in draws]) >= 0.7 * each.std(), name
+        assert error.mean() >= 0.7 * each.std(), name
+        assert (np.abs(accuracy - each) <= 2 * error + 1e-9).all(), name
+
+
+def test_what_is_expected_brings_accuracies_nearer():
+    """By a quarter of the squared error at least, over usable compactions; what the original alone expects does not."""
+    usable = {name: each for name, each in COMPACTIONS.items() if 0.8 < TRUTH[name] < TRUTH["noise 0.0"]}
+    draws = [judge(usable, seeded(seed)) for seed in range(30)]
+    gaps = np.array([[(row.accuracy - TRUTH[row.name], row.unbiased - TRUTH[row.name]) for row in found.rows] for found in draws])
+    accuracy, unbiased = np.square(gaps).mean((0, 1))
+    assert accuracy < 0.75 * unbiased
 
 
 def test_it_beats_a_random_part():

@@ -13,7 +13,7 @@ from transforms.test_rotation import calibrated
 
 import jaxcompress as jc
 from jaxcompress.networks.axes import Layout
-from jaxcompress.transforms.budget import AxisCounts, Counts, JointCounts, allocate, divide
+from jaxcompress.transforms.allocation import AxisCounts, Counts, JointCounts, allocate, divide
 
 
 def trained_mlp(widths=(8, 64, 96, 4), seed=0):
@@ -281,3 +281,60 @@ def test_sizes_are_divisible():
             jc.rotate_and_prune(net, keep=0.5, multiple=multiple)
     with pytest.raises(ValueError, match=r"multiple: the patterns \['up'\] match no leaf"):
         jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
+
+
+# --- a metric chooses ------------------------------------------------------------------------------------------------
+
+
+def accuracy_like(net, params, x):
+    """How near the outputs stay, the more the better."""
+    given = net(params, x)
+    return lambda small: -float(jnp.mean((net(small, x) - given) ** 2))
+
+
+@pytest.mark.parametrize("form", ["rotate", "factored", "together"])
+@pytest.mark.parametrize("total", [0.5, 0.2])
+def test_a_metric_gets_the_best_of_its_plans(form, total):
+    """It is called with what each plan gives, of the same total; the best one is applied, and no worse than without a metric."""
+    net, params, x, moments = trained_mlp()
+    ways = {
+        "rotate": lambda rule: jc.rotate_and_prune(net, rule),
+        "factored": lambda rule: jc.at("w*", jc.factored(rule)),
+        "together": lambda rule: jc.together(jc.rotate_and_prune(net, rule, axes="w0:1"), jc.at("w2", jc.factored(rule))),
+    }
+    metric, seen = accuracy_like(net, params, x), []
+
+    def watched(small):
+        seen.append(metric(small))
+        assert jc.stored_numbers(small) <= total * jc.stored_numbers(params) * (1 + 1e-6)
+        return seen[-1]
+
+    total = max(total, 0.5) if form == "together" else total
+    shrink = ways[form](jc.budget(total, metric=watched))
+    plan = shrink.plan(params, moments)
+    assert list(plan.scores.values()) == seen
+    assert "errors" in plan.scores
+    assert 1 <= len(seen) <= 4
+    assert str(plan).count("errors: ") == 1
+    small = shrink(params, moments)
+    assert metric(small) == pytest.approx(max(seen), rel=1e-4)
+    assert metric(small) >= metric(ways[form](jc.budget(total))(params, moments)) - 1e-4 * abs(max(seen))
+
+
+def test_an_active_set_is_a_metric():
+    net, params, x, moments = trained_mlp()
+    active = jc.active_set(net, params, (x, None), tolerance=0.5, progress=False)
+    rule = jc.budget(0.2, metric=active)
+    assert repr(rule) == "budget(0.2, metric=ActiveSet)"
+    plan = jc.rotate_and_prune(net, rule).plan(params, moments)
+    assert all(0 <= score <= 1 for score in plan.scores.values())
+    assert len(plan.scores) > 1
+
+
+def test_metrics_that_are_none():
+    net, params, _, moments = trained_mlp()
+    with pytest.raises(TypeError, match=r"a function of parameters to a number, or a jc\.active_set; got float"):
+        jc.budget(0.5, metric=0.9)
+    for value in (float("nan"), np.ones(2)):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small, value=value: value))(params, moments)
