@@ -40,6 +40,7 @@ from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.realization import Realized, realize
 from jaxcompress.training.realization_along import RealizedAlong, realize_along
 from jaxcompress.training.smoothing import add_variation, variation
+from jaxcompress.training.teaching_set import TeachingSet, teaching_set
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
@@ -83,6 +84,7 @@ __all__ = [
     "Realized",
     "RealizedAlong",
     "Report",
+    "TeachingSet",
     "ToeplitzArray",
     "Transform",
     "Verdict",
@@ -137,6 +139,7 @@ __all__ = [
     "smoothness",
     "static",
     "stored_numbers",
+    "teaching_set",
     "tie",
     "toeplitz",
     "together",

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest, outvoted, p_values, surroundings
 from jaxcompress.analysis.verdicts import ErrorReport, Path, Verdict, judge
+from jaxcompress.training.asking import checked_labels
 from jaxcompress.training.batches import in_batches
 
 Classify = Callable[[Any], Any]
@@ -94,7 +95,8 @@ def explain_errors(
     x, y = _examples("train", *train)
     test_x, test_y = _examples("test", *test)
     _check(x, y, test_x, k=k, level=level, steps=steps, batch_size=batch_size)
-    say = lambda inputs: _with_bar(_labels(classify), inputs, batch_size, "classify", progress)
+    ask = lambda inputs: checked_labels("explain_errors", classify(inputs), len(inputs), tuples=False).astype(np.int64)
+    say = lambda inputs: _with_bar(ask, inputs, batch_size, "classify", progress)
     said = say(test_x)
     wrong = np.flatnonzero(said != test_y)
     space = lambda inputs: (
@@ -215,20 +217,6 @@ def _with_bar(
     """A function of all inputs, with a progress bar."""
     with tqdm(total=len(inputs), desc=words, disable=not progress, leave=False) as bar:
         return in_batches(function, inputs, batch_size, bar)
-
-
-def _labels(classify: Classify) -> Callable[[np.ndarray], np.ndarray]:
-    def checked(inputs: np.ndarray) -> np.ndarray:
-        found = np.asarray(classify(inputs))
-        if found.shape != (len(inputs),):
-            raise ValueError(
-                f"explain_errors: classify gave {found.shape} for {len(inputs)} inputs, expected ({len(inputs)},): one label each"
-            )
-        if not np.issubdtype(found.dtype, np.integer):
-            raise TypeError(f"explain_errors: classify gave {found.dtype}, expected integers: take the argmax of logits, say")
-        return found.astype(np.int64)
-
-    return checked
 
 
 def _features(embed: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:

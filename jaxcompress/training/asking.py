@@ -82,16 +82,7 @@ class Asker:
         return in_batches(self._checked, points, self.batch_size, self.bar)
 
     def _checked(self, points: np.ndarray) -> np.ndarray:
-        labels = np.asarray(self.classify(points))
-        labels = labels.astype(np.int32) if labels.dtype == bool else labels
-        if not np.issubdtype(labels.dtype, np.integer):
-            hint = "; integers beyond 64 bits are given as tuples (n, k)" if labels.dtype == object else ": take the argmax"
-            raise TypeError(f"{self.who}: classify gave {labels.dtype}, expected integers{hint}")
-        if labels.ndim not in (1, 2) or len(labels) != len(points) or (labels.ndim == 2 and not labels.shape[1]):
-            n = len(points)
-            raise ValueError(
-                f"{self.who}: classify gave labels of shape {labels.shape} for {n} points, expected ({n},) or ({n}, k)"
-            )
+        labels = checked_labels(self.who, self.classify(points), len(points))
         kind = (labels.dtype, *labels.shape[1:])
         self.kind = kind if self.kind is None else self.kind
         if kind != self.kind:
@@ -99,16 +90,34 @@ class Asker:
         return labels
 
 
+def checked_labels(who: str, found: Any, count: int, *, tuples: bool = True) -> np.ndarray:
+    """What a classifier gave for so many points as labels: (count,) integers, or (count, k) where tuples are labels, too."""
+    labels = np.asarray(found)
+    labels = labels.astype(np.int32) if labels.dtype == bool else labels
+    if not np.issubdtype(labels.dtype, np.integer):
+        hint = "; integers beyond 64 bits are given as tuples (n, k)" if tuples and labels.dtype == object else ": take the argmax"
+        raise TypeError(f"{who}: classify gave {labels.dtype}, expected integers{hint}")
+    if len(labels.shape) not in (1, 1 + tuples) or labels.shape[0] != count or 0 in labels.shape[1:]:
+        expected = f"({count},)" + f" or ({count}, k)" * tuples
+        raise ValueError(f"{who}: classify gave labels of shape {labels.shape} for {count} points, expected {expected}")
+    return labels
+
+
 def probabilities(who: str, soft: Callable[[np.ndarray], Any] | None, points: np.ndarray, batch_size: int) -> np.ndarray | None:
     """What `soft` says at points, checked; None without it."""
     if soft is None:
         return None
 
+    classes: list[int] = []
+
     def checked(points: np.ndarray) -> np.ndarray:
         found = np.asarray(soft(points), np.float32)
-        if found.ndim != 2 or len(found) != len(points):
+        if found.ndim != 2 or len(found) != len(points) or not found.shape[1]:
             n = len(points)
             raise ValueError(f"{who}: soft gave an array of shape {found.shape} for {n} points, expected ({n}, classes)")
+        classes.append(found.shape[1])
+        if classes[-1] != classes[0]:
+            raise ValueError(f"{who}: soft gave {classes[-1]} classes after {classes[0]}: as many for all points")
         if not np.isfinite(found).all():
             raise ValueError(f"{who}: soft gave numbers that are not finite; expected probabilities")
         return found
@@ -131,8 +140,13 @@ def jnd_at(who: str, jnd: Callable[[np.ndarray], Any], batch_size: int) -> Calla
 
 
 def check_batch_size(who: str, batch_size: Any) -> None:
-    if not (isinstance(batch_size, int) and batch_size >= 1):
+    if not (isinstance(batch_size, int | np.integer) and batch_size >= 1):
         raise ValueError(f"{who}: batch_size must be a whole number from 1 on, got {batch_size}")
+
+
+def check_budget(who: str, budget: Any) -> None:
+    if not (budget is None or isinstance(budget, int | np.integer)):
+        raise ValueError(f"{who}: budget must be a whole number of questions or None, got {budget!r}")
 
 
 def check_domain(who: str, domain: Any, d: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ answers around. Seldom is a cell asked that no border touches.
 A cell whose neighbours have two labels lies at a border whatever its own; it is asked. Where no border can be followed any more,
 boxes take the labels of their neighbours, and where two labels meet at a face without two questions there, these are asked.
 
-Where cells are very fine, borders are first followed in larger boxes, to be found in many places at once: calls then grow with the
-levels, not with the cells along a border.
+Where cells of one size are very fine, borders are first followed in larger boxes, to be found in many places at once: calls then
+grow with the levels, not with the cells along a border.
 
 Sources: following a surface from cell to cell, Wyvill et al. 1986 (doi:10.1007/BF01900346); local planes, Cleveland 1979
 (doi:10.1080/01621459.1979.10481038).
@@ -59,7 +59,12 @@ def survey(tree: Tree, ask: Ask, stages: Iterable[int]) -> None:
 
 
 def _crossings(tree: Tree, ask: Ask, level: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follow borders in boxes of a level, asked at their middles; gives the pairs of middles of different labels."""
+    """Follow borders in boxes of a level, asked at their middles; gives the pairs of middles of different labels.
+
+    Pairs of different labels whose boxes have one label are given back, to be searched further at the next level.
+    """
+    unlike = tree.unlike(tree.cell(low), tree.cell(high))
+    low, high = low[unlike], high[unlike]
     stage = Tree(tree.coarse, tree.depth, lambda stage, nodes: stage.level[nodes] < level)
 
     def ask_middles(places: np.ndarray) -> np.ndarray:
@@ -71,7 +76,8 @@ def _crossings(tree: Tree, ask: Ask, level: int, low: np.ndarray, high: np.ndarr
         return nodes
 
     _follow(stage, ask_middles, _found(stage, ask_middles, low, high))
-    asked, pairs = np.flatnonzero(stage.asked), []
+    lost = ~stage.unlike(stage.cell(low), stage.cell(high))
+    asked, pairs = np.flatnonzero(stage.asked), [(low[lost], high[lost])]
     for there in stage.across(asked).T[1::2]:  # beyond upper faces
         border = (there >= 0) & stage.asked[there] & stage.unlike(asked, there)
         pairs.append((stage.middle(asked[border]), stage.middle(there[border])))

@@ -119,7 +119,7 @@ def fit_exactly(
         return jnp.sum(w * optax.softmax_cross_entropy_with_integer_labels(logits, y)) / jnp.sum(w)
 
     right = jax.jit(lambda params: jnp.argmax(apply(params, x), 1) == y)
-    weights, best, record = np.ones(len(x), np.float32), params, []
+    weights, best, record = np.ones(len(x)), params, []
     with tqdm(total=steps + rounds * polish, desc="fit_exactly", disable=not progress, leave=False) as bar:
 
         def agrees(params: Any, taken: int) -> bool:
@@ -146,7 +146,7 @@ def fit_exactly(
                 break
         current = best
         for turn in range(0 if done else rounds):
-            data = (x, y, jnp.asarray(weights / weights.mean()))
+            data = (x, y, jnp.asarray(weights / weights.mean(), jnp.float32))
             current = _polished(current, data, loss=loss, count=polish)
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(current)):
                 current = best

@@ -74,7 +74,7 @@ class MeshClassifier:
         sides = np.asarray(self.coarse) << self.depth
         # a difference and a product: XLA could round a quotient by a constant otherwise than numpy
         place = xp.floor((xp.asarray(points, np.float32) - low) * (sides.astype(np.float32) / (high - low)))
-        place = xp.clip(place, 0, (sides - 1).astype(np.float32)).astype(np.int32)
+        place = xp.fmin(xp.fmax(place, 0), (sides - 1).astype(np.float32)).astype(np.int32)  # NaN is taken for the lower end
         return -1 - tree[descended(tree, place, self.depth, self.coarse, xp)]
 
     def __call__(self, points: Any) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint import record
-from jaxcompress.training.asking import Asker, Labelled, check_batch_size, jnd_at, probabilities
+from jaxcompress.training.asking import Asker, Labelled, check_batch_size, check_budget, jnd_at, probabilities
 from jaxcompress.training.borders import survey
 from jaxcompress.training.mesh import FINEST, MeshClassifier, centre, edges
 from jaxcompress.training.tree import Tree
@@ -43,7 +43,7 @@ class Realized(Labelled):
 
     A cell is a box around a point that was asked, the one of its questions next to the box's middle, and the boxes beside it that
     have their label from it. The weights are the cells' volumes, whose sum is the domain's. It is complete where every border was
-    followed on both sides, at points no farther from each other than the jnd.
+    asked on both sides, in boxes no larger than the jnd.
 
     Attributes:
         sizes: (cells, d), float64: the edges of the boxes that hold the points.
@@ -90,8 +90,8 @@ def realize(
             function compiles once.
         domain: the box, (low (d,), high (d,)), rounded to float32.
         jnd: the just-noticeable difference of the inputs: a number, one for each dimension, or a function
-            `jnd(points (batch_size, d)) -> (batch_size,)` that varies in space. Borders are followed in cells whose edges are no
-            longer than that.
+            `jnd(points (batch_size, d)) -> (batch_size,)` that varies in space, which is read at the boxes' centres. Borders are
+            followed in cells whose edges are no longer than that.
         budget: at most so many questions: first the coarse grid's, then between its points, then along the borders.
         coarse: how many cells each side has at first, one number or one for each dimension: what is smaller can be missed, see the
             guarantee above.
@@ -118,6 +118,7 @@ def realize(
     low, high, coarse = _check_box(domain, coarse)
     count = math.prod(coarse)
     check_batch_size("realize", batch_size)
+    check_budget("realize", budget)
     if budget is not None and budget < count:
         raise ValueError(
             f"realize: the coarse grid alone has {count} cells, more than the budget of {budget}: lower coarse={coarse}"
@@ -201,7 +202,7 @@ def _size_check(
         raise ValueError(f"realize: jnd has the shape {wanted.shape}, expected a number, {low.shape} or a function of points")
     if not (wanted > 0).all():
         raise ValueError(f"realize: jnd must be positive, got {jnd}")
-    levels = max(0, math.ceil(np.log2(edges(low, high, coarse, 0) / wanted).max() - 1e-6))
+    levels = math.ceil(np.log2(np.clip(edges(low, high, coarse, 0) / wanted, 1, 2.0**40)).max() - 1e-6)
     check_level(levels)
     return (lambda tree, nodes: tree.level[nodes] < levels), levels, True
 
@@ -219,7 +220,8 @@ def _check_box(domain: Any, coarse: Any) -> tuple[np.ndarray, np.ndarray, tuple[
             f"realize: {len(low)} dimensions are too many for a mesh, which has at most 4: go along points "
             "instead with jc.realize_along, or realize a few principal components"
         )
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
+    finite = np.isfinite(low).all() and np.isfinite(high).all()
+    if not (finite and (high > low).all() and (high - low <= np.finfo(np.float32).max).all()):
         raise ValueError(f"realize: domain needs finite low < high in every dimension, got {low.tolist()} and {high.tolist()}")
     sides = np.broadcast_to(np.asarray(coarse), low.shape) if np.ndim(coarse) == 0 else np.asarray(coarse)
     if sides.shape != low.shape or sides.dtype.kind not in "iu" or (sides < 1).any():

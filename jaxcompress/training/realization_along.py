@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
 from jaxcompress.analysis.neighbours import nearest
 from jaxcompress.checkpoint import record
-from jaxcompress.training.asking import Asker, Labelled, check_batch_size, check_domain, probabilities
+from jaxcompress.training.asking import Asker, Labelled, check_batch_size, check_budget, check_domain, probabilities
+from jaxcompress.training.charts import charts_around
 from jaxcompress.training.condensing import condensed
 from jaxcompress.training.edges import Asked, checked_at_midpoints, closeness, differ
 from jaxcompress.training.k_means import k_means, means
@@ -223,7 +221,7 @@ def realize_along(
         edges = np.stack([np.repeat(np.arange(count), neighbours), graph.ravel()], axis=1)
         edges = np.unique(np.sort(edges, axis=1), axis=0)
         if charts:
-            edges = np.concatenate([edges, _charts(asked, graph, distances, charts, directions, box, rng)])
+            edges = np.concatenate([edges, charts_around(asked, graph, distances, charts, directions, box, rng)])
         crossing = asked.differ(edges)
         border = asked.bisected(edges[crossing], near)
         halves, checked, hidden, bound = checked_at_midpoints(asked, edges[~crossing], confidence, tolerance, rng)
@@ -285,47 +283,6 @@ def random_points(domain: tuple[Any, Any], count: int, *, seed: int = 0, covaria
     return np.clip(drawn, low, high).astype(np.float32)
 
 
-def _charts(
-    asked: Asked,
-    graph: np.ndarray,
-    distances: np.ndarray,
-    rank: int,
-    directions: str,
-    box: tuple[np.ndarray, np.ndarray] | None,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Edges from each given point to both sides along the directions of its chart."""
-    given, block = asked.points, 1024
-    edges = []
-    for start in range(0, len(given), block):
-        rows = np.minimum(np.arange(start, start + block), len(given) - 1)
-        if directions == "principal":
-            along = np.asarray(_principal(given[graph[rows]] - given[rows, None], rank=rank))
-        else:
-            along = rng.normal(size=(block, rank, given.shape[1]))
-            along /= np.linalg.norm(along, axis=-1, keepdims=True)
-        steps = along * np.median(distances[rows], axis=1)[:, None, None]
-        ends = given[rows, None] + np.concatenate([steps, -steps], axis=1)
-        ends = (ends if box is None else np.clip(ends, *box)).astype(np.float32)[: len(given) - start]
-        moved = (ends != given[start : start + block, None]).any(2)
-        new = asked.ask(ends[moved])
-        edges.append(np.stack([start + np.nonzero(moved)[0][: len(new)], new], axis=1))
-    return np.concatenate(edges)
-
-
-@partial(jax.jit, static_argnames="rank")
-def _principal(differences: jax.Array, *, rank: int) -> jax.Array:
-    """(b, k, d) -> (b, rank, d): unit vectors along which differences are largest; zero where there are fewer."""
-    unit = jnp.max(jnp.abs(differences), axis=(1, 2), keepdims=True)
-    differences = differences / jnp.where(unit == 0, 1, unit)
-    gram = jnp.einsum("bkd,bld->bkl", differences, differences, precision="highest")
-    values, vectors = jnp.linalg.eigh(gram)
-    along = jnp.einsum("bkd,bkr->brd", differences, vectors[..., -rank:], precision="highest")
-    size = jnp.linalg.norm(along, axis=-1, keepdims=True)
-    real = values[:, -rank:, None] > 1e-5 * values[:, -1:, None]
-    return jnp.where(real, along / jnp.where(size == 0, 1, size), 0)
-
-
 def _check_points(points: Any) -> tuple[np.ndarray, np.ndarray]:
     """The different ones in float32, in the order in which they came, and the share of each."""
     given = np.asarray(points, np.float32)
@@ -355,6 +312,7 @@ def _check_options(
             f"{WHO}: charts must be a whole number from 0 {'on' if most is None else f'to {most}, the neighbours and dimensions'}, "
             f"got {charts}"
         )
+    check_budget(WHO, budget)
     if budget is not None and budget < count:
         raise ValueError(f"{WHO}: the {count} different points alone are more than the budget of {budget}: give fewer")
     if not (0 < confidence < 1 and 0 <= tolerance < 1):

@@ -219,8 +219,9 @@ Y = np.arange(40) % 2
 ZEROS = lambda inputs: np.zeros(len(inputs), int)
 REFUSED = [
     (lambda inputs: np.full(len(inputs), np.nan), {}, TypeError, "classify gave float64, expected integers"),
-    (lambda inputs: np.zeros((len(inputs), 2)), {}, ValueError, "expected .* one label each"),
-    (lambda inputs: np.zeros(3, int), {}, ValueError, "one label each"),
+    (lambda inputs: np.zeros((len(inputs), 2)), {}, TypeError, "expected integers: take the argmax"),
+    (lambda inputs: np.zeros((len(inputs), 2), int), {}, ValueError, r"shape \(1024, 2\) for 1024 points, expected \(1024,\)$"),
+    (lambda inputs: np.zeros(3, int), {}, ValueError, r"shape \(3,\) for 1024 points, expected \(1024,\)$"),
     (ZEROS, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
     (ZEROS, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
     (ZEROS, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),

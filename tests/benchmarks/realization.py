@@ -169,7 +169,7 @@ def pieces(classify: Any, d: int) -> dict[str, int]:
     count = missed = 0
     for each in np.unique(labels):
         numbered, _ = ndimage.label(labels == each)
-        inner = ndimage.binary_erosion(labels == each, np.ones((n // COARSE + 1,) * d))
+        inner = ndimage.binary_erosion(labels == each, np.ones((n // COARSE,) * d))
         large = np.unique(numbered[inner])
         count += len(large)
         missed += int(np.sum(np.asarray(ndimage.mean(same, numbered, large)) < 1))

@@ -396,12 +396,17 @@ ERRORS = {
     "a function too fine": (dict(domain=unit(1), jnd=lambda x: np.full(len(x), 1e-8)), ValueError, "float32"),
     "a function of another shape": (dict(jnd=lambda x: x), ValueError, "jnd gave an array of shape"),
     "a function below 0": (dict(jnd=lambda x: x[:, 0] - 0.5), ValueError, "positive everywhere"),
+    "jnd finer than any float": (dict(jnd=1e-25), ValueError, "float32"),
     "a small budget": (dict(budget=63), ValueError, "more than the budget of 63"),
+    "a budget of floats": (dict(budget=100.0), ValueError, r"budget must be a whole number of questions or None, got 100\.0"),
+    "as wide as float32": (dict(domain=([-3e38] * 2, [3e38] * 2), jnd=1e37), ValueError, "finite"),
     "coarse 0": (dict(coarse=0), ValueError, "coarse"),
     "coarse of another length": (dict(coarse=(2, 2, 2)), ValueError, "coarse"),
     "batch_size 0": (dict(batch_size=0), ValueError, "batch_size"),
     "soft of another shape": (dict(soft=lambda x: x[:, 0]), ValueError, "soft"),
     "soft NaN": (dict(soft=lambda x: x * np.nan), ValueError, "soft"),
+    "soft without classes": (dict(soft=lambda x: x[:, :0]), ValueError, "soft"),
+    "soft of two lengths": (dict(soft=lambda x: np.ones((len(x), 2 + (x[0, 0] < 0.5))), batch_size=1), ValueError, "classes after"),
 }
 
 
@@ -409,8 +414,43 @@ ERRORS = {
 def test_errors(name):
     options, kind, match = ERRORS[name]
     given = {"classify": ball, "domain": unit(2), "jnd": 0.05, "progress": False} | options
+    asked = []
+    classify = given.pop("classify")
     with pytest.raises(kind, match=match):
-        jc.realize(**given)
+        jc.realize(lambda x: asked.append(x) or classify(x), **given)
+    assert not asked or "classify" in options or "soft" in options or callable(given["jnd"])
+
+
+def test_an_infinite_jnd_gives_the_coarse_cells():
+    for jnd in (np.inf, (np.inf, 0.125)):
+        assert jc.realize(ball, unit(2), jnd, coarse=8, progress=False).queries == 64
+
+
+@pytest.mark.parametrize(
+    ("classify", "calls", "most"),
+    [
+        (lambda x: np.zeros(len(x), int), 1, 64),
+        (lambda x: np.int32((abs(x[:, 1] - 9 / 16) < 2 / 4096) & (x[:, 0] < 0.9)), 700, 16_000),
+        (lambda x: np.int32(np.hypot(x[:, 0] - 0.5, x[:, 1] - 0.5) < 0.35), 100, 20_000),
+    ],
+    ids=["one class", "band", "disc"],
+)
+def test_very_fine_borders_take_few_calls(classify, calls, most):
+    """Borders of 4,000 cells are followed from many places at once, and no coarser grid is asked anew."""
+    made = []
+    found = jc.realize(lambda x: made.append(len(x)) or classify(x), unit(2), 1 / 4096, coarse=8, progress=False)
+    assert len(made) <= calls
+    assert found.queries <= most
+    x = np.random.default_rng(0).uniform(size=(20_000, 2)).astype(np.float32)
+    centres = ((np.floor(x * 4096) + 0.5) / 4096).astype(np.float32)
+    np.testing.assert_array_equal(found.mesh(x), classify(centres))
+
+
+def test_points_that_are_no_numbers_have_the_same_cell_inside_jit():
+    mesh = realized(ball, 2).mesh
+    x = np.float32([[np.nan, 0.5], [0.5, np.nan], [np.inf, 0.5], [0.5, -np.inf]])
+    np.testing.assert_array_equal(jax.jit(mesh.cell)(x), mesh.cell(x))
+    assert mesh.cell(x).min() >= 0
 
 
 def test_points_of_another_dimension():

@@ -1,0 +1,127 @@
+"""Teaching sets: what is added is what the student of the set misses most; so chosen points teach more than random ones."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import log_softmax, xlogy
+
+import jaxcompress as jc
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(-1, 1, (1500, 2)).astype(np.float32)
+LABELS = ((np.sin(5 * X[:, 0]) > X[:, 1]) + 2 * (X[:, 0] ** 2 + X[:, 1] ** 2 < 0.2)).astype(int)
+HARD = np.asarray(jax.nn.one_hot(LABELS, 4))
+SOFT = 0.9 * HARD + 0.025
+
+
+def nearest(x, targets, seed):
+    """A student that remembers its points: logits fall with the distance to each class."""
+
+    def predict(inputs):
+        distance = ((inputs[:, None] - x) ** 2).sum(2)
+        own = [distance[:, targets.argmax(1) == each].min(1, initial=9.0) for each in range(targets.shape[1])]
+        return -30 * np.sqrt(np.stack(own, 1))
+
+    return predict
+
+
+def disagreement(indices, targets=HARD):
+    return np.mean(nearest(X[indices], targets[indices], 0)(X).argmax(1) != LABELS)
+
+
+@pytest.mark.parametrize("targets", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize(("size", "rounds"), [(60, 6), (61, 8), (7, 7), (40, 1)])
+def test_each_round_adds_what_its_student_misses_most(targets, size, rounds):
+    asked = []
+
+    def learn(x, t, seed):
+        asked.append(len(x))
+        return nearest(x, t, seed)
+
+    found = jc.teaching_set(learn, X, targets, size, rounds=rounds, batch_size=256, progress=False)
+    assert len(found) == size == len(set(found.indices.tolist()))
+    assert len(asked) == rounds - 1 == len(found.divergence) == len(found.agreement)
+    assert (np.diff(found.round) >= 0).all()
+    for each in range(1, rounds):
+        before, new = found.indices[found.round < each], found.indices[found.round == each]
+        assert asked[each - 1] == len(before)
+        assert abs(len(new) - size / rounds) <= size / rounds  # about equal parts
+        logits = nearest(X[before], targets[before], 0)(X)
+        apart = (xlogy(targets, targets) - targets * log_softmax(logits, axis=1)).sum(1)
+        assert found.divergence[each - 1] == pytest.approx(apart.mean(), rel=1e-4)
+        assert found.agreement[each - 1] == np.mean(logits.argmax(1) == LABELS)
+        left = np.setdiff1d(np.arange(len(X)), found.indices[found.round <= each])
+        assert apart[new].min() >= apart[left].max() - 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chosen_points_teach_more_than_random_ones(seed):
+    found = jc.teaching_set(nearest, X, HARD, 120, rounds=12, seed=seed, progress=False)
+    random = [disagreement(np.random.default_rng(each).permutation(len(X))[:120]) for each in range(20)]
+    assert disagreement(found.indices) < 0.6 * np.min(random)
+
+
+def test_start_is_kept_and_the_first_part_has_all_classes():
+    start = np.array([5, 3, 8])
+    found = jc.teaching_set(nearest, X, HARD, 30, start=start, progress=False)
+    np.testing.assert_array_equal(found.indices[:3], start)
+    first = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
+    np.testing.assert_array_equal(np.bincount(LABELS[first.indices[first.round == 0]]), [2, 2, 2, 2])
+    again = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False, batch_size=100)
+    np.testing.assert_array_equal(first.indices, again.indices)
+
+
+def test_all_points_and_images():
+    found = jc.teaching_set(nearest, X[:50], HARD[:50], 50, progress=False)
+    np.testing.assert_array_equal(np.sort(found.indices), np.arange(50))
+    assert re.fullmatch(
+        r"TeachingSet\(50 of 50 points in 8 rounds; students agree on \d+\.\d\d % to \d+\.\d\d % of all\)", repr(found)
+    )
+    one = jc.teaching_set(nearest, X[:50], HARD[:50], 9, rounds=1, progress=False)
+    assert repr(one) == "TeachingSet(9 of 50 points in 1 round)"
+    flat = lambda x, t, seed: lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
+    images = jc.teaching_set(flat, X[:50].reshape(-1, 1, 2), HARD[:50], 20, progress=False)
+    np.testing.assert_array_equal(images.indices, jc.teaching_set(nearest, X[:50], HARD[:50], 20, progress=False).indices)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(targets=LABELS), r"got \(1500,\) for 1500 points: for integer labels give jax\.nn\.one_hot"),
+        (dict(targets=HARD[:9]), r"got \(9, 4\) for 1500 points"),
+        (dict(targets=HARD[:, :1]), "2 classes at least"),
+        (dict(targets=np.log(SOFT)), "sum to 1, got rows that do not: take a softmax"),
+        (dict(targets=np.full_like(SOFT, np.nan)), "sum to 1"),
+        (dict(x=X[:0], targets=HARD[:0]), "n points from 1 on"),
+        (dict(size=1501), "expected 1 <= rounds <= size <= 1500"),
+        (dict(size=4), "got rounds=8, size=4"),
+        (dict(rounds=0), "got rounds=0, size=40"),
+        (dict(rounds=2.5), "got rounds=2.5"),
+        (dict(start=[0.5]), "start must be the indices of 1 to 40 points, got float64"),
+        (dict(start=np.arange(41)), "indices of 1 to 40 points"),
+        (dict(start=[1, 1]), "different indices of 1500 points"),
+        (dict(start=[-1]), "different indices of 1500 points"),
+        (dict(batch_size=0), "batch_size must be a whole number from 1 on"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(given, message):
+    def learn(x, targets, seed):
+        raise AssertionError("was called")
+
+    with pytest.raises(ValueError, match=message):
+        jc.teaching_set(learn, **(dict(x=X, targets=HARD, size=40, progress=False) | given))
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (lambda x: np.zeros(len(x)), r"predict gave \(4096,\) for 4096 points, expected logits \(4096, 4\)"),
+        (lambda x: np.zeros((len(x), 3)), r"expected logits \(4096, 4\)"),
+        (lambda x: np.full((len(x), 4), np.inf), "not finite: the student diverged"),
+    ],
+)
+def test_students_that_are_none(logits, message):
+    with pytest.raises(ValueError, match=message):
+        jc.teaching_set(lambda x, targets, seed: logits, X, HARD, 40, progress=False)
