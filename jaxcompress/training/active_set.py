@@ -150,7 +150,7 @@ def active_set(
         >>> jc.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
         ActiveSet(141 of 1,000 examples have margins up to 0.5; accuracy 1.0000)
     """
-    if not (isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and 0 < tolerance < math.inf):
+    if isinstance(tolerance, bool) or not (isinstance(tolerance, int | float | np.number) and 0 < tolerance < math.inf):
         raise ValueError(f"active_set: tolerance must be a positive number, how far logits are expected to move; got {tolerance!r}")
     if not (isinstance(data, tuple | list) and len(data) == 2):
         raise ValueError(f"active_set: data are (x, y), with y None where labels are unknown; got {type(data).__name__}")

@@ -30,6 +30,7 @@ from jaxcompress.analysis.expected_answers import right_chances
 from jaxcompress.analysis.margins import is_right, logits_of, signed_margins, total_bounds
 from jaxcompress.networks.axes import Table
 from jaxcompress.training.active_set import ActiveSet
+from jaxcompress.training.asking import check_batch_size
 
 UNEXPECTED = 0.004
 """The share that is thought to be overturned whatever the margin: it sends some evaluations everywhere."""
@@ -47,8 +48,10 @@ class Judged:
 
     Attributes:
         name: its name.
-        accuracy: the estimate that ranks: what is expected of the examples unseen, at most two errors from the unbiased one.
-        unbiased: the estimate that is unbiased over the seeds of the active set, whatever the compaction does.
+        accuracy: the estimate that ranks: what is expected of the examples unseen, at most two errors from the unbiased one, and
+            within the bounds.
+        unbiased: the estimate that is unbiased over the seeds of the active set, whatever the compaction does. To be so, it may
+            leave [0, 1].
         error: about the standard error of the unbiased one; the other is often nearer.
         certain: bounds that hold always: what was not seen, and is not certified, may be all right or all wrong.
         confident: bounds that hold for all compactions at once with the confidence of the `Judgement`, whatever these are.
@@ -151,6 +154,7 @@ def evaluate_compactions(
         ['0.1', '0.2', '0.4']
     """
     certified = dict(certified or {})
+    check_batch_size("evaluate_compactions", batch_size)
     check(candidates, active, evaluations, confidence, certified)
     budget = math.ceil(evaluations * len(active) - 1e-9)
     strata = active.strata
@@ -165,9 +169,13 @@ def evaluate_compactions(
     run = jax.jit(active.net)
     size = min(batch_size, len(active))
     runs = {name: Seen(name, as_function(run, each), active, size, certified.get(name)) for name, each in candidates.items()}
+    shared = divided(first, strata, need(active, strata, active.tolerance), 0)
     with tqdm(total=len(candidates) * budget, desc="compactions", disable=not progress, leave=False) as bar:
-        for name, seen in runs.items():
-            seen.look(pools[name], divided(first, pools[name], need(active, pools[name], active.tolerance), 0), bar)
+        for name, seen in runs.items():  # nobody reads what another draws later, since what one reads decides how much
+            heads = [
+                part[:count][~safe(active, certified.get(name))[part[:count]]] for part, count in zip(strata, shared, strict=True)
+            ]
+            seen.look(heads, np.array([len(head) for head in heads]), bar)
         worth = np.array([need(active, pools[name], seen.movement).sum() for name, seen in runs.items()])
         left = [np.array([len(part) for part in seen.unseen(pools[name])]) for name, seen in runs.items()]
         least, most = np.array([[np.minimum(2, each).sum(), each.sum()] for each in left]).T
@@ -187,7 +195,7 @@ class Seen:
         self.index = np.array([], np.int64)
         self.right = np.array([], bool)
         self.logits = active.logits[:0]
-        self.movement, self.prior = 0.0, active.tolerance
+        self.movement = self.prior = active.tolerance
         self.last: list[np.ndarray] = []
 
     def unseen(self, pool: list[np.ndarray]) -> list[np.ndarray]:
@@ -229,9 +237,15 @@ class Seen:
     def expected(self, without: np.ndarray) -> np.ndarray:
         """How likely each example of all is right, from what was seen without a part; the original's answers where nothing fits."""
         keep = ~np.isin(self.index, without)
-        if not keep.any() or not np.isfinite(self.logits).all():
+        if not keep.any():
             return self.active.right.astype(float)
-        return right_chances(self.active.features, self.active.logits, self.active.labels, self.index[keep], self.logits[keep])
+        index, logits = self.index[keep], self.logits[keep]
+        finite = np.isfinite(logits).all(1)  # of those kept alone: what is left out must decide nothing
+        chance = np.full(len(self.active), np.mean(self.right[keep] & ~finite))
+        if finite.any():
+            given = self.active.features, self.active.logits, self.active.labels
+            chance += finite.mean() * right_chances(*given, index[finite], logits[finite])
+        return chance
 
     def judged(self, pool: list[np.ndarray], risk: float) -> Judged:
         """The estimates and their bounds; the last look is a simple random sample of what was unseen in each stratum before it."""
@@ -333,10 +347,10 @@ def check(candidates: Any, active: Any, evaluations: Any, confidence: Any, certi
     if not isinstance(candidates, Mapping) or not candidates:
         raise ValueError(f"{who}: candidates are a mapping from names to parameters or functions, with one at least")
     for name, value in (("evaluations", evaluations), ("confidence", confidence)):
-        if not (isinstance(value, int | float) and 0 < value <= 1):
+        if isinstance(value, bool) or not (isinstance(value, int | float | np.number) and 0 < value <= 1):
             raise ValueError(f"{who}: {name} must be in (0, 1], got {value!r}")
     if confidence == 1:
         raise ValueError(f"{who}: a confidence of 1 are the bounds named certain; give less, such as 0.95")
     for name, bound in certified.items():
-        if name not in candidates or not bound >= 0:
+        if name not in candidates or not (isinstance(bound, int | float | np.number) and bound >= 0):
             raise ValueError(f"{who}: certified has {bound!r} for {name!r}; expected a candidate's name and a bound from 0 on")

@@ -42,8 +42,8 @@ def budget(total: float, *, of: str = "numbers", metric: Any = None) -> Budget:
         total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met within 2 %.
         of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each counting one.
         metric: what chooses among up to four plans of this total: a function of the small parameters to a number, the more the
-            better, or a `jc.active_set`, which sees a twentieth of its examples of each. On data that judge nothing later. None
-            takes the least sum of predicted errors. `.plan(...).scores` are what it gave.
+            better, or a `jc.active_set`, which sees a twentieth of its examples a plan on average. On data that judge nothing
+            later. None takes the least sum of predicted errors. `.plan(...).scores` are what it gave.
 
     Returns:
         A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)` prints what it gives. Errors
@@ -198,9 +198,14 @@ def joint(parts: Sequence[Items], before: float) -> Items:
 def scored(metric: Any, candidates: Mapping[str, Any]) -> dict[str, float]:
     """What a metric, or an active set, gives to parameters by name."""
     judge = getattr(metric, "accuracies", None)
-    found = judge(candidates) if judge else {name: metric(small) for name, small in candidates.items()}
+    try:
+        found = judge(candidates) if judge else {name: metric(small) for name, small in candidates.items()}
+    except Exception as error:
+        error.add_note(f"in the metric of a budget, {metric!r}: it must take the small parameters of this transform's network")
+        raise
     for name, score in found.items():
-        if np.ndim(score) or not np.isfinite(np.asarray(score, float)):
+        kind = np.asarray(score)
+        if kind.ndim or kind.dtype.kind in "OSUc" or not np.isfinite(float(score)):
             raise ValueError(
                 f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, the more the better"
             )

@@ -130,6 +130,30 @@ def test_estimates_are_unbiased(expect, monkeypatch):
         assert (np.abs(accuracy - each) <= 2 * error + 1e-9).all(), name
 
 
+def test_what_is_no_number_is_expected_to_be_wrong():
+    """Never right where it is NaN on what was seen; where that is in part, the rest is expected as ever."""
+    found = judge({name: ADVERSARIES[name] for name in ("NaN", "infinite", "NaN far away")})
+    assert found["NaN"].accuracy < 0.01
+    assert found["NaN far away"].accuracy == pytest.approx(TRUTH["NaN far away"], abs=0.06)
+
+
+def test_the_first_look_is_the_same_for_all_but_for_what_is_certified():
+    """So that none has read what another will be given by how much that one moves."""
+    first = {}
+
+    def recorded(name, candidate):
+        def run(x):
+            first.setdefault(name, {row.tobytes() for row in np.asarray(x)})
+            return NET(candidate, x)
+
+        return run
+
+    candidates = {name: recorded(name, noise(0.01)) for name in ("free", "certified", "also free")}
+    judge(candidates, certified={"certified": 1.0})
+    assert first["free"] == first["also free"]
+    assert first["certified"] < first["free"]
+
+
 def test_what_is_expected_brings_accuracies_nearer():
     """By a quarter of the squared error at least, over usable compactions; what the original alone expects does not."""
     usable = {name: each for name, each in COMPACTIONS.items() if 0.8 < TRUTH[name] < TRUTH["noise 0.0"]}
@@ -276,6 +300,9 @@ def test_refusals():
     for options, why in (
         ({"candidates": {}}, "one at least"),
         ({"evaluations": 0}, r"must be in \(0, 1\]"),
+        ({"evaluations": True}, r"must be in \(0, 1\]"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"certified": {"NaN": "1"}}, "a bound from 0 on"),
         ({"confidence": 1.0}, "named certain"),
         ({"evaluations": 0.001}, "raise evaluations to"),
         ({"certified": {"none": 1.0}}, "expected a candidate's name"),

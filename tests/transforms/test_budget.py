@@ -335,6 +335,9 @@ def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
     with pytest.raises(TypeError, match=r"a function of parameters to a number, or a jc\.active_set; got float"):
         jc.budget(0.5, metric=0.9)
-    for value in (float("nan"), np.ones(2)):
+    for value in (float("nan"), np.ones(2), "a", 1j, None):
         with pytest.raises(ValueError, match="expected a finite number"):
             jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small, value=value: value))(params, moments)
+    with pytest.raises(KeyError, match="another") as raised:
+        jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small: small["another"]))(params, moments)
+    assert "in the metric of a budget" in "".join(raised.value.__notes__)
