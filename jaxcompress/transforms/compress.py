@@ -35,7 +35,7 @@ def compress(
         apply: `apply(params, *inputs)`, pure, of any framework.
         params: trained parameters.
         batches: a list of batches of inputs; a batch is an array or the tuple of `apply`'s inputs.
-        keep: the fraction of all numbers to keep, in (0, 1].
+        keep: the fraction of all numbers to keep, in (0, 1], or a `jc.budget` of them, which takes a metric.
         inputs, mask, sample: as for `net.calibrate`.
         state: as for `jc.trace`.
         progress: show progress bars.

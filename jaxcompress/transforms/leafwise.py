@@ -23,7 +23,7 @@ from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
 from jaxcompress.arrays.projection import weigh
 from jaxcompress.networks.moments import Moments
 from jaxcompress.transforms.allocation import Counts
-from jaxcompress.transforms.base import Scope, Transform, called, map_leaves, moments_by_name
+from jaxcompress.transforms.base import Scope, Transform, called, check_tree, map_leaves, moments_by_name
 from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
@@ -91,6 +91,7 @@ class LeafTransform(Transform):
         """
         if not isinstance(self.keep, Budget):
             raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
+        check_tree(params)
         small = lambda plan: self.divided(plan)(params, moments)
         return plan_for(self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)), small)
 

@@ -27,6 +27,7 @@ from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.allocation import AxisCounts
 from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
 from jaxcompress.transforms.axiswise import AxisTransform, Work
+from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
@@ -65,6 +66,7 @@ class RotateAndPrune(AxisTransform):
         """
         if not self.planned:
             raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
+        check_tree(params)
         before = float(stored_numbers(params))
         items, empty = self._items(params, moments)
         if self.energy is None:

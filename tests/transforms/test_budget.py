@@ -341,3 +341,10 @@ def test_metrics_that_are_none():
     with pytest.raises(KeyError, match="another") as raised:
         jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small: small["another"]))(params, moments)
     assert "in the metric of a budget" in "".join(raised.value.__notes__)
+
+
+def test_plans_are_made_outside_of_jit():
+    net, params, _, moments = trained_mlp()
+    for shrink in (jc.rotate_and_prune(net, jc.budget(0.5)), jc.factored(jc.budget(0.5))):
+        with pytest.raises(TypeError, match=r"call it outside jax\.jit"):
+            jax.jit(lambda params, shrink=shrink: shrink.plan(params, moments).error)(params)
