@@ -22,6 +22,7 @@ used only where the column says so.
     matched            the medoids, moved by jc.match_distribution: features are the student's hidden layer before training
     taught             jc.teaching_set: real images drawn where seven students, one after the other, differ from the teacher; their
                        seeds are not those of the students that are judged
+    taught by others   the same, but the seven are dense, 784-100-10: does a set serve another kind of student?
     without data       realized, along smooth Gaussian images in the box of pixels: what is known is the bounds of the inputs, and
                        that near pixels are alike
     all data           all real images; also with eight times the steps, which is what seven students for choosing and one cost
@@ -38,7 +39,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ import optax
 from cells import finished, read
 from distillation import shifted, split, wrong
 from fashion import cache_folder
-from hashednets import GRID, fresh, logits, one_cycle, partly_hidden
+from hashednets import GRID, dense_params, fresh, logits, one_cycle, partly_hidden
 
 import jaxcompress as jc
 from jaxcompress.training.realization_along import random_points
@@ -64,14 +65,28 @@ SIZES = {"10 a class": lambda count: 10, "50 a class": lambda count: 50, "5 %": 
 """Points a class, of so many images."""
 ROUNDS = 8
 PARTS = ("random", "herding", "margin", "random, margin", "mixup", "moved", "Gaussian", "noise")
-OURS = ("realized", "realized, weights", "medoids", "border", "medoids, margin", "matched", "taught", "without data")
+OURS = (
+    "realized",
+    "realized, weights",
+    "medoids",
+    "border",
+    "medoids, margin",
+    "matched",
+    "taught",
+    "taught by others",
+    "without data",
+)
 ALL, LONGER, TARGETS = "all data", "all data, 8 x steps", ("hard", "soft")
 COLUMNS = (*PARTS, *OURS, ALL, LONGER)
 
 
-def windows(seed: int, channels: int) -> Any:
+def windows(seed: int, channels: int = CHANNELS) -> Any:
     """A network with a window of 9 x 9 moved by 2, and a dense layer."""
     return fresh(seed, jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (784, 100 * channels, 10))
+
+
+def dense(seed: int) -> Any:
+    return dense_params(jax.random.key(seed), (784, 100, 10))
 
 
 @cache
@@ -180,8 +195,10 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     if column in ("random", "moved"):
         chosen = x[per_class_random(labels, m, rng)]
         return (chosen, None, len(x)) if column == "random" else (moved(validate, chosen), None, len(x) + 10 * n)
-    if column == "taught":
-        found = jc.teaching_set(learn, x, np.asarray(jax.nn.softmax(z / TEMPERATURE)), n, rounds=ROUNDS, seed=100 + seed)
+    if column.startswith("taught"):
+        given: dict[str, Any] = dict(rounds=ROUNDS, seed=100 + seed)
+        learns = partial(learn, begin=windows if column == "taught" else dense)
+        found = jc.teaching_set(learns, x, np.asarray(jax.nn.softmax(z / TEMPERATURE)), n, **given)
         return x[found.indices], None, len(x)
     if column == "herding":
         mine = [np.flatnonzero(labels == each) for each in range(10)]
@@ -226,7 +243,7 @@ def coarsened(validate: bool, count: int | None, data: bool, m: int, members: bo
 @cache
 def hidden() -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The hidden layer of a student before training, for images that are all moved by the same up to two pixels."""
-    form = windows(0, CHANNELS)["0"]["kernel"]
+    form = windows(0)["0"]["kernel"]
 
     def features(key: jax.Array, x: jax.Array) -> jax.Array:
         weights, moving = jax.random.split(key)
@@ -254,25 +271,26 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     temperature = TEMPERATURE if key["targets"] == "soft" else 1.0
     goal = np.asarray(jax.nn.softmax(z / temperature) if key["targets"] == "soft" else jax.nn.one_hot(z.argmax(1), 10))
     steps = STEPS * ROUNDS if key["column"] == LONGER else STEPS
-    params = student(x, goal, weights, key["seed"], temperature, steps, f"{key['column']}, {key['size']}")
+    begun = windows(key["seed"])
+    params = student(begun, x, goal, weights, key["seed"], temperature, steps, f"{key['column']}, {key['size']}")
     judge = split(validate)[1]
     row = {"wrong": wrong(params, judge), "teacher": wrong(teacher(validate), judge)}
     return row | {"points": len(x), "classes": len(np.unique(z.argmax(1))), "queries": int(queries)}
 
 
 def student(
-    x: np.ndarray, goal: np.ndarray, weights: np.ndarray, seed: int, temperature: float, steps: int, description: str
+    params: Any, x: np.ndarray, goal: np.ndarray, weights: np.ndarray, seed: int, temperature: float, steps: int, description: str
 ) -> Any:
     """The parameters of one that is trained on these points."""
     return jc.fit(
-        loss_at(temperature), windows(seed, CHANNELS), (x, goal, weights), optimizer=one_cycle(RATE, steps), steps=steps,
+        loss_at(temperature), params, (x, goal, weights), optimizer=one_cycle(RATE, steps), steps=steps,
         batch_size=min(BATCH, len(x)), seed=seed, description=description,
     ).params  # fmt: skip
 
 
-def learn(x: np.ndarray, goal: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def learn(x: np.ndarray, goal: np.ndarray, seed: int, begin: Callable[[int], Any]) -> Callable[[np.ndarray], np.ndarray]:
     """A student for `jc.teaching_set`."""
-    params = student(x, goal, np.ones(len(x), np.float32), seed, TEMPERATURE, STEPS, f"{len(x):,} points")
+    params = student(begin(seed), x, goal, np.ones(len(x), np.float32), seed, TEMPERATURE, STEPS, f"{len(x):,} points")
     return lambda x: np.asarray(said(params, x)) / TEMPERATURE
 
 
