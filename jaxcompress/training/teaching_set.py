@@ -22,6 +22,7 @@ import numpy as np
 from scipy.special import log_softmax, xlogy
 from tqdm.auto import tqdm
 
+from jaxcompress.checkpoint import record
 from jaxcompress.training.asking import check_batch_size
 from jaxcompress.training.batches import in_batches
 
@@ -33,6 +34,7 @@ Predict = Callable[[np.ndarray], Any]
 """`predict(x (batch_size, ...)) -> logits (batch_size, classes)`."""
 
 
+@record
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeachingSet:
     """The points that were chosen, in the order in which they came.

@@ -1,5 +1,6 @@
 """Teaching sets: what is added is drawn where the student of the set differs; so chosen points teach more than random ones."""
 
+import dataclasses
 import re
 
 import jax
@@ -91,6 +92,15 @@ def test_start_is_kept_and_the_first_part_has_all_classes():
     np.testing.assert_array_equal(np.bincount(LABELS[first.indices[first.round == 0]]), [2, 2, 2, 2])
     again = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False, batch_size=100)
     np.testing.assert_array_equal(first.indices, again.indices)
+
+
+def test_it_comes_back_from_a_file(tmp_path):
+    found = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
+    jc.save(tmp_path / "set.safetensors", {"chosen": found})
+    again = jc.load(tmp_path / "set.safetensors")["chosen"]
+    assert repr(again) == repr(found)
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
 
 
 def test_all_points_and_images():
