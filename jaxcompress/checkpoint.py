@@ -1,8 +1,9 @@
 """One file for a tree of parameters: safetensors, with the tree's structure as JSON beside the tensors.
 
-Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.realize`, `jc.realize_along` and `jc.teaching_set` give
-come back by themselves, to the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`, a
-tree of the same structure. No pickle, no code runs on loading. A file holds the stored numbers and a header of a few hundred bytes a leaf.
+Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.realize`, `jc.realize_along` and `jc.teaching_set`
+give come back by themselves, to the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`,
+a tree of the same structure. No pickle, no code runs on loading. A file holds the stored numbers and a header of a few hundred
+bytes a leaf.
 
 Source: the safetensors format.
 """
