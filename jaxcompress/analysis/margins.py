@@ -25,16 +25,23 @@ WEIGHT = 10.0
 """Of what is expected of a stratum, in examples: more makes the bounds narrower where it is right and wider where it is not."""
 
 
-def logits_of(who: str, apply: Callable[[Any], Any], x: Any, index: np.ndarray, batch_size: int, bar: Any = None) -> np.ndarray:
+def logits_of(
+    who: str,
+    apply: Callable[[Any], Any],
+    x: Any,
+    index: np.ndarray,
+    batch_size: int,
+    bar: Any = None,
+    *,
+    classes: int | None = None,
+) -> np.ndarray:
     """What a function gives for some examples, (len(index), classes) in float64, in batches of one size, the last filled up."""
+    expected = f"({batch_size}, classes), of two classes at least" if classes is None else f"({batch_size}, {classes})"
 
     def checked(rows: np.ndarray) -> np.ndarray:
         batch = np.asarray(apply(x[rows]), np.float64)
-        if batch.ndim != 2 or len(batch) != batch_size or batch.shape[1] < 2:
-            raise ValueError(
-                f"{who} gave an array of shape {batch.shape} for {batch_size} examples: expected logits ({batch_size}, classes), "
-                "of two classes at least"
-            )
+        if batch.ndim != 2 or len(batch) != batch_size or batch.shape[1] < 2 or classes not in (None, batch.shape[1]):
+            raise ValueError(f"{who} gave an array of shape {batch.shape} for {batch_size} examples: expected logits {expected}")
         return batch
 
     return in_batches(checked, index, batch_size, bar)

@@ -97,7 +97,7 @@ def checked_labels(who: str, found: Any, count: int, *, tuples: bool = True) -> 
     if not np.issubdtype(labels.dtype, np.integer):
         hint = "; integers beyond 64 bits are given as tuples (n, k)" if tuples and labels.dtype == object else ": take the argmax"
         raise TypeError(f"{who}: classify gave {labels.dtype}, expected integers{hint}")
-    if len(labels.shape) not in (1, 1 + tuples) or labels.shape[0] != count or 0 in labels.shape[1:]:
+    if labels.ndim not in ((1, 2) if tuples else (1,)) or len(labels) != count or 0 in labels.shape[1:]:
         expected = f"({count},)" + f" or ({count}, k)" * tuples
         raise ValueError(f"{who}: classify gave labels of shape {labels.shape} for {count} points, expected {expected}")
     return labels

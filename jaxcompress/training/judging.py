@@ -158,7 +158,8 @@ def evaluate_compactions(
     check(candidates, active, evaluations, confidence, certified)
     budget = math.ceil(evaluations * len(active) - 1e-9)
     strata = active.strata
-    pools = {name: [part[~safe(active, certified.get(name))[part]] for part in strata] for name in candidates}
+    known = {name: safe(active, certified.get(name)) for name in candidates}
+    pools = {name: [part[~known[name][part]] for part in strata] for name in candidates}
     first = min(max(round(FIRST * budget), FEWEST), budget)
     needed = first + 2 * len(strata)
     if budget < min(needed, len(active)):
@@ -172,9 +173,8 @@ def evaluate_compactions(
     shared = divided(first, strata, need(active, strata, active.tolerance), 0)
     with tqdm(total=len(candidates) * budget, desc="compactions", disable=not progress, leave=False) as bar:
         for name, seen in runs.items():  # nobody reads what another draws later, since what one reads decides how much
-            heads = [
-                part[:count][~safe(active, certified.get(name))[part[:count]]] for part, count in zip(strata, shared, strict=True)
-            ]
+            heads = [part[:count] for part, count in zip(strata, shared, strict=True)]
+            heads = [head[~known[name][head]] for head in heads]
             seen.look(heads, np.array([len(head) for head in heads]), bar)
         worth = np.array([need(active, pools[name], seen.movement).sum() for name, seen in runs.items()])
         left = [np.array([len(part) for part in seen.unseen(pools[name])]) for name, seen in runs.items()]
@@ -205,7 +205,7 @@ class Seen:
 
     def look(self, pool: list[np.ndarray], counts: np.ndarray, bar: Any) -> None:
         """Evaluate the first ones of each stratum."""
-        self.prior = self.movement if len(self.index) else self.prior  # known before this look
+        self.prior = self.movement  # known before this look
         before, self.last = len(self.index), [part[:count] for part, count in zip(pool, counts, strict=True)]
         index = np.concatenate([*self.last, np.array([], np.int64)])
         if not len(index):

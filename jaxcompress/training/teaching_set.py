@@ -22,9 +22,9 @@ import numpy as np
 from scipy.special import log_softmax, xlogy
 from tqdm.auto import tqdm
 
+from jaxcompress.analysis.margins import logits_of
 from jaxcompress.checkpoint import record
 from jaxcompress.training.asking import check_batch_size
-from jaxcompress.training.batches import in_batches
 
 WHO = "teaching_set"
 POWER = 2
@@ -120,11 +120,13 @@ def teaching_set(
     rng = np.random.default_rng(seed)
     chosen = _first(targets, size // rounds, rng) if start is None else _start(start, len(x), size)
     sizes = np.linspace(len(chosen), size, rounds).astype(int)
-    when, divergence, agreement = np.zeros(len(chosen), np.int32), [], []
+    when, divergence, agreement, everything = np.zeros(len(chosen), np.int32), [], [], np.arange(len(x))
     with tqdm(total=len(x) * (rounds - 1), desc=WHO, unit=" points", disable=not progress, leave=False) as bar:
         for each, wanted in enumerate(sizes[1:], 1):
             predict = learn(x[chosen], targets[chosen], seed)
-            logits = in_batches(lambda batch, predict=predict: _checked(predict, batch, targets.shape[1]), x, batch_size, bar)
+            logits = logits_of(f"{WHO}: predict", predict, x, everything, batch_size, bar, classes=targets.shape[1])
+            if not np.isfinite(logits).all():
+                raise ValueError(f"{WHO}: predict gave logits that are not finite: the student diverged")
             apart = _divergence(targets, logits)
             divergence.append(float(apart.mean()))
             agreement.append(float(np.mean(logits.argmax(1) == targets.argmax(1))))
@@ -138,7 +140,7 @@ def teaching_set(
 
 def _divergence(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """(n,), in nats: how far each row of logits is from its target."""
-    return np.sum(xlogy(targets, targets) - targets * log_softmax(logits.astype(np.float64), axis=1), axis=1)
+    return np.sum(xlogy(targets, targets) - targets * log_softmax(logits, axis=1), axis=1)
 
 
 def _first(targets: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -169,12 +171,3 @@ def _check_targets(targets: np.ndarray, count: int) -> None:
         )
     if not ((targets >= 0).all() and np.allclose(targets.sum(1), 1, atol=1e-3)):  # nor are numbers that are not finite
         raise ValueError(f"{WHO}: targets must be probabilities that sum to 1, got rows that do not: take a softmax of logits")
-
-
-def _checked(predict: Predict, x: np.ndarray, classes: int) -> np.ndarray:
-    logits = np.asarray(predict(x))
-    if logits.shape != (len(x), classes):
-        raise ValueError(f"{WHO}: predict gave {logits.shape} for {len(x)} points, expected logits ({len(x)}, {classes})")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{WHO}: predict gave logits that are not finite: the student diverged")
-    return logits

@@ -204,8 +204,8 @@ def scored(metric: Any, candidates: Mapping[str, Any]) -> dict[str, float]:
         error.add_note(f"in the metric of a budget, {metric!r}: it must take the small parameters of this transform's network")
         raise
     for name, score in found.items():
-        kind = np.asarray(score)
-        if kind.ndim or kind.dtype.kind in "OSUc" or not np.isfinite(float(score)):
+        value = np.asarray(score)
+        if value.ndim or value.dtype.kind in "OSUc" or not np.isfinite(float(score)):
             raise ValueError(
                 f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, the more the better"
             )
