@@ -7,40 +7,52 @@ See README.md for a tour.
 """
 
 from jaxcompress.analysis import plots
-from jaxcompress.analysis.errors import explain_errors
 from jaxcompress.analysis.frontier import Frontier, frontier
-from jaxcompress.analysis.functions import WeightFunction, weight_functions
-from jaxcompress.analysis.gradients import Curvature, GradientStatistics, curvature, gradient_statistics
 from jaxcompress.analysis.report import Report, report
-from jaxcompress.analysis.verdicts import ErrorReport, Verdict
+from jaxcompress.analysis.weight_functions import WeightFunction, weight_functions
 from jaxcompress.arrays.atoms import DesignedAtoms
-from jaxcompress.arrays.base import CompactArray, compact_array, materialize, matmul, static, stored_numbers
+from jaxcompress.arrays.base import (
+    CompactArray,
+    compact_array,
+    materialize,
+    matmul,
+    static,
+    stored_numbers,
+)
 from jaxcompress.arrays.clustered import ClusteredArray
-from jaxcompress.arrays.convolved import ConvolvedArray, as_function
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.spline import ConvolvedArray, as_function
 from jaxcompress.arrays.tie import tie
 from jaxcompress.arrays.toeplitz import ToeplitzArray
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.checkpoint import load, save
-from jaxcompress.networks.moments import Moments
+from jaxcompress.classifiers.active_set import ActiveSet, active_set
+from jaxcompress.classifiers.distribution_matching import match_distribution
+from jaxcompress.classifiers.errors import explain_errors
+from jaxcompress.classifiers.exact_fit import ExactFit, fit_exactly
+from jaxcompress.classifiers.mesh import MeshClassifier
+from jaxcompress.classifiers.ranking import Judgement, evaluate_compactions
+from jaxcompress.classifiers.realization import Realized, realize
+from jaxcompress.classifiers.realization_along import RealizedAlong, realize_along
+from jaxcompress.classifiers.teaching_set import TeachingSet, teaching_set
+from jaxcompress.classifiers.verdicts import ErrorReport, Verdict
+from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network, trace
-from jaxcompress.training.active_set import ActiveSet, active_set
 from jaxcompress.training.any_resolution import at_any_resolution
 from jaxcompress.training.distillation import distillation, outputs
-from jaxcompress.training.distribution_matching import match_distribution
-from jaxcompress.training.exact import ExactFit, fit_exactly
 from jaxcompress.training.fit import FitState, cross_entropy, fit
-from jaxcompress.training.judging import Judgement, evaluate_compactions
-from jaxcompress.training.mesh import MeshClassifier
+from jaxcompress.training.gradients import (
+    Curvature,
+    GradientStatistics,
+    curvature,
+    gradient_statistics,
+)
 from jaxcompress.training.multigrid import MultigridState, multigrid
-from jaxcompress.training.realization import Realized, realize
-from jaxcompress.training.realization_along import RealizedAlong, realize_along
 from jaxcompress.training.smoothing import add_variation, variation
-from jaxcompress.training.teaching_set import TeachingSet, teaching_set
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Plan, budget
 from jaxcompress.transforms.combinators import at, chain, identity, partition
@@ -49,12 +61,12 @@ from jaxcompress.transforms.forms import clustered, convolved, factored, hashed,
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
-from jaxcompress.transforms.order import order, smoothness
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
+from jaxcompress.transforms.seriation import order, smoothness
 from jaxcompress.transforms.together import together
 from jaxcompress.transforms.vocabulary import vocabulary
 

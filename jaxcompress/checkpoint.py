@@ -24,7 +24,13 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from jaxcompress.arrays.base import CompactArray, decode_static, encode_static, is_compact, registered
+from jaxcompress.arrays.base import (
+    CompactArray,
+    decode_static,
+    encode_static,
+    is_compact,
+    registered,
+)
 from jaxcompress.arrays.paths import join, leaf_name
 
 FORMAT = "jaxcompress 1"
@@ -32,8 +38,21 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    **{name: np.dtype(kind) for name, kind in (("BOOL", "?"), ("F16", "f2"), ("F32", "f4"), ("F64", "f8"), ("C64", "c8"))},
-    **{f"{sign}{8 * size}": np.dtype(f"{sign.lower()}{size}") for sign in "IU" for size in (1, 2, 4, 8)},
+    **{
+        name: np.dtype(kind)
+        for name, kind in (
+            ("BOOL", "?"),
+            ("F16", "f2"),
+            ("F32", "f4"),
+            ("F64", "f8"),
+            ("C64", "c8"),
+        )
+    },
+    **{
+        f"{sign}{8 * size}": np.dtype(f"{sign.lower()}{size}")
+        for sign in "IU"
+        for size in (1, 2, 4, 8)
+    },
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -76,7 +95,12 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_whole)[0]:
         leaves.append([leaf_name(keys), _encode(leaf, leaf_name(keys), tensors)])
     counter = iter(range(len(leaves)))
-    structure = {"format": FORMAT, "tree": _skeleton(params, counter, ""), "leaves": leaves, "sha256": _digest(tensors)}
+    structure = {
+        "format": FORMAT,
+        "tree": _skeleton(params, counter, ""),
+        "leaves": leaves,
+        "sha256": _digest(tensors),
+    }
     data = safetensors.numpy.save(tensors, {"jaxcompress": json.dumps(structure)})
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -109,7 +133,9 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     data = Path(path).read_bytes()
     try:
         tensors = {
-            name: np.frombuffer(bytes(entry["data"]), DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            name: np.frombuffer(bytes(entry["data"]), DTYPES[entry["dtype"]]).reshape(
+                entry["shape"]
+            )
             for name, entry in safetensors.deserialize(data)
         }
         size = int.from_bytes(data[:8], "little")
@@ -117,9 +143,13 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     except KeyError:
         raise ValueError(f"{path} is a safetensors file, but not one that jc.save wrote") from None
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}): save it again") from None
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): save it again"
+        ) from None
     if structure["format"] != FORMAT:
-        raise ValueError(f"{path} has the format {structure['format']!r}; this version reads {FORMAT!r}")
+        raise ValueError(
+            f"{path} has the format {structure['format']!r}; this version reads {FORMAT!r}"
+        )
     if structure["sha256"] != _digest(tensors):
         raise ValueError(f"{path} is damaged: its numbers differ from those that were saved")
     names = [name for name, _ in structure["leaves"]]
@@ -130,9 +160,13 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     expected = [leaf_name(keys) for keys, _ in flat]
     if expected != names:
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
-        raise ValueError(f"{path} does not fit like: the file lacks {missing or 'nothing'} and has beyond it {extra or 'nothing'}")
+        raise ValueError(
+            f"{path} does not fit like: the file lacks {missing or 'nothing'} and has beyond it {extra or 'nothing'}"
+        )
     pairs = zip(structure["leaves"], flat, strict=True)
-    return jax.tree_util.tree_unflatten(treedef, [_decode(encoded, name, tensors, leaf) for (name, encoded), (_, leaf) in pairs])
+    return jax.tree_util.tree_unflatten(
+        treedef, [_decode(encoded, name, tensors, leaf) for (name, encoded), (_, leaf) in pairs]
+    )
 
 
 def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
@@ -142,17 +176,29 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
         for field in leaf._statics:
             value = getattr(leaf, field)
             # a function is not written: `like` has it
-            statics[field] = {"function": value.__qualname__} if callable(value) else encode_static(value)
-        children = {child: _encode(getattr(leaf, child), join(name, child), tensors) for child in leaf._children}
+            statics[field] = (
+                {"function": value.__qualname__} if callable(value) else encode_static(value)
+            )
+        children = {
+            child: _encode(getattr(leaf, child), join(name, child), tensors)
+            for child in leaf._children
+        }
         return {"node": type(leaf).__name__, "statics": statics, "children": children}
     if type(leaf) in records.values():
         inner = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-        return {"record": type(leaf).__name__, "fields": {key: _encode(inner[key], join(name, key), tensors) for key in inner}}
+        return {
+            "record": type(leaf).__name__,
+            "fields": {key: _encode(inner[key], join(name, key), tensors) for key in inner},
+        }
     if leaf is None or isinstance(leaf, (bool, int, float, str, tuple)):
         return {"value": encode_static(leaf)}
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or dtype not in NAMES:
-        hint = ": save jax.random.key_data of a key" if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) else ""
+        hint = (
+            ": save jax.random.key_data of a key"
+            if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+            else ""
+        )
         raise TypeError(
             f"save: {name or 'the leaf'} is a {type(leaf).__name__} of dtype {dtype}, which has no place in the file{hint}"
         )
@@ -169,19 +215,28 @@ def _decode(encoded: dict[str, Any], name: str, tensors: dict[str, np.ndarray], 
     if "tensor" in encoded:
         array = tensors[encoded["tensor"]]
         return array.copy() if encoded["numpy"] else jnp.asarray(array)
-    known, called = (records, encoded["record"]) if "record" in encoded else (registered, encoded["node"])
+    known, called = (
+        (records, encoded["record"]) if "record" in encoded else (registered, encoded["node"])
+    )
     kind = known.get(called)
     if kind is None:
         raise ValueError(
             f"{name or 'the leaf'} is a {called}, which is not defined here: import the module that defines it, then load again"
         )
     if kind in records.values():
-        return kind(**{key: _decode(inner, join(name, key), tensors, None) for key, inner in encoded["fields"].items()})
+        return kind(
+            **{
+                key: _decode(inner, join(name, key), tensors, None)
+                for key, inner in encoded["fields"].items()
+            }
+        )
     statics = {}
     for field, value in encoded["statics"].items():
         if isinstance(value, dict) and "function" in value:
             if type(like) is not kind:
-                raise ValueError(f"{name} is defined by the function {value['function']}: pass like=, a tree that has it there")
+                raise ValueError(
+                    f"{name} is defined by the function {value['function']}: pass like=, a tree that has it there"
+                )
             statics[field] = getattr(like, field)
         else:
             statics[field] = decode_static(value)
@@ -199,11 +254,22 @@ def _skeleton(tree: Any, counter: Any, path: str) -> Any:
     if type(tree) is dict:
         for key in tree:
             if not isinstance(key, (str, int)) or isinstance(key, bool):
-                raise TypeError(f"save: the key {key!r} under {path or 'the top'} is neither a string nor an integer")
+                raise TypeError(
+                    f"save: the key {key!r} under {path or 'the top'} is neither a string nor an integer"
+                )
         # in JAX's order of the leaves, which is that of the sorted keys
-        return {"dict": [[key, _skeleton(tree[key], counter, join(path, str(key)))] for key in sorted(tree)], "order": list(tree)}
+        return {
+            "dict": [
+                [key, _skeleton(tree[key], counter, join(path, str(key)))] for key in sorted(tree)
+            ],
+            "order": list(tree),
+        }
     if type(tree) in (list, tuple):
-        return {type(tree).__name__: [_skeleton(item, counter, join(path, str(i))) for i, item in enumerate(tree)]}
+        return {
+            type(tree).__name__: [
+                _skeleton(item, counter, join(path, str(i))) for i, item in enumerate(tree)
+            ]
+        }
     count = len(jax.tree.leaves(tree, is_leaf=_is_whole))
     indices = [next(counter) for _ in range(count)]
     if jax.tree_util.all_leaves([tree], is_leaf=_is_whole):

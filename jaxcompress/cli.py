@@ -38,28 +38,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="jaxcompress", description="Make trained networks smaller, and train small ones.")
+    top = argparse.ArgumentParser(
+        prog="jaxcompress", description="Make trained networks smaller, and train small ones."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
     tour = commands.add_parser(
-        "tour", help="train a classifier of real digits, compress it four ways, print the table, save the picture"
+        "tour",
+        help="train a classifier of real digits, compress it four ways, print the table, save the picture",
     )
-    tour.add_argument("--out", type=_picture, default=Path("frontier.png"), help="where the picture goes (default frontier.png)")
+    tour.add_argument(
+        "--out",
+        type=_picture,
+        default=Path("frontier.png"),
+        help="where the picture goes (default frontier.png)",
+    )
     tour.set_defaults(run=run_tour)
 
-    bert = commands.add_parser("bert", help="make a pretrained BERT small for one collection of documents")
-    bert.add_argument(
-        "documents", nargs="?", type=Path, help="a folder of .txt, .md or .html files, or a .jsonl (default: Python's docstrings)"
+    bert = commands.add_parser(
+        "bert", help="make a pretrained BERT small for one collection of documents"
     )
-    bert.add_argument("--model", type=Path, help="a Hugging Face folder (default: the MiniLM package, if it is installed)")
-    bert.add_argument("--keep", type=_share, default=1 / 4, help="the fraction of all numbers to keep, such as 1/4 (the default)")
-    bert.add_argument("--minutes", type=_minutes, default=10.0, help="of learning from the large encoder (default 10)")
     bert.add_argument(
-        "--work", type=_share, help="the fraction of the layers' multiplications (default: 0.4, or all where more than 1/3 is kept)"
+        "documents",
+        nargs="?",
+        type=Path,
+        help="a folder of .txt, .md or .html files, or a .jsonl (default: Python's docstrings)",
     )
-    bert.add_argument("--layers", type=int, help="how many stay (default: all, or two thirds where less than 2/3 of the work is)")
-    bert.add_argument("--length", type=int, default=128, help="the most tokens of a passage (default 128)")
-    bert.add_argument("--out", type=Path, default=Path("small"), help="the folder that is made (default small)")
+    bert.add_argument(
+        "--model",
+        type=Path,
+        help="a Hugging Face folder (default: the MiniLM package, if it is installed)",
+    )
+    bert.add_argument(
+        "--keep",
+        type=_share,
+        default=1 / 4,
+        help="the fraction of all numbers to keep, such as 1/4 (the default)",
+    )
+    bert.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=10.0,
+        help="of learning from the large encoder (default 10)",
+    )
+    bert.add_argument(
+        "--work",
+        type=_share,
+        help="the fraction of the layers' multiplications (default: 0.4, or all where more than 1/3 is kept)",
+    )
+    bert.add_argument(
+        "--layers",
+        type=int,
+        help="how many stay (default: all, or two thirds where less than 2/3 of the work is)",
+    )
+    bert.add_argument(
+        "--length", type=int, default=128, help="the most tokens of a passage (default 128)"
+    )
+    bert.add_argument(
+        "--out", type=Path, default=Path("small"), help="the folder that is made (default small)"
+    )
     bert.set_defaults(run=run_bert)
 
     search = commands.add_parser("search", help="find passages by a compact encoder")
@@ -69,33 +106,37 @@ def parser() -> argparse.ArgumentParser:
     search.set_defaults(run=run_search)
 
     for command in (tour, bert):
-        command.add_argument("--seed", type=_seed, default=0, help="of everything random (default 0)")
+        command.add_argument(
+            "--seed", type=_seed, default=0, help="of everything random (default 0)"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bar")
     return top
 
 
 def run_tour(options: argparse.Namespace) -> None:
-    from jaxcompress import tour
+    from jaxcompress.examples import tour
 
     tour.main(options.seed, options.out, progress=not options.quiet)
 
 
 def run_bert(options: argparse.Namespace) -> None:
-    from jaxcompress.corpus import Settings, compress_for
-    from jaxcompress.encoder import check_free, read_encoder
-    from jaxcompress.text.documents import read_documents
+    from jaxcompress.documents import Settings, compress_for
+    from jaxcompress.documents.encoder import check_free, read_encoder
+    from jaxcompress.documents.reading import read_documents
 
     check_free(options.out)
     large = read_encoder(options.model or installed_model(), options.length)
     documents = read_documents(options.documents, progress=not options.quiet)
-    settings = Settings(options.keep, options.minutes, work=options.work, layers=options.layers, seed=options.seed)
+    settings = Settings(
+        options.keep, options.minutes, work=options.work, layers=options.layers, seed=options.seed
+    )
     _, report = compress_for(large, documents, options.out, settings, progress=not options.quiet)
     print(report)
     print(f'\n{options.out} is ready: jaxcompress search {options.out} "a question"')
 
 
 def run_search(options: argparse.Namespace) -> None:
-    from jaxcompress.encoder import read_index
+    from jaxcompress.documents.encoder import read_index
 
     for hit in read_index(options.folder)(options.question, options.count):
         print(f"{hit.score:.3f}  {hit.passage.document}\n{hit.passage.text}\n")
@@ -121,7 +162,9 @@ def _share(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction in (0, 1], such as 1/4 or 0.25, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction in (0, 1], such as 1/4 or 0.25, got {text!r}"
+        )
     return value
 
 
@@ -131,14 +174,20 @@ def _minutes(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of minutes of at least 0, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a number of minutes of at least 0, got {text!r}"
+        )
     return value
 
 
 def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, .pdf or .svg, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a name that ends in .png, .pdf or .svg, got {text!r}"
+        )
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to put the picture in")
+        raise argparse.ArgumentTypeError(
+            f"there is no folder {str(path.parent)!r} to put the picture in"
+        )
     return path

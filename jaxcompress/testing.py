@@ -40,9 +40,18 @@ def check_array(array: CompactArray, *, export: bool = True) -> None:
         >>> check_array(jc.hashed(keep=1/4)(jnp.ones((6, 4))), export=False)
     """
     dense = array.materialize()
-    _require(array.shape == dense.shape, f"shape: the array says {array.shape}, materialize gives {dense.shape}")
-    _require(array.dtype == dense.dtype, f"dtype: the array says {array.dtype}, materialize gives {dense.dtype}")
-    _require(array.ndim == array.axes.ndim, f"check_array takes an unstacked array, got shape {array.shape}")
+    _require(
+        array.shape == dense.shape,
+        f"shape: the array says {array.shape}, materialize gives {dense.shape}",
+    )
+    _require(
+        array.dtype == dense.dtype,
+        f"dtype: the array says {array.dtype}, materialize gives {dense.dtype}",
+    )
+    _require(
+        array.ndim == array.axes.ndim,
+        f"check_array takes an unstacked array, got shape {array.shape}",
+    )
     _check_count(array)
     _check_meaning(array, dense)
     _check_gradient(array, dense)
@@ -73,25 +82,41 @@ def check_transform(transform: Transform, params: Any, moments: Any = None) -> N
     before = jax.tree.map(np.array, params)
     small = transform(params, moments)
     _require(_same_bits(before, params), "purity: the given parameters were changed")
-    _require(_same_bits(small, transform(params, moments)), "purity: a second call gave other numbers")
+    _require(
+        _same_bits(small, transform(params, moments)), "purity: a second call gave other numbers"
+    )
     old, new = dict(named_leaves(params)), dict(named_leaves(small))
-    _require(old.keys() == new.keys(), f"transparency: the tree's leaves changed from {sorted(old)} to {sorted(new)}")
+    _require(
+        old.keys() == new.keys(),
+        f"transparency: the tree's leaves changed from {sorted(old)} to {sorted(new)}",
+    )
     for name, leaf in new.items():
         if hasattr(leaf, "shape"):
             same = leaf.shape == old[name].shape and leaf.dtype == old[name].dtype
-            _require(same, f"meaning: {name} changed from {old[name].shape} {old[name].dtype} to {leaf.shape} {leaf.dtype}")
+            _require(
+                same,
+                f"meaning: {name} changed from {old[name].shape} {old[name].dtype} to {leaf.shape} {leaf.dtype}",
+            )
         if is_compact(leaf) and leaf.ndim == leaf.axes.ndim:
             check_array(leaf, export=False)
-    _require(stored_numbers(small) <= stored_numbers(params), "honest count: more numbers are stored than before")
+    _require(
+        stored_numbers(small) <= stored_numbers(params),
+        "honest count: more numbers are stored than before",
+    )
     for unit in (chain(transform, identity()), chain(identity(), transform)):
-        _require(_same_bits(small, unit(params, moments)), "composition: identity is not the unit of chain")
+        _require(
+            _same_bits(small, unit(params, moments)),
+            "composition: identity is not the unit of chain",
+        )
     _require(transform == transform and bool(repr(transform)), "a transform must print and compare")
     try:
         jax.jit(transform)(params)
     except TypeError:
         pass
     else:
-        raise AssertionError("purity: a transform called under jax.jit must raise a TypeError, since sizes depend on data")
+        raise AssertionError(
+            "purity: a transform called under jax.jit must raise a TypeError, since sizes depend on data"
+        )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -101,7 +126,10 @@ def _require(condition: bool, message: str) -> None:
 
 def _close(actual: Any, expected: Any, message: str, tol: float = 2e-5) -> None:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    _require(actual.shape == expected.shape, f"{message}: shape {actual.shape}, expected {expected.shape}")
+    _require(
+        actual.shape == expected.shape,
+        f"{message}: shape {actual.shape}, expected {expected.shape}",
+    )
     scale = np.abs(expected).max(initial=0) + 1e-6
     gap = np.abs(actual - expected).max(initial=0) / scale
     _require(bool(gap <= tol), f"{message}: relative error {gap:.2g}, at most {tol:g} is allowed")
@@ -110,7 +138,10 @@ def _close(actual: Any, expected: Any, message: str, tol: float = 2e-5) -> None:
 def _same_bits(a: Any, b: Any) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
-    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
 def _noise(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.Array:
@@ -119,16 +150,28 @@ def _noise(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.A
 
 def _check_count(array: CompactArray) -> None:
     children = sum(stored_numbers(getattr(array, name)) for name in array._children)
-    _require(array.stored_numbers >= children, f"honest count: {array.stored_numbers} numbers, and the children hold {children}")
+    _require(
+        array.stored_numbers >= children,
+        f"honest count: {array.stored_numbers} numbers, and the children hold {children}",
+    )
     leaves = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(array))
-    _require(array.stored_numbers >= leaves, f"honest count: {array.stored_numbers} numbers, and the leaves hold {leaves}")
+    _require(
+        array.stored_numbers >= leaves,
+        f"honest count: {array.stored_numbers} numbers, and the leaves hold {leaves}",
+    )
     for leaf in jax.tree.leaves(array):
-        _require(jnp.issubdtype(leaf.dtype, jnp.floating), f"children must be float arrays, got {leaf.dtype}: make it static")
+        _require(
+            jnp.issubdtype(leaf.dtype, jnp.floating),
+            f"children must be float arrays, got {leaf.dtype}: make it static",
+        )
 
 
 def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
     sizes = tuple(dense.shape[axis] for axis in array.axes.inputs)
-    for axes, count in ((array.axes, sizes), (array.axes.swapped(), tuple(dense.shape[axis] for axis in array.axes.outputs))):
+    for axes, count in (
+        (array.axes, sizes),
+        (array.axes.swapped(), tuple(dense.shape[axis] for axis in array.axes.outputs)),
+    ):
         x = _noise((3, *count), 1)
         _close(matmul(x, array, axes), matmul(x, dense, axes), f"meaning: matmul(x, A) over {axes}")
     if array.axes.ndim != 2:
@@ -145,7 +188,10 @@ def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
     _close(_noise((3, columns), 4) @ array.T, _noise((3, columns), 4) @ dense.T, "meaning: x @ A.T")
     picked = jnp.array([[0, rows - 1], [-1, 0]])
     _close(array.take(picked), jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
-    _require(bool(jnp.isnan(array.take(jnp.array([rows]))).all()), "meaning: A.take of a row that is not there must be NaN")
+    _require(
+        bool(jnp.isnan(array.take(jnp.array([rows]))).all()),
+        "meaning: A.take of a row that is not there must be NaN",
+    )
 
 
 def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
@@ -160,20 +206,32 @@ def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
         for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             _close(got, want, f"gradient: {name} is not the transpose of materialize", 1e-4)
     optimizer = optax.adam(1e-3)
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(cast(Any, array))) if leaf.ndim)
+    numbers = sum(
+        leaf.size for leaf in jax.tree.leaves(optimizer.init(cast(Any, array))) if leaf.ndim
+    )
     stored = sum(leaf.size for leaf in jax.tree.leaves(array) if leaf.ndim)
-    _require(numbers == 2 * stored, f"transparency: adam keeps {numbers} numbers for {stored} stored ones")
+    _require(
+        numbers == 2 * stored,
+        f"transparency: adam keeps {numbers} numbers for {stored} stored ones",
+    )
 
 
 def _check_dtype(array: CompactArray) -> None:
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), array)
     if not jax.tree.leaves(half):
         return
-    _require(half.dtype == jnp.bfloat16, f"bfloat16: a tree of bfloat16 children has dtype {half.dtype}")
-    _require(half.materialize().dtype == jnp.bfloat16, "bfloat16: materialize leaves the children's dtype")
+    _require(
+        half.dtype == jnp.bfloat16, f"bfloat16: a tree of bfloat16 children has dtype {half.dtype}"
+    )
+    _require(
+        half.materialize().dtype == jnp.bfloat16,
+        "bfloat16: materialize leaves the children's dtype",
+    )
     with jax.numpy_dtype_promotion("strict"):
         x = _noise((3, array.matrix_shape[0]), 7, jnp.bfloat16)
-        _require(half._multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype")
+        _require(
+            half._multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype"
+        )
         array._multiply(x.astype(jnp.float32))
         array.materialize()
 
@@ -181,23 +239,50 @@ def _check_dtype(array: CompactArray) -> None:
 def _check_stack(array: CompactArray) -> None:
     if not jax.tree.leaves(array):
         return
-    layers = [array, jax.tree.map(lambda leaf: 2 * leaf, array), jax.tree.map(lambda leaf: leaf - 1, array)]
+    layers = [
+        array,
+        jax.tree.map(lambda leaf: 2 * leaf, array),
+        jax.tree.map(lambda leaf: leaf - 1, array),
+    ]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     dense = jnp.stack([layer.materialize() for layer in layers])
     _require(
-        stack.shape == dense.shape, f"stack: shape {stack.shape}, expected {dense.shape}: write materialize with leading '...'"
+        stack.shape == dense.shape,
+        f"stack: shape {stack.shape}, expected {dense.shape}: write materialize with leading '...'",
     )
-    _require(stack.stored_numbers >= 3 * sum(leaf.size for leaf in jax.tree.leaves(array)), "stack: numbers are not counted")
-    _close(stack.materialize(), dense, "stack: materialize of three layers; write it with leading '...' dimensions")
+    _require(
+        stack.stored_numbers >= 3 * sum(leaf.size for leaf in jax.tree.leaves(array)),
+        "stack: numbers are not counted",
+    )
+    _close(
+        stack.materialize(),
+        dense,
+        "stack: materialize of three layers; write it with leading '...' dimensions",
+    )
     x = _noise((3, 4, array.matrix_shape[0]), 8)
     plain = stack.axes.to_matrix(dense)
     product = lambda a, x: a._multiply(x)
     _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
     _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)
-    _close(jax.vmap(product, in_axes=(0, None))(stack, x[0]), x[0] @ plain, "stack: under vmap with in_axes", 1e-4)
-    _close(jax.lax.scan(lambda _, a: (None, product(a, x[0])), None, stack)[1], x[0] @ plain, "stack: under scan", 1e-4)
+    _close(
+        jax.vmap(product, in_axes=(0, None))(stack, x[0]),
+        x[0] @ plain,
+        "stack: under vmap with in_axes",
+        1e-4,
+    )
+    _close(
+        jax.lax.scan(lambda _, a: (None, product(a, x[0])), None, stack)[1],
+        x[0] @ plain,
+        "stack: under scan",
+        1e-4,
+    )
     axes = jax.tree.map(lambda _: 0, array)
-    _close(jax.vmap(product, in_axes=(axes, None))(stack, x[0]), x[0] @ plain, "stack: under vmap with a tree of in_axes", 1e-4)
+    _close(
+        jax.vmap(product, in_axes=(axes, None))(stack, x[0]),
+        x[0] @ plain,
+        "stack: under vmap with a tree of in_axes",
+        1e-4,
+    )
 
 
 def _check_tree(array: CompactArray, dense: jax.Array) -> None:
@@ -205,23 +290,37 @@ def _check_tree(array: CompactArray, dense: jax.Array) -> None:
     for filler in (None, 0, "label", object()):
         repr(jax.tree.unflatten(treedef, [filler] * len(leaves)))
     _require(len(repr(array)) < 200, f"the repr is {len(repr(array))} letters long; keep it short")
-    _require(jax.jit(lambda a: a)(array).shape == dense.shape, "transparency: the array does not pass jit")
+    _require(
+        jax.jit(lambda a: a)(array).shape == dense.shape,
+        "transparency: the array does not pass jit",
+    )
     shaped = jax.eval_shape(lambda a: a, array)
-    _require(shaped.shape == dense.shape and shaped.dtype == dense.dtype, "transparency: eval_shape loses shape or dtype")
+    _require(
+        shaped.shape == dense.shape and shaped.dtype == dense.dtype,
+        "transparency: eval_shape loses shape or dtype",
+    )
     _close(jax.jit(lambda a: a.materialize())(array), dense, "transparency: materialize under jit")
     if leaves:
         add = jax.jit(lambda a: jax.tree.map(lambda leaf: leaf + 1, a), donate_argnums=0)
         moved = add(jax.tree.map(jnp.array, array))
-        _require(jax.tree.structure(moved) == treedef, "transparency: donation changes the structure")
+        _require(
+            jax.tree.structure(moved) == treedef, "transparency: donation changes the structure"
+        )
 
 
 def _check_round_trip(array: CompactArray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "array.safetensors")
         save(path, {"a": array})
-        _require(_same_bits(load(path, like={"a": array}), {"a": array}), "round trip: save then load gives other numbers")
+        _require(
+            _same_bits(load(path, like={"a": array}), {"a": array}),
+            "round trip: save then load gives other numbers",
+        )
     state = serialization.to_bytes(array)
-    _require(_same_bits(serialization.from_bytes(array, state), array), "round trip: flax's to_bytes gives other numbers")
+    _require(
+        _same_bits(serialization.from_bytes(array, state), array),
+        "round trip: flax's to_bytes gives other numbers",
+    )
 
 
 def _check_export(array: CompactArray) -> None:
@@ -229,4 +328,9 @@ def _check_export(array: CompactArray) -> None:
     program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum(a._multiply(x) ** 2)))
     exported = jax_export.export(program, platforms=("cpu", "cuda", "tpu"))(array, x)
     numbers = _noise(x.shape, 9, array.dtype)
-    _close(exported.call(array, numbers)[0], program(array, numbers)[0], "export: another result after jax.export", 1e-4)
+    _close(
+        exported.call(array, numbers)[0],
+        program(array, numbers)[0],
+        "export: another result after jax.export",
+        1e-4,
+    )

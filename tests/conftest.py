@@ -41,5 +41,7 @@ def documents(tmp_path):
     rng = np.random.default_rng(0)
     words = ["bag", "face", "dead", "deaf", "head", "fade", "bad", "cab", "abc", "head"]
     for index in range(40):
-        (path / f"{index:02}.txt").write_text(" ".join(rng.choice(words, 5)) + "".join(rng.choice(list(LETTERS), 2)))
+        (path / f"{index:02}.txt").write_text(
+            " ".join(rng.choice(words, 5)) + "".join(rng.choice(list(LETTERS), 2))
+        )
     return path

@@ -17,7 +17,8 @@ TRANSFORMS = {
     "vocabulary, random": jc.vocabulary(keep=1 / 2, atoms="random"),
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
     "vocabulary, a function": jc.vocabulary(
-        keep=1 / 2, atoms=lambda grid: jax.numpy.cos(np.pi / 12 * (grid + 0.5) * jax.numpy.arange(12.0))
+        keep=1 / 2,
+        atoms=lambda grid: jax.numpy.cos(np.pi / 12 * (grid + 0.5) * jax.numpy.arange(12.0)),
     ),
     "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
     "vocabulary, look-ups": jc.vocabulary(keep=1 / 2, lookups=2),
@@ -29,10 +30,15 @@ TRANSFORMS = {
     "convolved, cubic": jc.convolved(keep=1 / 2, basis="cubic"),
     "toeplitz": jc.toeplitz((2, 3), grid=(4, 3)),
     "toeplitz, padded": jc.toeplitz((4, 3), grid=(4, 3), pad=(1, 0)),
-    "dct, codes hashed": jc.chain(jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))),
-    "dct, codes factored": jc.chain(jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))),
+    "dct, codes hashed": jc.chain(
+        jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))
+    ),
+    "dct, codes factored": jc.chain(
+        jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))
+    ),
     "convolved twice": jc.chain(
-        jc.convolved(keep=1 / 2), jc.at(("samples", "**/samples"), jc.convolved(keep=1 / 2, axes=jc.MatrixAxes(1, 0)))
+        jc.convolved(keep=1 / 2),
+        jc.at(("samples", "**/samples"), jc.convolved(keep=1 / 2, axes=jc.MatrixAxes(1, 0))),
     ),
 }
 """A transform for every form, and nested ones; each fits matrices of 12 inputs."""

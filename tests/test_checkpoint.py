@@ -17,7 +17,11 @@ from jaxcompress.checkpoint import records
 TREE = {
     "list": [jnp.ones(3, jnp.bfloat16), (jnp.float32(3), None, 3, 2.5, True, "text"), []],
     "keys": {2: np.arange(3), 10: np.ones((0, 3)), -1: jnp.ones(2, jnp.float8_e4m3fn)},
-    "arrays": {name: transform(matrix(12, 9)) for name, transform in TRANSFORMS.items() if name != "vocabulary, a function"},
+    "arrays": {
+        name: transform(matrix(12, 9))
+        for name, transform in TRANSFORMS.items()
+        if name != "vocabulary, a function"
+    },
 }
 
 
@@ -83,7 +87,9 @@ def test_damaged_files(tmp_path, damage):
         import safetensors.numpy
 
         data = safetensors.numpy.save({"w": np.ones(3)})
-    path.write_bytes({"cut": data[:-8], "text": b"not a checkpoint", "empty": b""}.get(damage, data))
+    path.write_bytes(
+        {"cut": data[:-8], "text": b"not a checkpoint", "empty": b""}.get(damage, data)
+    )
     with pytest.raises(ValueError, match=r"damaged|not one that jc.save wrote"):
         jc.load(path)
 
@@ -121,22 +127,34 @@ def test_realized_classifiers_come_back(tmp_path, kind):
 
     soft = lambda x: np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
     x = np.random.default_rng(0).uniform(size=(50, 2)).astype(np.float32)
-    box = jc.realize(classify, ([0, 0], [1, 1]), 1 / 16, soft=soft, training_points=7, progress=False)
+    box = jc.realize(
+        classify, ([0, 0], [1, 1]), 1 / 16, soft=soft, training_points=7, progress=False
+    )
     along = jc.realize_along(classify, x, 0.1, neighbours=4, progress=False)
-    tree = {"box": box, "rest": [along, along.coarsened(classify, 3), box.mesh, {"kernel": jnp.ones(3)}]}
+    tree = {
+        "box": box,
+        "rest": [along, along.coarsened(classify, 3), box.mesh, {"kernel": jnp.ones(3)}],
+    }
     path = tmp_path / "realized.safetensors"
     jc.save(path, tree)
     for found in (jc.load(path), jc.load(path, like=tree)):
         assert repr(found) == repr(tree)
-        for mine, theirs in ((found["box"], box), *zip(found["rest"][:3], tree["rest"][:3], strict=True)):
+        for mine, theirs in (
+            (found["box"], box),
+            *zip(found["rest"][:3], tree["rest"][:3], strict=True),
+        ):
             assert type(mine) is type(theirs)
             same(fields(mine), fields(theirs))
         np.testing.assert_array_equal(found["box"].mesh(x), box.mesh(x))
-        np.testing.assert_array_equal(jax.jit(lambda mesh: mesh.cell(x))(found["box"].mesh), box.mesh.cell(x))
+        np.testing.assert_array_equal(
+            jax.jit(lambda mesh: mesh.cell(x))(found["box"].mesh), box.mesh.cell(x)
+        )
 
 
 def test_a_record_that_is_not_known_here(tmp_path, monkeypatch):
-    mesh = jc.realize(lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 8, progress=False).mesh
+    mesh = jc.realize(
+        lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 8, progress=False
+    ).mesh
     jc.save(tmp_path / "mesh.safetensors", {"mesh": mesh})
     monkeypatch.delitem(records, "MeshClassifier")
     with pytest.raises(ValueError, match="mesh is a MeshClassifier, which is not defined here"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxcompress as jc
-from jaxcompress import tour
 from jaxcompress.cli import main
+from jaxcompress.examples import tour
 
 
 def test_the_tour_at_one_keep(tmp_path):
@@ -67,7 +67,14 @@ def test_bad_arguments(arguments, message, capsys):
 
 
 def test_help_and_import_are_quick_and_touch_no_device():
-    done = subprocess.run([sys.executable, "-m", "jaxcompress", "tour", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcompress", "tour", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "--out" in done.stdout
-    code = "import jaxcompress, jax; from jax._src import xla_bridge; assert not xla_bridge._backends"
+    code = (
+        "import jaxcompress, jax; from jax._src import xla_bridge; assert not xla_bridge._backends"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

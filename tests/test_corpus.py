@@ -12,16 +12,20 @@ from text.test_words import make
 
 import jaxcompress as jc
 from jaxcompress.cli import main
-from jaxcompress.corpus import Settings, compress_for, cuts, job, learning
-from jaxcompress.encoder import read_encoder, read_index
+from jaxcompress.documents import Settings, compress_for, job, learning
+from jaxcompress.documents import pruning as cuts
+from jaxcompress.documents.encoder import read_encoder, read_index
+from jaxcompress.documents.reading import read_documents
 from jaxcompress.models.bert import tensors_of
-from jaxcompress.text.documents import read_documents
 
 
 def deep():
     rng = np.random.default_rng(0)
     config = dataclasses.replace(SMALL, num_hidden_layers=3)
-    return {name: rng.standard_normal(shape).astype(np.float32) for _, name, shape, _ in tensors_of(config)}
+    return {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for _, name, shape, _ in tensors_of(config)
+    }
 
 
 def run(*arguments):
@@ -47,7 +51,14 @@ def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
     )
     assert run(*arguments) == 0
     printed = capsys.readouterr().out
-    for words in ("stored numbers", "fidelity", "recall@1", "FLOPs", "faster", f"jaxcompress search {small}"):
+    for words in (
+        "stored numbers",
+        "fidelity",
+        "recall@1",
+        "FLOPs",
+        "faster",
+        f"jaxcompress search {small}",
+    ):
         assert words in printed
     assert (small / "report.txt").read_text() in printed
     whole, cut = read_encoder(model, 12), read_encoder(small)
@@ -70,23 +81,34 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     encoder = read_encoder(model, 12)
     texts = read_documents(documents, progress=False)
     settings = Settings(keep=1 / 2, minutes=0.01, work=0.7)
-    go = lambda name, settings=settings: compress_for(encoder, texts, tmp_path / name, settings, progress=False)
+    go = lambda name, settings=settings: compress_for(
+        encoder, texts, tmp_path / name, settings, progress=False
+    )
     made = []
     shrink = job.shrink
-    monkeypatch.setattr(job, "shrink", lambda *args, **options: made.append(1) or shrink(*args, **options))
+    monkeypatch.setattr(
+        job, "shrink", lambda *args, **options: made.append(1) or shrink(*args, **options)
+    )
     judge = job.judge
-    monkeypatch.setattr(job, "judge", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        job, "judge", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         go("small")
     assert not (tmp_path / "small").exists()
-    steps = {part: json.loads((tmp_path / ".small.work" / part / "steps.json").read_text()) for part in ("layers", "runs")}
+    steps = {
+        part: json.loads((tmp_path / ".small.work" / part / "steps.json").read_text())
+        for part in ("layers", "runs")
+    }
     monkeypatch.setattr(job, "judge", judge)
     monkeypatch.setattr(learning, "seconds_a_step", lambda *args: pytest.fail("measured again"))
     small, _ = go("small")
     assert len(made) == 1
     assert not (tmp_path / ".small.work").exists()
     seconds = iter([(1 - job.FINE) / steps["layers"], job.FINE / steps["runs"]])
-    monkeypatch.setattr(learning, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds))
+    monkeypatch.setattr(
+        learning, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds)
+    )
     again, _ = go("again")
     jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
     other, _ = go("again", dataclasses.replace(settings, keep=0.4, minutes=0.0))
@@ -99,14 +121,19 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     make().save(str(path / "tokenizer.json"))
     encoder = read_encoder(path, 12)
     plain = {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
-    dead = jax.tree.map(np.zeros_like, encoder.params["layer_1"]) | {"norm": plain, "attention_norm": plain}
+    dead = jax.tree.map(np.zeros_like, encoder.params["layer_1"]) | {
+        "norm": plain,
+        "attention_norm": plain,
+    }
     first = encoder.params["layer_0"] | {"norm": plain}
     encoder = encoder.replace(params=encoder.params | {"layer_0": first, "layer_1": dead})
     texts = ["bag face dead", "deaf head", "fade bad cab", "abc"]
     small = cuts.fewer_layers(encoder, texts, 2, progress=False)
     assert small.config.num_hidden_layers == 2
     jax.tree.map(np.testing.assert_array_equal, small.params["layer_1"], encoder.params["layer_2"])
-    np.testing.assert_allclose(small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5)
+    np.testing.assert_allclose(
+        small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5
+    )
     assert cuts.resized(encoder, small.params).config == small.config
     # a linear map in place of a layer: the one that is already linear goes, and nothing is missed
     linear = cuts.fewer_layers(encoder, texts, 2, linear=True, progress=False)
@@ -114,7 +141,9 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     assert cuts.resized(encoder, linear.params).config == linear.config
     plan = cuts.narrow(linear, 0.6 * cuts.kernel_numbers(linear)).plan(linear.params)
     assert {key.split("/")[0] for key in plan.keeps} == {"layer_0", "layer_2"}
-    np.testing.assert_allclose(linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02)
+    np.testing.assert_allclose(
+        linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,16 +160,27 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
         ({"out": "documents"}, "holds something else"),
     ],
 )
-def test_what_is_bad_is_said_before_any_long_work(model, documents, tmp_path, capsys, monkeypatch, change, words):
+def test_what_is_bad_is_said_before_any_long_work(
+    model, documents, tmp_path, capsys, monkeypatch, change, words
+):
     (tmp_path / "empty").mkdir()
     for name, data in {"few": b"bag face", "binary": b"\0\1"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_bytes(data)
     monkeypatch.setattr(job.Encoder, "embed", lambda *args, **options: pytest.fail("long work"))
-    given = {"documents": "documents", "model": "model", "keep": "1/2", "out": "small", "layers": "1"} | change
+    given = {
+        "documents": "documents",
+        "model": "model",
+        "keep": "1/2",
+        "out": "small",
+        "layers": "1",
+    } | change
     place = lambda what: tmp_path / given[what]
     sizes = ("--keep", given["keep"], "--layers", given["layers"], "--length", 12)
-    assert run("bert", place("documents"), "--model", place("model"), *sizes, "--out", place("out")) == 1
+    assert (
+        run("bert", place("documents"), "--model", place("model"), *sizes, "--out", place("out"))
+        == 1
+    )
     assert words in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 

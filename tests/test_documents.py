@@ -22,15 +22,27 @@ def test_readme_snippets(tmp_path, monkeypatch):
 def executed(name: str, folder: Path, **settings):
     """A notebook after it was run, with other values in the cell of its settings."""
     notebook = nbformat.read(ROOT / "colabs" / name, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are checked in without outputs"
-    (place,) = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])] or [None]
+    assert all(not cell.get("outputs") for cell in notebook.cells), (
+        "notebooks are checked in without outputs"
+    )
+    (place,) = [
+        index
+        for index, cell in enumerate(notebook.cells)
+        if "parameters" in cell.metadata.get("tags", [])
+    ] or [None]
     if place is not None:
         given = set(re.findall(r"^([A-Z]+) =", notebook.cells[place].source, flags=re.MULTILINE))
         assert given == set(settings)
-        notebook.cells[place].source = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+        notebook.cells[place].source = "\n".join(
+            f"{key} = {value!r}" for key, value in settings.items()
+        )
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    assert any("image/png" in out.get("data", {}) for out in outputs), "the notebook shows no picture"
+    assert any("image/png" in out.get("data", {}) for out in outputs), (
+        "the notebook shows no picture"
+    )
     return outputs
 
 
@@ -77,8 +89,19 @@ def test_it_is_measured(tmp_path, name):
 
 @pytest.mark.filterwarnings("default")
 def test_an_encoder_for_documents(tmp_path, model, documents):
-    settings = {"DOCUMENTS": str(documents), "MODEL": str(model), "KEEP": 0.5, "WORK": 0.7, "MINUTES": 0.02, "LENGTH": 12}
-    outputs = executed("documents.ipynb", tmp_path, **settings, QUESTIONS=["bag face", "dead"], OUT="small")
-    printed = "".join(out.get("text", "") or out.get("data", {}).get("text/plain", "") for out in outputs)
+    settings = {
+        "DOCUMENTS": str(documents),
+        "MODEL": str(model),
+        "KEEP": 0.5,
+        "WORK": 0.7,
+        "MINUTES": 0.02,
+        "LENGTH": 12,
+    }
+    outputs = executed(
+        "documents.ipynb", tmp_path, **settings, QUESTIONS=["bag face", "dead"], OUT="small"
+    )
+    printed = "".join(
+        out.get("text", "") or out.get("data", {}).get("text/plain", "") for out in outputs
+    )
     for words in ("40 documents", "stored numbers", "recall@1", "--- bag face", "--- dead"):
         assert words in printed

@@ -9,8 +9,8 @@ from models.test_bert import SIZES, folder
 from text.test_words import WORDS, make
 
 import jaxcompress as jc
-from jaxcompress.encoder import Index, read_encoder, read_index, write_encoder
-from jaxcompress.text.documents import Passage
+from jaxcompress.documents.encoder import Index, read_encoder, read_index, write_encoder
+from jaxcompress.documents.reading import Passage
 
 TEXTS = ["bag face", "dead head", "cab", "fade fade bad", "a bag"]
 PASSAGES = [Passage(f"d{index}", text) for index, text in enumerate(TEXTS)]
@@ -26,13 +26,18 @@ def whole(tmp_path):
 
 def cut(encoder):
     """Half of every axis, and the table of words at a low rank."""
-    shrink = jc.chain(jc.rotate_and_prune(encoder.net, keep=1 / 2), jc.at("words/embedding", jc.factored(keep=1 / 2)))
+    shrink = jc.chain(
+        jc.rotate_and_prune(encoder.net, keep=1 / 2),
+        jc.at("words/embedding", jc.factored(keep=1 / 2)),
+    )
     return encoder.replace(params=shrink(encoder.params))
 
 
 def test_a_hugging_face_folder_is_read(whole):
     assert whole.embed(TEXTS, progress=False).shape == (5, 16)
-    np.testing.assert_allclose(np.linalg.norm(whole.embed(TEXTS, progress=False), axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(whole.embed(TEXTS, progress=False), axis=1), 1, rtol=1e-5
+    )
     assert [len(ids) for ids in whole.encode(["bag " * 30, "bag"])] == [12, 3]
     assert SIZES["vocab_size"] >= len(WORDS)
 
@@ -51,7 +56,11 @@ def test_a_small_one_comes_back_to_the_bit(whole, tmp_path):
         (hit,) = index(passage.text, 1)
         assert hit.passage == passage
         assert hit.score == pytest.approx(1, abs=1e-4)
-    jax.tree.map(np.testing.assert_array_equal, jc.load(tmp_path / "small" / "encoder.safetensors"), small.params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jc.load(tmp_path / "small" / "encoder.safetensors"),
+        small.params,
+    )
 
 
 def test_questions_alone_may_pass_the_small_one(whole):
@@ -86,12 +95,19 @@ def test_what_does_not_fit_is_named(whole, tmp_path):
 
 def test_clustered_kernels_are_put_together_once(model):
     encoder = read_encoder(model, 12)
-    change = jc.at(lambda name, leaf: name.endswith("up/kernel") or name == "words/embedding", jc.clustered(3 / 4))
+    change = jc.at(
+        lambda name, leaf: name.endswith("up/kernel") or name == "words/embedding",
+        jc.clustered(3 / 4),
+    )
     small = encoder.replace(params=change(encoder.params))
     assert isinstance(small.params["layer_0"]["up"]["kernel"], jc.ClusteredArray)
     ready = small.ready
     assert ready is small.ready
-    np.testing.assert_array_equal(ready["layer_0"]["up"]["kernel"], small.params["layer_0"]["up"]["kernel"].materialize())
+    np.testing.assert_array_equal(
+        ready["layer_0"]["up"]["kernel"], small.params["layer_0"]["up"]["kernel"].materialize()
+    )
     assert ready["words"]["embedding"] is small.params["words"]["embedding"]
     ids, mask = np.array([[1, 3, 5, 2]]), np.ones((1, 4), bool)
-    np.testing.assert_allclose(small.net(ready, ids, mask), small.net(small.params, ids, mask), atol=1e-5)
+    np.testing.assert_allclose(
+        small.net(ready, ids, mask), small.net(small.params, ids, mask), atol=1e-5
+    )

@@ -10,7 +10,7 @@ from laws import SHAPES, TRANSFORMS, matrix, moments, weighted_error
 
 import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.convolved import BASES
+from jaxcompress.arrays.spline import BASES
 from jaxcompress.testing import check_array, check_transform
 from jaxcompress.transforms.leafwise import Unreachable
 
@@ -22,7 +22,9 @@ def test_every_array_keeps_the_laws(name):
     check_array(array, export=True)
 
 
-@pytest.mark.parametrize("name", ["hashed", "clustered", "vocabulary, dct", "factored", "convolved"])
+@pytest.mark.parametrize(
+    "name", ["hashed", "clustered", "vocabulary, dct", "factored", "convolved"]
+)
 def test_wide_arrays_and_other_layouts_keep_the_laws(name):
     check_array(TRANSFORMS[name](matrix(12, 20)), export=False)
     out_in = jc.at("w", TRANSFORMS[name])
@@ -91,11 +93,17 @@ def test_a_vector_of_moments_is_their_diagonal(name):
     """A table that is looked up has no others: its rows as inputs are never two at once."""
     dense = matrix(12, 9)
     often = np.array([5, 0, 1, 9, 2, 2, 7, 1, 0, 3, 1, 4]) / 35
-    one, other = (jc.materialize(TRANSFORMS[name](dense, metric)) for metric in (often, np.diag(often)))
-    if name == "vocabulary, learned":  # such inputs have no directions to learn: the weight's are, at the best rank
+    one, other = (
+        jc.materialize(TRANSFORMS[name](dense, metric)) for metric in (often, np.diag(often))
+    )
+    if (
+        name == "vocabulary, learned"
+    ):  # such inputs have no directions to learn: the weight's are, at the best rank
         best = jc.FactoredArray.fit(np.asarray(dense), 3, metric=often).materialize()
         np.testing.assert_allclose(one, best, atol=1e-4)
-        assert weighted_error(dense, one, np.diag(often)) < weighted_error(dense, other, np.diag(often))
+        assert weighted_error(dense, one, np.diag(often)) < weighted_error(
+            dense, other, np.diag(often)
+        )
         return
     np.testing.assert_allclose(one, other, atol=2e-4)
 
@@ -151,8 +159,12 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
         assert jc.stored_numbers(array) <= numbers
         assert array.shape == dense.shape
         x = np.ones((2, m), np.float32)
-        np.testing.assert_allclose(x @ array, x @ np.asarray(jc.materialize(array)), atol=1e-4 * max(m, 4))
-        assert weighted_error(dense, jc.materialize(array)) <= weighted_error(dense, jnp.zeros_like(dense)) * (1 + 1e-4)
+        np.testing.assert_allclose(
+            x @ array, x @ np.asarray(jc.materialize(array)), atol=1e-4 * max(m, 4)
+        )
+        assert weighted_error(dense, jc.materialize(array)) <= weighted_error(
+            dense, jnp.zeros_like(dense)
+        ) * (1 + 1e-4)
 
 
 def test_chain_is_associative():
@@ -161,7 +173,10 @@ def test_chain_is_associative():
     left, right = jc.chain(jc.chain(a, b), c), jc.chain(a, jc.chain(b, c))
     assert left == right == jc.chain(a, b)
     one, other = left(matrix(12, 9)), right(matrix(12, 9))
-    assert all(bool((x == y).all()) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    assert all(
+        bool((x == y).all())
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 def test_searched_structure_beats_a_random_control():
@@ -171,4 +186,6 @@ def test_searched_structure_beats_a_random_control():
     count = learned.atoms.shape[1]
     control = jc.vocabulary(keep=count / 40, atoms="random")(dense)
     assert control.atoms.count == count
-    assert weighted_error(dense, learned.materialize()) < 0.1 * weighted_error(dense, control.materialize())
+    assert weighted_error(dense, learned.materialize()) < 0.1 * weighted_error(
+        dense, control.materialize()
+    )

@@ -37,7 +37,11 @@ def nnx_module():
 
 def equinox():
     arrays, rest = eqx.partition(eqx.nn.MLP(12, 6, 16, 1, key=jax.random.key(0)), eqx.is_array)
-    return lambda p, x: jax.vmap(eqx.combine(p, rest))(x), arrays, jc.MatrixAxes(inputs=1, outputs=0)
+    return (
+        lambda p, x: jax.vmap(eqx.combine(p, rest))(x),
+        arrays,
+        jc.MatrixAxes(inputs=1, outputs=0),
+    )
 
 
 def haiku():
@@ -94,7 +98,9 @@ def test_attention_kernels_and_stacked_layers():
     layers = jc.hashed(keep=1 / 4, axes=jc.MatrixAxes(1, 2))(stack)
     assert layers.shape == stack.shape
     assert layers.stored_numbers == 5 * 48
-    chex.assert_trees_all_close(jax.vmap(lambda w: jnp.asarray(X) @ w)(layers), X @ layers.materialize(), atol=1e-5)
+    chex.assert_trees_all_close(
+        jax.vmap(lambda w: jnp.asarray(X) @ w)(layers), X @ layers.materialize(), atol=1e-5
+    )
 
 
 def test_numpy_operators_defer():

@@ -45,7 +45,9 @@ def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
     """
     dense = np.asarray(materialize(atoms), np.float64)
     check_grid(grid, len(dense), "the atoms have")
-    power = np.square(np.asarray(scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho")))
+    power = np.square(
+        np.asarray(scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho"))
+    )
     shares = np.meshgrid(*(np.arange(size) / max(size - 1, 1) for size in grid), indexing="ij")
     frequency = np.sqrt(np.mean(np.square(shares), axis=0)).ravel()
     power = power.reshape(len(dense), -1)
@@ -98,7 +100,9 @@ class Shrinking:
         return (self.unseen - self.seen).mean(1)
 
 
-def shrinking(train: Callable[[int, int], tuple[float, float]], sizes: Sequence[int], *, seeds: int = 3) -> Shrinking:
+def shrinking(
+    train: Callable[[int, int], tuple[float, float]], sizes: Sequence[int], *, seeds: int = 3
+) -> Shrinking:
     """Train with each number of examples, some times.
 
     Args:
@@ -113,6 +117,11 @@ def shrinking(train: Callable[[int, int], tuple[float, float]], sizes: Sequence[
         [0.01, 0.1]
     """
     runs = [(size, seed) for size in sizes for seed in range(seeds)]
-    errors = np.array([train(size, seed) for size, seed in tqdm(runs, desc="shrinking", leave=False, disable=None)])
+    errors = np.array(
+        [
+            train(size, seed)
+            for size, seed in tqdm(runs, desc="shrinking", leave=False, disable=None)
+        ]
+    )
     seen, unseen = errors.reshape(len(sizes), seeds, 2).transpose(2, 0, 1)
     return Shrinking(tuple(sizes), seen, unseen)

@@ -64,14 +64,29 @@ class Frontier:
         rows = []
         for recipe in self.recipes:
             points = [cells.get((recipe, keep)) for keep in keeps]
-            rows.append([recipe, *("-" if p is None or p.quality is None else f"{p.quality:.4g} ({p.numbers:,})" for p in points)])
+            rows.append(
+                [
+                    recipe,
+                    *(
+                        "-"
+                        if p is None or p.quality is None
+                        else f"{p.quality:.4g} ({p.numbers:,})"
+                        for p in points
+                    ),
+                ]
+            )
         return head, rows
 
     def __str__(self) -> str:
         head, rows = self._rows()
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows]]
-        notes = [f"{p.recipe} at keep {fraction(p.keep)}: {p.problem}" for p in self.points if p.problem]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in [head, *rows]
+        ]
+        notes = [
+            f"{p.recipe} at keep {fraction(p.keep)}: {p.problem}" for p in self.points if p.problem
+        ]
         last = f"uncompressed: {self.baseline:.4g} ({self.total:,}); quality (stored numbers) in each cell"
         return "\n".join([*lines, last, *notes])
 
@@ -82,7 +97,9 @@ class Frontier:
         line = lambda row, tag: "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>"
         return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
-    def plot(self, ax: Any = None, *, path: str | Path | None = None, ylabel: str = "quality") -> Any:
+    def plot(
+        self, ax: Any = None, *, path: str | Path | None = None, ylabel: str = "quality"
+    ) -> Any:
         """Draw quality against stored numbers, a line for each recipe.
 
         Args:
@@ -96,17 +113,33 @@ class Frontier:
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            raise ImportError("Frontier.plot draws with matplotlib: pip install 'jaxcompress[plot]'") from None
+            raise ImportError(
+                "Frontier.plot draws with matplotlib: pip install 'jaxcompress[plot]'"
+            ) from None
         if ax is None:
             ax = Figure(figsize=(7, 4.5), layout="constrained").subplots()
         markers = "osD^vP*Xhd<>"
         for index, recipe in enumerate(self.recipes):
             points = sorted(
-                (p.numbers, p.quality) for p in self.points if p.recipe == recipe and p.numbers and p.quality is not None
+                (p.numbers, p.quality)
+                for p in self.points
+                if p.recipe == recipe and p.numbers and p.quality is not None
             )
             if points:
-                ax.plot(*zip(*points), marker=markers[index % len(markers)], markersize=4, linewidth=1.2, label=recipe)
-        ax.axhline(self.baseline, color="gray", linewidth=0.8, linestyle=":", label=f"uncompressed ({self.total:,})")
+                ax.plot(
+                    *zip(*points),
+                    marker=markers[index % len(markers)],
+                    markersize=4,
+                    linewidth=1.2,
+                    label=recipe,
+                )
+        ax.axhline(
+            self.baseline,
+            color="gray",
+            linewidth=0.8,
+            linestyle=":",
+            label=f"uncompressed ({self.total:,})",
+        )
         ax.set(xscale="log", xlabel="stored numbers", ylabel=ylabel)
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
@@ -154,7 +187,9 @@ def frontier(
         try:
             transform = recipes[name](keep)
             if not isinstance(transform, Transform):
-                raise TypeError(f"frontier: the recipe {name!r} gave {transform!r} for keep={keep:g}, expected a transform")
+                raise TypeError(
+                    f"frontier: the recipe {name!r} gave {transform!r} for keep={keep:g}, expected a transform"
+                )
             small = transform(params, moments)
         except Unreachable as error:
             points.append(Point(name, keep, problem=str(error)))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from jaxcompress.analysis.attributes import Shrinking
-from jaxcompress.analysis.figures import figures, save, small
-from jaxcompress.analysis.functions import WeightFunction
-from jaxcompress.analysis.plots_of_classifiers import decision_mesh, errors_by_cause, margins, realized_along
 from jaxcompress.analysis.sharing import Sketches
+from jaxcompress.analysis.weight_functions import WeightFunction
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
+from jaxcompress.classifiers.plots import decision_mesh, errors_by_cause, margins, realized_along
 from jaxcompress.networks.trace import Network
+from jaxcompress.plotting import figures, save, small
 
 __all__ = [
     "atoms",
@@ -65,16 +65,33 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     if ax is None:
         size = (2.5 + 0.09 * max(map(len, leaves)) + 0.5 * len(net.axes), 1.6 + 0.24 * len(leaves))
         ax = figures()(figsize=size, layout="constrained").subplots()
-    marks = (("producers", "^", "produces"), ("parameters", "o", "per channel"), ("consumers", "v", "consumes"))
+    marks = (
+        ("producers", "^", "produces"),
+        ("parameters", "o", "per channel"),
+        ("consumers", "v", "consumes"),
+    )
     for column, axis in enumerate(net.axes):
         colour = COLOURS[axis.kind]
-        touched = [rows[slot.rsplit(":", 1)[0]] for role, _, _ in marks for slot in getattr(axis, role)]
-        ax.plot([column, column], [min(touched), max(touched)], color=colour, linewidth=1.2, alpha=0.5)
+        touched = [
+            rows[slot.rsplit(":", 1)[0]] for role, _, _ in marks for slot in getattr(axis, role)
+        ]
+        ax.plot(
+            [column, column], [min(touched), max(touched)], color=colour, linewidth=1.2, alpha=0.5
+        )
         for role, marker, _ in marks:
             heights = [rows[slot.rsplit(":", 1)[0]] for slot in getattr(axis, role)]
             shift = {"^": -0.12, "v": 0.12}.get(marker, 0)
-            ax.plot([column] * len(heights), [height + shift for height in heights], marker, color=colour, markersize=7)
-    labels = [f"{axis.size}{', pair' if axis.pair else ''}{', per fibre' if axis.fibres else ''}" for axis in net.axes]
+            ax.plot(
+                [column] * len(heights),
+                [height + shift for height in heights],
+                marker,
+                color=colour,
+                markersize=7,
+            )
+    labels = [
+        f"{axis.size}{', pair' if axis.pair else ''}{', per fibre' if axis.fibres else ''}"
+        for axis in net.axes
+    ]
     ax.set_xticks(range(len(net.axes)), labels, rotation=60, ha="right")
     ax.set_yticks(range(len(leaves)), leaves)
     ax.invert_yaxis()
@@ -82,14 +99,25 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     ax.grid(axis="y", alpha=0.2)
     ax.set_title("hidden axes", loc="left")
     kinds = list(dict.fromkeys(axis.kind for axis in net.axes))
-    handles = [Line2D([], [], color="gray", marker=marker, linestyle="", label=label) for _, marker, label in marks]
+    handles = [
+        Line2D([], [], color="gray", marker=marker, linestyle="", label=label)
+        for _, marker, label in marks
+    ]
     handles += [Line2D([], [], color=COLOURS[kind], label=kind) for kind in kinds]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    ax.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        fontsize="small",
+        frameon=False,
+    )
     save(ax.figure, path)
     return ax
 
 
-def sketches(found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path | None = None) -> Any:
+def sketches(
+    found: Mapping[int, Sketches], ax: Any = None, *, path: str | Path | None = None
+) -> Any:
     """Draw how far the buckets of a hash are off an inner product, against how many numbers the table has.
 
     Args:
@@ -150,16 +178,35 @@ def weights_as_function(
     values = function.values[(0,) * (function.values.ndim - 2)]
     whole = WeightFunction(function.name, values, function.inputs, function.outputs)
     m, n = values.shape
-    shown = [(f"{min(each, m)} x {min(each, n)} cells", whole.at(min(each, m), min(each, n), basis=basis).values) for each in cells]
+    shown = [
+        (
+            f"{min(each, m)} x {min(each, n)} cells",
+            whole.at(min(each, m), min(each, n), basis=basis).values,
+        )
+        for each in cells
+    ]
     shown.append((f"{m} x {n}", values))
     figure = figures()(figsize=(2.6 * len(shown), 4.2), layout="constrained")
     panels = figure.subplots(2, len(shown), squeeze=False)
     reach = float(np.quantile(np.abs(values), 0.99)) or 1.0
     for (title, each), curve, surface in zip(shown, *panels, strict=True):
         line = each[:periods].ravel()
-        curve.plot(np.arange(len(line)) / n, line, drawstyle="steps-mid" if basis == "step" else "default", linewidth=0.7)
+        curve.plot(
+            np.arange(len(line)) / n,
+            line,
+            drawstyle="steps-mid" if basis == "step" else "default",
+            linewidth=0.7,
+        )
         curve.set(title=title, ylim=(-1.5 * reach, 1.5 * reach), xlabel="input + t")
-        surface.imshow(each, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", extent=(0, 1, 1, 0), interpolation="nearest")
+        surface.imshow(
+            each,
+            cmap="RdBu_r",
+            vmin=-reach,
+            vmax=reach,
+            aspect="auto",
+            extent=(0, 1, 1, 0),
+            interpolation="nearest",
+        )
         surface.set(xlabel="t_out", ylabel="t_in")
     for panel in figure.axes:
         panel.label_outer()
@@ -168,7 +215,9 @@ def weights_as_function(
     return figure
 
 
-def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | Path | None = None) -> Any:
+def atoms(
+    features: Any, grid: tuple[int, int], count: int = 16, *, path: str | Path | None = None
+) -> Any:
     """Draw features of images as images, red above and blue below zero.
 
     Args:
@@ -193,7 +242,9 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
     columns = min(dense.shape[1], 8)
     rows = -(-dense.shape[1] // columns)
     figure = figures()(figsize=(columns, rows), layout="constrained")
-    for panel, atom in zip(figure.subplots(rows, columns, squeeze=False).ravel(), dense.T, strict=False):
+    for panel, atom in zip(
+        figure.subplots(rows, columns, squeeze=False).ravel(), dense.T, strict=False
+    ):
         reach = float(np.abs(atom).max()) or 1.0
         panel.imshow(atom.reshape(grid), cmap="RdBu_r", vmin=-reach, vmax=reach)
     for panel in figure.axes:
@@ -202,7 +253,9 @@ def atoms(features: Any, grid: tuple[int, int], count: int = 16, *, path: str | 
     return figure
 
 
-def shrinking(found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Path | None = None) -> Any:
+def shrinking(
+    found: Mapping[str, Shrinking], ax: Any = None, *, path: str | Path | None = None
+) -> Any:
     """Draw what fewer and fewer examples do: the error on unseen ones, and dotted on those seen.
 
     Args:

@@ -20,7 +20,7 @@ from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import weigh
-from jaxcompress.networks.compat import flops
+from jaxcompress.programs.compat import flops
 from jaxcompress.transforms.base import moments_by_name
 
 ROWS = 128
@@ -95,7 +95,10 @@ class Report:
     def __str__(self) -> str:
         table = [HEADERS, *self._cells()]
         widths = [max(len(row[i]) for row in table) for i in range(len(HEADERS))]
-        align = lambda row: "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        align = lambda row: "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        )
         lines = [align(row).rstrip() for row in table]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
@@ -103,7 +106,9 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        row = lambda cells, tag: (
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        )
         body = "".join(row(cells, "td") for cells in self._cells())
         return f"<table><thead>{row(HEADERS, 'th')}</thead><tbody>{body}</tbody></table>"
 
@@ -114,7 +119,13 @@ HEADERS = (
 )
 
 
-def report(before: Any, after: Any, net: Callable[..., Any] | None = None, *inputs: Any, moments: Any = None) -> Report:
+def report(
+    before: Any,
+    after: Any,
+    net: Callable[..., Any] | None = None,
+    *inputs: Any,
+    moments: Any = None,
+) -> Report:
     """Compare parameters before and after a compression.
 
     Args:
@@ -141,7 +152,9 @@ def report(before: Any, after: Any, net: Callable[..., Any] | None = None, *inpu
     """
     old, new = dict(named_leaves(before)), dict(named_leaves(after))
     if old.keys() != new.keys():
-        raise ValueError(f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; give the trees of one network")
+        raise ValueError(
+            f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; give the trees of one network"
+        )
     metrics = moments_by_name(moments)
     cache: dict[Any, float] = {}
     rows = tuple(_row(name, old[name], new[name], metrics.get(name), cache) for name in new)
@@ -151,17 +164,30 @@ def report(before: Any, after: Any, net: Callable[..., Any] | None = None, *inpu
 
 
 def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) -> ReportRow:
-    dense_old, dense_new = (np.asarray(leaf.materialize() if is_compact(leaf) else leaf) for leaf in (old, new))
+    dense_old, dense_new = (
+        np.asarray(leaf.materialize() if is_compact(leaf) else leaf) for leaf in (old, new)
+    )
     error = output_error = None
-    if dense_old.shape == dense_new.shape and np.issubdtype(np.asarray(dense_old, np.float64).dtype, np.floating):
+    if dense_old.shape == dense_new.shape and np.issubdtype(
+        np.asarray(dense_old, np.float64).dtype, np.floating
+    ):
         axes = new.axes if is_compact(new) else old.axes if is_compact(old) else MATRIX
-        target, gap = np.asarray(dense_old, np.float64), np.asarray(dense_old, np.float64) - np.asarray(dense_new, np.float64)
+        target, gap = (
+            np.asarray(dense_old, np.float64),
+            np.asarray(dense_old, np.float64) - np.asarray(dense_new, np.float64),
+        )
         error = _ratio(np.sum(gap**2), np.sum(target**2))
         if metric is not None and gap.ndim >= axes.ndim:
             gap, target = axes.to_matrix(gap), axes.to_matrix(target)
             metric = np.asarray(metric, np.float64)
-            output_error = _ratio(np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target)))
-    form = f"{type(new).__name__.removesuffix('Array').lower()}: {new._summary()}".rstrip(": ") if is_compact(new) else "dense"
+            output_error = _ratio(
+                np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target))
+            )
+    form = (
+        f"{type(new).__name__.removesuffix('Array').lower()}: {new._summary()}".rstrip(": ")
+        if is_compact(new)
+        else "dense"
+    )
     return ReportRow(
         leaf=name,
         shape=dense_new.shape,
@@ -186,12 +212,20 @@ def _bytes(leaf: Any) -> int:
 def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, float] | None:
     """FLOPs of x @ W for each leaf, by row of a batch; the layout of the one is that of the other."""
     axes = new.axes if is_compact(new) else old.axes if is_compact(old) else MATRIX
-    if np.ndim(jax.tree.leaves(new)[0]) < 1 or len(new.shape) != axes.ndim or not jnp.issubdtype(new.dtype, jnp.floating):
+    if (
+        np.ndim(jax.tree.leaves(new)[0]) < 1
+        or len(new.shape) != axes.ndim
+        or not jnp.issubdtype(new.dtype, jnp.floating)
+    ):
         return None
     sizes = tuple(new.shape[axis] for axis in axes.inputs)
 
     def count(leaf: Any) -> float:
-        key = (jax.tree.structure(leaf), tuple((v.shape, str(v.dtype)) for v in jax.tree.leaves(leaf)), axes)
+        key = (
+            jax.tree.structure(leaf),
+            tuple((v.shape, str(v.dtype)) for v in jax.tree.leaves(leaf)),
+            axes,
+        )
         if key not in cache:
             x = jax.ShapeDtypeStruct((ROWS, *sizes), leaf.dtype)
             cache[key] = flops(lambda x, w: matmul(x, w, axes), x, leaf) / ROWS

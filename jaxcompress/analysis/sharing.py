@@ -86,7 +86,9 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     if array.table.ndim != 1:
         raise ValueError(f"sketches looks at one table, got {array!r}: take one of the stack")
     if array.layout == "circular":
-        raise ValueError(f"{array!r} has one count sketch for all its outputs, no sample of them: take layout='random'")
+        raise ValueError(
+            f"{array!r} has one count sketch for all its outputs, no sample of them: take layout='random'"
+        )
     m, n = array.matrix_shape
     size = array.table.shape[-1]
     bucket, sign = entries(m, n, size, seed=array.seed, block=array.block)
@@ -103,7 +105,9 @@ def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
     return Sketches(float(x @ y), float(found.mean()), float(found.var()), float(expected))
 
 
-def cost_of_sharing(kernel: Any, forms: Mapping[str, Transform], metric: Any = None) -> dict[str, tuple[int, float]]:
+def cost_of_sharing(
+    kernel: Any, forms: Mapping[str, Transform], metric: Any = None
+) -> dict[str, tuple[int, float]]:
     """What collisions cost a trained kernel: how far the nearest matrix of each form is.
 
     Args:
@@ -131,7 +135,9 @@ def cost_of_sharing(kernel: Any, forms: Mapping[str, Transform], metric: Any = N
     metric = None if metric is None else np.asarray(metric, np.float64)
     whole, found = squared(target, metric), {}
     if not whole:
-        raise ValueError("cost_of_sharing: the kernel gives nothing but zeros, of which every form is right")
+        raise ValueError(
+            "cost_of_sharing: the kernel gives nothing but zeros, of which every form is right"
+        )
     for name, form in forms.items():
         array = form(dense, metric)
         error = squared(target - np.asarray(materialize(array), np.float64), metric)
@@ -139,7 +145,9 @@ def cost_of_sharing(kernel: Any, forms: Mapping[str, Transform], metric: Any = N
     return found
 
 
-def relative_variance(form: Callable[[int], Transform], x: Any, outputs: int, *, draws: int = 200) -> float:
+def relative_variance(
+    form: Callable[[int], Transform], x: Any, outputs: int, *, draws: int = 200
+) -> float:
     """By how much the squared length that fresh layers give to an input varies, in units of its squared mean.
 
     Args:

@@ -50,7 +50,11 @@ class DesignedAtoms(CompactArray):
 
     def materialize(self) -> jax.Array:
         of_one = self._of_one_channel()
-        return of_one if self.channels == 1 else jnp.kron(of_one, jnp.eye(self.channels, dtype=jnp.float32))
+        return (
+            of_one
+            if self.channels == 1
+            else jnp.kron(of_one, jnp.eye(self.channels, dtype=jnp.float32))
+        )
 
     def _multiply(self, x: jax.Array) -> jax.Array:
         return self.features(x, self.dtype)
@@ -60,7 +64,9 @@ class DesignedAtoms(CompactArray):
         if self.channels == 1:
             return x @ self.materialize().astype(dtype)
         of_one = self._of_one_channel().astype(dtype)
-        found = jnp.einsum("...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one)
+        found = jnp.einsum(
+            "...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one
+        )
         return found.reshape(*x.shape[:-1], self.count)
 
     def expand(self, codes: jax.Array) -> jax.Array:
@@ -68,7 +74,11 @@ class DesignedAtoms(CompactArray):
         if self.channels == 1:
             return self.materialize().astype(codes.dtype) @ codes
         of_one, (*leading, k, n) = self._of_one_channel().astype(codes.dtype), codes.shape
-        found = jnp.einsum("pk,...kcn->...pcn", of_one, codes.reshape(*leading, k // self.channels, self.channels, n))
+        found = jnp.einsum(
+            "pk,...kcn->...pcn",
+            of_one,
+            codes.reshape(*leading, k // self.channels, self.channels, n),
+        )
         return found.reshape(*leading, self.matrix_shape[0], n)
 
     def _of_one_channel(self) -> jax.Array:
@@ -81,7 +91,9 @@ class DesignedAtoms(CompactArray):
             return ridge_predictions(self.grid, spread(self.grid, count))
         m = math.prod(self.grid)
         order = permute(jnp.arange(m, dtype=jnp.uint32)[:count], m, self.seed).astype(jnp.int32)
-        sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(jnp.float32)
+        sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(
+            jnp.float32
+        )
         return sign[:, None] * cosines((m,), order[:, None])
 
     def _leading(self) -> tuple[int, ...]:
@@ -99,14 +111,17 @@ class DesignedAtoms(CompactArray):
 
 def coordinates(grid: tuple[int, ...]) -> jax.Array:
     """The coordinates of a grid's points, row-major: float32 (m, axes)."""
-    return jnp.stack(jnp.meshgrid(*(jnp.arange(size, dtype=jnp.float32) for size in grid), indexing="ij"), axis=-1).reshape(
-        -1, len(grid)
-    )
+    return jnp.stack(
+        jnp.meshgrid(*(jnp.arange(size, dtype=jnp.float32) for size in grid), indexing="ij"),
+        axis=-1,
+    ).reshape(-1, len(grid))
 
 
 def low_frequencies(grid: tuple[int, ...]) -> np.ndarray:
     """Every cosine frequency of a grid, lowest norm (in cycles per sample) first: integers (m, axes)."""
-    frequencies = np.stack(np.meshgrid(*(np.arange(size) for size in grid), indexing="ij"), axis=-1).reshape(-1, len(grid))
+    frequencies = np.stack(
+        np.meshgrid(*(np.arange(size) for size in grid), indexing="ij"), axis=-1
+    ).reshape(-1, len(grid))
     norms = np.sum((frequencies / np.asarray(grid)) ** 2, axis=1)
     return frequencies[np.argsort(norms.round(12), kind="stable")]
 
@@ -117,9 +132,13 @@ def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.A
     for axis, size in enumerate(grid):
         frequency = jnp.asarray(frequencies[:, axis], jnp.int32)
         # the phase is reduced in integers, so that large grids lose no accuracy
-        phase = ((2 * jnp.arange(size, dtype=jnp.int32)[:, None] + 1) * frequency) % jnp.int32(4 * size)
+        phase = ((2 * jnp.arange(size, dtype=jnp.int32)[:, None] + 1) * frequency) % jnp.int32(
+            4 * size
+        )
         wave = jnp.cos(phase.astype(jnp.float32) * jnp.float32(math.pi / (2 * size)))
-        wave = wave * jnp.where(frequency == 0, jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size)))
+        wave = wave * jnp.where(
+            frequency == 0, jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size))
+        )
         product = (product[:, None, :] * wave[None, :, :]).reshape(-1, frequencies.shape[0])
     return product
 
@@ -133,7 +152,10 @@ def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
     golden = 2.0
     for _ in range(60):
         golden = (1 + golden) ** (1 / max(len(grid), 2))  # of one axis fewer: x^d = 1 + x
-    places = [(step + 0.5) / count, *((0.5 + step * golden ** -(axis + 1)) % 1 for axis in range(len(grid) - 1))]
+    places = [
+        (step + 0.5) / count,
+        *((0.5 + step * golden ** -(axis + 1)) % 1 for axis in range(len(grid) - 1)),
+    ]
     return (np.stack(places, axis=1) * np.asarray(grid) - 0.5).astype(np.float32)
 
 
@@ -158,8 +180,12 @@ def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) 
     points = math.prod(grid)
     if points * channels != inputs:
         of = f" of {channels} channels" if channels > 1 else ""
-        whole = f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
-        raise ValueError(f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{whole}")
+        whole = (
+            f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
+        )
+        raise ValueError(
+            f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{whole}"
+        )
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:

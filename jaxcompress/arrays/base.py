@@ -60,7 +60,9 @@ def compact_array(cls: Class) -> Class:
                [0., 3., 6., 9.]], dtype=float32)
     """
     if not issubclass(cls, CompactArray):
-        raise TypeError(f"@compact_array expects a subclass of CompactArray, got {cls.__name__}: derive it from jc.CompactArray")
+        raise TypeError(
+            f"@compact_array expects a subclass of CompactArray, got {cls.__name__}: derive it from jc.CompactArray"
+        )
     if "materialize" in cls.__dict__:
         dense_matrix = cls.__dict__["materialize"]
         # jitted, so that an eager call is one compiled program rather than one for each operation
@@ -73,29 +75,43 @@ def compact_array(cls: Class) -> Class:
     registered[cls.__name__] = cls
 
     def flatten(node):
-        return tuple(getattr(node, name) for name in cls._children), tuple(getattr(node, name) for name in cls._statics)
+        return tuple(getattr(node, name) for name in cls._children), tuple(
+            getattr(node, name) for name in cls._statics
+        )
 
     def flatten_with_keys(node):
         children, statics = flatten(node)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, cls._children), children, strict=True)), statics
+        return tuple(
+            zip(map(jax.tree_util.GetAttrKey, cls._children), children, strict=True)
+        ), statics
 
     def unflatten(statics, children):
         # JAX unflattens with None, integers, labels and batched children too: nothing is checked here.
-        return cls(**dict(zip(cls._children, children, strict=True)), **dict(zip(cls._statics, statics, strict=True)))
+        return cls(
+            **dict(zip(cls._children, children, strict=True)),
+            **dict(zip(cls._statics, statics, strict=True)),
+        )
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     export.register_pytree_node_serialization(
         cls,
         serialized_name=f"{cls.__module__}.{cls.__qualname__}",
-        serialize_auxdata=lambda statics: json.dumps([encode_static(value) for value in statics]).encode(),
+        serialize_auxdata=lambda statics: json.dumps(
+            [encode_static(value) for value in statics]
+        ).encode(),
         deserialize_auxdata=lambda data: tuple(decode_static(value) for value in json.loads(data)),
     )
     serialization.register_serialization_state(
         cls,
-        lambda node: {name: serialization.to_state_dict(getattr(node, name)) for name in cls._children},
+        lambda node: {
+            name: serialization.to_state_dict(getattr(node, name)) for name in cls._children
+        },
         lambda node, state: dataclasses.replace(
             node,
-            **{name: serialization.from_state_dict(getattr(node, name), state[name], name=name) for name in cls._children},
+            **{
+                name: serialization.from_state_dict(getattr(node, name), state[name], name=name)
+                for name in cls._children
+            },
         ),
         override=True,
     )
@@ -109,8 +125,14 @@ def encode_static(value: Any) -> Any:
     if isinstance(value, StaticArray) and value.array.dtype == bool:
         return {"bits": np.packbits(value.array).tobytes().hex(), "size": value.array.size}
     if isinstance(value, StaticArray):
-        content = base64.b64encode(value.array.astype(value.array.dtype.newbyteorder("<")).tobytes()).decode()
-        return {"indices": content, "dtype": value.array.dtype.name, "shape": list(value.array.shape)}
+        content = base64.b64encode(
+            value.array.astype(value.array.dtype.newbyteorder("<")).tobytes()
+        ).decode()
+        return {
+            "indices": content,
+            "dtype": value.array.dtype.name,
+            "shape": list(value.array.shape),
+        }
     if isinstance(value, tuple):
         return {"tuple": [encode_static(item) for item in value]}
     if callable(value):
@@ -125,11 +147,15 @@ def decode_static(value: Any) -> Any:
     if "tuple" in value:
         return tuple(decode_static(item) for item in value["tuple"])
     if "bits" in value:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(value["bits"]), np.uint8), count=value["size"])
+        bits = np.unpackbits(
+            np.frombuffer(bytes.fromhex(value["bits"]), np.uint8), count=value["size"]
+        )
         return StaticArray(bits.astype(bool))
     if "indices" in value:
         dtype = np.dtype(value["dtype"]).newbyteorder("<")
-        return StaticArray(np.frombuffer(base64.b64decode(value["indices"]), dtype).reshape(value["shape"]))
+        return StaticArray(
+            np.frombuffer(base64.b64decode(value["indices"]), dtype).reshape(value["shape"])
+        )
     return MatrixAxes(tuple(value["inputs"]), tuple(value["outputs"]))
 
 
@@ -164,7 +190,9 @@ class CompactArray(_Fields):
     # --- what a subclass may give --------------------------------------------------------------------------
 
     def _matrix(self) -> jax.Array:
-        raise NotImplementedError(f"{type(self).__name__} needs a method materialize(self) under @jc.compact_array")
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method materialize(self) under @jc.compact_array"
+        )
 
     def _multiply(self, x: jax.Array) -> jax.Array:
         """`x @ matrix` for x of shape (..., rows, m); leading dimensions broadcast as in `jnp.matmul`."""
@@ -179,7 +207,11 @@ class CompactArray(_Fields):
 
     def _extra_numbers(self) -> float:
         """Numbers needed to run that are not children: orders and look-ups."""
-        return sum(value.words for name in self._statics if isinstance(value := getattr(self, name), StaticArray))
+        return sum(
+            value.words
+            for name in self._statics
+            if isinstance(value := getattr(self, name), StaticArray)
+        )
 
     def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
         """The metric in which each child should be fitted, given the metric of this matrix's inputs."""
@@ -238,7 +270,9 @@ class CompactArray(_Fields):
             ValueError: for a stacked array, whose leading dimensions cannot go last; use `.mT`.
         """
         if self._leading():
-            raise ValueError(f"{self!r} is stacked: .T would move its leading dimensions last; use .mT")
+            raise ValueError(
+                f"{self!r} is stacked: .T would move its leading dimensions last; use .mT"
+            )
         count = len(self.axes.inputs) + len(self.axes.outputs)
         dims = self.matrix_shape if self.dims is None else self.dims
         return dataclasses.replace(self, axes=self.axes.reversed(count), dims=dims[::-1])
@@ -255,14 +289,18 @@ class CompactArray(_Fields):
         x = jnp.asarray(x)
         rows = self.shape[-2]
         if x.ndim == 0 or x.shape[-1] != rows:
-            raise ValueError(f"x @ A contracts x's last dimension with {rows}, got x of shape {x.shape} and {self!r}")
+            raise ValueError(
+                f"x @ A contracts x's last dimension with {rows}, got x of shape {x.shape} and {self!r}"
+            )
         multiply = self._multiply if self.axes.inputs == (-2,) else self._multiply_transposed
         return multiply(x) if x.ndim > 1 else multiply(x[None])[..., 0, :]
 
     def __matmul__(self, x: Any) -> jax.Array:
         self._require_matrix("A @ x")
         x = jnp.asarray(x)
-        return x @ self.mT if x.ndim == 1 else jnp.matrix_transpose(jnp.matrix_transpose(x) @ self.mT)
+        return (
+            x @ self.mT if x.ndim == 1 else jnp.matrix_transpose(jnp.matrix_transpose(x) @ self.mT)
+        )
 
     def take(self, rows: Any) -> jax.Array:
         """Rows of the dense matrix: `jnp.take(A.materialize(), rows, axis=-2)`, without the dense matrix if possible.
@@ -276,7 +314,9 @@ class CompactArray(_Fields):
         self._require_matrix("take")
         rows = jnp.asarray(rows)
         if not jnp.issubdtype(rows.dtype, jnp.integer):
-            raise TypeError(f"take expects integer rows, got {rows.dtype}: cast them, for instance with .astype(int)")
+            raise TypeError(
+                f"take expects integer rows, got {rows.dtype}: cast them, for instance with .astype(int)"
+            )
         if self._leading() or self.axes.inputs != (-2,):
             return jnp.take(self.materialize(), rows, axis=-2)
         count = self.shape[-2]
@@ -287,7 +327,11 @@ class CompactArray(_Fields):
     def __repr__(self) -> str:
         try:
             count, size = self.stored_numbers, self.size
-            words = [f"{self.shape} {self.dtype}", self._summary(), f"{count} stored{_fraction(count, size)}"]
+            words = [
+                f"{self.shape} {self.dtype}",
+                self._summary(),
+                f"{count} stored{_fraction(count, size)}",
+            ]
             return f"{type(self).__name__}({', '.join(filter(None, words))})"
         except Exception:  # JAX fills nodes with None, labels and specs; a repr must still print
             return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._children)})"
@@ -298,7 +342,11 @@ class CompactArray(_Fields):
         return [getattr(self, name) for name in self._children]
 
     def _with_dense_children(self) -> Self:
-        nested = {n: getattr(self, n).materialize() for n in self._children if isinstance(getattr(self, n), CompactArray)}
+        nested = {
+            n: getattr(self, n).materialize()
+            for n in self._children
+            if isinstance(getattr(self, n), CompactArray)
+        }
         return dataclasses.replace(self, **nested) if nested else self
 
     def _multiply_transposed(self, y: jax.Array) -> jax.Array:
@@ -341,7 +389,9 @@ def materialize(params: Any) -> Any:
         >>> jc.materialize(small)["kernel"].shape
         (2, 4)
     """
-    return jax.tree.map(lambda leaf: leaf.materialize() if is_compact(leaf) else leaf, params, is_leaf=is_compact)
+    return jax.tree.map(
+        lambda leaf: leaf.materialize() if is_compact(leaf) else leaf, params, is_leaf=is_compact
+    )
 
 
 def stored_numbers(params: Any) -> int:
@@ -384,15 +434,21 @@ def matmul(x: Any, w: Any, axes: MatrixAxes | None = None) -> jax.Array:
     axes = axes.resolve(w.ndim)
     dims = w.shape[w.ndim - axes.ndim :]
     if w.ndim != axes.ndim:
-        raise ValueError(f"matmul with axes takes an unstacked weight, got shape {w.shape} for {axes}: use jax.vmap over the stack")
+        raise ValueError(
+            f"matmul with axes takes an unstacked weight, got shape {w.shape} for {axes}: use jax.vmap over the stack"
+        )
     sizes = tuple(dims[axis] for axis in axes.inputs)
     count = len(sizes)
     if x.shape[x.ndim - count :] != sizes:
-        raise ValueError(f"matmul contracts the last dimensions of x with {sizes}, got x of shape {x.shape}")
+        raise ValueError(
+            f"matmul contracts the last dimensions of x with {sizes}, got x of shape {x.shape}"
+        )
     flat = x.reshape(*x.shape[: x.ndim - count], math.prod(sizes))
     if is_compact(w):
         if axes not in (w.axes, w.axes.swapped()):
-            raise ValueError(f"matmul got axes {axes} for an array with {w.axes}: give its own axes or their exchange")
+            raise ValueError(
+                f"matmul got axes {axes} for an array with {w.axes}: give its own axes or their exchange"
+            )
         multiply = w._multiply if axes == w.axes else w._multiply_transposed
         out = multiply(flat[None] if flat.ndim == 1 else flat)
         out = out[0] if flat.ndim == 1 else out

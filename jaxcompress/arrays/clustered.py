@@ -68,7 +68,15 @@ class ClusteredArray(CompactArray):
         return m * math.ceil(n / block) + count * block
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, count: int, block: int, *, seed: int = 0, metric: np.ndarray | None = None) -> ClusteredArray:
+    def fit(
+        cls,
+        matrix: np.ndarray,
+        count: int,
+        block: int,
+        *,
+        seed: int = 0,
+        metric: np.ndarray | None = None,
+    ) -> ClusteredArray:
         """Runs found by k-means, each the mean of what it stands for.
 
         Args:
@@ -83,25 +91,41 @@ class ClusteredArray(CompactArray):
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         padded = np.pad(stack, ((0, 0), (0, 0), (0, -n % block)))
         inside = (np.arange(padded.shape[-1]) < n).reshape(-1, block)  # (places in a row, block)
-        places = np.moveaxis(padded.reshape(len(stack), m, -1, block), 0, 2).reshape(-1, len(stack) * block)
+        places = np.moveaxis(padded.reshape(len(stack), m, -1, block), 0, 2).reshape(
+            -1, len(stack) * block
+        )
         metrics = per_matrix(metric, len(stack))
-        power = np.mean([np.ones(m) if each is None else each if each.ndim == 1 else np.diag(each) for each in metrics], axis=0)
+        power = np.mean(
+            [
+                np.ones(m) if each is None else each if each.ndim == 1 else np.diag(each)
+                for each in metrics
+            ],
+            axis=0,
+        )
         power = np.maximum(power, 1e-6 * power.max(initial=1e-30))
         index = cluster(places, np.repeat(power, len(inside)), count, seed)
         count = int(index.max()) + 1
-        entry = (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()  # which number an entry is
+        entry = (
+            (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()
+        )  # which number an entry is
 
         def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            collect = lambda values: np.bincount(entry, weights=values.ravel(), minlength=count * block)
+            collect = lambda values: np.bincount(
+                entry, weights=values.ravel(), minlength=count * block
+            )
             weight = np.repeat(power, n).reshape(m, n)
             scale = collect(weight)
             runs = collect(weight * target) / np.where(scale > 0, scale, 1)
             if metric is None or metric.ndim == 1:
                 return runs
-            return least_squares(lambda runs: runs[entry].reshape(m, n), collect, target, metric, runs, scale)
+            return least_squares(
+                lambda runs: runs[entry].reshape(m, n), collect, target, metric, runs, scale
+            )
 
         runs = np.stack([fit_one(*each) for each in zip(stack, metrics, strict=True)])
-        runs = jnp.asarray(runs.reshape(*matrix.shape[:-2], count, block), jnp.asarray(matrix).dtype)
+        runs = jnp.asarray(
+            runs.reshape(*matrix.shape[:-2], count, block), jnp.asarray(matrix).dtype
+        )
         return cls(runs, StaticArray(index.reshape(m, -1)), dims=(m, n))
 
 
@@ -116,7 +140,9 @@ def cluster(places: np.ndarray, weight: np.ndarray, count: int, seed: int) -> np
         nearest = KDTree(centres).query(seen, workers=-1)[1]
         total = np.bincount(nearest, power, len(centres))
         sums = [np.bincount(nearest, power * column, len(centres)) for column in seen.T]
-        moved = np.where(total[:, None] > 0, np.stack(sums, 1) / np.maximum(total, 1e-300)[:, None], centres)
+        moved = np.where(
+            total[:, None] > 0, np.stack(sums, 1) / np.maximum(total, 1e-300)[:, None], centres
+        )
         still, centres = np.array_equal(moved, centres), moved
         if still:
             break

@@ -42,7 +42,9 @@ class FactoredArray(CompactArray):
         if self._full:
             return self.lines
         if self.by_rows:
-            return jnp.concatenate([self.lines, self.mixing @ self.lines], axis=-2)[..., self._places, :]
+            return jnp.concatenate([self.lines, self.mixing @ self.lines], axis=-2)[
+                ..., self._places, :
+            ]
         return jnp.concatenate([self.lines, self.lines @ self.mixing], axis=-1)[..., self._places]
 
     def _multiply(self, x: jax.Array) -> jax.Array:
@@ -59,7 +61,11 @@ class FactoredArray(CompactArray):
         return self._multiply_rows(self.lines[rows])
 
     def _multiply_rows(self, kept: jax.Array) -> jax.Array:
-        return kept if self._full else jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
+        return (
+            kept
+            if self._full
+            else jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
+        )
 
     def _leading(self) -> tuple[int, ...]:
         return self.lines.shape[:-2]
@@ -91,7 +97,9 @@ class FactoredArray(CompactArray):
         return np.argsort(np.concatenate([self._lines, self._others]))
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, rank: int, *, metric: np.ndarray | None = None) -> FactoredArray:
+    def fit(
+        cls, matrix: np.ndarray, rank: int, *, metric: np.ndarray | None = None
+    ) -> FactoredArray:
         """The product of rank `rank` with the least squared error, in float64 on the host.
 
         Args:
@@ -102,7 +110,9 @@ class FactoredArray(CompactArray):
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
         by_rows = m < n
-        stored = lambda value: jnp.asarray(value.reshape(*leading, *value.shape[-2:]).astype(matrix.dtype))
+        stored = lambda value: jnp.asarray(
+            value.reshape(*leading, *value.shape[-2:]).astype(matrix.dtype)
+        )
         if rank == min(m, n):
             empty = np.zeros((*leading, 0, m) if by_rows else (*leading, n, 0))
             return cls(stored(target), stored(empty), by_rows=by_rows, dims=(m, n))
@@ -116,11 +126,15 @@ class FactoredArray(CompactArray):
         else:
             chosen, mixing, block = dominant_lines(right)
             lines = target @ right @ block.mT
-        return cls(stored(lines), stored(mixing), chosen=StaticArray(chosen), by_rows=by_rows, dims=(m, n))
+        return cls(
+            stored(lines), stored(mixing), chosen=StaticArray(chosen), by_rows=by_rows, dims=(m, n)
+        )
 
     def refit(self, matrix: np.ndarray, metric: np.ndarray | None = None) -> FactoredArray:
         """The product of this rank, with these axes and this dtype, nearest to another (..., m, n) matrix."""
-        array = dataclasses.replace(self.fit(matrix, self.rank, metric=metric), axes=self.axes, dims=self.dims)
+        array = dataclasses.replace(
+            self.fit(matrix, self.rank, metric=metric), axes=self.axes, dims=self.dims
+        )
         return jax.tree.map(lambda child: child.astype(self.dtype), array)
 
     @staticmethod
@@ -135,7 +149,10 @@ def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) 
     if metric is None:
         weighted = target
     elif metric.ndim == 1:
-        weighted = np.sqrt(np.maximum(metric, 1e-10 * metric.max(initial=np.finfo(float).tiny)))[:, None] * target
+        weighted = (
+            np.sqrt(np.maximum(metric, 1e-10 * metric.max(initial=np.finfo(float).tiny)))[:, None]
+            * target
+        )
     else:
         # a trace of the plain metric settles what the data do not see
         metric = np.broadcast_to(np.asarray(metric, np.float64), (stack, m, m))
@@ -145,12 +162,24 @@ def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) 
         weighted = root @ target
     if n <= m:
         first = max(0, n - rank)
-        return np.stack([scipy.linalg.eigh(w.T @ w, subset_by_index=[first, n - 1])[1][:, ::-1] for w in weighted])
-    left = np.stack([scipy.linalg.eigh(w @ w.T, subset_by_index=[m - rank, m - 1])[1][:, ::-1] for w in weighted])
+        return np.stack(
+            [
+                scipy.linalg.eigh(w.T @ w, subset_by_index=[first, n - 1])[1][:, ::-1]
+                for w in weighted
+            ]
+        )
+    left = np.stack(
+        [
+            scipy.linalg.eigh(w @ w.T, subset_by_index=[m - rank, m - 1])[1][:, ::-1]
+            for w in weighted
+        ]
+    )
     return np.linalg.qr(weighted.mT @ left)[0]
 
 
-def dominant_lines(basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def dominant_lines(
+    basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose r of n rows of a basis so that every other row is a small mixture of them.
 
     Args:
@@ -165,7 +194,9 @@ def dominant_lines(basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_0
     inside, outside = order[:r].copy(), order[r:].copy()
     for sweep in range(sweeps):
         if sweep % 64 == 0:  # fresh, so that the rank-one updates gather no error
-            coefficients = np.linalg.solve(basis[:, inside].mT, basis[:, outside].mT)  # (stack, r, n-r)
+            coefficients = np.linalg.solve(
+                basis[:, inside].mT, basis[:, outside].mT
+            )  # (stack, r, n-r)
         with np.errstate(divide="ignore"):
             gain = np.log(np.abs(coefficients)).mean(axis=0)
         i, j = np.unravel_index(np.argmax(gain), gain.shape)

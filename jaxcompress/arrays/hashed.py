@@ -45,7 +45,9 @@ class HashedArray(CompactArray):
     block: int = static(default=1)
     layout: str = static(default="random")
 
-    def _matrix(self) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
+    def _matrix(
+        self,
+    ) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
         m, n = self.matrix_shape
         return self._with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
@@ -53,7 +55,9 @@ class HashedArray(CompactArray):
         if self.layout == "random":
             return super()._multiply(x)
         m, n = self.matrix_shape
-        return (_correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round)(x, self.table, self._seed(), m=m, n=n)
+        return (_correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round)(
+            x, self.table, self._seed(), m=m, n=n
+        )
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])
@@ -62,14 +66,23 @@ class HashedArray(CompactArray):
         return self.table.shape[:-1]
 
     def _summary(self) -> str:
-        return self.layout if self.layout != "random" else f"block={self.block}" if self.block > 1 else ""
+        return (
+            self.layout
+            if self.layout != "random"
+            else f"block={self.block}"
+            if self.block > 1
+            else ""
+        )
 
     def _seed(self) -> jax.Array:
         return jnp.uint32(self.seed & 0xFFFFFFFF)
 
     def _rows(self, rows: jax.Array, n: int) -> jax.Array:
         """The given rows of the matrix: (..., *rows.shape, n)."""
-        m, look_up = self.matrix_shape[0], _look_up_sums if self.layout == "circular" else partial(_look_up, block=self.block)
+        m, look_up = (
+            self.matrix_shape[0],
+            _look_up_sums if self.layout == "circular" else partial(_look_up, block=self.block),
+        )
         return look_up(self.table, rows, self._seed(), m=m, n=n)
 
     @classmethod
@@ -105,20 +118,41 @@ class HashedArray(CompactArray):
             means = collect(target) / uses
             if metric is None:
                 return means
-            scale = np.bincount(index, weights=np.repeat(metric if metric.ndim == 1 else np.diag(metric), n), minlength=size)
-            return least_squares(lambda table: table[index].reshape(m, n) * sign, collect, target, metric, means, scale)
+            scale = np.bincount(
+                index,
+                weights=np.repeat(metric if metric.ndim == 1 else np.diag(metric), n),
+                minlength=size,
+            )
+            return least_squares(
+                lambda table: table[index].reshape(m, n) * sign,
+                collect,
+                target,
+                metric,
+                means,
+                scale,
+            )
 
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
-        table = np.stack([fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]).reshape(
-            *matrix.shape[:-2], size
+        table = np.stack(
+            [fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]
+        ).reshape(*matrix.shape[:-2], size)
+        return cls(
+            jnp.asarray(table, jnp.asarray(matrix).dtype),
+            seed=seed,
+            block=block,
+            layout=layout,
+            dims=(m, n),
         )
-        return cls(jnp.asarray(table, jnp.asarray(matrix).dtype), seed=seed, block=block, layout=layout, dims=(m, n))
 
 
-def entries(m: int, n: int, size: int, *, seed: int = 0, block: int = 1, layout: str = "random") -> tuple[np.ndarray, np.ndarray]:
+def entries(
+    m: int, n: int, size: int, *, seed: int = 0, block: int = 1, layout: str = "random"
+) -> tuple[np.ndarray, np.ndarray]:
     """(m, n) which of `size` numbers each entry of a matrix uses, and its sign."""
     if layout == "circular":
-        (h1, s1), (h2, s2) = jax.device_get(places_and_signs(m, n, size, np.uint32(seed & 0xFFFFFFFF)))
+        (h1, s1), (h2, s2) = jax.device_get(
+            places_and_signs(m, n, size, np.uint32(seed & 0xFFFFFFFF))
+        )
         return (h1[:, None] + h2) % np.uint32(size), (s1[:, None] * s2).astype(np.float64)
     start, sign = jax.device_get(_row_runs(np.uint32(seed & 0xFFFFFFFF), m=m, n=n, block=block))
     index = (start[..., None] + np.arange(block, dtype=np.uint32)) % np.uint32(size)
@@ -130,8 +164,12 @@ def _row_runs(seed: jax.Array, *, m: int, n: int, block: int) -> tuple[jax.Array
     return run_starts(jnp.arange(m, dtype=jnp.uint32), m, n, block, seed)
 
 
-@partial(jax.jit, static_argnames=("m", "n", "block"))  # eager look-ups of rows are one program, too
-def _look_up(table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int, block: int) -> jax.Array:
+@partial(
+    jax.jit, static_argnames=("m", "n", "block")
+)  # eager look-ups of rows are one program, too
+def _look_up(
+    table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int, block: int
+) -> jax.Array:
     """The given rows of the matrix that a table means: (..., *rows.shape, n)."""
     size = table.shape[-1]
     start, sign = run_starts(rows, m, n, block, seed)
@@ -149,7 +187,9 @@ def _look_up(table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: i
     return table.at[..., index].get(mode="promise_in_bounds") * sign.astype(table.dtype)
 
 
-def run_starts(rows: jax.Array, m: int, n: int, block: int, seed: Seed) -> tuple[jax.Array, jax.Array]:
+def run_starts(
+    rows: jax.Array, m: int, n: int, block: int, seed: Seed
+) -> tuple[jax.Array, jax.Array]:
     """Where each run of each given row begins in the endless sequence that fills the table again and again.
 
     Whole runs are laid in a seeded order, then the shorter runs that end the rows, so that the sequence modulo any
@@ -181,7 +221,9 @@ def shift_between_rows(m: int, n: int, size: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("m", "n", "size"))
-def places_and_signs(m: int, n: int, size: int, seed: Seed) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+def places_and_signs(
+    m: int, n: int, size: int, seed: Seed
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """The circular layout: `h1, s1` of the m rows and `h2, s2` of the n columns, uint32 places below `size` and int8 signs."""
 
     def of(count: int, shift: int, salt: int) -> tuple[jax.Array, jax.Array]:
@@ -193,13 +235,17 @@ def places_and_signs(m: int, n: int, size: int, seed: Seed) -> tuple[tuple[jax.A
 
 
 @partial(jax.jit, static_argnames=("m", "n"))
-def _look_up_sums(table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
+def _look_up_sums(
+    table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int
+) -> jax.Array:
     """The given rows of the circular layout's matrix: (..., *rows.shape, n)."""
     size = table.shape[-1]
     (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)
     index = (h1[rows, None] + h2) % np.uint32(size)
     sign = s1[rows, None] * s2
-    return table.at[..., index.astype(jnp.int32)].get(mode="promise_in_bounds") * sign.astype(table.dtype)
+    return table.at[..., index.astype(jnp.int32)].get(mode="promise_in_bounds") * sign.astype(
+        table.dtype
+    )
 
 
 @partial(jax.jit, static_argnames=("m", "n"))
@@ -208,7 +254,9 @@ def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: i
     (h1, s1), (h2, s2) = places_and_signs(m, n, table.shape[-1], seed)
     wrapped = jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, n - 1)], mode="wrap")
     start = h1.astype(jnp.int32)
-    runs = jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(wrapped, first, n, axis=-1), out_axes=-2)(start)
+    runs = jax.vmap(
+        lambda first: jax.lax.dynamic_slice_in_dim(wrapped, first, n, axis=-1), out_axes=-2
+    )(start)
     out = (x * s1.astype(x.dtype)) @ runs
     return out.at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds") * s2.astype(out.dtype)
 
@@ -228,7 +276,11 @@ def _correlate(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: in
     size, dtype = table.shape[-1], jnp.result_type(x, table)
     exact = jnp.promote_types(dtype, jnp.float32)  # there is no transform in half precision
     (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)
-    sketch = jnp.zeros((*x.shape[:-1], size), exact).at[..., h1.astype(jnp.int32)].add(x.astype(exact) * s1)
+    sketch = (
+        jnp.zeros((*x.shape[:-1], size), exact)
+        .at[..., h1.astype(jnp.int32)]
+        .add(x.astype(exact) * s1)
+    )
     seen = jnp.conj(jnp.fft.rfft(sketch)) * jnp.fft.rfft(table.astype(exact))[..., None, :]
     out = jnp.fft.irfft(seen, n=size).at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
     return (out * s2).astype(dtype)

@@ -69,7 +69,9 @@ class MatrixAxes:
 
     def reversed(self, ndim: int) -> MatrixAxes:
         """The same roles after all `ndim` dimensions are put in reverse order."""
-        return MatrixAxes(tuple(-ndim - 1 - a for a in self.inputs), tuple(-ndim - 1 - a for a in self.outputs))
+        return MatrixAxes(
+            tuple(-ndim - 1 - a for a in self.inputs), tuple(-ndim - 1 - a for a in self.outputs)
+        )
 
     def matrix_shape(self, dims: tuple[int, ...]) -> tuple[int, int]:
         """(m, n) for the given sizes of the last dimensions."""
@@ -88,12 +90,16 @@ class MatrixAxes:
             return matrix
         assert dims is not None, "a layout other than (in, out) needs its sizes"
         dense, plain = self._patterns()
-        return einops.rearrange(matrix, f"{plain} -> {dense}", **{f"d{i}": size for i, size in enumerate(dims)})
+        return einops.rearrange(
+            matrix, f"{plain} -> {dense}", **{f"d{i}": size for i, size in enumerate(dims)}
+        )
 
     def _patterns(self) -> tuple[str, str]:
         """The dense layout and the plain matrix in einops' words: "... d0 d1 d2" and "... (d0) (d1 d2)"."""
         names = [f"d{i}" for i in range(self.ndim)]
-        rows, columns = (" ".join(names[axis] for axis in role) for role in (self.inputs, self.outputs))
+        rows, columns = (
+            " ".join(names[axis] for axis in role) for role in (self.inputs, self.outputs)
+        )
         return f"... {' '.join(names)}", f"... ({rows}) ({columns})"
 
 

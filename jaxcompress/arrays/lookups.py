@@ -54,7 +54,9 @@ class LookupArray(CompactArray):
         return f"{count} {'entry' if count == 1 else 'entries'} a column"
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, entries: int, *, metric: np.ndarray | None = None) -> LookupArray:
+    def fit(
+        cls, matrix: np.ndarray, entries: int, *, metric: np.ndarray | None = None
+    ) -> LookupArray:
         """The entries found by orthogonal matching pursuit: always the one that takes off most, then all of them anew.
 
         Args:
@@ -65,7 +67,10 @@ class LookupArray(CompactArray):
         m, n = matrix.shape[-2:]
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(None if metric is None else np.asarray(metric, np.float64), len(stack))
-        grams = [np.eye(m) if each is None else np.diag(each) if each.ndim == 1 else each for each in metrics]
+        grams = [
+            np.eye(m) if each is None else np.diag(each) if each.ndim == 1 else each
+            for each in metrics
+        ]
         # what no input shows still has its size as a reason to be there
         grams = [gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m) for gram in grams]
         wanted = [weigh(*each) for each in zip(grams, stack, strict=True)]
@@ -73,7 +78,9 @@ class LookupArray(CompactArray):
         index = np.zeros((0, n), int)
         values: list[np.ndarray] = []
         for _ in range(entries):
-            gains = sum(each**2 / np.diag(gram)[:, None] for gram, each in zip(grams, left, strict=True))
+            gains = sum(
+                each**2 / np.diag(gram)[:, None] for gram, each in zip(grams, left, strict=True)
+            )
             np.put_along_axis(gains := np.asarray(gains), index, -1.0, axis=0)
             index = np.concatenate([index, gains.argmax(0)[None]])
             values = []

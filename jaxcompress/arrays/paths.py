@@ -27,7 +27,9 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
             continue
-        part = next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
+        part = next(
+            (getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key
+        )
         parts.append(str(part))
     return "/".join(parts)
 
@@ -45,7 +47,9 @@ def names_within(tree: Any) -> list[str]:
         names.append(name)
         if isinstance(leaf, CompactArray):
             for child in leaf._children:
-                names += [join(join(name, child), inner) for inner in names_within(getattr(leaf, child))]
+                names += [
+                    join(join(name, child), inner) for inner in names_within(getattr(leaf, child))
+                ]
     return names
 
 
@@ -93,7 +97,9 @@ def select(pattern: Pattern, name: str, leaf: Any) -> bool:
     """Whether a pattern, one of several patterns, or a selector picks a leaf."""
     if callable(pattern):
         return bool(pattern(name, leaf))
-    return any(matches(part, name) for part in ((pattern,) if isinstance(pattern, str) else pattern))
+    return any(
+        matches(part, name) for part in ((pattern,) if isinstance(pattern, str) else pattern)
+    )
 
 
 def is_literal(pattern: Pattern) -> bool:

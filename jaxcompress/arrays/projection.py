@@ -49,7 +49,9 @@ def least_squares(
     """
     size = (len(start), len(start))
     inverse = np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
-    normal = LinearOperator(size, matvec=lambda values: collect(weigh(metric, expand(values))), dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    normal = LinearOperator(
+        size, matvec=lambda values: collect(weigh(metric, expand(values))), dtype=np.float64
+    )  # pyright: ignore[reportCallIssue]
     precondition = LinearOperator(size, matvec=lambda values: inverse * values, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     # solve for the correction: the part of the start that the metric does not see is left alone
     residual = collect(weigh(metric, matrix - expand(start)))

@@ -35,12 +35,17 @@ class Expand:
         known = dict(named)
         for leaf, source, transposed in self.ties:
             if known.get(source) is None:
-                raise ValueError(f"expand: {leaf!r} is tied to {source!r}, which is not in these parameters: give the tied tree")
+                raise ValueError(
+                    f"expand: {leaf!r} is tied to {source!r}, which is not in these parameters: give the tied tree"
+                )
             known[leaf] = known[source].T if transposed else known[source]
         return jax.tree.unflatten(treedef, [known[name] for name, _ in named])
 
     def __repr__(self) -> str:
-        ties = (f"{leaf} = {source}{'.T' if transposed else ''}" for leaf, source, transposed in self.ties)
+        ties = (
+            f"{leaf} = {source}{'.T' if transposed else ''}"
+            for leaf, source, transposed in self.ties
+        )
         return f"Expand({', '.join(ties)})"
 
 
@@ -53,7 +58,9 @@ class Tied(NamedTuple):
 
 def flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
     """(name, leaf) of every leaf, places that are empty among them."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: node is None or is_compact(node))
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=lambda node: node is None or is_compact(node)
+    )
     return [(leaf_name(path), leaf) for path, leaf in leaves], treedef
 
 
@@ -93,29 +100,47 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
         for leaf in inside:
             other = source + leaf[len(target) :]
             if other not in known:
-                raise ValueError(f"tie: {leaf!r} is tied to {other!r}, which is not there; there are: {', '.join(known)}")
+                raise ValueError(
+                    f"tie: {leaf!r} is tied to {other!r}, which is not there; there are: {', '.join(known)}"
+                )
             found.append((leaf, other, transposition(leaf, known[leaf], other, known[other])))
     gone = [leaf for leaf, _, _ in found]
-    twice = sorted({leaf for leaf in gone if gone.count(leaf) > 1} | {other for _, other, _ in found if other in gone})
+    twice = sorted(
+        {leaf for leaf in gone if gone.count(leaf) > 1}
+        | {other for _, other, _ in found if other in gone}
+    )
     if twice:
-        raise ValueError(f"tie: {', '.join(twice)} would be taken out and used, or tied twice: tie all of them to the same leaf")
-    return Tied(jax.tree.unflatten(treedef, [None if name in gone else leaf for name, leaf in named]), Expand(tuple(found)))
+        raise ValueError(
+            f"tie: {', '.join(twice)} would be taken out and used, or tied twice: tie all of them to the same leaf"
+        )
+    return Tied(
+        jax.tree.unflatten(treedef, [None if name in gone else leaf for name, leaf in named]),
+        Expand(tuple(found)),
+    )
 
 
 def transposition(leaf: str, one: Any, source: str, other: Any) -> bool:
     """Whether a leaf is the transpose of another, which it must otherwise equal."""
     shapes = tuple(one.shape), tuple(other.shape)
     if is_compact(one) or is_compact(other):
-        raise ValueError(f"tie: {leaf if is_compact(one) else source} is compact: tie first, and compact what is left")
+        raise ValueError(
+            f"tie: {leaf if is_compact(one) else source} is compact: tie first, and compact what is left"
+        )
     ways = [False] if shapes[0] == shapes[1] else []
     ways += [True] if len(shapes[0]) == 2 and shapes[0] == shapes[1][::-1] else []
     if not ways or one.dtype != other.dtype:
         kinds = f"{one.dtype}{list(shapes[0])} and {other.dtype}{list(shapes[1])}"
-        raise ValueError(f"tie: {leaf!r} and {source!r} are {kinds}: tied leaves have one shape, or are each other's transposes")
+        raise ValueError(
+            f"tie: {leaf!r} and {source!r} are {kinds}: tied leaves have one shape, or are each other's transposes"
+        )
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in (one, other)):
         return ways[0]
     equal = [turned for turned in ways if bool(jnp.array_equal(one, other.T if turned else other))]
     if not equal:
-        gap = np.abs(np.asarray(one, np.float64) - np.asarray(other.T if ways[0] else other, np.float64)).max()
-        raise ValueError(f"tie: {leaf!r} and {source!r} differ by up to {gap:.3g}: only leaves with the same values can be tied")
+        gap = np.abs(
+            np.asarray(one, np.float64) - np.asarray(other.T if ways[0] else other, np.float64)
+        ).max()
+        raise ValueError(
+            f"tie: {leaf!r} and {source!r} differ by up to {gap:.3g}: only leaves with the same values can be tied"
+        )
     return equal[0]

@@ -42,9 +42,15 @@ class ToeplitzArray(CompactArray):
         # a row more than the grid has takes what stands on the zeros
         count, leading = math.prod(self.grid), self.taps.shape[:-2]
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
-        dense = jnp.zeros((*leading, count + 1, rows.shape[0], self.taps.shape[-1]), self.taps.dtype)
-        dense = dense.at[..., rows, jnp.arange(rows.shape[0])[:, None], :].set(self.taps[..., None, :, :])
-        return dense[..., :count, :, :].reshape(*leading, count, rows.shape[0] * self.taps.shape[-1])
+        dense = jnp.zeros(
+            (*leading, count + 1, rows.shape[0], self.taps.shape[-1]), self.taps.dtype
+        )
+        dense = dense.at[..., rows, jnp.arange(rows.shape[0])[:, None], :].set(
+            self.taps[..., None, :, :]
+        )
+        return dense[..., :count, :, :].reshape(
+            *leading, count, rows.shape[0] * self.taps.shape[-1]
+        )
 
     @jax.jit
     def _multiply(self, x: jax.Array) -> jax.Array:
@@ -98,7 +104,8 @@ class ToeplitzArray(CompactArray):
         column = np.arange(n).reshape(count, 1, channels)
         tap = np.arange(rows.shape[1] * channels).reshape(1, -1, channels)
         rows, column, tap = (
-            each[np.broadcast_to(rows >= 0, (count, *tap.shape[1:]))] for each in np.broadcast_arrays(rows, column, tap)
+            each[np.broadcast_to(rows >= 0, (count, *tap.shape[1:]))]
+            for each in np.broadcast_arrays(rows, column, tap)
         )
         size = math.prod(window) * channels
 
@@ -114,16 +121,24 @@ class ToeplitzArray(CompactArray):
             means = collect(target) / np.maximum(np.bincount(tap, minlength=size), 1)
             if metric is None:
                 return means
-            scale = np.bincount(tap, weights=(metric if metric.ndim == 1 else np.diag(metric))[rows], minlength=size)
+            scale = np.bincount(
+                tap, weights=(metric if metric.ndim == 1 else np.diag(metric))[rows], minlength=size
+            )
             return least_squares(expand, collect, target, metric, means, scale)
 
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
-        found = np.stack([fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)])
+        found = np.stack(
+            [fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]
+        )
         taps = found.reshape(*matrix.shape[:-2], math.prod(window), channels)
-        return cls(jnp.asarray(taps, jnp.asarray(matrix).dtype), grid, window, stride, pad, dims=(m, n))
+        return cls(
+            jnp.asarray(taps, jnp.asarray(matrix).dtype), grid, window, stride, pad, dims=(m, n)
+        )
 
 
-def positions(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]) -> tuple[int, ...]:
+def positions(
+    grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]
+) -> tuple[int, ...]:
     """How many positions the window has along each axis.
 
     Raises:
@@ -134,18 +149,30 @@ def positions(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int,
         >>> positions((28, 28), (9, 9), (2, 2), (0, 0))
         (10, 10)
     """
-    found = tuple((g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, stride, pad, strict=True))
+    found = tuple(
+        (g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, stride, pad, strict=True)
+    )
     if min(found) < 1:
-        raise ValueError(f"a window of {window} has no position on a grid of {grid} with {pad} zeros around it")
+        raise ValueError(
+            f"a window of {window} has no position on a grid of {grid} with {pad} zeros around it"
+        )
     return found
 
 
-def places(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]) -> jax.Array:
+def places(
+    grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]
+) -> jax.Array:
     """(positions, window) which input stands at each place of the window at each position; -1 for the zeros around the grid."""
     axes = len(grid)
     index, inside = jnp.zeros((1,) * 2 * axes, jnp.int32), jnp.ones((1,) * 2 * axes, bool)
-    for axis, (size, count) in enumerate(zip(grid, positions(grid, window, stride, pad), strict=True)):
-        at = jnp.arange(count, dtype=jnp.int32)[:, None] * stride[axis] + jnp.arange(window[axis], dtype=jnp.int32) - pad[axis]
+    for axis, (size, count) in enumerate(
+        zip(grid, positions(grid, window, stride, pad), strict=True)
+    ):
+        at = (
+            jnp.arange(count, dtype=jnp.int32)[:, None] * stride[axis]
+            + jnp.arange(window[axis], dtype=jnp.int32)
+            - pad[axis]
+        )
         shape = [1] * 2 * axes
         shape[axis], shape[axes + axis] = at.shape
         at = at.reshape(shape)

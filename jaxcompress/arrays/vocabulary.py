@@ -47,7 +47,9 @@ class VocabularyArray(CompactArray):
 
     def _multiply(self, x: jax.Array) -> jax.Array:
         designed = isinstance(self.atoms, DesignedAtoms)
-        return (self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()) @ self.codes
+        return (
+            self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()
+        ) @ self.codes
 
     def _take(self, rows: jax.Array) -> jax.Array:
         return self._dense_atoms()[rows] @ self.codes
@@ -60,7 +62,11 @@ class VocabularyArray(CompactArray):
         return self.codes.dtype
 
     def _summary(self) -> str:
-        atoms = self.atoms._summary() if isinstance(self.atoms, CompactArray) else f"{self.atoms.shape[-1]} stored atoms"
+        atoms = (
+            self.atoms._summary()
+            if isinstance(self.atoms, CompactArray)
+            else f"{self.atoms.shape[-1]} stored atoms"
+        )
         codes = self.codes._summary() if isinstance(self.codes, CompactArray) else ""
         return f"{atoms}, codes of {codes}" if codes else atoms
 
@@ -71,11 +77,18 @@ class VocabularyArray(CompactArray):
 
     def _dense_atoms(self) -> jax.Array:
         # atoms may be stored as anything, designed ones in float32: the codes say in which dtype to compute
-        return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(self.codes.dtype)
+        return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(
+            self.codes.dtype
+        )
 
     @classmethod
     def fit(
-        cls, matrix: np.ndarray, atoms: Any, *, metric: np.ndarray | None = None, lookups: int | None = None
+        cls,
+        matrix: np.ndarray,
+        atoms: Any,
+        *,
+        metric: np.ndarray | None = None,
+        lookups: int | None = None,
     ) -> VocabularyArray:
         """The codes with the least squared error, in float64 on the host; of few look-ups, by matching pursuit.
 
@@ -86,9 +99,13 @@ class VocabularyArray(CompactArray):
             lookups: the atoms that a column may use; all by default.
         """
         target = np.asarray(matrix, np.float64)
-        if isinstance(atoms, DesignedAtoms) and atoms.channels > 1:  # the atoms of one channel, for all channels at once
+        if (
+            isinstance(atoms, DesignedAtoms) and atoms.channels > 1
+        ):  # the atoms of one channel, for all channels at once
             of_one, (*leading, m, n) = np.asarray(atoms._of_one_channel(), np.float64), target.shape
-            apart = np.linalg.pinv(of_one) @ target.reshape(*leading, m // atoms.channels, atoms.channels * n)
+            apart = np.linalg.pinv(of_one) @ target.reshape(
+                *leading, m // atoms.channels, atoms.channels * n
+            )
             codes = apart.reshape(*leading, atoms.count, n)
         else:
             codes = np.linalg.pinv(np.asarray(materialize(atoms), np.float64)) @ target
@@ -102,4 +119,7 @@ class VocabularyArray(CompactArray):
         array = cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
         if lookups is None:
             return array
-        return dataclasses.replace(array, codes=LookupArray.fit(codes, lookups, metric=array._child_metrics(metric)["codes"]))
+        return dataclasses.replace(
+            array,
+            codes=LookupArray.fit(codes, lookups, metric=array._child_metrics(metric)["codes"]),
+        )

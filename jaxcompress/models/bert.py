@@ -58,13 +58,21 @@ class BertConfig:
     linear_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "linear_layers", tuple(self.linear_layers))  # a list, where it was read from JSON
+        object.__setattr__(
+            self, "linear_layers", tuple(self.linear_layers)
+        )  # a list, where it was read from JSON
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: expected one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r} is unknown: expected one of {', '.join(ACTIVATIONS)}"
+            )
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)}")
+            raise ValueError(
+                f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)}"
+            )
 
 
 class Bert(nn.Module):
@@ -86,7 +94,9 @@ class Bert(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, ids: jax.Array, mask: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, ids: jax.Array, mask: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
         """Encode sentences.
 
         Args:
@@ -100,18 +110,26 @@ class Bert(nn.Module):
         config = self.config
         norm = partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False)
         if ids.shape[-1] > config.max_position_embeddings:
-            raise ValueError(f"{ids.shape[-1]} tokens are more than the {config.max_position_embeddings} positions: cut the text")
+            raise ValueError(
+                f"{ids.shape[-1]} tokens are more than the {config.max_position_embeddings} positions: cut the text"
+            )
         mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
         segments = jnp.zeros_like(ids) if segments is None else segments
         h = nn.Embed(config.vocab_size, config.hidden_size, name="words")(ids)
-        h += nn.Embed(config.max_position_embeddings, config.hidden_size, name="positions")(jnp.arange(ids.shape[-1]))
+        h += nn.Embed(config.max_position_embeddings, config.hidden_size, name="positions")(
+            jnp.arange(ids.shape[-1])
+        )
         h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
         # one row for each token: products and their gradients are then plain ones, which XLA runs nearly twice as fast on a CPU
         h = rearrange(norm(name="norm")(h), "batch token d -> (batch token) d")
         for index in range(config.num_hidden_layers):
             name = f"layer_{index}"
             linear = index in config.linear_layers
-            h = nn.Dense(config.hidden_size, name=name)(h) if linear else Layer(config, norm, name=name)(h, mask)
+            h = (
+                nn.Dense(config.hidden_size, name=name)(h)
+                if linear
+                else Layer(config, norm, name=name)(h, mask)
+            )
         h = rearrange(h, "(batch token) d -> batch token d", batch=len(ids))
         return pool(config, h, mask)
 
@@ -125,7 +143,9 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
         h = self.norm(name="attention_norm")(h + Attention(self.config, name="attention")(h, mask))
-        neurons = ACTIVATIONS[self.config.hidden_act](nn.Dense(self.config.intermediate_size, name="up")(h))
+        neurons = ACTIVATIONS[self.config.hidden_act](
+            nn.Dense(self.config.intermediate_size, name="up")(h)
+        )
         return self.norm(name="norm")(h + nn.Dense(self.config.hidden_size, name="down")(neurons))
 
 
@@ -140,17 +160,24 @@ class Attention(nn.Module):
 
         def project(name: str) -> jax.Array:
             each = nn.DenseGeneral((heads, d // heads), name=name)(h)
-            return rearrange(each, "(batch token) head size -> batch head token size", batch=len(mask))
+            return rearrange(
+                each, "(batch token) head size -> batch head token size", batch=len(mask)
+            )
 
         query, key, value = map(project, ("query", "key", "value"))
         scores = jnp.einsum("bhqs,bhts->bhqt", query, key) / math.sqrt(d // heads)
         kept = rearrange(mask, "batch token -> batch 1 1 token")
         weights = jax.nn.softmax(jnp.where(kept, scores, jnp.finfo(scores.dtype).min))
-        mixed = rearrange(jnp.einsum("bhqt,bhts->bhqs", weights, value), "batch head token size -> (batch token) head size")
+        mixed = rearrange(
+            jnp.einsum("bhqt,bhts->bhqs", weights, value),
+            "batch head token size -> (batch token) head size",
+        )
         return nn.DenseGeneral(d, axis=(-2, -1), name="out")(mixed)
 
 
-def without_layers(config: BertConfig, params: Any, dropped: Collection[int]) -> tuple[BertConfig, Any]:
+def without_layers(
+    config: BertConfig, params: Any, dropped: Collection[int]
+) -> tuple[BertConfig, Any]:
     """A BERT with some of its layers left out: what enters one is what would have left it.
 
     Args:
@@ -171,20 +198,33 @@ def without_layers(config: BertConfig, params: Any, dropped: Collection[int]) ->
     layers = {f"layer_{place}": params[f"layer_{index}"] for place, index in enumerate(kept)}
     rest = {name: part for name, part in params.items() if not name.startswith("layer_")}
     linear = tuple(place for place, index in enumerate(kept) if index in config.linear_layers)
-    return dataclasses.replace(config, num_hidden_layers=len(kept), linear_layers=linear), rest | layers
+    return dataclasses.replace(
+        config, num_hidden_layers=len(kept), linear_layers=linear
+    ), rest | layers
 
 
-def layer_states(config: BertConfig, params: Any, ids: jax.Array, mask: jax.Array) -> list[jax.Array]:
+def layer_states(
+    config: BertConfig, params: Any, ids: jax.Array, mask: jax.Array
+) -> list[jax.Array]:
     """What enters every layer, and what leaves the last: (batch, length, hidden) each, as many as there are layers and one more."""
     layers = [f"layer_{index}" for index in range(config.num_hidden_layers)]
     module, wanted = Bert(config), ("norm", *layers)
-    chosen = lambda found, method: method == "__call__" and found.path in {(name,) for name in wanted}
-    seen: Any = module.apply({"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates")[1]
+    chosen = lambda found, method: (
+        method == "__call__" and found.path in {(name,) for name in wanted}
+    )
+    seen: Any = module.apply(
+        {"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates"
+    )[1]
     first, *rest = (seen["intermediates"][name]["__call__"][0] for name in wanted)
-    return [first, *(rearrange(each, "(batch token) d -> batch token d", batch=len(ids)) for each in rest)]
+    return [
+        first,
+        *(rearrange(each, "(batch token) d -> batch token d", batch=len(ids)) for each in rest),
+    ]
 
 
-def bypass(config: BertConfig, params: Any, index: int, inputs: np.ndarray, outputs: np.ndarray) -> tuple[BertConfig, Any]:
+def bypass(
+    config: BertConfig, params: Any, index: int, inputs: np.ndarray, outputs: np.ndarray
+) -> tuple[BertConfig, Any]:
     """A BERT with one layer replaced by the linear map of each token that predicts best what the layer gave.
 
     Args:
@@ -251,7 +291,9 @@ def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path)!r}: expected one with config.json and model.safetensors")
+        raise FileNotFoundError(
+            f"there is no folder {str(path)!r}: expected one with config.json and model.safetensors"
+        )
     config = read_config(path)
     return Bert(config), read_weights(path / "model.safetensors", config)
 
@@ -269,7 +311,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ImportError("reading tokenizer.json needs the package tokenizers: pip install 'jaxcompress[bert]'") from None
+        raise ImportError(
+            "reading tokenizer.json needs the package tokenizers: pip install 'jaxcompress[bert]'"
+        ) from None
     text = text_of(Path(folder) / "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -282,8 +326,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 def text_of(path: Path) -> str:
     if not path.is_file():
-        there = ", ".join(sorted(each.name for each in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
-        raise FileNotFoundError(f"{path.name} is missing in {str(path.parent)!r}, which has: {there or 'nothing'}")
+        there = (
+            ", ".join(sorted(each.name for each in path.parent.iterdir()))
+            if path.parent.is_dir()
+            else "nothing"
+        )
+        raise FileNotFoundError(
+            f"{path.name} is missing in {str(path.parent)!r}, which has: {there or 'nothing'}"
+        )
     return path.read_text(encoding="utf-8")
 
 
@@ -298,12 +348,21 @@ def read_config(folder: Path) -> BertConfig:
     """The sizes in `config.json`, and the pooling of sentence-transformers where it is there."""
     path = folder / "config.json"
     given = json_of(path)
-    wanted = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+    wanted = {
+        "model_type": "bert",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
     for key, value in wanted.items():
         if given.get(key, value) != value:
             raise ValueError(f"{path}: {key} is {given[key]!r}, and only {value!r} is read")
     fields = {field.name: field for field in dataclasses.fields(BertConfig)}
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in given
+    ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: expected the config.json of a BERT")
     sizes = {name: given[name] for name in fields if name in given}
@@ -318,14 +377,21 @@ def pooling_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (folder / "1_Pooling" / "config.json").is_file():
         given = json_of(folder / "1_Pooling" / "config.json")
-        modes = [name for name, on in given.items() if name.startswith("pooling_mode_") and on is True]
+        modes = [
+            name for name, on in given.items() if name.startswith("pooling_mode_") and on is True
+        ]
         known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
         mode = given.get("pooling_mode") or (known.get(modes[0]) if len(modes) == 1 else None)
         if mode not in ("mean", "cls"):
-            raise ValueError(f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the mean or cls is read")
+            raise ValueError(
+                f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the mean or cls is read"
+            )
         found["pooling"] = mode
     if (folder / "modules.json").is_file():
-        found["normalize"] = any(str(each.get("type", "")).endswith("Normalize") for each in json_of(folder / "modules.json"))
+        found["normalize"] = any(
+            str(each.get("type", "")).endswith("Normalize")
+            for each in json_of(folder / "modules.json")
+        )
     return found
 
 
@@ -335,7 +401,9 @@ def read_weights(path: Path, config: BertConfig) -> Any:
 
     if not path.is_file():
         pickled = " (pytorch_model.bin is a pickle, which is not read: save it again with safe_serialization=True)"
-        raise FileNotFoundError(f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}")
+        raise FileNotFoundError(
+            f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}"
+        )
     try:
         file = safe_open(path, framework="flax")  # reads bfloat16, too
         names = list(file.keys())
@@ -343,7 +411,10 @@ def read_weights(path: Path, config: BertConfig) -> Any:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
     # older files say gamma and beta, and a whole model's put "bert." before everything
     stored = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): name for name in names
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): name
+        for name in names
     }
     end = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(end) for name in stored if name.endswith(end)), "")
@@ -356,7 +427,9 @@ def read_weights(path: Path, config: BertConfig) -> Any:
             )
         found = tuple(file.get_slice(key).get_shape())
         if found != shape:
-            raise ValueError(f"{path}: the tensor {key!r} has shape {found}, and config.json asks for {shape}")
+            raise ValueError(
+                f"{path}: the tensor {key!r} has shape {found}, and config.json asks for {shape}"
+            )
         values = np.asarray(file.get_tensor(key)).astype(np.float32)
         inside = params
         for part in place[:-1]:
@@ -370,25 +443,46 @@ def tensors_of(config: BertConfig) -> Iterator[tuple[tuple[str, ...], str, tuple
     """For every parameter its path, its name in the file, its shape there, and how it is laid out anew."""
     d, f = config.hidden_size, config.intermediate_size
 
-    def norm(path: tuple[str, ...], name: str) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
+    def norm(
+        path: tuple[str, ...], name: str
+    ) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
         yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
         yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
 
-    def dense(path: tuple[str, ...], name: str, shape: tuple[int, int], kernel: str, bias: str = "out -> out") -> Iterator[Any]:
+    def dense(
+        path: tuple[str, ...],
+        name: str,
+        shape: tuple[int, int],
+        kernel: str,
+        bias: str = "out -> out",
+    ) -> Iterator[Any]:
         yield (*path, "kernel"), f"{name}.weight", shape, kernel
         yield (*path, "bias"), f"{name}.bias", shape[:1], bias
 
-    sizes = {"words": config.vocab_size, "positions": config.max_position_embeddings, "segments": config.type_vocab_size}
+    sizes = {
+        "words": config.vocab_size,
+        "positions": config.max_position_embeddings,
+        "segments": config.type_vocab_size,
+    }
     for name, kind in zip(sizes, ("word", "position", "token_type")):
-        yield (name, "embedding"), f"embeddings.{kind}_embeddings.weight", (sizes[name], d), "row d -> row d"
+        yield (
+            (name, "embedding"),
+            f"embeddings.{kind}_embeddings.weight",
+            (sizes[name], d),
+            "row d -> row d",
+        )
     yield from norm(("norm",), "embeddings.LayerNorm")
     for index in range(config.num_hidden_layers):
         here, there = f"layer_{index}", f"encoder.layer.{index}"
         for part in ("query", "key", "value"):
             out = "(head size) d -> d head size", "(head size) -> head size"
-            yield from dense((here, "attention", part), f"{there}.attention.self.{part}", (d, d), *out)
+            yield from dense(
+                (here, "attention", part), f"{there}.attention.self.{part}", (d, d), *out
+            )
         into = "d (head size) -> head size d"
-        yield from dense((here, "attention", "out"), f"{there}.attention.output.dense", (d, d), into)
+        yield from dense(
+            (here, "attention", "out"), f"{there}.attention.output.dense", (d, d), into
+        )
         yield from norm((here, "attention_norm"), f"{there}.attention.output.LayerNorm")
         yield from dense((here, "up"), f"{there}.intermediate.dense", (f, d), "out d -> d out")
         yield from dense((here, "down"), f"{there}.output.dense", (d, f), "d out -> out d")

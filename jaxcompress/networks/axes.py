@@ -33,7 +33,11 @@ class Layout:
         if not self.split:
             return dataclasses.replace(self, size=sizes.get(self.key, self.size))
         parts = tuple(part.resized(sizes) for part in self.parts)
-        size = math.prod(p.size for p in parts) if self.split == "product" else sum(p.size for p in parts)
+        size = (
+            math.prod(p.size for p in parts)
+            if self.split == "product"
+            else sum(p.size for p in parts)
+        )
         return dataclasses.replace(self, size=size, parts=parts)
 
     def axes(self) -> list[str]:
@@ -102,7 +106,10 @@ class Axis:
 
     def _cells(self) -> tuple[str, ...]:
         kind = f"{self.kind}, pair" if self.pair else self.kind
-        lines = (", ".join(slots) for slots in (self.producers, self.consumers, self.parameters, self.fibres))
+        lines = (
+            ", ".join(slots)
+            for slots in (self.producers, self.consumers, self.parameters, self.fibres)
+        )
         return (self.key, str(self.size), kind, *lines)
 
 
@@ -148,7 +155,9 @@ class Table:
             return self.rows[key]
         found = [row for row in self.rows if row._cells()[0] == key]
         if not found:
-            raise KeyError(f"{key!r} is not in the table; there are: {', '.join(row._cells()[0] for row in self.rows) or 'none'}")
+            raise KeyError(
+                f"{key!r} is not in the table; there are: {', '.join(row._cells()[0] for row in self.rows) or 'none'}"
+            )
         return found[0]
 
     def keys(self) -> list[str]:
@@ -158,7 +167,10 @@ class Table:
     def matching(self, pattern: str) -> list:
         """Rows whose key, with or without its dimension, matches a path pattern."""
         return [
-            row for row in self.rows if matches(pattern, row._cells()[0]) or matches(pattern, row._cells()[0].rsplit(":", 1)[0])
+            row
+            for row in self.rows
+            if matches(pattern, row._cells()[0])
+            or matches(pattern, row._cells()[0].rsplit(":", 1)[0])
         ]
 
     def __str__(self) -> str:
@@ -166,13 +178,18 @@ class Table:
             return self.empty
         cells = [self.headers, *(tuple(map(shorten, row._cells())) for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.headers))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        line = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        line = lambda cells, tag: (
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        )
         body = "".join(line(row._cells(), "td") for row in self.rows)
         return f"<table><thead>{line(self.headers, 'th')}</thead><tbody>{body}</tbody></table>"
 
@@ -265,25 +282,39 @@ class Structure:
             for leaf, inputs in site.inputs.items():
                 stacked = {*site.layers, *(key for layout in site.batch for key in layout.axes())}
                 layouts = self.layouts[leaf]
-                outputs = [i for i, layout in enumerate(layouts) if i not in inputs and not set(layout.axes()) <= stacked]
-                with contextlib.suppress(ValueError):  # a stack that does not come first, or no outputs
+                outputs = [
+                    i
+                    for i, layout in enumerate(layouts)
+                    if i not in inputs and not set(layout.axes()) <= stacked
+                ]
+                with contextlib.suppress(
+                    ValueError
+                ):  # a stack that does not come first, or no outputs
                     found.setdefault(leaf, MatrixAxes(inputs, tuple(outputs)).resolve(len(layouts)))
         return found
 
     def check_names(self, leaves: Mapping[str, Any]) -> None:
         """Refuse leaves of another tree."""
         if leaves.keys() != self.layouts.keys():
-            raise ValueError(f"these are not the traced parameters: {sorted(leaves.keys() ^ self.layouts.keys())} differ")
+            raise ValueError(
+                f"these are not the traced parameters: {sorted(leaves.keys() ^ self.layouts.keys())} differ"
+            )
 
     def chosen(self, pattern: str) -> list[Axis]:
         """The axes that a pattern matches, at least one."""
         if not (found := self.axes.matching(pattern)):
             keys = ", ".join(self.axes.keys()) or "none"
-            why = "; ".join(f"{row.axis} is refused: {row.reason}" for row in self.refused.matching(pattern)[:3])
-            raise ValueError(f"axes={pattern!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}")
+            why = "; ".join(
+                f"{row.axis} is refused: {row.reason}" for row in self.refused.matching(pattern)[:3]
+            )
+            raise ValueError(
+                f"axes={pattern!r} matches no hidden axis{f' ({why})' if why else ''}; there are: {keys}"
+            )
         return found
 
-    def sizes(self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None) -> dict[str, int]:
+    def sizes(
+        self, shapes: Mapping[str, tuple[int, ...]], forced: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """The sizes of the axes in parameters of given shapes; only those that differ from the traced ones.
 
         In a product the trailing factor takes what the others leave, so heads are held; segments of one axis share alike.
@@ -298,11 +329,15 @@ class Structure:
         for name, dims in self.layouts.items():
             shape = shapes[name]
             if len(shape) != len(dims):
-                raise ValueError(f"{name} has shape {shape}, traced with {len(dims)} dimensions: their number must stay")
+                raise ValueError(
+                    f"{name} has shape {shape}, traced with {len(dims)} dimensions: their number must stay"
+                )
             for position, (layout, size) in enumerate(zip(dims, shape, strict=True)):
                 full |= {part.key: part.size for part in layout.leaves()}
                 if layout.size == 1 and size != 1:
-                    raise ValueError(f"{name} has shape {shape}: dimension {position} was traced with size one and cannot grow")
+                    raise ValueError(
+                        f"{name} has shape {shape}: dimension {position} was traced with size one and cannot grow"
+                    )
                 if layout.split:
                     waiting.append((name, position, layout, size))
                 elif layout.size > 1:
@@ -315,14 +350,23 @@ class Structure:
                     _infer(sizes, frozen, layout, size, name, position, hold)
         for name, position, layout, size in waiting:
             if layout.resized(sizes).size != size:
-                made = f"{', '.join(dict.fromkeys(layout.axes()))} make {layout.resized(sizes).size}"
+                made = (
+                    f"{', '.join(dict.fromkeys(layout.axes()))} make {layout.resized(sizes).size}"
+                )
                 raise ValueError(
                     f"{name} has size {size} in dimension {position}, but its axes {made}: give sizes with net.resized"
                 )
         return {key: size for key, size in sizes.items() if size != full.get(key)}
 
 
-def _settle(sizes: dict[str, int], frozen: Mapping[str, str], axis: Layout, size: int, name: str, position: int) -> None:
+def _settle(
+    sizes: dict[str, int],
+    frozen: Mapping[str, str],
+    axis: Layout,
+    size: int,
+    name: str,
+    position: int,
+) -> None:
     """Note an axis's size, which must be the same everywhere."""
     if axis.key in frozen and size != axis.size:
         why = f"traced with {axis.size}; that axis is not hidden: {frozen[axis.key]}"
@@ -333,13 +377,23 @@ def _settle(sizes: dict[str, int], frozen: Mapping[str, str], axis: Layout, size
 
 
 def _infer(
-    sizes: dict[str, int], frozen: Mapping[str, str], layout: Layout, size: int, name: str, position: int, hold: bool
+    sizes: dict[str, int],
+    frozen: Mapping[str, str],
+    layout: Layout,
+    size: int,
+    name: str,
+    position: int,
+    hold: bool,
 ) -> None:
     """Solve a product or a concatenation for what is not known yet."""
     if not layout.split:
         _settle(sizes, frozen, layout, size, name, position)
         return
-    open_parts = [part for part in layout.parts if any(key not in sizes and key not in frozen for key in part.axes())]
+    open_parts = [
+        part
+        for part in layout.parts
+        if any(key not in sizes and key not in frozen for key in part.axes())
+    ]
     known = [part.resized(sizes).size for part in layout.parts if part not in open_parts]
     if not open_parts or (len(set(open_parts)) > 1 and not hold):
         return
@@ -347,12 +401,16 @@ def _infer(
         *held, last = open_parts  # leading factors are held at their full sizes
         rest = math.prod([*known, *(part.resized(sizes).size for part in held)])
         if size % rest:
-            raise ValueError(f"{name} has size {size} in dimension {position}, no multiple of {rest}: give sizes with net.resized")
+            raise ValueError(
+                f"{name} has size {size} in dimension {position}, no multiple of {rest}: give sizes with net.resized"
+            )
         _infer(sizes, frozen, last, size // rest, name, position, hold)
     elif len(set(open_parts)) == 1:
         rest = size - sum(known)
         if rest % len(open_parts):
-            raise ValueError(f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it")
+            raise ValueError(
+                f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it"
+            )
         _infer(sizes, frozen, open_parts[0], rest // len(open_parts), name, position, hold)
 
 

@@ -10,11 +10,21 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, find
-from jaxcompress.networks.arithmetic import MIXED
-from jaxcompress.networks.axes import AXES, REFUSED, Axis, Layout, PairSite, Refused, Site, Structure, Table
-from jaxcompress.networks.program import Slot
-from jaxcompress.networks.rules import Contraction
+from jaxcompress.networks.axes import (
+    AXES,
+    REFUSED,
+    Axis,
+    Layout,
+    PairSite,
+    Refused,
+    Site,
+    Structure,
+    Table,
+)
+from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
+from jaxcompress.programs.arithmetic import MIXED
+from jaxcompress.programs.program import Slot
+from jaxcompress.programs.rules import Contraction
 
 if TYPE_CHECKING:
     from jaxcompress.networks.trace import Found
@@ -33,7 +43,10 @@ def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
 def describe(found: Found) -> Structure:
     """What was found, as plain data."""
     names, analysis = found.names, found.analysis
-    layouts = {name: tuple(layout_of(dim, names) for dim in value.dims) for name, value in found.leaves.items()}
+    layouts = {
+        name: tuple(layout_of(dim, names) for dim in value.dims)
+        for name, value in found.leaves.items()
+    }
     fibres = companions(found)
     slots: dict[str, list[Slot]] = {}
     for name, dims in layouts.items():
@@ -49,21 +62,37 @@ def describe(found: Found) -> Structure:
             refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
             continue
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
-        text = lambda *wanted, roles=roles: tuple(spell(slot) for slot, found in roles.items() if found & set(wanted))
+        text = lambda *wanted, roles=roles: tuple(
+            spell(slot) for slot, found in roles.items() if found & set(wanted)
+        )
         producers, consumers = text("produce"), text("consume")
         shifted = text("shift", "scale", "indirect scale")
         why = "no contraction produces or consumes it" if not (producers or consumers) else None
-        why = why if any(analysis.uses[id(found.leaves[name])] for name, _ in slots[key]) else "the function does not use it"
-        why = why or ("nothing produces it" if not (producers or shifted) else "it has one position" if atom.size == 1 else None)
+        why = (
+            why
+            if any(analysis.uses[id(found.leaves[name])] for name, _ in slots[key])
+            else "the function does not use it"
+        )
+        why = why or (
+            "nothing produces it"
+            if not (producers or shifted)
+            else "it has one position"
+            if atom.size == 1
+            else None
+        )
         if why:
             refused.append(Refused(key, atom.size, "", why))
             continue
         rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
-        marks = tuple(kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind)
+        marks = tuple(
+            kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind
+        )
         scales = text("scale", "indirect scale", "batch")
         others = text("shift", "scale", "indirect scale", "batch", "look-up")
         bent = tuple(spell(slot) for slot in roles if slot in analysis.bent)
-        of = lambda groups, atom=atom: sum(atom in found for dims in groups for found in [{a for d in dims for a in atoms(d)}])
+        of = lambda groups, atom=atom: sum(
+            atom in found for dims in groups for found in [{a for d in dims for a in atoms(d)}]
+        )
         means = of(analysis.averaged_squares)
         plain = not of([analysis.unfoldable]) and means in (0, of(analysis.squared))
         hidden.append(
@@ -126,12 +155,16 @@ def inputs_of(found: Found, contraction: Contraction) -> dict[str, tuple[int, ..
     """For each leaf its dimensions that are contracted, in the contraction's order; none where they hold other things too."""
     inputs: dict[str, tuple[int, ...]] = {}
     for leaf in {name for slots in contraction.slots for name, _ in slots}:
-        places = [sorted(place for name, place in slots if name == leaf) for slots in contraction.slots]
+        places = [
+            sorted(place for name, place in slots if name == leaf) for slots in contraction.slots
+        ]
         if any(len(place) != 1 for place in places):
             continue
         order = tuple(dict.fromkeys(place[0] for place in places))
         shape = found.leaves[leaf].shape
-        if math.prod(shape[place] for place in order) == math.prod(dim.size if dim else 1 for dim in contraction.dims):
+        if math.prod(shape[place] for place in order) == math.prod(
+            dim.size if dim else 1 for dim in contraction.dims
+        ):
             inputs[leaf] = order
     return inputs
 
@@ -146,7 +179,16 @@ def spell_all(slots: Iterable[Slot]) -> tuple[str, ...]:
 
 APART = frozenset(
     {"scan", "input", "output", "conv_general_dilated", "iota", "top_k"}
-    | {"reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"}
+    | {
+        "reduce_max",
+        "reduce_min",
+        "reduce_prod",
+        "reduce_and",
+        "reduce_or",
+        "reduce_xor",
+        "argmax",
+        "argmin",
+    }
 )
 """Primitives that an axis is opaque for, and yet what lies along it stays apart and in order, or loses the axis."""
 
@@ -155,11 +197,20 @@ def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
     """For each axis the others that are present in every value that holds it."""
     common: dict[Dim, set[Dim]] = {}
     # positions along these are mixed or put in another order: what lies along them is not apart
-    mixed = {atom for atom in found.names if any(reason.primitive not in APART for reason in atom.reasons)}
+    mixed = {
+        atom
+        for atom in found.names
+        if any(reason.primitive not in APART for reason in atom.reasons)
+    }
     for contracted, given in found.analysis.mixed:
-        mixed |= {atom for dim in contracted for atom in atoms(dim)} & {atom for dim in given for atom in atoms(dim)}
+        mixed |= {atom for dim in contracted for atom in atoms(dim)} & {
+            atom for dim in given for atom in atoms(dim)
+        }
     for ambient, dims in found.analysis.company:
-        everywhere = [set().union(*(throughout(dim) for dim in dims if dim is not None and dim is not mine)) for mine in dims]
+        everywhere = [
+            set().union(*(throughout(dim) for dim in dims if dim is not None and dim is not mine))
+            for mine in dims
+        ]
         turns = {atom for dim in ambient for atom in atoms(dim)}
         for dim, others in zip(dims, everywhere, strict=True):
             for atom, inside in beside(dim) if dim is not None else ():
@@ -167,7 +218,11 @@ def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
                 if atom in found.names:
                     common[atom] = common[atom] & around if atom in common else around
     return {
-        atom: tuple(found.names[other] for other in found.names if other is not atom and other in common.get(atom, ()))
+        atom: tuple(
+            found.names[other]
+            for other in found.names
+            if other is not atom and other in common.get(atom, ())
+        )
         for atom in found.names
     }
 
@@ -188,6 +243,10 @@ def beside(dim: Dim) -> list[tuple[Dim, set[Dim]]]:
         return [(root, set())]
     found = []
     for index, part in enumerate(root.parts):
-        others = [throughout(other) for place, other in enumerate(root.parts) if place != index and root.split == "product"]
+        others = [
+            throughout(other)
+            for place, other in enumerate(root.parts)
+            if place != index and root.split == "product"
+        ]
         found += [(atom, inside.union(*others)) for atom, inside in beside(part)]
     return found

@@ -47,7 +47,13 @@ class AxisMap:
         return self.produce.shape[-1]
 
 
-def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mapping[str, int], axis: Axis, change: AxisMap) -> None:
+def apply_map(
+    structure: Structure,
+    leaves: dict[str, np.ndarray],
+    sizes: Mapping[str, int],
+    axis: Axis,
+    change: AxisMap,
+) -> None:
     """Apply a map to leaves, in place of the dictionary's arrays.
 
     Args:
@@ -77,7 +83,9 @@ def apply_map(structure: Structure, leaves: dict[str, np.ndarray], sizes: Mappin
             leaves[name] = along(leaves[name], tuple(now), position, axis, matrices)
 
 
-def along(array: Any, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> Any:
+def along(
+    array: Any, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray
+) -> Any:
     """One dimension of an array with a matrix applied to an axis in it, fibre by fibre; a tracer of `jax.jit`, too."""
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
@@ -86,14 +94,20 @@ def along(array: Any, layouts: tuple[Layout, ...], position: int, axis: Axis, ma
     before, after = lines(old, axis.key), lines(new, axis.key)
     moved = np.moveaxis(np.asarray(array), position, -1)
     result = np.zeros((*moved.shape[:-1], new.size), moved.dtype)
-    result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[..., np.flatnonzero(old.index(axis.key) < 0)]
-    for matrix, (rows, mine) in zip(matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True):
+    result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[
+        ..., np.flatnonzero(old.index(axis.key) < 0)
+    ]
+    for matrix, (rows, mine) in zip(
+        matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True
+    ):
         block = moved[rows][..., before[:, mine]]  # (..., d, lines)
         result[(*(part[..., None, None] for part in rows), after[:, mine])] = (block.mT @ matrix).mT
     return np.moveaxis(result, -1, position)
 
 
-def traced(array: jax.Array, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray) -> jax.Array:
+def traced(
+    array: jax.Array, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray
+) -> jax.Array:
     """The same inside `jax.jit`: one gather where the dimension holds more than the axis, then few multiples or a product."""
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
@@ -102,8 +116,14 @@ def traced(array: jax.Array, layouts: tuple[Layout, ...], position: int, axis: A
         return jnp.moveaxis(times(moved, matrices[0]), -1, position)
     before, after = lines(old, axis.key), lines(new, axis.key)
     kept = np.flatnonzero(new.index(axis.key) < 0), np.flatnonzero(old.index(axis.key) < 0)
-    result = jnp.zeros((*moved.shape[:-1], new.size), moved.dtype).at[..., kept[0]].set(moved[..., kept[1]])
-    for matrix, (rows, mine) in zip(matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True):
+    result = (
+        jnp.zeros((*moved.shape[:-1], new.size), moved.dtype)
+        .at[..., kept[0]]
+        .set(moved[..., kept[1]])
+    )
+    for matrix, (rows, mine) in zip(
+        matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True
+    ):
         block = times(moved[rows][..., before[:, mine]].mT, matrix).mT
         result = result.at[(*(part[..., None, None] for part in rows), after[:, mine])].set(block)
     return jnp.moveaxis(result, -1, position)
@@ -122,7 +142,10 @@ def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
         return jnp.matmul(values, jnp.asarray(matrix, values.dtype), precision="highest")
     rows = np.argsort(matrix == 0, axis=0, kind="stable")[:taps]
     weights = np.take_along_axis(matrix, rows, 0)
-    parts = (values[..., stretch(row)] * jnp.asarray(weight, values.dtype) for row, weight in zip(rows, weights, strict=True))
+    parts = (
+        values[..., stretch(row)] * jnp.asarray(weight, values.dtype)
+        for row, weight in zip(rows, weights, strict=True)
+    )
     return reduce(operator.add, parts)
 
 
@@ -133,7 +156,9 @@ def stretch(places: np.ndarray) -> slice | np.ndarray:
     return slice(int(places[0]), int(places[-1]) + 1, step) if regular else places
 
 
-def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) -> Iterator[tuple[Any, np.ndarray]]:
+def blocks(
+    layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool
+) -> Iterator[tuple[Any, np.ndarray]]:
     """For each fibre where it is: positions of the other dimensions (as `np.ix_` gives), and which lines of this one.
 
     Args:
@@ -142,7 +167,10 @@ def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) 
         axis: the axis.
         split: whether fibres are told apart; otherwise all are one.
     """
-    here, others = layouts[position], [layout for index, layout in enumerate(layouts) if index != position]
+    here, others = (
+        layouts[position],
+        [layout for index, layout in enumerate(layouts) if index != position],
+    )
     first = lines(here, axis.key)[0]
     fibres = axis.fibres if split else ()
     sizes = {part.key: part.size for layout in layouts for part in layout.leaves()}
@@ -150,7 +178,9 @@ def blocks(layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool) 
         mine = np.ones(len(first), bool)
         theirs = [np.ones(layout.size, bool) for layout in others]
         for key, index in zip(fibres, place, strict=True):
-            if key in here.axes():  # another dimension that has it, too, is another end: every pair of both belongs here
+            if (
+                key in here.axes()
+            ):  # another dimension that has it, too, is another end: every pair of both belongs here
                 mine &= here.index(key)[first] == index
                 continue
             for chosen, layout in zip(theirs, others, strict=True):

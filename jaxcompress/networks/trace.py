@@ -17,14 +17,14 @@ import numpy as np
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import leaf_name, named_leaves
-from jaxcompress.networks.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
+from jaxcompress.moments.accumulators import MAX_DIM
+from jaxcompress.moments.calibration import calibrate
+from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import USES, Table, Use
-from jaxcompress.networks.calibrate import calibrate
 from jaxcompress.networks.describe import describe
-from jaxcompress.networks.moments import Moments
-from jaxcompress.networks.program import Program, Step, Value, build, prune
-from jaxcompress.networks.rules import Analysis, Replay
-from jaxcompress.networks.taps import MAX_DIM
+from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
+from jaxcompress.programs.program import Program, Step, Value, build, prune
+from jaxcompress.programs.rules import Analysis, Replay
 
 
 class Found(NamedTuple):
@@ -44,7 +44,13 @@ class Network:
         structure: all that was found, as plain data.
     """
 
-    def __init__(self, apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str] | None):
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        params: Any,
+        inputs: tuple[Any, ...],
+        state: Mapping[str, str] | None,
+    ):
         self.apply = apply
         self.state = dict(state or {})
         self.full = jax.tree.map(shape_of, params, is_leaf=is_compact)
@@ -87,7 +93,9 @@ class Network:
         """The same network where sizes that the parameters leave open are given by axis."""
         unknown = sorted(set(sizes) - set(self.axes.keys()))
         if unknown:
-            raise ValueError(f"resized: {unknown} are no hidden axes; there are: {', '.join(self.axes.keys())}")
+            raise ValueError(
+                f"resized: {unknown} are no hidden axes; there are: {', '.join(self.axes.keys())}"
+            )
         other = object.__new__(Network)
         other.__dict__.update(self.__dict__)
         other.overrides = {**self.overrides, **{key: int(size) for key, size in sizes.items()}}
@@ -125,7 +133,9 @@ class Network:
         Raises:
             ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
         """
-        options = dict(mask=mask, sample=sample, sensitivity=sensitivity, max_dim=max_dim, progress=progress)
+        options = dict(
+            mask=mask, sample=sample, sensitivity=sensitivity, max_dim=max_dim, progress=progress
+        )
         return calibrate(self, params, batches, inputs, **options)  # type: ignore[arg-type]
 
     def explain(self, params: Any, *inputs: Any) -> Table:
@@ -138,7 +148,9 @@ class Network:
                 uses[name, how, step.name, step.where] = Use(name, how, step.name, step.where)
 
         shapes = jax.eval_shape(lambda *values: values, *(inputs or self.inputs))
-        jax.eval_shape(lambda params, *values: self._replay(params, *values, note=note), params, *shapes)
+        jax.eval_shape(
+            lambda params, *values: self._replay(params, *values, note=note), params, *shapes
+        )
         return Table(tuple(uses.values()), USES, "no compact array is used")
 
     def __repr__(self) -> str:
@@ -151,23 +163,39 @@ class Network:
     def _analyse(self, params: Any, inputs: tuple[Any, ...]) -> Found:
         """The analysis for parameter and input shapes, cached."""
         leaves, _ = jax.tree.flatten((params, inputs))
-        key = (jax.tree.structure((params, inputs)), tuple((leaf.shape, str(leaf.dtype), weak(leaf)) for leaf in leaves))
+        key = (
+            jax.tree.structure((params, inputs)),
+            tuple((leaf.shape, str(leaf.dtype), weak(leaf)) for leaf in leaves),
+        )
         if key not in self._found:
             if len(self._found) > 16:
                 self._found.clear()
             self._found[key] = find_axes(self.apply, params, inputs, self.state)
         return self._found[key]
 
-    def _prepare(self, params: Any, inputs: tuple[Any, ...]) -> tuple[Found, dict[Dim, int], list[Any]]:
+    def _prepare(
+        self, params: Any, inputs: tuple[Any, ...]
+    ) -> tuple[Found, dict[Dim, int], list[Any]]:
         """The analysis at the full shapes and the given dtypes, the present sizes, and the leaves."""
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
         if treedef != self.treedef:
-            ours, theirs = ({name for name, _ in named_leaves(tree)} for tree in (self.full, params))
-            difference = f"only traced: {sorted(ours - theirs)}, only given: {sorted(theirs - ours)}"
-            raise ValueError(f"the network was traced with another tree of parameters: {difference}")
+            ours, theirs = (
+                {name for name, _ in named_leaves(tree)} for tree in (self.full, params)
+            )
+            difference = (
+                f"only traced: {sorted(ours - theirs)}, only given: {sorted(theirs - ours)}"
+            )
+            raise ValueError(
+                f"the network was traced with another tree of parameters: {difference}"
+            )
         full = jax.tree.leaves(self.full)
-        dtypes = [leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in leaves]
-        typed = [jax.ShapeDtypeStruct(shape.shape, dtype) for shape, dtype in zip(full, dtypes, strict=True)]
+        dtypes = [
+            leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in leaves
+        ]
+        typed = [
+            jax.ShapeDtypeStruct(shape.shape, dtype)
+            for shape, dtype in zip(full, dtypes, strict=True)
+        ]
         shapes = jax.eval_shape(lambda *values: values, *inputs)
         found = self._analyse(jax.tree.unflatten(treedef, typed), shapes)
         by_name = {name: dim for dim, name in found.names.items()}
@@ -175,7 +203,9 @@ class Network:
 
     def sizes(self, params: Any) -> dict[str, int]:
         """The sizes of the axes in given parameters, where they differ from the traced ones."""
-        return self.structure.sizes({name: shape_of(leaf).shape for name, leaf in named_leaves(params)}, self.overrides)
+        return self.structure.sizes(
+            {name: shape_of(leaf).shape for name, leaf in named_leaves(params)}, self.overrides
+        )
 
     def _replay(self, params: Any, *inputs: Any, note: Any = None, tap: Any = None) -> Any:
         found, sizes, leaves = self._prepare(params, inputs)
@@ -194,7 +224,9 @@ def check_network(who: str, net: Any) -> None:
         raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
 
 
-def trace(apply: Callable[..., Any], params: Any, *inputs: Any, state: Mapping[str, str] | None = None) -> Network:
+def trace(
+    apply: Callable[..., Any], params: Any, *inputs: Any, state: Mapping[str, str] | None = None
+) -> Network:
     """Find the hidden axes of a pure function.
 
     Args:
@@ -236,7 +268,9 @@ def weak(leaf: Any) -> bool:
     return bool(getattr(leaf, "weak_type", False))
 
 
-def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str]) -> Found:
+def find_axes(
+    apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str]
+) -> Found:
     """Trace a function at given shapes, and analyse it."""
     closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     program = prune(build(closed))
@@ -247,7 +281,9 @@ def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], s
         value.dims = [Dim(size) if size > 1 else None for size in value.shape]
         if index < len(names):
             value.direct = True
-            value.slots = [frozenset({(names[index], position)}) for position in range(len(value.shape))]
+            value.slots = [
+                frozenset({(names[index], position)}) for position in range(len(value.shape))
+            ]
             leaves[names[index]] = value
             analysis.company.append(((), tuple(value.dims)))
             continue
@@ -256,12 +292,16 @@ def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], s
             mark(dim, Kind.OPAQUE, Reason("input", "it is visible in the inputs"))
     analysis.run(program)
     mirrors = mirrored(out_shape, state, leaves)
-    for (path, _), value in zip(jax.tree_util.tree_flatten_with_path(out_shape)[0], program.outputs, strict=True):
+    for (path, _), value in zip(
+        jax.tree_util.tree_flatten_with_path(out_shape)[0], program.outputs, strict=True
+    ):
         leaf = mirrors.get(leaf_name(path))
         if leaf is not None and leaf.shape == value.shape:
             for one, other in zip(leaf.dims, value.dims, strict=True):
                 if one is not None and other is not None:
-                    unify(one, other, Reason("output", "a mirrored output is laid out in another way"))
+                    unify(
+                        one, other, Reason("output", "a mirrored output is laid out in another way")
+                    )
             continue
         for dim in value.dims:
             mark(dim, Kind.OPAQUE, Reason("output", "it is visible in the outputs"))
@@ -269,10 +309,14 @@ def find_axes(apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], s
         for dim in dims:
             for atom in repeated(dim) if dim is not None else ():
                 mark(atom, Kind.OPAQUE, Reason("reshape", "it is multiplied with itself"))
-    return Found(program, leaves, analysis, name_atoms(leaves, analysis), jax.tree.structure(out_shape))
+    return Found(
+        program, leaves, analysis, name_atoms(leaves, analysis), jax.tree.structure(out_shape)
+    )
 
 
-def mirrored(out_shape: Any, state: Mapping[str, str], leaves: dict[str, Value]) -> dict[str, Value]:
+def mirrored(
+    out_shape: Any, state: Mapping[str, str], leaves: dict[str, Value]
+) -> dict[str, Value]:
     """For each output that mirrors a parameter leaf, that leaf."""
     outputs = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     found = {}
@@ -283,7 +327,9 @@ def mirrored(out_shape: Any, state: Mapping[str, str], leaves: dict[str, Value])
         for name in inside:
             leaf = target + name[len(output) :]
             if leaf not in leaves:
-                raise ValueError(f"state: the output {name!r} mirrors no parameter {leaf!r}; there are: {', '.join(leaves)}")
+                raise ValueError(
+                    f"state: the output {name!r} mirrors no parameter {leaf!r}; there are: {', '.join(leaves)}"
+                )
             found[name] = leaves[leaf]
     return found
 

@@ -60,7 +60,9 @@ def at_any_resolution(
         if key is None:
             raise ValueError("a loss at any resolution draws one: give it a key, as jc.fit does")
         which, rest = jax.random.split(key)
-        branches = [lambda params, change=change: loss(change(params), batch, rest) for change in changes]
+        branches = [
+            lambda params, change=change: loss(change(params), batch, rest) for change in changes
+        ]
         return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, params)
 
     return anywhere

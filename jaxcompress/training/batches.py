@@ -28,7 +28,9 @@ def in_batches(function: Callable[[Any], Any], inputs: Any, size: int, bar: Any 
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
         given = function(jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs))
-        found.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], given))
+        found.append(
+            jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], given)
+        )
         if bar is not None:
             bar.update(min(size, count - start))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

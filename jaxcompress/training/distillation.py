@@ -23,7 +23,9 @@ from jaxcompress.training.batches import in_batches
 from jaxcompress.training.fit import Loss, check_length
 
 
-def distillation(apply: Callable[..., Any], *, temperature: float = 4.0, hard: float = 0.0, states: float = 0.0) -> Loss:
+def distillation(
+    apply: Callable[..., Any], *, temperature: float = 4.0, hard: float = 0.0, states: float = 0.0
+) -> Loss:
     """The loss of a student of a classifier, for `jc.fit`.
 
     Args:
@@ -51,9 +53,13 @@ def distillation(apply: Callable[..., Any], *, temperature: float = 4.0, hard: f
         True
     """
     if not 0 < temperature < np.inf:
-        raise ValueError(f"distillation: the temperature must be positive, such as 4; got {temperature!r}")
+        raise ValueError(
+            f"distillation: the temperature must be positive, such as 4; got {temperature!r}"
+        )
     if not 0 <= hard <= 1 or not 0 <= states < np.inf:
-        raise ValueError(f"distillation: hard is a share from 0 to 1 and states a weight from 0 on; got {hard!r} and {states!r}")
+        raise ValueError(
+            f"distillation: hard is a share from 0 to 1 and states a weight from 0 on; got {hard!r} and {states!r}"
+        )
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
         x, *y, said = batch[: len(batch) - bool(states)]
@@ -61,10 +67,14 @@ def distillation(apply: Callable[..., Any], *, temperature: float = 4.0, hard: f
             raise ValueError("distillation: with hard > 0 a batch is (x, y, logits of the teacher)")
         logits, *own = apply(params, x) if states else (apply(params, x),)
         if logits.shape != said.shape:
-            raise ValueError(f"distillation: the student gives logits of shape {logits.shape}, the teacher {said.shape}")
+            raise ValueError(
+                f"distillation: the student gives logits of shape {logits.shape}, the teacher {said.shape}"
+            )
         logits, said = logits.astype(jnp.float32), said.astype(jnp.float32)
         goal = jax.nn.log_softmax(said / temperature)
-        apart = optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits / temperature), goal)
+        apart = optax.losses.kl_divergence_with_log_targets(
+            jax.nn.log_softmax(logits / temperature), goal
+        )
         total = (1 - hard) * temperature**2 * jnp.mean(apart)
         if hard:
             total += hard * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y[0]))
@@ -91,11 +101,19 @@ def alignment(one: jax.Array, two: jax.Array) -> jax.Array:
     one, two = (each.reshape(len(each), -1).astype(jnp.float32) for each in (one, two))
     one, two = one - one.mean(0), two - two.mean(0)
     product = lambda a, b: jnp.sum(jnp.matmul(a.T, b, precision="highest") ** 2)
-    return product(one, two) / jnp.sqrt(jnp.maximum(product(one, one) * product(two, two), jnp.finfo(jnp.float32).tiny))
+    return product(one, two) / jnp.sqrt(
+        jnp.maximum(product(one, one) * product(two, two), jnp.finfo(jnp.float32).tiny)
+    )
 
 
 def outputs(
-    apply: Callable[..., Any], params: Any, x: Any, *, batch_size: int = 500, progress: bool = True, description: str = "outputs"
+    apply: Callable[..., Any],
+    params: Any,
+    x: Any,
+    *,
+    batch_size: int = 500,
+    progress: bool = True,
+    description: str = "outputs",
 ) -> Any:
     """What a model says of many inputs, batch after batch under jit.
 
@@ -124,8 +142,12 @@ def outputs(
 
     def checked(x: Any) -> Any:
         said = run(params, x)
-        if wrong := [leaf.shape for leaf in jax.tree.leaves(said) if leaf.ndim < 1 or len(leaf) != size]:
-            raise ValueError(f"outputs: {size} inputs gave an output of shape {wrong[0]}; its first dimension is the examples")
+        if wrong := [
+            leaf.shape for leaf in jax.tree.leaves(said) if leaf.ndim < 1 or len(leaf) != size
+        ]:
+            raise ValueError(
+                f"outputs: {size} inputs gave an output of shape {wrong[0]}; its first dimension is the examples"
+            )
         return said
 
     with tqdm(total=count, desc=description, disable=not progress, leave=False) as bar:

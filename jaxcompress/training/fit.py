@@ -47,7 +47,9 @@ class FitState:
         return f"{type(self).__name__}(step {int(self.step)}{last})"
 
 
-jax.tree_util.register_dataclass(FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[])
+jax.tree_util.register_dataclass(
+    FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[]
+)
 
 
 def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 0.0) -> Loss:
@@ -70,7 +72,9 @@ def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 
     """
 
     if not 0 <= smoothing < 1:
-        raise ValueError(f"cross_entropy: smoothing is a share from 0 to below 1, such as 0.1; got {smoothing!r}")
+        raise ValueError(
+            f"cross_entropy: smoothing is a share from 0 to below 1, such as 0.1; got {smoothing!r}"
+        )
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
         x, y = batch
@@ -79,7 +83,9 @@ def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 
             if not smoothing:
                 return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             y = jax.nn.one_hot(y, logits.shape[-1])
-        return optax.softmax_cross_entropy(logits, optax.smooth_labels(y.astype(jnp.float32), smoothing)).mean()
+        return optax.softmax_cross_entropy(
+            logits, optax.smooth_labels(y.astype(jnp.float32), smoothing)
+        ).mean()
 
     return loss
 
@@ -134,7 +140,9 @@ def fit(
     check_fit("fit", params, data, steps, batch_size, every)
     data = jax.tree.map(jnp.asarray, data)
     current = begun("fit", params, optimizer, steps, state)
-    with tqdm(total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False
+    ) as bar:
         return advanced(
             loss, current, data, steps, optimizer=optimizer, batch_size=batch_size, seed=seed, bar=bar, watch=watch,
             every=every or pieces(steps),
@@ -161,7 +169,12 @@ def advanced(
     watch: Callable[[FitState], None] | None = None,
 ) -> FitState:
     """A state after step `stop`, in pieces that end at the multiples of `every`; it gives the buffers of the given one away."""
-    done, params, opt_state, losses = int(state.step), state.params, state.opt_state, [np.asarray(state.losses)]
+    done, params, opt_state, losses = (
+        int(state.step),
+        state.params,
+        state.opt_state,
+        [np.asarray(state.losses)],
+    )
     examples = len(jax.tree.leaves(data)[0])
     while done < stop:
         count = min(every - done % every, stop - done)
@@ -183,7 +196,14 @@ def advanced(
         bar.update(count)
         bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
         if watch is not None:  # a copy, since the loop gives its buffers away
-            watch(jax.tree.map(jnp.array, FitState(params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses)))))
+            watch(
+                jax.tree.map(
+                    jnp.array,
+                    FitState(
+                        params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses))
+                    ),
+                )
+            )
     return FitState(params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses)))
 
 
@@ -197,12 +217,19 @@ def examples_at(step: jax.Array, examples: int, batch_size: int, seed: jax.Array
         [0, 1, 2, 3, 4, 5]
     """
     epoch, turn = jnp.divmod(step, examples // batch_size)
-    position = turn.astype(jnp.uint32) * np.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
+    position = turn.astype(jnp.uint32) * np.uint32(batch_size) + jnp.arange(
+        batch_size, dtype=jnp.uint32
+    )
     return permute(position, examples, mix(epoch.astype(jnp.uint32), seed)).astype(jnp.int32)
 
 
 def stepped(
-    loss: Loss, optimizer: optax.GradientTransformation, params: Any, opt_state: Any, batch: Any, key: jax.Array
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    key: jax.Array,
 ) -> tuple[Any, Any, jax.Array]:
     """Parameters and state after one step, and the loss before it."""
     value, gradient = jax.value_and_grad(loss)(params, batch, key)
@@ -210,7 +237,11 @@ def stepped(
     return optax.apply_updates(params, updates), opt_state, value
 
 
-@partial(jax.jit, static_argnames=("loss", "optimizer", "examples", "batch_size", "count"), donate_argnames=("params", "opt_state"))
+@partial(
+    jax.jit,
+    static_argnames=("loss", "optimizer", "examples", "batch_size", "count"),
+    donate_argnames=("params", "opt_state"),
+)
 def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, batch_size, count):
     key = jax.random.key(seed)
 
@@ -218,19 +249,25 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
         params, opt_state = carry
         index = examples_at(number, examples, batch_size, seed)
         batch = jax.tree.map(lambda leaf: leaf[index], data)
-        params, opt_state, value = stepped(loss, optimizer, params, opt_state, batch, jax.random.fold_in(key, number))
+        params, opt_state, value = stepped(
+            loss, optimizer, params, opt_state, batch, jax.random.fold_in(key, number)
+        )
         return (params, opt_state), value
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), start + jnp.arange(count))
     return params, opt_state, losses
 
 
-def check_fit(who: str, params: Any, data: Any, steps: int, batch_size: int, every: int | None) -> None:
+def check_fit(
+    who: str, params: Any, data: Any, steps: int, batch_size: int, every: int | None
+) -> None:
     """Refuse what cannot be trained, before any work."""
     check_params(who, params)
     examples = check_length(who, data)
     if not 1 <= batch_size <= examples:
-        raise ValueError(f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}")
+        raise ValueError(
+            f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}"
+        )
     if steps < 0:
         raise ValueError(f"{who}: steps must not be negative, got {steps}")
     if every is not None and not (isinstance(every, int) and every >= 1):
@@ -244,20 +281,34 @@ def check_length(who: str, data: Any) -> int:
         for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
     }
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(f"{who}: every array of the data needs the same number of examples, at least one; got {lengths}")
+        raise ValueError(
+            f"{who}: every array of the data needs the same number of examples, at least one; got {lengths}"
+        )
     return next(iter(lengths.values()))
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:
     """A run that has taken no step."""
-    return FitState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32))
+    return FitState(
+        params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32)
+    )
 
 
-def begun(who: str, params: Any, optimizer: optax.GradientTransformation, steps: int, state: FitState | None) -> FitState:
+def begun(
+    who: str,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    state: FitState | None,
+) -> FitState:
     """Where a run of so many steps starts: a copy, since a loop gives its buffers away."""
-    current: FitState = jax.tree.map(jnp.array, initial_state(params, optimizer) if state is None else state)
+    current: FitState = jax.tree.map(
+        jnp.array, initial_state(params, optimizer) if state is None else state
+    )
     if (done := int(current.step)) > steps:
-        raise ValueError(f"{who}: the state has already taken {done} steps, and steps={steps} is the whole run's length")
+        raise ValueError(
+            f"{who}: the state has already taken {done} steps, and steps={steps} is the whole run's length"
+        )
     return current
 
 
@@ -266,11 +317,15 @@ def check_losses(who: str, losses: Any, first: int) -> None:
     finite = np.isfinite(losses)
     if not finite.all():
         bad = first + int(np.argmin(finite))
-        raise ValueError(f"{who}: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN")
+        raise ValueError(
+            f"{who}: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN"
+        )
 
 
 def check_params(who: str, params: Any) -> None:
     """Refuse what has no gradient, by name."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(f"{who}: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained")
+            raise TypeError(
+                f"{who}: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained"
+            )

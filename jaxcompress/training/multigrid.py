@@ -27,10 +27,18 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.compat import flops
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.carrying import Slot, carried, slots
-from jaxcompress.training.fit import FitState, Loss, advanced, check_fit, initial_state, pieces, stepped
+from jaxcompress.programs.compat import flops
+from jaxcompress.training.fit import (
+    FitState,
+    Loss,
+    advanced,
+    check_fit,
+    initial_state,
+    pieces,
+    stepped,
+)
+from jaxcompress.training.optimizer_state import Slot, carried, slots
 from jaxcompress.transforms.resolution import coarse_size, refine, thin
 
 
@@ -56,7 +64,9 @@ class MultigridState(FitState):
 
 def with_flops(state: FitState, spent: np.ndarray) -> MultigridState:
     """A state of the one loop with what its steps cost."""
-    return MultigridState(state.params, state.opt_state, state.step, state.losses, jnp.asarray(spent))
+    return MultigridState(
+        state.params, state.opt_state, state.step, state.losses, jnp.asarray(spent)
+    )
 
 
 FIELDS = [field.name for field in dataclasses.fields(MultigridState)]
@@ -130,30 +140,53 @@ def multigrid(
     check_fit("multigrid", params, data, total, batch_size, every)
     for name, leaf in named_leaves(params):
         if is_compact(leaf):
-            raise ValueError(f"{name} is compact: multigrid trains dense parameters; compact what it gives")
+            raise ValueError(
+                f"{name} is compact: multigrid trains dense parameters; compact what it gives"
+            )
     if not (state is None or isinstance(state, MultigridState)):
-        raise TypeError(f"multigrid goes on from what it gave, a MultigridState; got {type(state).__name__}")
+        raise TypeError(
+            f"multigrid goes on from what it gave, a MultigridState; got {type(state).__name__}"
+        )
     if (done := 0 if state is None else int(state.step)) > total:
-        raise ValueError(f"multigrid: the state has already taken {done} steps, and the levels have {total}")
+        raise ValueError(
+            f"multigrid: the state has already taken {done} steps, and the levels have {total}"
+        )
     stop = total if until is None else min(until, total)
     data = jax.tree.map(jnp.asarray, data)
     current = run.start(params) if state is None else jax.tree.map(jnp.array, state)
-    found = slots(optimizer, current.params) if len(run.levels) > 1 else []  # refused before any work
-    with tqdm(total=total, initial=done, desc=description, disable=not progress, leave=False) as bar:
+    found = (
+        slots(optimizer, current.params) if len(run.levels) > 1 else []
+    )  # refused before any work
+    with tqdm(
+        total=total, initial=done, desc=description, disable=not progress, leave=False
+    ) as bar:
         for level, end in enumerate(np.cumsum([steps for _, steps in run.levels]).tolist()):
             if (done := int(current.step)) >= min(end, stop):
                 continue
-            run.check_sizes(current.params, level if done > end - run.levels[level][1] else max(level - 1, 0))
+            run.check_sizes(
+                current.params, level if done > end - run.levels[level][1] else max(level - 1, 0)
+            )
             extra = 0.0
             if done == end - run.levels[level][1] and level:
                 current, extra = run.refined(current, level, found)
             cost = step_flops(loss, optimizer, current, data, batch_size)
             counted = Counted(bar, run.levels[level][0], cost, current.flops, extra)
             given: dict[str, Any] = dict(
-                optimizer=optimizer, batch_size=batch_size, seed=seed, every=every or pieces(total), bar=counted, who="multigrid"
+                optimizer=optimizer,
+                batch_size=batch_size,
+                seed=seed,
+                every=every or pieces(total),
+                bar=counted,
+                who="multigrid",
             )
-            seen = None if watch is None else lambda state, counted=counted: watch(counted.state(state))
-            current = counted.state(advanced(loss, current, data, min(end, stop), watch=seen, **given))
+            seen = (
+                None
+                if watch is None
+                else lambda state, counted=counted: watch(counted.state(state))
+            )
+            current = counted.state(
+                advanced(loss, current, data, min(end, stop), watch=seen, **given)
+            )
     return current
 
 
@@ -176,7 +209,9 @@ class Counted:
 
     def set_postfix(self, loss: str, refresh: bool) -> None:
         spent = float(self.flops(self.bar.n).sum(dtype=np.float64))
-        self.bar.set_postfix(level=f"1/{self.factor}", loss=loss, FLOPs=f"{spent:.2e}", refresh=refresh)
+        self.bar.set_postfix(
+            level=f"1/{self.factor}", loss=loss, FLOPs=f"{spent:.2e}", refresh=refresh
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +229,16 @@ class Run:
     @cached_property
     def axes(self) -> dict[str, int]:
         """The axes that change, with their full sizes: those that the first level makes smaller."""
-        full = {axis.key: axis.size for axis in self.net.structure.chosen(self.pattern)} if self.levels[0][0] > 1 else {}
-        first = jax.eval_shape(thin(self.net, self.levels[0][0], axes=self.pattern), self.net.full) if full else {}
+        full = (
+            {axis.key: axis.size for axis in self.net.structure.chosen(self.pattern)}
+            if self.levels[0][0] > 1
+            else {}
+        )
+        first = (
+            jax.eval_shape(thin(self.net, self.levels[0][0], axes=self.pattern), self.net.full)
+            if full
+            else {}
+        )
         present = self.sizes(first) if full else {}
         return {key: size for key, size in full.items() if present[key] != size}
 
@@ -208,19 +251,29 @@ class Run:
         marks = {axis.key: set(axis.marks) for axis in self.net.axes}
         for key in self.axes:
             sizes = [self.at(level)[key] for level in range(len(self.levels))]
-            if {"normalised", "rms"} & marks[key] and any(b % a for a, b in itertools.pairwise(sizes)):
-                raise ValueError(f"multigrid: a norm over {key} asks for whole factors, and its levels have {sizes} channels")
+            if {"normalised", "rms"} & marks[key] and any(
+                b % a for a, b in itertools.pairwise(sizes)
+            ):
+                raise ValueError(
+                    f"multigrid: a norm over {key} asks for whole factors, and its levels have {sizes} channels"
+                )
         factor = self.levels[0][0]
         params = thin(self.net, factor, axes=self.pattern)(params) if factor > 1 else params
-        return with_flops(jax.tree.map(jnp.array, initial_state(params, self.optimizer)), np.zeros(0, np.float32))
+        return with_flops(
+            jax.tree.map(jnp.array, initial_state(params, self.optimizer)), np.zeros(0, np.float32)
+        )
 
-    def refined(self, state: MultigridState, level: int, found: list[Slot]) -> tuple[MultigridState, float]:
+    def refined(
+        self, state: MultigridState, level: int, found: list[Slot]
+    ) -> tuple[MultigridState, float]:
         """The state with the channels of a level, and the FLOPs of that."""
         before, after = self.at(level - 1), self.at(level)
         if before == after:
             return state, 0.0
         ratios = {key: Fraction(size, before[key]) for key, size in after.items()}
-        change = refine(self.net, ratios, axes=self.pattern, split=self.split, seed=self.seed + level)
+        change = refine(
+            self.net, ratios, axes=self.pattern, split=self.split, seed=self.seed + level
+        )
         opt_state = carried(self.optimizer, state.opt_state, state.params, change, found)
         trees = 1 + len(found) / max(len(jax.tree.leaves(state.params)), 1)
         cost = trees * flops(jax.jit(change).lower(state.params))
@@ -228,7 +281,9 @@ class Run:
 
     def sizes(self, params: Any) -> dict[str, int]:
         """Of all axes, at present."""
-        found = self.net.structure.sizes({name: tuple(leaf.shape) for name, leaf in named_leaves(params)})
+        found = self.net.structure.sizes(
+            {name: tuple(leaf.shape) for name, leaf in named_leaves(params)}
+        )
         return {axis.key: axis.size for axis in self.net.axes} | found
 
     def check_sizes(self, params: Any, level: int) -> None:
@@ -242,9 +297,13 @@ class Run:
                 )
 
 
-def step_flops(loss: Loss, optimizer: optax.GradientTransformation, state: FitState, data: Any, batch_size: int) -> float:
+def step_flops(
+    loss: Loss, optimizer: optax.GradientTransformation, state: FitState, data: Any, batch_size: int
+) -> float:
     """Of one step, as XLA counts them before it optimises."""
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
+    )
     step = jax.jit(partial(stepped, loss, optimizer))
     return flops(step.lower(state.params, state.opt_state, batch, jax.random.key(0)))
 
@@ -257,10 +316,16 @@ def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
             factor, steps = level
             found.append((Fraction(factor), int(steps)))
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"multigrid: a level is a factor and a number of steps, such as (4, 3000); got {level!r}") from None
+            raise ValueError(
+                f"multigrid: a level is a factor and a number of steps, such as (4, 3000); got {level!r}"
+            ) from None
         if not (1 <= factor < math.inf and steps == int(steps) >= 1):
-            raise ValueError(f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}")
+            raise ValueError(
+                f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}"
+            )
     factors = [factor for factor, _ in found]
     if not found or factors[-1] != 1 or sorted(set(factors), reverse=True) != factors:
-        raise ValueError(f"multigrid: the levels' factors must fall to 1, such as 4, 2, 1; got {[float(each) for each in factors]}")
+        raise ValueError(
+            f"multigrid: the levels' factors must fall to 1, such as 4, 2, 1; got {[float(each) for each in factors]}"
+        )
     return tuple(found)

@@ -62,7 +62,9 @@ def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -
     return penalty(net.structure, params, degree, axes)
 
 
-def add_variation(net: Network, strength: Any, *, degree: int = 1, axes: str = "**") -> optax.GradientTransformation:
+def add_variation(
+    net: Network, strength: Any, *, degree: int = 1, axes: str = "**"
+) -> optax.GradientTransformation:
     """The gradient of `variation` added to another, as a step of an optax chain.
 
     In front of an optimizer's scaling it is a term of the loss; behind it, in front of the rate, it is decoupled from the scaling,
@@ -83,15 +85,25 @@ def add_variation(net: Network, strength: Any, *, degree: int = 1, axes: str = "
         (8, 2)
     """
     check("add_variation", net, degree, axes)
-    if not isinstance(strength, Tracer) and not (isinstance(strength, (int, float, jax.Array, np.ndarray)) and strength >= 0):
-        raise ValueError(f"add_variation's strength must be a number from 0 on, such as 1e-2; got {strength!r}")
+    if not isinstance(strength, Tracer) and not (
+        isinstance(strength, (int, float, jax.Array, np.ndarray)) and strength >= 0
+    ):
+        raise ValueError(
+            f"add_variation's strength must be a number from 0 on, such as 1e-2; got {strength!r}"
+        )
     structure = net.structure
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError("add_variation needs the parameters: optimizer.update(gradient, state, params)")
-        extra = jax.grad(lambda params: penalty(structure, params, degree, axes), allow_int=True)(params)
-        added = lambda each, more: (each + strength * more).astype(each.dtype) if more.dtype != jax.dtypes.float0 else each
+            raise ValueError(
+                "add_variation needs the parameters: optimizer.update(gradient, state, params)"
+            )
+        extra = jax.grad(lambda params: penalty(structure, params, degree, axes), allow_int=True)(
+            params
+        )
+        added = lambda each, more: (
+            (each + strength * more).astype(each.dtype) if more.dtype != jax.dtypes.float0 else each
+        )
         return jax.tree.map(added, updates, extra), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -100,7 +112,9 @@ def add_variation(net: Network, strength: Any, *, degree: int = 1, axes: str = "
 def check(who: str, net: Network, degree: int, axes: str) -> None:
     check_network(who, net)
     if degree not in (1, 2):
-        raise ValueError(f"{who}: degree must be 1 (total variation) or 2 (curvature), got {degree!r}")
+        raise ValueError(
+            f"{who}: degree must be 1 (total variation) or 2 (curvature), got {degree!r}"
+        )
     net.structure.chosen(axes)
 
 
@@ -116,7 +130,11 @@ def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Ar
         sides = {"made": ([], []), "read": ([], [])}  # squared differences, and squares
         for name, dims in structure.layouts.items():
             for position, layout in enumerate(dims):
-                if axis.key not in layout.axes() or name not in named or not jnp.issubdtype(named[name].dtype, jnp.floating):
+                if (
+                    axis.key not in layout.axes()
+                    or name not in named
+                    or not jnp.issubdtype(named[name].dtype, jnp.floating)
+                ):
                     continue
                 leaf = jnp.moveaxis(named[name], position, 0).astype(jnp.float32)
                 where = lines(layout.resized(sizes), axis.key)
@@ -125,11 +143,18 @@ def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Ar
                 differ, size = sides["read" if f"{name}:{position}" in axis.consumers else "made"]
                 differ.append(jnp.sum(jnp.square(jnp.diff(rows, degree, axis=0)), 1))
                 size.append(jnp.sum(jnp.square(rows)) / d)
-        for differ, size in sides.values():  # one unit a side: a bias of its own size, zero at first, would have no slope or any
+        for (
+            differ,
+            size,
+        ) in (
+            sides.values()
+        ):  # one unit a side: a bias of its own size, zero at first, would have no slope or any
             unit = jax.lax.stop_gradient(sum(size, jnp.float32(0)))
             squares += sum(differ, jnp.zeros_like(squares)) / jnp.maximum(unit, 1e-30)
         if degree == 1:  # the root has no slope at zero: equal neighbours stay so
-            total += jnp.sum(jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0))
+            total += jnp.sum(
+                jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+            )
         else:
             total += jnp.sum(squares)
         channels += d

@@ -74,12 +74,25 @@ def fit_stream(
     check_params("fit_stream", params)
     current = begun("fit_stream", params, optimizer, steps, state)
     done = int(current.step)
-    params, opt_state, losses, fresh = current.params, current.opt_state, list(np.asarray(current.losses)), []
+    params, opt_state, losses, fresh = (
+        current.params,
+        current.opt_state,
+        list(np.asarray(current.losses)),
+        [],
+    )
     saved = time.monotonic()
-    with tqdm(total=steps, initial=done, desc=description, disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=steps, initial=done, desc=description, disable=not progress, leave=False
+    ) as bar:
         for number in range(done, steps):
             params, opt_state, value = step(
-                params, opt_state, batch_at(number), jnp.uint32(seed), jnp.int32(number), loss=loss, optimizer=optimizer
+                params,
+                opt_state,
+                batch_at(number),
+                jnp.uint32(seed),
+                jnp.int32(number),
+                loss=loss,
+                optimizer=optimizer,
             )
             fresh.append(value)
             due = watch is not None and time.monotonic() - saved > every
@@ -90,7 +103,11 @@ def fit_stream(
                 bar.set_postfix(loss=f"{np.mean(losses[-CHECKED:]):.4g}", refresh=False)
                 fresh = []
             if due and watch is not None:
-                watch(FitState(params, opt_state, jnp.int32(number + 1), jnp.asarray(losses, jnp.float32)))
+                watch(
+                    FitState(
+                        params, opt_state, jnp.int32(number + 1), jnp.asarray(losses, jnp.float32)
+                    )
+                )
                 saved = time.monotonic()
     state = FitState(params, opt_state, jnp.int32(steps), jnp.asarray(losses, jnp.float32))
     if watch is not None:
@@ -100,4 +117,6 @@ def fit_stream(
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"), donate_argnames=("params", "opt_state"))
 def step(params, opt_state, batch, seed, number, *, loss, optimizer):
-    return stepped(loss, optimizer, params, opt_state, batch, jax.random.fold_in(jax.random.key(seed), number))
+    return stepped(
+        loss, optimizer, params, opt_state, batch, jax.random.fold_in(jax.random.key(seed), number)
+    )

@@ -27,7 +27,9 @@ class Counts:
 
     def total(self, choice: Sequence[int]) -> float:
         """Of all items at one option of each."""
-        return sum(float(numbers[option]) for numbers, option in zip(self.each, choice, strict=True))
+        return sum(
+            float(numbers[option]) for numbers, option in zip(self.each, choice, strict=True)
+        )
 
     def along(self, item: int, choice: Sequence[int]) -> np.ndarray:
         """Of what depends on one item, over its options, the others as chosen."""
@@ -65,7 +67,10 @@ class AxisCounts:
     ):
         self.layouts, self.worth, self.full = layouts, worth, dict(full)
         self.keys, self.options = list(options), list(options.values())
-        self.touched = [[name for name, dims in layouts.items() if any(key in d.axes() for d in dims)] for key in self.keys]
+        self.touched = [
+            [name for name, dims in layouts.items() if any(key in d.axes() for d in dims)]
+            for key in self.keys
+        ]
 
     def sizes(self, choice: Sequence[int]) -> dict[str, int]:
         """The sizes of the axes at one option of each."""
@@ -107,7 +112,9 @@ def allocate(errors: Sequence[np.ndarray], counts: Any, target: float) -> list[i
     full = [len(curve) - 1 for curve in errors]
     least = counts.total([0] * len(errors))
     if least > target:
-        raise ValueError(f"{target:,.0f} numbers cannot be reached: {least:,.0f} stay when everything is cut to the least")
+        raise ValueError(
+            f"{target:,.0f} numbers cannot be reached: {least:,.0f} stay when everything is cut to the least"
+        )
 
     def settle(price: float) -> list[int]:
         choice = list(full)
@@ -120,7 +127,9 @@ def allocate(errors: Sequence[np.ndarray], counts: Any, target: float) -> list[i
                 break
         return choice
 
-    scale = max(max((float(curve[0]) for curve in errors), default=1.0), 1e-300) / max(counts.total(full), 1.0)
+    scale = max(max((float(curve[0]) for curve in errors), default=1.0), 1e-300) / max(
+        counts.total(full), 1.0
+    )
     low, high = 1e-9 * scale, 1e9 * scale
     best = [0] * len(errors)
     for _ in range(60):
@@ -149,14 +158,21 @@ def fill(errors: Sequence[np.ndarray], counts: Any, target: float, choice: list[
             worth = (curve[here] - curve[here + 1 :][steps]) / np.maximum(more[steps], 1e-12)
             step = len(worth) - 1 - int(np.argmax(worth[::-1]))  # as far as it is worth the same
             if best is None or worth[step] > best[0]:
-                best = (float(worth[step]), item, here + 1 + int(steps[step]), float(more[steps[step]]))
+                best = (
+                    float(worth[step]),
+                    item,
+                    here + 1 + int(steps[step]),
+                    float(more[steps[step]]),
+                )
         if best is None or best[0] < 0:
             return choice
         choice[best[1]] = best[2]
         total += best[3]
 
 
-def uniform(errors: Sequence[np.ndarray], counts: Any, target: float, option: Callable[[int, float], int]) -> list[int] | None:
+def uniform(
+    errors: Sequence[np.ndarray], counts: Any, target: float, option: Callable[[int, float], int]
+) -> list[int] | None:
     """The options of equal keeps that come nearest to a target from below; None where none does."""
     low, high = 0.0, 1.0
     best = None
@@ -170,14 +186,18 @@ def uniform(errors: Sequence[np.ndarray], counts: Any, target: float, option: Ca
     return best
 
 
-def divide(errors: Sequence[np.ndarray], counts: Any, target: float, option: Callable[[int, float], int]) -> tuple[list[int], Any]:
+def divide(
+    errors: Sequence[np.ndarray], counts: Any, target: float, option: Callable[[int, float], int]
+) -> tuple[list[int], Any]:
     """The better of the allocation and equal keeps, by the predicted error; and the latter's error, where it reaches the target."""
     total = lambda choice: float(sum(curve[k] for curve, k in zip(errors, choice, strict=True)))
     found = allocate(errors, counts, target)
     equal = uniform(errors, counts, target, option)
     if equal is None:
         return found, None
-    return (found if total(found) <= total(equal) else fill(errors, counts, target, equal)), total(equal)
+    return (found if total(found) <= total(equal) else fill(errors, counts, target, equal)), total(
+        equal
+    )
 
 
 def alternatives(
@@ -185,10 +205,16 @@ def alternatives(
 ) -> dict[str, list[int]]:
     """Different allocations of one total, by name: for each power of the errors, and equal keeps."""
     found = {
-        "errors" if power == 1 else f"errors^{power:g}": allocate([curve**power for curve in errors], counts, target)
+        "errors" if power == 1 else f"errors^{power:g}": allocate(
+            [curve**power for curve in errors], counts, target
+        )
         for power in POWERS
     }
     equal = uniform(errors, counts, target, option)
     if equal is not None:
         found["equal keeps"] = fill(errors, counts, target, equal)
-    return {name: choice for place, (name, choice) in enumerate(found.items()) if choice not in list(found.values())[:place]}
+    return {
+        name: choice
+        for place, (name, choice) in enumerate(found.items())
+        if choice not in list(found.values())[:place]
+    }

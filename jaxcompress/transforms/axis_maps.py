@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxcompress.moments.moments import AxisMoments
 from jaxcompress.networks.axes import Axis, Layout, Site
 from jaxcompress.networks.maps import AxisMap, along, lines
-from jaxcompress.networks.moments import AxisMoments
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.axiswise import Work
 
@@ -36,15 +36,27 @@ def why_not_rotate(work: Work, axis: Axis) -> str | None:
     if axis.pair or not marks:
         return None
     if marks <= {"rms", "diagonal"} and "rms" in marks:
-        return None if foldable(work, axis) else "its scales cannot be folded into the consumers right behind them"
-    words = {"elementwise": "a nonlinearity acts on", "normalised": "a sum is taken over", "diagonal": "a scale acts on"}
+        return (
+            None
+            if foldable(work, axis)
+            else "its scales cannot be folded into the consumers right behind them"
+        )
+    words = {
+        "elementwise": "a nonlinearity acts on",
+        "normalised": "a sum is taken over",
+        "diagonal": "a scale acts on",
+    }
     return f"{words.get(axis.marks[0] if axis.marks[0] in words else axis.marks[-1])} its channels"
 
 
 def why_not_fold(axis: Axis) -> str | None:
     """Why the channels that go cannot be folded into the consumers; None where they can."""
     if axis.pair or axis.tied or axis.bent:
-        return "it is read by other activations" if axis.pair else "its consumers have other uses, or are no plain parameters"
+        return (
+            "it is read by other activations"
+            if axis.pair
+            else "its consumers have other uses, or are no plain parameters"
+        )
     return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
 
 
@@ -53,7 +65,11 @@ def measured(work: Work, axis: Axis, sites: list[Site] | None = None) -> AxisMom
     if work.moments is None:
         return None
     try:
-        found = work.moments[axis.key] if sites is None else work.moments.pooled(axis, [work.moments.sites[s.key] for s in sites])
+        found = (
+            work.moments[axis.key]
+            if sites is None
+            else work.moments.pooled(axis, [work.moments.sites[s.key] for s in sites])
+        )
     except KeyError:
         return None
     spread = lambda part: np.broadcast_to(part, (work.fibres(axis), *part.shape[1:]))
@@ -85,12 +101,18 @@ def flowing(work: Work, axis: Axis) -> tuple[np.ndarray, bool]:
     """(F, d, d) the moments that a map should keep, and whether the consumers' biases carry the mean."""
     found, sites = measured(work, axis), work.sites(axis)
     carried = bool(sites) and all(work.bias_of(site) for site in sites)
-    return (proxies(work, axis) if found is None else found.cov if carried else found.second), carried
+    return (
+        proxies(work, axis) if found is None else found.cov if carried else found.second
+    ), carried
 
 
 def pair_of(work: Work, axis: Axis) -> str | None:
     """The one product of activations over an axis, where its sides have producers of their own."""
-    keys = [key for key, pair in work.structure.pairs.items() if any(axis.key in dim.axes() for dim in pair.dims)]
+    keys = [
+        key
+        for key, pair in work.structure.pairs.items()
+        if any(axis.key in dim.axes() for dim in pair.dims)
+    ]
     sides = work.structure.pairs[keys[0]].sides if keys else ((), ())
     return keys[0] if len(keys) == 1 and not set(sides[0]) & set(sides[1]) else None
 
@@ -119,15 +141,25 @@ def rotate_pair(work: Work, axis: Axis, size: int) -> AxisMap:
 
 def foldable(work: Work, axis: Axis) -> bool:
     """Whether every scale on the axis can be moved into the consumers right behind it."""
-    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
+    sites = [
+        site
+        for site in work.structure.sites.values()
+        if any(axis.key in dim.axes() for dim in site.dims)
+    ]
     known = [site.scaled for site in sites]
     if not sites or any(scaled is None or len(scaled) > 1 for scaled in known):
         return False
-    if not axis.foldable or (axis.averaged and not all(known)):  # the constant of a mean is put into the scales
+    if not axis.foldable or (
+        axis.averaged and not all(known)
+    ):  # the constant of a mean is put into the scales
         return False
     used = {slot for scaled in known for slot in scaled or ()}
     plain = all(len(work.structure.layouts[slot.rsplit(":", 1)[0]]) == 1 for slot in used)
-    return plain and used == set(axis.scales) and {slot for site in sites for slot in site.slots} >= set(axis.consumers)
+    return (
+        plain
+        and used == set(axis.scales)
+        and {slot for site in sites for slot in site.slots} >= set(axis.consumers)
+    )
 
 
 def normed(work: Work, axis: Axis) -> np.ndarray:
@@ -136,7 +168,9 @@ def normed(work: Work, axis: Axis) -> np.ndarray:
         return proxies(work, axis).mean(0)
     total = np.zeros((work.size(axis), work.size(axis)))
     for site in work.sites(axis):
-        scale = work.leaves[site.scaled[0].rsplit(":", 1)[0]] if site.scaled else np.ones(len(total))
+        scale = (
+            work.leaves[site.scaled[0].rsplit(":", 1)[0]] if site.scaled else np.ones(len(total))
+        )
         second = work.moments.pooled(axis, [work.moments.sites[site.key]]).second.mean(0)
         safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), scale, np.inf)
         part = second / safe[:, None] / safe[None, :]
@@ -150,7 +184,11 @@ def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
     The norm's mean divides by the present size, which the scale makes up for.
     """
     d = work.size(axis)
-    sites = [site for site in work.structure.sites.values() if any(axis.key in dim.axes() for dim in site.dims)]
+    sites = [
+        site
+        for site in work.structure.sites.values()
+        if any(axis.key in dim.axes() for dim in site.dims)
+    ]
     total = normed(work, axis)
     scales = {slot: work.leaves[slot.rsplit(":", 1)[0]].copy() for slot in axis.scales}
     for site in sites:
@@ -158,7 +196,9 @@ def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
         for slot in site.slots:
             if slot in axis.consumers:
                 name, position = slot.rsplit(":", 1)
-                index = work.structure.layouts[name][int(position)].resized(work.sizes).index(axis.key)
+                index = (
+                    work.structure.layouts[name][int(position)].resized(work.sizes).index(axis.key)
+                )
                 factor = np.where(index >= 0, scale[index], 1.0)
                 shape = [1] * work.leaves[name].ndim
                 shape[int(position)] = -1
@@ -170,7 +210,11 @@ def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
         for site in sites:
             if site.scaled and site.key in unscaled:
                 scale = scales[site.scaled[0]]
-                safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), 1 / np.where(scale == 0, 1, scale), 0)
+                safe = np.where(
+                    np.abs(scale) > 1e-6 * np.abs(scale).max(),
+                    1 / np.where(scale == 0, 1, scale),
+                    0,
+                )
                 unscaled[site.key] = unscaled[site.key].mapped(axis, np.diag(safe)[None])
         work.moments = dataclasses.replace(work.moments, sites=unscaled)
     directions = selection.top(total, size)[None]
@@ -183,7 +227,9 @@ def importance(work: Work, axis: Axis) -> np.ndarray:
     """(F, d): what the consumers read of each channel alone."""
     found, d = measured(work, axis), work.size(axis)
     second = proxies(work, axis) if found is None else found.second
-    gram = work.read(axis) if axis.consumers else np.broadcast_to(np.eye(d), (work.fibres(axis), d, d))
+    gram = (
+        work.read(axis) if axis.consumers else np.broadcast_to(np.eye(d), (work.fibres(axis), d, d))
+    )
     return np.einsum("fii->fi", second) * np.einsum("fii->fi", gram)
 
 
@@ -196,7 +242,9 @@ def joint_moments(work: Work, axis: Axis) -> np.ndarray:
     """(F, d, d): what all consumers see on average, about the mean where all their biases carry it."""
     found = measured(work, axis)
     assert found is not None
-    return found.cov if len(centred_sites(work, axis)) == len(work.sites(axis)) > 0 else found.second
+    return (
+        found.cov if len(centred_sites(work, axis)) == len(work.sites(axis)) > 0 else found.second
+    )
 
 
 def systems(work: Work, axis: Axis) -> list[list[selection.System]]:
@@ -224,12 +272,21 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
     d = work.size(axis)
     found = measured(work, axis)
     if found is None or not fold:
-        return selected([np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance(work, axis)], d)
+        return selected(
+            [np.sort(np.argsort(-row, kind="stable")[:size]) for row in importance(work, axis)], d
+        )
     if found.count < d:
-        log.warning("%s was measured on %d vectors, fewer than its %d channels: calibrate with more", axis.key, found.count, d)
+        log.warning(
+            "%s was measured on %d vectors, fewer than its %d channels: calibrate with more",
+            axis.key,
+            found.count,
+            d,
+        )
     centred, joint = centred_sites(work, axis), joint_moments(work, axis)
     chosen = [mine for group in systems(work, axis) for mine in selection.choose(group, size)]
-    folds = lambda moments, count: np.stack([selection.predict(s, c, count) for s, c in zip(moments, chosen, strict=True)])
+    folds = lambda moments, count: np.stack(
+        [selection.predict(s, c, count) for s, c in zip(moments, chosen, strict=True)]
+    )
     change = dataclasses.replace(selected(chosen, d), consume=folds(joint, found.count))
     other, gaps = {}, {}
     for site in apart(work, axis):
@@ -238,11 +295,15 @@ def choose(work: Work, axis: Axis, size: int, *, fold: bool) -> AxisMap:
         mine = folds(own.cov if site.key in centred else own.second, own.count)
         slots = [slot for slot in site.slots if slot in axis.consumers]
         if refit(work, axis, site, change, mine, site.key in centred):
-            other |= dict.fromkeys(slots, np.swapaxes(change.produce, 1, 2))  # the kernel is solved for already
+            other |= dict.fromkeys(
+                slots, np.swapaxes(change.produce, 1, 2)
+            )  # the kernel is solved for already
             continue
         other |= dict.fromkeys(slots, mine)
         if site.key in centred:
-            gaps[site.key] = own.mean - np.stack([m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)])
+            gaps[site.key] = own.mean - np.stack(
+                [m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)]
+            )
     carry(work, axis, gaps)
     return dataclasses.replace(change, other=other)
 
@@ -260,14 +321,17 @@ def system(work: Work, axis: Axis, site: Site, centred: bool) -> selection.Syste
     order = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
     where = where[:, order].reshape(len(where), work.fibres(axis), -1).swapaxes(0, 1)
     matrices = [
-        np.moveaxis(work.felt(name, [site]), order, range(len(order))).reshape(flat.size, -1) for name, order in site.inputs.items()
+        np.moveaxis(work.felt(name, [site]), order, range(len(order))).reshape(flat.size, -1)
+        for name, order in site.inputs.items()
     ]
     reader = np.concatenate(matrices, axis=1)
     reader = reader if reader.shape[1] <= flat.size else selection.root(reader @ reader.T)
     return selection.System(statistic.cov if centred else statistic.second, reader, where)
 
 
-def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray, centred: bool) -> bool:
+def refit(
+    work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray, centred: bool
+) -> bool:
     """Solve a consumer's kernel anew for the channels that stay, by ridge least squares towards the fold.
 
     A fold predicts a dropped channel from the kept ones at the same place; a kernel with several places (a convolution's
@@ -279,21 +343,33 @@ def refit(work: Work, axis: Axis, site: Site, change: AxisMap, fold: np.ndarray,
         return False
     flat, moments = statistic.flat, statistic.cov if centred else statistic.second
     marker = np.ones((1, flat.size))
-    kept = along(marker, (Layout(), flat), 1, axis, change.produce @ np.swapaxes(change.produce, 1, 2))[0] > 0.5
+    kept = (
+        along(
+            marker, (Layout(), flat), 1, axis, change.produce @ np.swapaxes(change.produce, 1, 2)
+        )[0]
+        > 0.5
+    )
     inner = moments[np.ix_(kept, kept)]
-    weight = selection.SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner) + np.finfo(np.float64).tiny
+    weight = (
+        selection.SHRINK * kept.sum() / max(statistic.count, 1.0) * np.trace(inner) / len(inner)
+        + np.finfo(np.float64).tiny
+    )
     for name, order in site.inputs.items():
         values = work.leaves[name]
         moved = np.moveaxis(values, order, range(len(order)))
         matrix = moved.reshape(flat.size, -1)
-        towards = along(matrix, (flat, Layout("", matrix.shape[1])), 0, axis, np.swapaxes(fold, 1, 2))
+        towards = along(
+            matrix, (flat, Layout("", matrix.shape[1])), 0, axis, np.swapaxes(fold, 1, 2)
+        )
         solved = np.zeros_like(matrix)
         right = moments[kept] @ matrix + weight * towards
         solved[kept] = np.linalg.solve(inner + weight * np.eye(len(inner)), right)
         bias = work.bias_of(site)
         if centred and bias is not None:
             shape = work.leaves[bias[0]].shape
-            work.leaves[bias[0]] = work.leaves[bias[0]] + bias[1] * (statistic.mean @ (matrix - solved)).reshape(shape)
+            work.leaves[bias[0]] = work.leaves[bias[0]] + bias[1] * (
+                statistic.mean @ (matrix - solved)
+            ).reshape(shape)
         work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
     return True
 
@@ -325,7 +401,9 @@ def carry(work: Work, axis: Axis, gaps: Mapping[str, np.ndarray]) -> None:
         assert found is not None
         (bias, sign), (name,) = found, site.leaves
         layouts = tuple(layout.resized(work.sizes) for layout in work.structure.layouts[name])
-        consumed = list(site.inputs.get(name) or [int(slot.rsplit(":", 1)[1]) for slot in site.slots])
+        consumed = list(
+            site.inputs.get(name) or [int(slot.rsplit(":", 1)[1]) for slot in site.slots]
+        )
         position = next(place for place in consumed if axis.key in layouts[place].axes())
         part = along(work.leaves[name], layouts, position, axis, gap[:, :, None])
         # entries that other axes hold in this dimension are not meant

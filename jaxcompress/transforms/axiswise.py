@@ -17,9 +17,9 @@ from jax.core import Tracer
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.moments.moments import Moments, Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
-from jaxcompress.networks.moments import Moments, Statistic
 from jaxcompress.transforms.base import Scope, Transform, called
 from jaxcompress.transforms.selection import root
 
@@ -34,7 +34,9 @@ class AxisTransform(Transform):
     whole_network = True
 
     def __repr__(self) -> str:
-        return called(self, f"<{len(self.structure.axes)} hidden axes>", hidden=("structure", *self.hidden()))
+        return called(
+            self, f"<{len(self.structure.axes)} hidden axes>", hidden=("structure", *self.hidden())
+        )
 
     def hidden(self) -> tuple[str, ...]:
         """Fields that say nothing."""
@@ -57,7 +59,9 @@ class AxisTransform(Transform):
     def prepare(self, params: Any, moments: Any) -> Work:
         """The tree before any change."""
         if moments is not None and not isinstance(moments, Moments):
-            raise TypeError(f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}")
+            raise TypeError(
+                f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}"
+            )
         return Work(self.structure, params, moments)
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
@@ -74,7 +78,10 @@ class AxisTransform(Transform):
 def readable(structure: Structure, work: Work, axis: Axis, size: int) -> bool:
     """Whether a new size of an axis can be told from the parameters' shapes."""
     sizes = {**work.sizes, axis.key: size}
-    shapes = {name: tuple(layout.resized(sizes).size for layout in dims) for name, dims in structure.layouts.items()}
+    shapes = {
+        name: tuple(layout.resized(sizes).size for layout in dims)
+        for name, dims in structure.layouts.items()
+    }
     try:
         return structure.sizes(shapes).get(axis.key, axis.size) == size
     except ValueError:
@@ -90,7 +97,10 @@ class Work:
         structure.check_names(named)
         self.treedef = jax.tree.structure(params, is_leaf=is_compact)
         self.given = named
-        shapes = {name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for name, leaf in named.items()}
+        shapes = {
+            name: tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf)
+            for name, leaf in named.items()
+        }
         self.sizes = structure.sizes(shapes)
         self.leaves: dict[str, Any] = {}
         for name, leaf in named.items():
@@ -101,11 +111,15 @@ class Work:
                 continue
             values = np.asarray(leaf)
             if jnp.issubdtype(values.dtype, jnp.complexfloating):
-                raise ValueError(f"{name} holds {values.dtype}: hidden axes are changed in real parameters only")
+                raise ValueError(
+                    f"{name} holds {values.dtype}: hidden axes are changed in real parameters only"
+                )
             if jnp.issubdtype(values.dtype, jnp.floating):
                 values = values.astype(np.float64)
                 if not np.isfinite(values).all():
-                    raise ValueError(f"{name} contains NaN or infinity: repair or retrain it before compressing")
+                    raise ValueError(
+                        f"{name} contains NaN or infinity: repair or retrain it before compressing"
+                    )
             self.leaves[name] = values
 
     def params(self) -> Any:
@@ -121,15 +135,26 @@ class Work:
 
     def fibres(self, axis: Axis) -> int:
         """How many fibres an axis has at present."""
-        full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
+        full = {
+            part.key: part.size
+            for dims in self.structure.layouts.values()
+            for layout in dims
+            for part in layout.leaves()
+        }
         return math.prod(self.sizes.get(key, full[key]) for key in axis.fibres)
 
     def touched(self, axis: Axis) -> list[str]:
         """Leaves that have an axis; compact ones are an error."""
-        names = [name for name, dims in self.structure.layouts.items() if any(axis.key in layout.axes() for layout in dims)]
+        names = [
+            name
+            for name, dims in self.structure.layouts.items()
+            if any(axis.key in layout.axes() for layout in dims)
+        ]
         compact = [name for name in names if name not in self.leaves]
         if compact:
-            raise ValueError(f"{compact[0]} is compact: change hidden axes first, and compact what is left")
+            raise ValueError(
+                f"{compact[0]} is compact: change hidden axes first, and compact what is left"
+            )
         return names
 
     def apply(self, axis: Axis, change: AxisMap) -> None:
@@ -177,7 +202,10 @@ class Work:
         if not known:
             return leaf * math.sqrt(self.typical() / max(self.power(name), 1e-300))
         order = known[0].inputs[name]  # every one of them reads the same dimensions
-        gain = np.sum([self.moments.gains[site.key].cov for site in known if site.inputs[name] == order], axis=0)
+        gain = np.sum(
+            [self.moments.gains[site.key].cov for site in known if site.inputs[name] == order],
+            axis=0,
+        )
         moved = np.moveaxis(leaf, order, range(len(order)))
         matrix = moved.reshape(-1, len(gain))
         matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ root(gain)
@@ -186,7 +214,9 @@ class Work:
     def power(self, name: str, gain: np.ndarray | None = None) -> float:
         """The squared norm of what a kernel gives, per row, in the metric of a gain; of the kernel where that is not known."""
         assert self.moments is not None
-        key = next((key for key in self.moments.sites if name in self.structure.sites[key].inputs), None)
+        key = next(
+            (key for key in self.moments.sites if name in self.structure.sites[key].inputs), None
+        )
         if key is None or not self.solvable(self.structure.sites[key]):
             return float(np.sum(self.leaves[name] ** 2))
         second, order = self.moments.sites[key].second, self.structure.sites[key].inputs[name]
@@ -197,8 +227,16 @@ class Work:
     def typical(self) -> float:
         """What the outputs feel of one contraction, all of it: the median of those where that is known."""
         assert self.moments is not None
-        known = [(self.structure.sites[key], gain.cov) for key, gain in self.moments.gains.items() if key in self.moments.sites]
-        felt = [self.power(site.leaves[0], gain) for site, gain in known if self.solvable(site) and site.leaves[0] in self.leaves]
+        known = [
+            (self.structure.sites[key], gain.cov)
+            for key, gain in self.moments.gains.items()
+            if key in self.moments.sites
+        ]
+        felt = [
+            self.power(site.leaves[0], gain)
+            for site, gain in known
+            if self.solvable(site) and site.leaves[0] in self.leaves
+        ]
         return float(np.median(felt)) if felt else 1.0
 
     def sites(self, axis: Axis) -> list[Site]:
@@ -206,23 +244,43 @@ class Work:
         if self.moments is None:
             return []
         found = self.structure.sites
-        return [found[key] for key in self.moments.sites if any(axis.key in dim.axes() for dim in found[key].dims)]
+        return [
+            found[key]
+            for key in self.moments.sites
+            if any(axis.key in dim.axes() for dim in found[key].dims)
+        ]
 
     def bias_of(self, site: Site) -> tuple[str, int] | None:
         """The one bias leaf behind a contraction, and its sign, where a mean can be carried by it."""
         slots, sign = site.bias
         leaves = {slot.rsplit(":", 1)[0] for slot in slots}
-        padded = site.window and len(self.statistic(site).dims) < len(site.dims)  # zeros at the borders were not measured
+        padded = site.window and len(self.statistic(site).dims) < len(
+            site.dims
+        )  # zeros at the borders were not measured
         if len(leaves) != 1 or len(site.leaves) != 1 or not self.aligned(site, next(iter(leaves))):
             return None
-        once = not any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
-        return (leaves.pop(), sign) if sign and len(leaves) == 1 and len(site.leaves) == 1 and once and not padded else None
+        once = not any(
+            set(other.leaves) & set(site.leaves)
+            for key, other in self.structure.sites.items()
+            if key != site.key
+        )
+        return (
+            (leaves.pop(), sign)
+            if sign and len(leaves) == 1 and len(site.leaves) == 1 and once and not padded
+            else None
+        )
 
     def aligned(self, site: Site, bias: str) -> bool:
         """Whether a bias has the axes of a kernel's outputs in the kernel's own order, and of the product's."""
         (kernel,) = site.leaves
-        inputs = site.inputs.get(kernel) or tuple(int(slot.rsplit(":", 1)[1]) for slot in site.slots)
-        outputs = [layout for place, layout in enumerate(self.structure.layouts[kernel]) if place not in inputs]
+        inputs = site.inputs.get(kernel) or tuple(
+            int(slot.rsplit(":", 1)[1]) for slot in site.slots
+        )
+        outputs = [
+            layout
+            for place, layout in enumerate(self.structure.layouts[kernel])
+            if place not in inputs
+        ]
         keys = lambda dims: [part.key for dim in dims for part in dim.leaves() if part.size > 1]
         return keys(outputs) == keys(self.structure.layouts[bias])
 
@@ -233,6 +291,10 @@ class Work:
     def solvable(self, site: Site) -> bool:
         """Whether a consumer's whole kernel can be solved for: all its inputs were measured, and it is used nowhere else."""
         statistic = self.statistic(site)
-        shared = any(set(other.leaves) & set(site.leaves) for key, other in self.structure.sites.items() if key != site.key)
+        shared = any(
+            set(other.leaves) & set(site.leaves)
+            for key, other in self.structure.sites.items()
+            if key != site.key
+        )
         whole = len(statistic.dims) == len(site.dims) and set(site.inputs) == set(site.leaves)
         return whole and not (shared or statistic.diagonal or site.batch or statistic.lead)

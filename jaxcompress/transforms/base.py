@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.moments import Moments
+from jaxcompress.moments.moments import Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,8 @@ def called(transform: Any, *first: str, hidden: tuple[str, ...] = ()) -> str:
     shown = [
         f"{f.name}={_show(getattr(transform, f.name))}"
         for f in dataclasses.fields(transform)
-        if f.name not in hidden and (f.default is dataclasses.MISSING or not _same(getattr(transform, f.name), f.default))
+        if f.name not in hidden
+        and (f.default is dataclasses.MISSING or not _same(getattr(transform, f.name), f.default))
     ]
     name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(transform).__name__).lower()
     return f"{name}({', '.join([*first, *shown])})"
@@ -116,14 +117,18 @@ def check_moments(params: Any, moments: Any) -> None:
     leaves = [name for name, _ in named_leaves(params)]
     unknown = sorted(set(moments_by_name(moments)) - set(leaves))
     if unknown:
-        raise ValueError(f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}")
+        raise ValueError(
+            f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}"
+        )
 
 
 def map_leaves(visit: Any, params: Any, moments: Any) -> Any:
     """A tree with `visit(name, leaf, metric)` in place of every leaf; a compact array is one leaf."""
     metrics = moments_by_name(moments)
     treedef = jax.tree.structure(params, is_leaf=is_compact)
-    return jax.tree.unflatten(treedef, [visit(name, leaf, metrics.get(name)) for name, leaf in named_leaves(params)])
+    return jax.tree.unflatten(
+        treedef, [visit(name, leaf, metrics.get(name)) for name, leaf in named_leaves(params)]
+    )
 
 
 def second_moments(x: Any) -> jax.Array:
@@ -146,9 +151,13 @@ def second_moments(x: Any) -> jax.Array:
     """
     x = np.asarray(x)
     if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"second_moments expects inputs (..., examples, m) with at least one example, got shape {x.shape}")
+        raise ValueError(
+            f"second_moments expects inputs (..., examples, m) with at least one example, got shape {x.shape}"
+        )
     if not np.isfinite(x.astype(np.float32)).all():
-        raise ValueError("second_moments: the inputs contain NaN or infinity; remove or repair those examples")
+        raise ValueError(
+            "second_moments: the inputs contain NaN or infinity; remove or repair those examples"
+        )
     rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
     return jnp.matmul(rows.T, jnp.asarray(rows), precision="highest") / np.float32(len(rows))
 

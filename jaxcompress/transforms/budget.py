@@ -31,8 +31,14 @@ class Budget:
     metric: Any = None
 
     def __repr__(self) -> str:
-        metric = "" if self.metric is None else f", metric={getattr(self.metric, '__name__', type(self.metric).__name__)}"
-        return f"budget({self.total:g}{f', of={self.of!r}' if self.of != 'numbers' else ''}{metric})"
+        metric = (
+            ""
+            if self.metric is None
+            else f", metric={getattr(self.metric, '__name__', type(self.metric).__name__)}"
+        )
+        return (
+            f"budget({self.total:g}{f', of={self.of!r}' if self.of != 'numbers' else ''}{metric})"
+        )
 
 
 def budget(total: float, *, of: str = "numbers", metric: Any = None) -> Budget:
@@ -180,7 +186,9 @@ def joint(parts: Sequence[Items], before: float) -> Items:
     """The items of several transforms as one's, with the numbers of the whole tree, which stores `before`."""
     places = [(part, item) for part in parts for item in range(len(part.keys))]
     counts = JointCounts(
-        before - sum(part.stored for part in parts), [part.counts for part in parts], [len(part.keys) for part in parts]
+        before - sum(part.stored for part in parts),
+        [part.counts for part in parts],
+        [len(part.keys) for part in parts],
     )
     return Items(
         [part.keys[item] for part, item in places],
@@ -199,9 +207,15 @@ def scored(metric: Any, candidates: Mapping[str, Any]) -> dict[str, float]:
     """What a metric, or an active set, gives to parameters by name."""
     judge = getattr(metric, "accuracies", None)
     try:
-        found = judge(candidates) if judge else {name: metric(small) for name, small in candidates.items()}
+        found = (
+            judge(candidates)
+            if judge
+            else {name: metric(small) for name, small in candidates.items()}
+        )
     except Exception as error:
-        error.add_note(f"in the metric of a budget, {metric!r}: it must take the small parameters of this transform's network")
+        error.add_note(
+            f"in the metric of a budget, {metric!r}: it must take the small parameters of this transform's network"
+        )
         raise
     for name, score in found.items():
         value = np.asarray(score)
@@ -212,7 +226,9 @@ def scored(metric: Any, candidates: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(score) for name, score in found.items()}
 
 
-def plan_for(rule: Budget, parts: Sequence[Items], before: float, small: Callable[[Plan], Any]) -> Plan:
+def plan_for(
+    rule: Budget, parts: Sequence[Items], before: float, small: Callable[[Plan], Any]
+) -> Plan:
     """How a budget is divided among the items of one or several transforms of a tree that stores `before` numbers.
 
     Args:
@@ -223,7 +239,10 @@ def plan_for(rule: Budget, parts: Sequence[Items], before: float, small: Callabl
     """
     items = joint(parts, before)
     if rule.of == "channels":
-        counted, target = Counts(items.sizes), rule.total * sum(float(each[-1]) for each in items.sizes)
+        counted, target = (
+            Counts(items.sizes),
+            rule.total * sum(float(each[-1]) for each in items.sizes),
+        )
     else:
         counted, target = items.counts, rule.total * before
     try:
@@ -242,6 +261,8 @@ def plan_of(items: Items, choice: Sequence[int], equal: float | None = None) -> 
     """Options of the items of a whole tree as a plan."""
     shares = (
         Share(key, float(keeps[option]), items.detail(index, option), float(errors[option]))
-        for index, (key, keeps, errors, option) in enumerate(zip(items.keys, items.keeps, items.errors, choice, strict=True))
+        for index, (key, keeps, errors, option) in enumerate(
+            zip(items.keys, items.keeps, items.errors, choice, strict=True)
+        )
     )
     return Plan(tuple(shares), (items.stored, items.counts.total(choice)), equal)

@@ -50,13 +50,19 @@ class At(Transform):
     def plan(self, params: Any, moments: Any = None) -> Plan:
         """How a budget is divided among the leaves that the pattern picks; it prints."""
         if not isinstance(self.transform, LeafTransform):
-            raise ValueError(f"plan divides the budget of one leaf transform, got {self.transform!r}")
-        return self.transform.plan(params, moments, lambda name, leaf: select(self.pattern, name, leaf))
+            raise ValueError(
+                f"plan divides the budget of one leaf transform, got {self.transform!r}"
+            )
+        return self.transform.plan(
+            params, moments, lambda name, leaf: select(self.pattern, name, leaf)
+        )
 
     def items(self, params: Any, moments: Any) -> Items:
         """What a budget is divided among: the leaves that the pattern picks."""
         assert isinstance(self.transform, LeafTransform)
-        return self.transform.items(params, moments, lambda name, leaf: select(self.pattern, name, leaf))
+        return self.transform.items(
+            params, moments, lambda name, leaf: select(self.pattern, name, leaf)
+        )
 
     def divided(self, plan: Plan) -> At:
         """The transform with the keeps of a plan."""
@@ -64,7 +70,11 @@ class At(Transform):
         return dataclasses.replace(self, transform=self.transform.divided(plan))
 
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
-        if isinstance(self.transform, LeafTransform) and isinstance(self.transform.keep, Budget) and not scope.prefix:
+        if (
+            isinstance(self.transform, LeafTransform)
+            and isinstance(self.transform.keep, Budget)
+            and not scope.prefix
+        ):
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         matched = 0
         inner = dataclasses.replace(scope, by_name=is_literal(self.pattern))
@@ -73,7 +83,9 @@ class At(Transform):
             nonlocal matched
             if select(self.pattern, name, leaf):
                 matched += 1
-                return self.transform._apply(leaf, metric, dataclasses.replace(inner, prefix=join(prefix, name)))
+                return self.transform._apply(
+                    leaf, metric, dataclasses.replace(inner, prefix=join(prefix, name))
+                )
             if not isinstance(leaf, CompactArray):
                 return leaf
             metrics = None
@@ -81,15 +93,21 @@ class At(Transform):
             for child in leaf._children:
                 below = join(name, child)
                 inside = (join(below, inner) for inner in names_within(getattr(leaf, child)))
-                if callable(self.pattern) or not any(select(self.pattern, inner, None) for inner in inside):
+                if callable(self.pattern) or not any(
+                    select(self.pattern, inner, None) for inner in inside
+                ):
                     continue
                 metrics = child_moments(leaf, metric) if metrics is None else metrics
                 changes[child] = visit(prefix, below, getattr(leaf, child), metrics.get(child))
             return dataclasses.replace(leaf, **changes) if changes else leaf
 
-        result = map_leaves(lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments)
+        result = map_leaves(
+            lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments
+        )
         if not matched:
-            raise ValueError(f"at({self.pattern!r}) matches no leaf; there are: {', '.join(names_within(params)) or 'none'}")
+            raise ValueError(
+                f"at({self.pattern!r}) matches no leaf; there are: {', '.join(names_within(params)) or 'none'}"
+            )
         return result
 
     def __repr__(self) -> str:
@@ -108,18 +126,26 @@ class Partition(Transform):
         table = dict(self.transforms)
         treedef = jax.tree.structure(params, is_leaf=is_compact)
         try:
-            broadcast = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_compact), labels, params)
+            broadcast = jax.tree.map(
+                lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_compact),
+                labels,
+                params,
+            )
             flat = treedef.flatten_up_to(broadcast)
         except ValueError as error:
             raise ValueError(f"partition: the labels do not fit the parameters: {error}") from None
         names = [name for name, _ in named_leaves(params)]
         wrong = {name: label for name, label in zip(names, flat, strict=True) if label not in table}
         if wrong:
-            raise ValueError(f"partition has transforms for the labels {sorted(table)}, but these leaves have others: {wrong}")
+            raise ValueError(
+                f"partition has transforms for the labels {sorted(table)}, but these leaves have others: {wrong}"
+            )
         by_name = dict(zip(names, flat, strict=True))
 
         def visit(name: str, leaf: Any, metric: Any) -> Any:
-            return table[by_name[name]]._apply(leaf, metric, dataclasses.replace(scope, prefix=join(scope.prefix, name)))
+            return table[by_name[name]]._apply(
+                leaf, metric, dataclasses.replace(scope, prefix=join(scope.prefix, name))
+            )
 
         return map_leaves(visit, params, moments)
 
@@ -173,9 +199,13 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
     """
     _check_transforms("at", (transform,))
     _check_leafwise("at", (transform,))
-    several = isinstance(pattern, tuple) and pattern and all(isinstance(part, str) for part in pattern)
+    several = (
+        isinstance(pattern, tuple) and pattern and all(isinstance(part, str) for part in pattern)
+    )
     if not (isinstance(pattern, str) or several or callable(pattern)):
-        raise TypeError(f"at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got {pattern!r}")
+        raise TypeError(
+            f"at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got {pattern!r}"
+        )
     return At(pattern, transform)
 
 
@@ -204,11 +234,15 @@ def partition(transforms: Mapping[str, Transform], labels: Any | Callable[[Any],
 def _check_transforms(what: str, transforms: Any) -> None:
     for transform in transforms:
         if not isinstance(transform, Transform):
-            raise TypeError(f"{what} expects transforms such as jc.hashed(keep=1/8), got {transform!r}")
+            raise TypeError(
+                f"{what} expects transforms such as jc.hashed(keep=1/8), got {transform!r}"
+            )
 
 
 def _check_leafwise(what: str, transforms: Any) -> None:
     for transform in transforms:
         for inner in transform.transforms if isinstance(transform, Chain) else (transform,):
             if inner.whole_network:
-                raise TypeError(f"{what} picks leaves, and {inner!r} changes axes of a whole network: choose with its axes=...")
+                raise TypeError(
+                    f"{what} picks leaves, and {inner!r} changes axes of a whole network: choose with its axes=..."
+                )

@@ -62,6 +62,8 @@ def compress(
         raise ValueError("compress: there are no batches: give a list of at least one")
     first = first if inputs is None else inputs(first)
     net = trace(apply, params, *(first if isinstance(first, tuple) else (first,)), state=state)
-    moments = net.calibrate(params, batches, inputs, mask=mask, sample=sample, sensitivity=True, progress=progress)
+    moments = net.calibrate(
+        params, batches, inputs, mask=mask, sample=sample, sensitivity=True, progress=progress
+    )
     again = reconstruct(net, batches, inputs, mask=mask, sample=sample, progress=progress)
     return net, chain(rotate_and_prune(net, total), again)(params, moments)

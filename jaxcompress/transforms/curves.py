@@ -18,9 +18,17 @@ def curve(work: Work, axis: Axis, method: str) -> np.ndarray:
     """(d + 1,): the predicted error of the outputs at size 0, 1, ..., d of one axis."""
     d = work.size(axis)
     sensed = work.moments is not None and bool(work.moments.gains)
-    if method != "select" and axis_maps.why_not_rotate(work, axis) is None and (not axis.pair or axis_maps.pair_of(work, axis)):
+    if (
+        method != "select"
+        and axis_maps.why_not_rotate(work, axis) is None
+        and (not axis.pair or axis_maps.pair_of(work, axis))
+    ):
         errors, sensed = rotated(work, axis, sensed)
-    elif work.moments is not None and axis_maps.why_not_fold(axis) is None and axis_maps.measured(work, axis) is not None:
+    elif (
+        work.moments is not None
+        and axis_maps.why_not_fold(axis) is None
+        and axis_maps.measured(work, axis) is not None
+    ):
         errors = np.zeros(d + 1)
         for group in axis_maps.systems(work, axis):
             found = selection.greedy(group, d)[1]
@@ -40,15 +48,22 @@ def rotated(work: Work, axis: Axis, sensed: bool) -> tuple[np.ndarray, bool]:
         assert key is not None
         left, right = axis_maps.pair_moments(work, axis, key)
         roots = (selection.root(a) @ selection.root(b) for a, b in zip(left, right, strict=True))
-        errors = tails(np.stack([np.linalg.svd(root, compute_uv=False) ** 2 for root in roots])).mean(0)
+        errors = tails(
+            np.stack([np.linalg.svd(root, compute_uv=False) ** 2 for root in roots])
+        ).mean(0)
         gain = work.moments.gains.get(key) if work.moments is not None else None
         return (errors, False) if gain is None else (errors * float(gain.cov.sum()), True)
     if "rms" in axis.marks:
         spectrum = tails(np.linalg.eigvalsh(axis_maps.normed(work, axis))[None, ::-1])[0]
-        return spectrum / max(spectrum[0], 1e-300) * float(axis_maps.importance(work, axis).sum()), sensed
+        return spectrum / max(spectrum[0], 1e-300) * float(
+            axis_maps.importance(work, axis).sum()
+        ), sensed
     moments, _ = axis_maps.flowing(work, axis)
     halves = [selection.root(part) for part in moments]
-    values = [np.linalg.eigvalsh(half @ gram @ half)[::-1] for half, gram in zip(halves, work.read(axis), strict=True)]
+    values = [
+        np.linalg.eigvalsh(half @ gram @ half)[::-1]
+        for half, gram in zip(halves, work.read(axis), strict=True)
+    ]
     return tails(np.maximum(values, 0)).sum(0), sensed
 
 

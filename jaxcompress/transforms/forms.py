@@ -16,13 +16,20 @@ import numpy as np
 
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.clustered import MOST, ClusteredArray
-from jaxcompress.arrays.convolved import ConvolvedArray, check_basis
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.projection import per_matrix, weigh
+from jaxcompress.arrays.spline import ConvolvedArray, check_basis
 from jaxcompress.arrays.toeplitz import ToeplitzArray, positions
-from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
+from jaxcompress.transforms.leafwise import (
+    Keep,
+    LeafTransform,
+    Unreachable,
+    check_axes,
+    check_keep,
+    squared,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -39,15 +46,21 @@ class Hashed(LeafTransform):
     def unit(self, m: int, n: int) -> int:
         return min(self.block, n)
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> HashedArray:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> HashedArray:
         m, n = matrix.shape[-2:]
         # a longer run than the row has is the row; whole blocks, unless the table is the matrix
         block = min(self.block, n)
         if self.block > numbers:
-            raise ValueError(f"block={self.block} is longer than the table of {numbers} numbers: use a smaller block or keep more")
+            raise ValueError(
+                f"block={self.block} is longer than the table of {numbers} numbers: use a smaller block or keep more"
+            )
         size = numbers if numbers == m * n else numbers - numbers % block
         seed = leaf_seed(self.seed, name if self.seed_by == "path" else f"{m}x{n}")
-        return HashedArray.fit(matrix, size, seed=seed, block=block, layout=self.layout, metric=metric)
+        return HashedArray.fit(
+            matrix, size, seed=seed, block=block, layout=self.layout, metric=metric
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -63,33 +76,54 @@ class Clustered(LeafTransform):
     def unit(self, m: int, n: int) -> int:
         return m
 
-    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def curve(
+        self, matrix: np.ndarray, metric: np.ndarray | None, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         m, n = matrix.shape[-2:]
         least = min(ClusteredArray.numbers(m, n, block, 1) for block in self.blocks(n)) / (m * n)
         keeps = np.geomspace(min(least, 1.0), 1.0, 60)[:-1]
         sizes = [self.size(m, n, math.floor(keep * m * n * (1 + 1e-9))) for keep in keeps]
-        fits = {ClusteredArray.numbers(m, n, *size) / (m * n): self.left(*size) for size in sizes if size is not None}
+        fits = {
+            ClusteredArray.numbers(m, n, *size) / (m * n): self.left(*size)
+            for size in sizes
+            if size is not None
+        }
         known = {keep: left for keep, left in fits.items() if keep < 1}
-        return np.array([*known, 1.0]), squared(matrix, metric) * np.minimum.accumulate([*known.values(), 0.0])
+        return np.array([*known, 1.0]), squared(matrix, metric) * np.minimum.accumulate(
+            [*known.values(), 0.0]
+        )
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ClusteredArray | None:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> ClusteredArray | None:
         m, n = matrix.shape[-2:]
         if numbers == m * n:
             return None  # the matrix itself, and indices besides
         size = self.size(m, n, numbers)
         if size is None:
             least = min(ClusteredArray.numbers(m, n, block, 1) for block in self.blocks(n))
-            raise Unreachable(least, f"one run with its indices takes {least} numbers, and keep allows {numbers}")
+            raise Unreachable(
+                least, f"one run with its indices takes {least} numbers, and keep allows {numbers}"
+            )
         block, count = size
-        return ClusteredArray.fit(matrix, count, block, seed=leaf_seed(self.seed, name), metric=metric)
+        return ClusteredArray.fit(
+            matrix, count, block, seed=leaf_seed(self.seed, name), metric=metric
+        )
 
     def blocks(self, n: int) -> Sequence[int]:
         return range(1, n + 1) if self.block is None else [min(self.block, n)]
 
     def size(self, m: int, n: int, numbers: int) -> tuple[int, int] | None:
         """The length of a run and how many there are, of those that store so few numbers the ones with the least error."""
-        fits = {block: (numbers - ClusteredArray.numbers(m, n, block, 0)) // block for block in self.blocks(n)}
-        found = [(block, min(count, self.most, m * math.ceil(n / block))) for block, count in fits.items() if count > 0]
+        fits = {
+            block: (numbers - ClusteredArray.numbers(m, n, block, 0)) // block
+            for block in self.blocks(n)
+        }
+        found = [
+            (block, min(count, self.most, m * math.ceil(n / block)))
+            for block, count in fits.items()
+            if count > 0
+        ]
         return min(found, key=lambda size: (self.left(*size), -size[0]), default=None)
 
     @staticmethod
@@ -106,20 +140,36 @@ class Factored(LeafTransform):
     energy: Any = None
     axes: Any = None
 
-    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def curve(
+        self, matrix: np.ndarray, metric: np.ndarray | None, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         m, n = matrix.shape[-2:]
         flat = matrix.reshape(-1, m, n)
-        powers = np.array([squared(*each) for each in zip(flat, per_matrix(metric, len(flat)), strict=True)])
+        powers = np.array(
+            [squared(*each) for each in zip(flat, per_matrix(metric, len(flat)), strict=True)]
+        )
         left = powers @ (1 - energy_by_rank(matrix, metric))
-        ranks = [rank for rank in range(1, min(m, n)) if math.ceil(FactoredArray.numbers(m, n, rank)) < m * n]
+        ranks = [
+            rank
+            for rank in range(1, min(m, n))
+            if math.ceil(FactoredArray.numbers(m, n, rank)) < m * n
+        ]
         keeps = [math.ceil(FactoredArray.numbers(m, n, rank)) / (m * n) for rank in ranks]
-        return np.array([*keeps, 1.0]), np.array([*(max(float(left[rank - 1]), 0.0) for rank in ranks), 0.0])
+        return np.array([*keeps, 1.0]), np.array(
+            [*(max(float(left[rank - 1]), 0.0) for rank in ranks), 0.0]
+        )
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> FactoredArray:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> FactoredArray:
         m, n = matrix.shape[-2:]
         if self.energy is not None:
-            return FactoredArray.fit(matrix, rank_for_energy(matrix, metric, self.energy), metric=metric)
-        ranks = [rank for rank in range(1, min(m, n) + 1) if FactoredArray.numbers(m, n, rank) <= numbers]
+            return FactoredArray.fit(
+                matrix, rank_for_energy(matrix, metric, self.energy), metric=metric
+            )
+        ranks = [
+            rank for rank in range(1, min(m, n) + 1) if FactoredArray.numbers(m, n, rank) <= numbers
+        ]
         if not ranks:
             least = math.ceil(FactoredArray.numbers(m, n, 1))
             raise Unreachable(least, f"rank 1 takes {least} numbers, and keep allows {numbers}")
@@ -139,9 +189,15 @@ class Convolved(LeafTransform):
     def unit(self, m: int, n: int) -> int:
         return m
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ConvolvedArray:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> ConvolvedArray:
         m, n = matrix.shape[-2:]
-        return ConvolvedArray.fit(matrix, min(whole_units(numbers, m, "one knot in each input's period"), n), basis=self.basis)
+        return ConvolvedArray.fit(
+            matrix,
+            min(whole_units(numbers, m, "one knot in each input's period"), n),
+            basis=self.basis,
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -155,15 +211,25 @@ class Toeplitz(LeafTransform):
     keep: Any = 1.0
     axes: Any = None
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> ToeplitzArray | None:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> ToeplitzArray | None:
         m, n = matrix.shape[-2:]
         check_grid(self.grid, m, "the matrix has")
-        array = ToeplitzArray.fit(matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric)
+        array = ToeplitzArray.fit(
+            matrix, self.grid, self.window, stride=self.stride, pad=self.pad, metric=metric
+        )
         return array if math.prod(array.taps.shape[-2:]) <= m * n else None
 
 
 def hashed(
-    keep: Keep, *, seed: int = 0, block: int = 1, layout: str = "random", seed_by: str = "path", axes: Any = None
+    keep: Keep,
+    *,
+    seed: int = 0,
+    block: int = 1,
+    layout: str = "random",
+    seed_by: str = "path",
+    axes: Any = None,
 ) -> LeafTransform:
     """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
 
@@ -192,11 +258,15 @@ def hashed(
     if layout not in ("random", "circular"):
         raise ValueError(f"layout must be 'random' or 'circular', got {layout!r}")
     if layout == "circular" and block > 1:
-        raise ValueError(f"block={block} is for the random layout: in the circular one neighbours in the table are shared already")
+        raise ValueError(
+            f"block={block} is for the random layout: in the circular one neighbours in the table are shared already"
+        )
     return Hashed(check_keep(keep), seed, block, layout, seed_by, check_axes(axes))
 
 
-def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None) -> LeafTransform:
+def clustered(
+    keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None
+) -> LeafTransform:
     """Share weights by clusters: each run of neighbours along the outputs is one of a few shared runs, found by k-means.
 
     For tables of words, whose rows are looked up and have no low rank, and for matrices that are to take little room. A product
@@ -224,7 +294,9 @@ def clustered(keep: Keep, *, block: int | None = None, most: int = MOST, seed: i
     return Clustered(check_keep(keep), block, most, seed, check_axes(axes))
 
 
-def factored(keep: Keep | None = None, *, energy: float | None = None, axes: Any = None) -> LeafTransform:
+def factored(
+    keep: Keep | None = None, *, energy: float | None = None, axes: Any = None
+) -> LeafTransform:
     """Rotate each weight to its principal directions and cut: the best product of low rank.
 
     With moments the *outputs'* error is the least possible at that rank; without, the weight's own.
@@ -245,7 +317,9 @@ def factored(keep: Keep | None = None, *, energy: float | None = None, axes: Any
     if (keep is None) == (energy is None):
         raise ValueError("factored takes either keep or energy, and one of them")
     if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}")
+        raise ValueError(
+            f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}"
+        )
     return Factored(1.0 if keep is None else check_keep(keep), energy, check_axes(axes))
 
 
@@ -276,8 +350,15 @@ def whole_numbers(name: str, value: Any, axes: int | None, least: int) -> tuple[
     """One whole number for each axis; a single one is for all axes, where their number is known."""
     given = (value,) * (axes or 1) if isinstance(value, numbers.Integral) else value
     fits = isinstance(given, Sequence) and len(given) == (axes or len(given)) and len(given) > 0
-    if not fits or any(not isinstance(each, numbers.Integral) or isinstance(each, bool) or each < least for each in given):
-        many = "whole numbers" if axes is None else f"one whole number, or one for each of the {axes} axes,"
+    if not fits or any(
+        not isinstance(each, numbers.Integral) or isinstance(each, bool) or each < least
+        for each in given
+    ):
+        many = (
+            "whole numbers"
+            if axes is None
+            else f"one whole number, or one for each of the {axes} axes,"
+        )
         raise ValueError(f"{name} must be {many} of at least {least}, got {value!r}")
     return tuple(int(each) for each in given)
 
@@ -317,10 +398,17 @@ def toeplitz(
     grid = whole_numbers("grid", grid, None, 1)
     sizes = whole_numbers("window", window, None, 1)
     if len(sizes) != len(grid):
-        raise ValueError(f"window and grid must have one size for each axis, got {sizes} and {grid}")
-    options = [whole_numbers("stride", stride, len(grid), 1), whole_numbers("pad", pad, len(grid), 0)]
+        raise ValueError(
+            f"window and grid must have one size for each axis, got {sizes} and {grid}"
+        )
+    options = [
+        whole_numbers("stride", stride, len(grid), 1),
+        whole_numbers("pad", pad, len(grid), 0),
+    ]
     if any(p >= w for p, w in zip(options[1], sizes, strict=True)):
-        raise ValueError(f"pad={options[1]} leaves positions where the window of {sizes} sees nothing but zeros")
+        raise ValueError(
+            f"pad={options[1]} leaves positions where the window of {sizes} sees nothing but zeros"
+        )
     positions(grid, sizes, *options)
     return Toeplitz(sizes, grid, *options, axes=check_axes(axes))
 
@@ -342,6 +430,10 @@ def energy_by_rank(matrix: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
     """The share of the outputs' squared norm that the best product of rank 1, 2, ... carries: (matrices, ranks)."""
     target = np.asarray(matrix, np.float64).reshape(-1, *matrix.shape[-2:])
     outputs = target @ principal_outputs(target, metric, min(target.shape[-2:]))
-    weighted = outputs if metric is None else weigh(metric.reshape(-1, *metric.shape[-2:]) if metric.ndim > 2 else metric, outputs)
+    weighted = (
+        outputs
+        if metric is None
+        else weigh(metric.reshape(-1, *metric.shape[-2:]) if metric.ndim > 2 else metric, outputs)
+    )
     gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
     return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)

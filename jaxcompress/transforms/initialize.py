@@ -38,7 +38,11 @@ def initialize(key: jax.Array, transform: Transform, params: Any) -> Any:
     fresh = []
     for index, leaf in enumerate(dense):
         floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype) if floating else leaf
+        noise = (
+            jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
+            if floating
+            else leaf
+        )
         fresh.append(noise)
     made = treedef.flatten_up_to(transform(jax.tree.unflatten(treedef, fresh)))
 
@@ -48,7 +52,9 @@ def initialize(key: jax.Array, transform: Transform, params: Any) -> Any:
         ratio = jnp.sqrt(jnp.mean(jnp.square(target)) / jnp.mean(jnp.square(array.materialize())))
         return scale(array, ratio)
 
-    return jax.tree.unflatten(treedef, [rescale(*each) for each in zip(made, leaves, dense, strict=True)])
+    return jax.tree.unflatten(
+        treedef, [rescale(*each) for each in zip(made, leaves, dense, strict=True)]
+    )
 
 
 def scale(array: CompactArray, factor: jax.Array) -> CompactArray:

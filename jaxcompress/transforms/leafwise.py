@@ -21,9 +21,16 @@ from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, matches, named_leaves
 from jaxcompress.arrays.projection import weigh
-from jaxcompress.networks.moments import Moments
+from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.allocation import Counts
-from jaxcompress.transforms.base import Scope, Transform, called, check_tree, map_leaves, moments_by_name
+from jaxcompress.transforms.base import (
+    Scope,
+    Transform,
+    called,
+    check_tree,
+    map_leaves,
+    moments_by_name,
+)
 from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
@@ -40,7 +47,9 @@ class LeafTransform(Transform):
     uses_moments = True
     """Whether the fit depends on the metric of the inputs; where it does not, moments are not looked at."""
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> CompactArray | None:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> CompactArray | None:
         """The compact array for one weight, or None to leave it dense where the form would cost more.
 
         Args:
@@ -58,7 +67,9 @@ class LeafTransform(Transform):
         """The numbers that one step in size takes in an m x n matrix."""
         return 1
 
-    def curve(self, matrix: np.ndarray, metric: np.ndarray | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def curve(
+        self, matrix: np.ndarray, metric: np.ndarray | None, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Keeps in ascending order, up to 1, and the squared error of the outputs (or of the weight) at each.
 
         By default from fits at a few keeps, interpolated between them.
@@ -90,40 +101,65 @@ class LeafTransform(Transform):
             ValueError: for a keep that is no budget, a total that the matrices cannot reach.
         """
         if not isinstance(self.keep, Budget):
-            raise ValueError(f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep")
+            raise ValueError(
+                f"plan divides a budget, and {self!r} has none: give it jc.budget(1/4) for its keep"
+            )
         check_tree(params)
         small = lambda plan: self.divided(plan)(params, moments)
-        return plan_for(self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)), small)
+        return plan_for(
+            self.keep, [self.items(params, moments, pick)], float(stored_numbers(params)), small
+        )
 
     def items(self, params: Any, moments: Any, pick: Selector | None = None) -> Items:
         """What a budget is divided among: the matrices, by the keeps that their form has."""
         if self.keep.of != "numbers":
-            raise ValueError(f"{self.keep}: matrices are divided by their numbers, jc.budget({self.keep.total:g})")
-        leaves = {name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)}
+            raise ValueError(
+                f"{self.keep}: matrices are divided by their numbers, jc.budget({self.keep.total:g})"
+            )
+        leaves = {
+            name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)
+        }
         axes = PerLeaf(self.axes, "axes")
-        leaves = {name: leaf for name, leaf in leaves.items() if why_not(leaf, axes.get(name)) is None}
+        leaves = {
+            name: leaf for name, leaf in leaves.items() if why_not(leaf, axes.get(name)) is None
+        }
         if not leaves:
             there = ", ".join(name for name, _ in named_leaves(params))
-            raise ValueError(f"{self.keep}: no leaf of the tree can be compacted; there are: {there}")
+            raise ValueError(
+                f"{self.keep}: no leaf of the tree can be compacted; there are: {there}"
+            )
         curves, powers = {}, {}
         metrics = moments_by_name(moments)
         for name, leaf in tqdm(leaves.items(), desc="plan", leave=False, disable=None):
             matrix, metric, _ = read_matrix(self, name, leaf, metrics.get(name), axes.get(name))
-            curves[name], powers[name] = self.curve(matrix, metric, name), max(squared(matrix, metric), 1e-300)
+            curves[name], powers[name] = (
+                self.curve(matrix, metric, name),
+                max(squared(matrix, metric), 1e-300),
+            )
         gains = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
-        typical = np.median([gains[name] * power for name, power in powers.items() if name in gains] or [1.0])
-        dense = [stored_numbers(leaf.materialize() if is_compact(leaf) else leaf) for leaf in leaves.values()]
+        typical = np.median(
+            [gains[name] * power for name, power in powers.items() if name in gains] or [1.0]
+        )
+        dense = [
+            stored_numbers(leaf.materialize() if is_compact(leaf) else leaf)
+            for leaf in leaves.values()
+        ]
         keeps = [each for each, _ in curves.values()]
         sizes = [each * numbers for each, numbers in zip(keeps, dense, strict=True)]
         return Items(
             list(leaves),
-            [gains.get(name, typical / powers[name]) * error for name, (_, error) in curves.items()],
+            [
+                gains.get(name, typical / powers[name]) * error
+                for name, (_, error) in curves.items()
+            ],
             keeps,
             sizes,
             lambda item, option: " x ".join(map(str, list(leaves.values())[item].shape)),
             Counts(sizes),
             float(sum(map(stored_numbers, leaves.values()))),
-            lambda item, keep: max(0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1),
+            lambda item, keep: max(
+                0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1
+            ),
             frozenset(leaves),
         )
 
@@ -134,7 +170,9 @@ class LeafTransform(Transform):
     def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
         if isinstance(self.keep, Budget):
             if scope.prefix:
-                raise TypeError(f"{self!r} divides a budget among several leaves: use it alone or in jc.at, with top-level leaves")
+                raise TypeError(
+                    f"{self!r} divides a budget among several leaves: use it alone or in jc.at, with top-level leaves"
+                )
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         keeps, axes = PerLeaf(self.keep, "keep"), PerLeaf(self.axes, "axes")
 
@@ -145,12 +183,17 @@ class LeafTransform(Transform):
             if keep is not None and problem is None:
                 return compact_leaf(self, path, leaf, metric, keep, roles)
             if scope.by_name:
-                raise TypeError(f"{path or 'the leaf'} was picked by name but cannot be compacted: {problem}")
+                raise TypeError(
+                    f"{path or 'the leaf'} was picked by name but cannot be compacted: {problem}"
+                )
             return leaf
 
         result = map_leaves(visit, params, moments)
         for option in (keeps, axes):
-            option.check_used([join(scope.prefix, name) for name, _ in named_leaves(params)], whole=not scope.prefix)
+            option.check_used(
+                [join(scope.prefix, name) for name, _ in named_leaves(params)],
+                whole=not scope.prefix,
+            )
         return result
 
     def __repr__(self) -> str:
@@ -190,7 +233,9 @@ class PerLeaf:
     def check_used(self, paths: list[str], *, whole: bool) -> None:
         unused = [pattern for pattern, _ in self.rules if pattern not in self.used]
         if unused and whole and not self.default:
-            raise ValueError(f"{self.what}: the patterns {unused} match no leaf; there are: {', '.join(paths)}")
+            raise ValueError(
+                f"{self.what}: the patterns {unused} match no leaf; there are: {', '.join(paths)}"
+            )
 
 
 def why_not(leaf: Any, axes: MatrixAxes | None) -> str | None:
@@ -206,7 +251,14 @@ def why_not(leaf: Any, axes: MatrixAxes | None) -> str | None:
     return "it has no entries" if leaf.size == 0 else None
 
 
-def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, keep: float, axes: MatrixAxes | None) -> Any:
+def compact_leaf(
+    transform: LeafTransform,
+    path: str,
+    leaf: Any,
+    metric: Any,
+    keep: float,
+    axes: MatrixAxes | None,
+) -> Any:
     """One weight in a transform's form; left dense where the form at full resolution would cost more than dense."""
     where = path or "the leaf"
     matrix, metric, axes = read_matrix(transform, where, leaf, metric, axes)
@@ -219,7 +271,9 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
     except Unreachable as error:
         least = math.ceil(error.least / (m * n) * 1e6) / 1e6
         way_out = (
-            f"the least keep this form reaches on {m} x {n} is {least:g}" if least <= 1 else f"it cannot make {m} x {n} smaller"
+            f"the least keep this form reaches on {m} x {n} is {least:g}"
+            if least <= 1
+            else f"it cannot make {m} x {n} smaller"
         )
         raise Unreachable(error.least, f"{where}: {error}; {way_out}") from None
     except ValueError as error:
@@ -227,7 +281,9 @@ def compact_leaf(transform: LeafTransform, path: str, leaf: Any, metric: Any, ke
     if array is None:
         return leaf
     dtype, dims = jnp.result_type(leaf), tuple(leaf.shape)[len(leaf.shape) - axes.ndim :]
-    return jax.tree.map(lambda child: child.astype(dtype), dataclasses.replace(array, axes=axes, dims=dims))
+    return jax.tree.map(
+        lambda child: child.astype(dtype), dataclasses.replace(array, axes=axes, dims=dims)
+    )
 
 
 def read_matrix(
@@ -243,7 +299,9 @@ def read_matrix(
     values = np.asarray(dense)
     dtype = jnp.asarray(dense).dtype
     if not np.isfinite(values.astype(np.float32)).all():
-        raise ValueError(f"{where} contains NaN or infinity: repair or retrain it before compressing")
+        raise ValueError(
+            f"{where} contains NaN or infinity: repair or retrain it before compressing"
+        )
     matrix = axes.to_matrix(values.astype(np.float32) if dtype.itemsize < 4 else values)
     return matrix, check_metric(where, metric, matrix) if transform.uses_moments else None, axes
 
@@ -260,13 +318,17 @@ def check_metric(where: str, metric: Any, matrix: np.ndarray) -> np.ndarray | No
         return None
     metric = np.asarray(metric, np.float64)
     m = matrix.shape[-2]
-    if metric.shape != (m,) and (metric.shape[-2:] != (m, m) or metric.shape[:-2] not in ((), matrix.shape[:-2])):
+    if metric.shape != (m,) and (
+        metric.shape[-2:] != (m, m) or metric.shape[:-2] not in ((), matrix.shape[:-2])
+    ):
         raise ValueError(
             f"{where}: its moments have shape {metric.shape}, expected {(m, m)}: jc.second_moments of the layer's "
             f"inputs, or how often each of {m} rows is looked up; a transform that changed the width has to hand on its own moments"
         )
     if not np.isfinite(metric).all():
-        raise ValueError(f"{where}: its moments contain NaN or infinity: compute them from finite inputs")
+        raise ValueError(
+            f"{where}: its moments contain NaN or infinity: compute them from finite inputs"
+        )
     return metric
 
 
@@ -288,5 +350,7 @@ def check_axes(axes: Any) -> Any:
     if isinstance(axes, Mapping):
         return tuple((pattern, check_axes(value)) for pattern, value in axes.items())
     if axes is not None and not isinstance(axes, MatrixAxes):
-        raise TypeError(f"axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}")
+        raise TypeError(
+            f"axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}"
+        )
     return axes

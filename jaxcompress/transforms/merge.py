@@ -18,7 +18,15 @@ from scipy.spatial.distance import squareform
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
-from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, selected, why_not_fold
+from jaxcompress.transforms.axis_maps import (
+    apart,
+    carry,
+    centred_sites,
+    joint_moments,
+    measured,
+    selected,
+    why_not_fold,
+)
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 
 log = logging.getLogger(__name__)
@@ -34,8 +42,12 @@ class Merge(AxisTransform):
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         if work.moments is None:
-            raise ValueError("merge looks at activations: call it with the moments of net.calibrate")
-        why = why_not_fold(axis) or ("nothing was measured along it" if measured(work, axis) is None else None)
+            raise ValueError(
+                "merge looks at activations: call it with the moments of net.calibrate"
+            )
+        why = why_not_fold(axis) or (
+            "nothing was measured along it" if measured(work, axis) is None else None
+        )
         if why is not None:
             log.info("%s is left: %s", axis.key, why)
             return None
@@ -51,9 +63,12 @@ class Merge(AxisTransform):
         read = np.einsum("fii->fi", moments) * np.einsum("fii->fi", work.read(axis))
         groups = [cut(tree, size, mine) for tree, mine in zip(trees, read, strict=True)]
         chosen = [
-            np.array(sorted(max(group, key=mine.__getitem__) for group in each)) for each, mine in zip(groups, read, strict=True)
+            np.array(sorted(max(group, key=mine.__getitem__) for group in each))
+            for each, mine in zip(groups, read, strict=True)
         ]
-        folds = lambda moments: np.stack([fold(*each) for each in zip(moments, groups, chosen, strict=True)])
+        folds = lambda moments: np.stack(
+            [fold(*each) for each in zip(moments, groups, chosen, strict=True)]
+        )
         centred, gaps, other = centred_sites(work, axis), {}, {}
         for site in apart(work, axis):
             own = measured(work, axis, [site])
@@ -61,7 +76,9 @@ class Merge(AxisTransform):
             mine = folds(own.cov if site.key in centred else own.second)
             other |= {slot: mine for slot in site.slots if slot in axis.consumers}
             if site.key in centred:
-                gaps[site.key] = own.mean - np.stack([m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)])
+                gaps[site.key] = own.mean - np.stack(
+                    [m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)]
+                )
         carry(work, axis, gaps)
         return dataclasses.replace(selected(chosen, d), consume=folds(moments), other=other)
 
@@ -93,7 +110,9 @@ def distances(moments: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.maximum(np.diag(moments), 0))
     alive = scale > 1e-7 * scale.max(initial=0)
     safe = np.where(alive, scale, 1)
-    found = np.where(alive[:, None] & alive[None, :], 1 - np.abs(moments / safe[:, None] / safe[None, :]), 0)
+    found = np.where(
+        alive[:, None] & alive[None, :], 1 - np.abs(moments / safe[:, None] / safe[None, :]), 0
+    )
     np.fill_diagonal(found, 0)
     return np.maximum((found + found.T) / 2, 0)
 
@@ -128,6 +147,12 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
         ((3, 4), True)
     """
     check_network("merge", net)
-    if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], the least correlation of units that become one; got {threshold!r}")
+    if (
+        not isinstance(threshold, (int, float))
+        or isinstance(threshold, bool)
+        or not 0 < threshold <= 1
+    ):
+        raise ValueError(
+            f"threshold must be in (0, 1], the least correlation of units that become one; got {threshold!r}"
+        )
     return Merge(net.structure, float(threshold), axes)

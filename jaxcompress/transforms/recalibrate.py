@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jaxcompress.networks.moments import Moments
+from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
 
@@ -47,7 +47,9 @@ class Recalibrate(DataTransform):
 def check_batches(what: str, batches: Iterable[Any]) -> None:
     """Refuse what can be read only once."""
     if iter(batches) is batches:
-        raise TypeError(f"{what} reads its batches each time the chain runs: give a list, not an iterator")
+        raise TypeError(
+            f"{what} reads its batches each time the chain runs: give a list, not an iterator"
+        )
 
 
 def recalibrate(

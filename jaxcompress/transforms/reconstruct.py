@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.moments.cross_moments import Paired, checked, gather, groups
+from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.maps import apply_map
-from jaxcompress.networks.moments import Moments
-from jaxcompress.networks.paired import Paired, checked, gather, groups
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
@@ -40,14 +40,28 @@ class Reconstruct(DataTransform):
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         if not isinstance(moments, Moments) or moments.reference is None:
-            raise ValueError("reconstruct needs the moments of net.calibrate, which remember the original network")
+            raise ValueError(
+                "reconstruct needs the moments of net.calibrate, which remember the original network"
+            )
         work = Work(self.net.structure, params, moments)
         original = Original(self.net, moments)
         sites = {key: self.net.structure.sites[key] for key in moments.sites}
-        low = {name for site in sites.values() for name in site.leaves if of_low_rank(work, site, name, original)}
-        solvable = {key: site for key, site in sites.items() if work.solvable(site) and set(site.leaves) <= low | set(work.leaves)}
+        low = {
+            name
+            for site in sites.values()
+            for name in site.leaves
+            if of_low_rank(work, site, name, original)
+        }
+        solvable = {
+            key: site
+            for key, site in sites.items()
+            if work.solvable(site) and set(site.leaves) <= low | set(work.leaves)
+        }
         if left := sorted(set(sites) - set(solvable)):
-            log.info("reconstruct leaves %s: shared, stacked, grouped, compact or too wide", ", ".join(left))
+            log.info(
+                "reconstruct leaves %s: shared, stacked, grouped, compact or too wide",
+                ", ".join(left),
+            )
         values = next(iter(checked(self.net, self.batches, self.inputs)), None)
         if values is None:
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
@@ -57,10 +71,14 @@ class Reconstruct(DataTransform):
         order = groups(self.net, original.params, params, values, tuple(solvable), always)
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
             batches = checked(self.net, self.batches, self.inputs)
-            paired = gather(self.net, original.params, work.params(), batches, group[0], self.mask, self.sample)
+            paired = gather(
+                self.net, original.params, work.params(), batches, group[0], self.mask, self.sample
+            )
             for key in group:
                 solve(work, solvable[key], original, paired, gaps)
-                met[key] = dataclasses.replace(met[key], count=paired.count, mean=paired.after, cov=paired.cov)
+                met[key] = dataclasses.replace(
+                    met[key], count=paired.count, mean=paired.after, cov=paired.cov
+                )
         return work.params(), dataclasses.replace(moments, sites=met)
 
 
@@ -68,7 +86,11 @@ class Original:
     """The network that the moments were gathered with, and what has been done to its axes since."""
 
     def __init__(self, net: Network, moments: Moments):
-        self.structure, self.params, self.changes = net.structure, moments.reference, moments.changes
+        self.structure, self.params, self.changes = (
+            net.structure,
+            moments.reference,
+            moments.changes,
+        )
         self.leaves = dict(named_leaves(moments.reference))
         self.sizes = net.sizes(moments.reference)
 
@@ -95,7 +117,13 @@ def of_low_rank(work: Work, site: Site, name: str, original: Original) -> bool:
     return leaf.axes.inputs + leaf.axes.outputs == tuple(place - leaf.ndim for place in order)
 
 
-def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict[str, dict[str, np.ndarray]]) -> None:
+def solve(
+    work: Work,
+    site: Site,
+    original: Original,
+    paired: Paired,
+    gaps: dict[str, dict[str, np.ndarray]],
+) -> None:
     """Solve for one contraction's kernels and bias."""
     bias = work.bias_of(site)
     centred = bias is not None
@@ -103,9 +131,13 @@ def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict
     cross = paired.cross if centred else paired.cross + np.outer(paired.after, paired.before)
     weight = SHRINK / max(paired.count, 1.0) * np.trace(inner) + np.finfo(np.float64).tiny
     for name, order in site.inputs.items():
-        full = np.moveaxis(original.target(name, order), order, range(len(order))).reshape(len(paired.before), -1)
+        full = np.moveaxis(original.target(name, order), order, range(len(order))).reshape(
+            len(paired.before), -1
+        )
         metric, low = inner + weight * np.eye(len(inner)), name not in work.leaves
-        present = np.asarray(work.given[name].materialize(), np.float64) if low else work.leaves[name]
+        present = (
+            np.asarray(work.given[name].materialize(), np.float64) if low else work.leaves[name]
+        )
         moved = np.moveaxis(present, order, range(len(order)))
         solved = np.linalg.solve(metric, cross @ full + weight * moved.reshape(len(inner), -1))
         if low:
@@ -115,9 +147,13 @@ def solve(work: Work, site: Site, original: Original, paired: Paired, gaps: dict
             work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         if bias is not None:
             leaf, sign = bias
-            gaps.setdefault(leaf, {})[site.key] = sign * (paired.before @ full - paired.after @ solved)
+            gaps.setdefault(leaf, {})[site.key] = sign * (
+                paired.before @ full - paired.after @ solved
+            )
             plain = original.target(leaf)
-            work.leaves[leaf] = plain + np.sum(list(gaps[leaf].values()), axis=0).reshape(plain.shape)
+            work.leaves[leaf] = plain + np.sum(list(gaps[leaf].values()), axis=0).reshape(
+                plain.shape
+            )
 
 
 def reconstruct(

@@ -27,11 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxcompress.arrays.convolved import check_basis, spline_matrix
+from jaxcompress.arrays.spline import check_basis, spline_matrix
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
-from jaxcompress.transforms.axis_maps import apart, carry, centred_sites, joint_moments, measured, normed, pair_of
+from jaxcompress.transforms.axis_maps import (
+    apart,
+    carry,
+    centred_sites,
+    joint_moments,
+    measured,
+    normed,
+    pair_of,
+)
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.leafwise import PerLeaf
 from jaxcompress.transforms.selection import RIDGE, SHRINK
@@ -51,7 +59,9 @@ def prolongation(coarse: int, fine: int, basis: str = "step") -> np.ndarray:
     """
     found = spline_matrix(coarse, fine, basis)
     # the coefficients of a cubic spline are not its values
-    return np.linalg.solve(spline_matrix(coarse, coarse, basis), found) if basis == "cubic" else found
+    return (
+        np.linalg.solve(spline_matrix(coarse, coarse, basis), found) if basis == "cubic" else found
+    )
 
 
 def dual(matrix: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
@@ -80,14 +90,18 @@ class Resolution(AxisTransform):
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         factor = PerLeaf(self.factor, "factor").get(axis.key)
-        if factor is None or (size := self.sized(work.size(axis), Fraction(factor))) == work.size(axis):
+        if factor is None or (size := self.sized(work.size(axis), Fraction(factor))) == work.size(
+            axis
+        ):
             return None
         if why := self.left(work, axis, size):
             log.info("%s is left: %s", axis.key, why)
             return None
         if why := why_not_resize(work, axis, size, self.basis):
             if self.axes != "**":
-                raise ValueError(f"{axis.key} cannot go from {work.size(axis)} to {size} channels: {why}")
+                raise ValueError(
+                    f"{axis.key} cannot go from {work.size(axis)} to {size} channels: {why}"
+                )
             log.info("%s is left: %s", axis.key, why)
             return None
         work.touched(axis)
@@ -146,7 +160,9 @@ class Refine(Resolution):
         if self.split:
             key = np.random.default_rng([self.seed, *axis.key.encode()])
             apart = key.normal(size=average.shape) / len(average) ** 0.5
-            average = average + self.split * len(average) / size * (apart - apart @ repeat.T @ average)
+            average = average + self.split * len(average) / size * (
+                apart - apart @ repeat.T @ average
+            )
         change = AxisMap(repeat[None], average.T[None], other=other_side(work, axis, average[None]))
         return change if self.role == "parameters" else adjoint(change, self.role)
 
@@ -161,7 +177,11 @@ class Coarsen(Resolution):
         repeat = prolongation(size, work.size(axis), self.basis)
         known = not (measured(work, axis) is None or axis.pair)
         # under a norm every channel counts alike
-        weights = reading(work, axis) if known and not {"normalised", "rms"} & set(axis.marks) else np.ones((1, work.size(axis)))
+        weights = (
+            reading(work, axis)
+            if known and not {"normalised", "rms"} & set(axis.marks)
+            else np.ones((1, work.size(axis)))
+        )
         average = np.stack([dual(repeat, each).T for each in weights])
         change = AxisMap(average, repeat[None], other=other_side(work, axis, repeat.T[None]))
         return predicting(work, axis, scaled(work, axis, change)) if known else change
@@ -174,7 +194,11 @@ class Thin(Coarsen):
         d = work.size(axis)
         chosen = ((2 * np.arange(size) + 1) * d) // (2 * size)
         produce, scale = np.eye(d)[:, chosen], (d / size) ** 0.5
-        return AxisMap(produce[None], scale * produce.T[None], other=other_side(work, axis, scale * produce[None]))
+        return AxisMap(
+            produce[None],
+            scale * produce.T[None],
+            other=other_side(work, axis, scale * produce[None]),
+        )
 
 
 def reading(work: Work, axis: Axis) -> np.ndarray:
@@ -198,7 +222,9 @@ def scaled(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
         return change
     before = normed(work, axis)
     after = change.produce[0].T @ before @ change.produce[0]
-    ratio = math.sqrt(max(np.trace(after) / change.size, 0) / max(np.trace(before) / len(before), 1e-300))
+    ratio = math.sqrt(
+        max(np.trace(after) / change.size, 0) / max(np.trace(before) / len(before), 1e-300)
+    )
     return dataclasses.replace(change, channels=change.produce * ratio)
 
 
@@ -207,7 +233,9 @@ def predicting(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
     repeat, found = change.consume[0], measured(work, axis)
     assert found is not None
     average = np.broadcast_to(change.produce, (len(found.mean), *change.produce.shape[1:]))
-    folds = lambda moments, count: np.stack([predict(s, each, repeat, count) for s, each in zip(moments, average, strict=True)])
+    folds = lambda moments, count: np.stack(
+        [predict(s, each, repeat, count) for s, each in zip(moments, average, strict=True)]
+    )
     other, gaps, centred = dict(change.other), {}, centred_sites(work, axis)
     for site in apart(work, axis):
         own = measured(work, axis, [site])
@@ -217,10 +245,14 @@ def predicting(work: Work, axis: Axis, change: AxisMap) -> AxisMap:
         if site.key in centred:
             gaps[site.key] = own.mean - np.einsum("fd,fdr,fre->fe", own.mean, average, mine)
     carry(work, axis, gaps)
-    return dataclasses.replace(change, consume=folds(joint_moments(work, axis), found.count), other=other)
+    return dataclasses.replace(
+        change, consume=folds(joint_moments(work, axis), found.count), other=other
+    )
 
 
-def predict(moments: np.ndarray, average: np.ndarray, repeat: np.ndarray, count: float) -> np.ndarray:
+def predict(
+    moments: np.ndarray, average: np.ndarray, repeat: np.ndarray, count: float
+) -> np.ndarray:
     """(r, d): what averages say of all channels, by ridge least squares towards the repetition."""
     inner, left = average.T @ moments @ average, np.eye(len(moments)) - average @ repeat
     r = len(inner)
@@ -228,7 +260,15 @@ def predict(moments: np.ndarray, average: np.ndarray, repeat: np.ndarray, count:
     return repeat + np.linalg.solve(inner + ridge * np.eye(r), average.T @ moments @ left)
 
 
-def refine(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**", split: float = 0.0, seed: int = 0) -> Refine:
+def refine(
+    net: Network,
+    factor: Factor,
+    *,
+    basis: str = "step",
+    axes: str = "**",
+    split: float = 0.0,
+    seed: int = 0,
+) -> Refine:
     """Give hidden axes more channels, the function unchanged: what a coarse network has learned starts a fine one.
 
     Args:
@@ -324,6 +364,12 @@ def check_factor(factor: Any, name: str) -> Any:
     """A finite number from 1 on, or a mapping of them as a tuple of pairs."""
     if isinstance(factor, Mapping):
         return tuple((pattern, check_factor(value, name)) for pattern, value in factor.items())
-    if not isinstance(factor, (int, float, Fraction)) or isinstance(factor, bool) or not 1 <= factor < math.inf:
-        raise ValueError(f"{name}'s factor must be a number from 1 on, such as 2 or 3/2; got {factor!r}")
+    if (
+        not isinstance(factor, (int, float, Fraction))
+        or isinstance(factor, bool)
+        or not 1 <= factor < math.inf
+    ):
+        raise ValueError(
+            f"{name}'s factor must be a number from 1 on, such as 2 or 3/2; got {factor!r}"
+        )
     return factor

@@ -25,7 +25,15 @@ from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.allocation import AxisCounts
-from jaxcompress.transforms.axis_maps import choose, control, rotate, rotate_pair, rotate_rms, why_not_fold, why_not_rotate
+from jaxcompress.transforms.axis_maps import (
+    choose,
+    control,
+    rotate,
+    rotate_pair,
+    rotate_rms,
+    why_not_fold,
+    why_not_rotate,
+)
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
@@ -65,13 +73,20 @@ class RotateAndPrune(AxisTransform):
             ValueError: for a keep that is a number, a control, a total that the axes cannot reach.
         """
         if not self.planned:
-            raise ValueError(f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))")
+            raise ValueError(
+                f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))"
+            )
         check_tree(params)
         before = float(stored_numbers(params))
         items, empty = self._items(params, moments)
         if self.energy is None:
-            return plan_for(self.keep, [items], before, lambda plan: self.divided(plan)(params, moments))
-        options = [reaching(errors, self.energy, nothing) for errors, nothing in zip(items.errors, empty, strict=True)]
+            return plan_for(
+                self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
+            )
+        options = [
+            reaching(errors, self.energy, nothing)
+            for errors, nothing in zip(items.errors, empty, strict=True)
+        ]
         return plan_of(joint([items], before), options)
 
     def items(self, params: Any, moments: Any) -> Items:
@@ -83,13 +98,30 @@ class RotateAndPrune(AxisTransform):
         if self.method in CONTROLS:
             raise ValueError(f"method={self.method!r} predicts no error to go by: give it keeps")
         work = self.prepare(params, moments)
-        axes = [axis for axis in self.chosen() if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None]
-        curves = [curve(work, axis, self.method) for axis in tqdm(axes, desc="plan", leave=False, disable=None)]
+        axes = [
+            axis
+            for axis in self.chosen()
+            if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None
+        ]
+        curves = [
+            curve(work, axis, self.method)
+            for axis in tqdm(axes, desc="plan", leave=False, disable=None)
+        ]
         sizes = {axis.key: self.sizes(axis.key, work.size(axis)) for axis in axes}
         options = list(sizes.values())
-        full = {part.key: part.size for dims in self.structure.layouts.values() for layout in dims for part in layout.leaves()}
-        layouts = {name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)}
-        worth = {name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1) for name in layouts}
+        full = {
+            part.key: part.size
+            for dims in self.structure.layouts.values()
+            for layout in dims
+            for part in layout.leaves()
+        }
+        layouts = {
+            name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)
+        }
+        worth = {
+            name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1)
+            for name in layouts
+        }
         counts = AxisCounts(layouts, worth, sizes, full | work.sizes)
         items = Items(
             list(sizes),
@@ -147,7 +179,9 @@ class RotateAndPrune(AxisTransform):
                     else (rotate_rms if "rms" in axis.marks else rotate)(work, axis, size)
                 )
             if self.method == "rotate":
-                raise ValueError(f"{axis.key} cannot be rotated: {why}; method='auto' selects there")
+                raise ValueError(
+                    f"{axis.key} cannot be rotated: {why}; method='auto' selects there"
+                )
         return choose(work, axis, size, fold=why_not_fold(axis) is None)
 
 
@@ -166,7 +200,9 @@ def check_multiple(multiple: Any) -> Any:
     if isinstance(multiple, Mapping):
         return tuple((pattern, check_multiple(value)) for pattern, value in multiple.items())
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-        raise ValueError(f"multiple must be a whole number from 1 on, what sizes are divisible by; got {multiple!r}")
+        raise ValueError(
+            f"multiple must be a whole number from 1 on, what sizes are divisible by; got {multiple!r}"
+        )
     return multiple
 
 
@@ -216,11 +252,23 @@ def rotate_and_prune(
     """
     check_network("rotate_and_prune", net)
     if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}")
+        raise ValueError(
+            f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
+        )
     if (keep is None) == (energy is None):
         raise ValueError("rotate_and_prune takes either keep or energy, and one of them")
     if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must be in (0, 1], the share of what the consumers read that stays; got {energy!r}")
+        raise ValueError(
+            f"energy must be in (0, 1], the share of what the consumers read that stays; got {energy!r}"
+        )
     multiples = check_multiple(multiple)
     PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
-    return RotateAndPrune(net.structure, 1.0 if keep is None else check_keep(keep), axes, method, seed, energy, multiples)
+    return RotateAndPrune(
+        net.structure,
+        1.0 if keep is None else check_keep(keep),
+        axes,
+        method,
+        seed,
+        energy,
+        multiples,
+    )

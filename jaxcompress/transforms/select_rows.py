@@ -38,7 +38,9 @@ class SelectRows(Transform):
             if is_compact(leaf):
                 raise ValueError(f"{name} is compact: select rows first, and compact what is left")
             if np.ndim(leaf) < 1 or len(leaf) <= self.rows[-1]:
-                raise ValueError(f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is asked for")
+                raise ValueError(
+                    f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is asked for"
+                )
             return jnp.asarray(leaf)[np.array(self.rows)]
 
         return map_leaves(visit, params, moments)
@@ -52,10 +54,10 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
 
     Args:
         pattern: which leaves, as in `jc.at`.
-        rows: (k,) integers, sorted, each once: `jaxcompress.text.words.words_to_keep`.
+        rows: (k,) integers, sorted, each once: `jaxcompress.documents.words.words_to_keep`.
 
     Returns:
-        A transform; whoever looks up rows must count them anew, as `jaxcompress.text.words.restrict_tokenizer` does. Trace the
+        A transform; whoever looks up rows must count them anew, as `jaxcompress.documents.words.restrict_tokenizer` does. Trace the
         network after it: the number of rows is no hidden axis.
 
     Raises:
@@ -69,6 +71,14 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
         (select_rows('words', <2 rows>), [[0, 1], [4, 5]])
     """
     rows = np.asarray(rows)
-    if rows.ndim != 1 or not len(rows) or not np.issubdtype(rows.dtype, np.integer) or rows[0] < 0 or (np.diff(rows) <= 0).any():
-        raise ValueError("select_rows: rows must be sorted whole numbers of at least 0, each once, and at least one")
+    if (
+        rows.ndim != 1
+        or not len(rows)
+        or not np.issubdtype(rows.dtype, np.integer)
+        or rows[0] < 0
+        or (np.diff(rows) <= 0).any()
+    ):
+        raise ValueError(
+            "select_rows: rows must be sorted whole numbers of at least 0, each once, and at least one"
+        )
     return SelectRows(pattern, tuple(rows.tolist()))

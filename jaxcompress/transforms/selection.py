@@ -73,7 +73,9 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
     errors = [sum(part.error for part in parts)]
     while left.any():
         spread = np.sum([part.spread() for part in parts], axis=0)
-        usable = free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
+        usable = (
+            free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
+        )
         if not usable.any():
             break
         gains = np.full(usable.shape, -1.0)
@@ -86,7 +88,9 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
         free[fibre, channel] = False
         left[fibre] -= 1
         errors.append(sum(part.error for part in parts))
-    for fibre in np.flatnonzero(left):  # channels without any variance of their own fill the rest, in order
+    for fibre in np.flatnonzero(
+        left
+    ):  # channels without any variance of their own fill the rest, in order
         free[fibre, np.flatnonzero(free[fibre])[: left[fibre]]] = False
     return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
@@ -102,7 +106,9 @@ class Remainder:
         self.moments = np.asarray(system.moments, np.float64)
         self.lower = np.zeros((len(self.moments), most * system.where.shape[-1]), order="F")
         self.taken = 0
-        self.inner = self.moments[system.where[..., :, None], system.where[..., None, :]]  # (fibres, d, k, k) of what is left
+        self.inner = self.moments[
+            system.where[..., :, None], system.where[..., None, :]
+        ]  # (fibres, d, k, k) of what is left
         if system.reader is None:
             self.norms = np.sum(self.moments**2, axis=1)
             self.error = float(np.trace(self.moments))
@@ -118,7 +124,11 @@ class Remainder:
         """By how much each usable channel, of a mask (fibres, d), would lower the error: (channels,)."""
         where, inner = self.system.where[usable], self.inner[usable]
         if inner.shape[-1] == 1:
-            norms = self.norms if self.system.reader is None else np.einsum("ip,ip->i", self.seen, self.seen)
+            norms = (
+                self.norms
+                if self.system.reader is None
+                else np.einsum("ip,ip->i", self.seen, self.seen)
+            )
             return norms[where[:, 0]] / np.maximum(inner[:, 0, 0], 1e-300)
         read = self.seen[where]  # (channels, k, p)
         return np.einsum("cij,cji->c", _inverse(inner), read @ np.swapaxes(read, -1, -2))
@@ -126,8 +136,12 @@ class Remainder:
     def explain(self, fibre: int, channel: int) -> None:
         """Take one channel, and from all others what follows from it."""
         block, done = self.system.where[fibre, channel], self.lower[:, : self.taken]
-        values, vectors = np.linalg.eigh(self.inner[fibre, channel])  # a block may be singular, and negative by rounding
-        half = vectors / np.sqrt(np.maximum(values, 0) + RIDGED * np.mean(np.maximum(values, 0)) + 1e-300)
+        values, vectors = np.linalg.eigh(
+            self.inner[fibre, channel]
+        )  # a block may be singular, and negative by rounding
+        half = vectors / np.sqrt(
+            np.maximum(values, 0) + RIDGED * np.mean(np.maximum(values, 0)) + 1e-300
+        )
         column = (self.moments[:, block] - done @ done[block].T) @ half
         if self.system.reader is None:
             self.error -= float(np.sum(column**2))
@@ -166,7 +180,9 @@ def _error(system: System, chosen: list[np.ndarray]) -> float:
     """The squared error of a consumer solved anew for some channels."""
     assert system.reader is not None
     fixed = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
-    kept = np.concatenate([fixed, *(system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen))])
+    kept = np.concatenate(
+        [fixed, *(system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen))]
+    )
     inner = system.moments[np.ix_(kept, kept)]
     ridge = (RIDGE * np.trace(inner) / max(len(kept), 1) + 1e-300) * np.eye(len(kept))
     total = np.einsum("ij,ij->", system.reader, system.moments @ system.reader)
@@ -231,4 +247,6 @@ def pair_rotation(left: np.ndarray, right: np.ndarray, size: int) -> tuple[np.nd
     signs = np.where(peak < 0, -1, 1)[0]
     u, vt = (u * signs)[:, :size], (vt * signs[:, None])[:size]
     share = np.sqrt(values[:size])
-    return np.linalg.pinv(first, rcond=1e-7) @ (u * share), np.linalg.pinv(second, rcond=1e-7) @ (vt.T * share)
+    return np.linalg.pinv(first, rcond=1e-7) @ (u * share), np.linalg.pinv(second, rcond=1e-7) @ (
+        vt.T * share
+    )

@@ -54,7 +54,9 @@ class Together(Transform):
         plan, parts = self._plan(params, moments)
         return self._divided(plan, parts, params, moments, scope)
 
-    def _divided(self, plan: Plan, parts: list[Items], params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _divided(
+        self, plan: Plan, parts: list[Items], params: Any, moments: Any, scope: Scope
+    ) -> tuple[Any, Any]:
         """All transforms in order, each with its part of a plan."""
         start = 0
         for transform, part in zip(self.transforms, parts, strict=True):
@@ -98,7 +100,9 @@ def together(*transforms: Transform) -> Together:
         raise ValueError("together: there are no transforms to divide a budget among")
     rules = [rule_of(transform) for transform in transforms]
     if any(rule != rules[0] for rule in rules):
-        raise ValueError(f"together divides one budget, and the transforms have {', '.join(map(repr, dict.fromkeys(rules)))}")
+        raise ValueError(
+            f"together divides one budget, and the transforms have {', '.join(map(repr, dict.fromkeys(rules)))}"
+        )
     return Together(rules[0], transforms)
 
 
@@ -110,7 +114,9 @@ def rule_of(transform: Any) -> Budget:
             f"together: {transform!r} predicts no errors; it takes jc.rotate_and_prune and leaf transforms, alone or in jc.at"
         )
     if not isinstance(inner.keep, Budget):
-        raise ValueError(f"together: {transform!r} has no budget: give it keep=jc.budget(...), the same as the others")
+        raise ValueError(
+            f"together: {transform!r} has no budget: give it keep=jc.budget(...), the same as the others"
+        )
     if inner.keep.of != "numbers":
         raise ValueError(f"together divides numbers, and {transform!r} has {inner.keep}")
     return inner.keep

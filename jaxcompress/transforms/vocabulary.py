@@ -16,7 +16,14 @@ from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.transforms.forms import whole_units
-from jaxcompress.transforms.leafwise import Keep, LeafTransform, Unreachable, check_axes, check_keep, squared
+from jaxcompress.transforms.leafwise import (
+    Keep,
+    LeafTransform,
+    Unreachable,
+    check_axes,
+    check_keep,
+    squared,
+)
 
 ROUNDS = 20
 """In which atoms and look-ups are learned in turns."""
@@ -43,21 +50,38 @@ class Vocabulary(LeafTransform):
         codes = n * self.channels if self.lookups is None else 0
         return codes if self.designed and codes else codes + m
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> VocabularyArray | None:
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> VocabularyArray | None:
         m, n = matrix.shape[-2:]
         if self.designed:
-            return VocabularyArray.fit(matrix, self.designed_atoms(m, n, numbers, name), metric=metric, lookups=self.lookups)
+            return VocabularyArray.fit(
+                matrix,
+                self.designed_atoms(m, n, numbers, name),
+                metric=metric,
+                lookups=self.lookups,
+            )
         learned = isinstance(self.atoms, str)
         if learned and self.lookups is None and numbers == m * n:
             return None  # enough atoms to be exact, with their codes, are more numbers than the matrix has
         if not learned and (self.atoms.ndim != 2 or self.atoms.shape[0] != m):
-            raise ValueError(f"atoms: the given matrix has shape {self.atoms.shape}, expected ({m}, atoms): a row for each input")
+            raise ValueError(
+                f"atoms: the given matrix has shape {self.atoms.shape}, expected ({m}, atoms): a row for each input"
+            )
         what = "one learned atom with its codes" if learned else "one given atom with its codes"
-        count = whole_units(numbers, m + n, what) if self.lookups is None else self.beside_lookups(m, n, numbers) // m
+        count = (
+            whole_units(numbers, m + n, what)
+            if self.lookups is None
+            else self.beside_lookups(m, n, numbers) // m
+        )
         if not learned:
-            return VocabularyArray.fit(matrix, np.asarray(self.atoms)[:, :count], metric=metric, lookups=self.lookups)
+            return VocabularyArray.fit(
+                matrix, np.asarray(self.atoms)[:, :count], metric=metric, lookups=self.lookups
+            )
         if self.lookups is None:
-            return VocabularyArray.fit(matrix, learned_atoms(matrix, metric, min(count, m)), metric=metric)
+            return VocabularyArray.fit(
+                matrix, learned_atoms(matrix, metric, min(count, m)), metric=metric
+            )
         return learned_in_turns(matrix, metric, count, self.lookups, leaf_seed(self.seed, name))
 
     def designed_atoms(self, m: int, n: int, numbers: int, name: str) -> DesignedAtoms:
@@ -74,9 +98,13 @@ class Vocabulary(LeafTransform):
             self.beside_lookups(0, n, numbers)
             count = there
             if self.lookups > count:
-                raise ValueError(f"lookups={self.lookups} is more than the {count} atoms that there are")
+                raise ValueError(
+                    f"lookups={self.lookups} is more than the {count} atoms that there are"
+                )
         seed = leaf_seed(self.seed, name) if self.atoms == "random" else 0
-        return DesignedAtoms(self.atoms, grid=grid, count=count, seed=seed, channels=channels, dims=(m, count))
+        return DesignedAtoms(
+            self.atoms, grid=grid, count=count, seed=seed, channels=channels, dims=(m, count)
+        )
 
     def beside_lookups(self, m: int, n: int, numbers: int) -> int:
         """The numbers that are left for atoms of m numbers beside codes of look-ups."""
@@ -140,7 +168,9 @@ def vocabulary(
         raise ValueError(f"channels must be a whole number of at least 1, got {channels!r}")
     form = Vocabulary(check_keep(keep), atoms, grid, lookups, seed, check_axes(axes), channels)
     if channels > 1 and not form.designed:
-        raise ValueError(f"channels={channels} says how designed atoms are made; learned and given ones are what they are")
+        raise ValueError(
+            f"channels={channels} says how designed atoms are made; learned and given ones are what they are"
+        )
     return form
 
 
@@ -151,16 +181,24 @@ def learned_atoms(matrix: np.ndarray, metric: np.ndarray | None, count: int) -> 
         metric is not None and metric.ndim == 1
     ):  # the inputs of a look-up have no directions: the weight's, each row as often as read
         root = np.sqrt(np.maximum(metric, 1e-10 * metric.max()))[:, None]
-        vectors = np.linalg.qr(np.linalg.svd(root * source, full_matrices=False)[0][..., :count] / root)[0]
+        vectors = np.linalg.qr(
+            np.linalg.svd(root * source, full_matrices=False)[0][..., :count] / root
+        )[0]
     else:
-        gram = source @ source.mT if metric is None else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
+        gram = (
+            source @ source.mT
+            if metric is None
+            else np.broadcast_to(metric, (*matrix.shape[:-2], *metric.shape[-2:]))
+        )
         vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
     # a sign convention, so that equal weights give equal atoms everywhere
     peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
     return vectors * np.where(peak < 0, -1, 1)
 
 
-def learned_in_turns(matrix: np.ndarray, metric: np.ndarray | None, count: int, lookups: int, seed: int) -> VocabularyArray:
+def learned_in_turns(
+    matrix: np.ndarray, metric: np.ndarray | None, count: int, lookups: int, seed: int
+) -> VocabularyArray:
     """Atoms and look-ups that fit each other: codes by matching pursuit, then the atoms with the least error under them, in turns.
 
     Source: the method of optimal directions, Engan et al. 1999. It starts from columns of the matrix; atoms that are in no use, or
@@ -176,7 +214,9 @@ def learned_in_turns(matrix: np.ndarray, metric: np.ndarray | None, count: int, 
         atoms = np.concatenate([atoms, more], axis=-1)
     best, least = None, np.inf
     for _ in range(ROUNDS):
-        found = VocabularyArray.fit(matrix, atoms.astype(np.float32), metric=metric, lookups=lookups)
+        found = VocabularyArray.fit(
+            matrix, atoms.astype(np.float32), metric=metric, lookups=lookups
+        )
         gap = target - np.asarray(materialize(found), np.float64)
         if (error := squared(gap, metric)) < least:
             best, least = found, error

@@ -5,8 +5,8 @@ import pytest
 from analysis.worlds import one_nearest, tally, world
 
 import jaxcompress as jc
-from jaxcompress.analysis.neighbours import nearest, outvoted
-from jaxcompress.analysis.verdicts import AMBIGUOUS, CAUSES, judge
+from jaxcompress.classifiers.neighbours import nearest, outvoted
+from jaxcompress.classifiers.verdicts import AMBIGUOUS, CAUSES, judge
 
 
 def explain(classify, train, test, **options):
@@ -57,7 +57,19 @@ def told(report, rename=lambda labels: labels, index=lambda indices: indices):
 NAMES = np.array([7, -3, 40])
 
 
-@pytest.mark.parametrize("change", ["shuffled", "scaled up", "scaled down", "moved", "renamed", "repeated", "reshaped", "embedded"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "shuffled",
+        "scaled up",
+        "scaled down",
+        "moved",
+        "renamed",
+        "repeated",
+        "reshaped",
+        "embedded",
+    ],
+)
 def test_verdicts_are_invariant(change):
     classify, (x, y), (test_x, test_y) = noisy_rings()
     base = told(explain(classify, (x, y), (test_x, test_y)))
@@ -68,20 +80,52 @@ def test_verdicts_are_invariant(change):
         assert told(report, index=lambda found: order[found]) == base
     elif change in ("scaled up", "scaled down"):
         unit = {"scaled up": 2.0**20, "scaled down": 2.0**-20}[change]
-        assert told(explain(lambda inputs: classify(inputs / unit), (unit * x, y), (unit * test_x, test_y))) == base
+        assert (
+            told(
+                explain(
+                    lambda inputs: classify(inputs / unit), (unit * x, y), (unit * test_x, test_y)
+                )
+            )
+            == base
+        )
     elif change == "moved":
-        assert told(explain(lambda inputs: classify(inputs - 8.0), (x + 8.0, y), (test_x + 8.0, test_y))) == base
+        assert (
+            told(
+                explain(lambda inputs: classify(inputs - 8.0), (x + 8.0, y), (test_x + 8.0, test_y))
+            )
+            == base
+        )
     elif change == "renamed":
-        report = explain(lambda inputs: NAMES[np.asarray(classify(inputs))], (x, NAMES[y]), (test_x, NAMES[test_y]))
+        report = explain(
+            lambda inputs: NAMES[np.asarray(classify(inputs))],
+            (x, NAMES[y]),
+            (test_x, NAMES[test_y]),
+        )
         assert told(report, rename=lambda label: NAMES.tolist().index(label)) == base
     elif change == "repeated":
         again = np.concatenate([np.arange(len(x)), order[: len(x) // 2], np.repeat(order[:20], 30)])
         assert told(explain(classify, (x[again], y[again]), (test_x, test_y))) == base
     elif change == "reshaped":
         square = lambda inputs: inputs.reshape(-1, 1, 2)
-        assert told(explain(lambda inputs: classify(inputs.reshape(-1, 2)), (square(x), y), (square(test_x), test_y))) == base
+        assert (
+            told(
+                explain(
+                    lambda inputs: classify(inputs.reshape(-1, 2)),
+                    (square(x), y),
+                    (square(test_x), test_y),
+                )
+            )
+            == base
+        )
     else:
-        assert told(explain(classify, (x, y), (test_x, test_y), embed=lambda inputs: 4.0 * inputs[:, ::-1])) == base
+        assert (
+            told(
+                explain(
+                    classify, (x, y), (test_x, test_y), embed=lambda inputs: 4.0 * inputs[:, ::-1]
+                )
+            )
+            == base
+        )
 
 
 def test_a_perfect_classifier_has_no_verdicts():
@@ -121,7 +165,10 @@ def test_a_part_of_a_class_is_missed_among_others(d):
     test_x = rng.normal(size=(50, d))
     report = explain(one_nearest(x, y), (x, y), (test_x, np.ones(50, int)))
     assert report.counts["wrong interpolation"] == 50
-    assert all(each.to_true is not None and each.to_true.distance > each.distances[0] for each in report.verdicts)
+    assert all(
+        each.to_true is not None and each.to_true.distance > each.distances[0]
+        for each in report.verdicts
+    )
 
 
 def test_classes_of_one_point_have_no_scale():
@@ -148,8 +195,12 @@ def test_evidence_is_what_it_says():
             assert path is not None
             assert y[path.index] == label
             assert path.distance * each.scale == pytest.approx(far[y == label].min(), rel=1e-4)
-            ends = test_x[each.index] + np.linspace(0, 1, 7)[:, None] * (x[path.index] - test_x[each.index])
-            assert (path.labels == np.asarray(classify(ends))).mean() >= 6 / 7  # a border may be a rounding away
+            ends = test_x[each.index] + np.linspace(0, 1, 7)[:, None] * (
+                x[path.index] - test_x[each.index]
+            )
+            assert (
+                path.labels == np.asarray(classify(ends))
+            ).mean() >= 6 / 7  # a border may be a rounding away
     assert [each.confidence for each in report.of("wrong labels")] == sorted(
         (each.confidence for each in report.verdicts if each.cause == "wrong labels"), reverse=True
     )
@@ -175,14 +226,18 @@ WITNESSES = [
 
 @pytest.mark.parametrize(("counts", "cause", "runner_up"), WITNESSES)
 def test_judge(counts, cause, runner_up):
-    witnesses: dict[str, int] = dict(zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True))
+    witnesses: dict[str, int] = dict(
+        zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True)
+    )
     assert judge(witnesses, 10, 0.5, 0.01)[:2] == (cause, runner_up)
     remote, other, confidence = judge(witnesses, 10, 0.005, 0.01)
     assert (remote, confidence) == ("wrong interpolation", 0.995)
     assert other in (*CAUSES, "")
 
 
-@pytest.mark.parametrize(("m", "n", "d", "k"), [(1, 1, 1, 1), (7, 300, 2, 10), (1_500, 97, 20, 10), (5, 8, 3, 8)])
+@pytest.mark.parametrize(
+    ("m", "n", "d", "k"), [(1, 1, 1, 1), (7, 300, 2, 10), (1_500, 97, 20, 10), (5, 8, 3, 8)]
+)
 def test_neighbours_are_exact(m, n, d, k):
     rng = np.random.default_rng(0)
     queries, points = rng.normal(size=(m, d)) + 50, rng.normal(size=(n, d)) + 50
@@ -203,7 +258,9 @@ def test_pictures():
     classify, train, test = noisy_rings()
     report = explain(classify, train, test)
     assert jc.plots.errors_by_cause(report, train, test, classify=classify).axes
-    (ax,) = jc.plots.errors_by_cause(jc.ErrorReport([], 1.0, 1.0, 5), train, (2 * test[0], test[1]), classify=classify).axes
+    (ax,) = jc.plots.errors_by_cause(
+        jc.ErrorReport([], 1.0, 1.0, 5), train, (2 * test[0], test[1]), classify=classify
+    ).axes
     regions = ax.collections[0].get_datalim(ax.transData)
     assert np.allclose([regions.p0, regions.p1], [2 * test[0].min(0), 2 * test[0].max(0)], atol=0.1)
     shown = jc.plots.errors_by_cause(report, train, test, image=(1, 2), count=2, near=1)
@@ -218,10 +275,30 @@ X = np.random.default_rng(0).normal(size=(40, 3))
 Y = np.arange(40) % 2
 ZEROS = lambda inputs: np.zeros(len(inputs), int)
 REFUSED = [
-    (lambda inputs: np.full(len(inputs), np.nan), {}, TypeError, "classify gave float64, expected integers"),
-    (lambda inputs: np.zeros((len(inputs), 2)), {}, TypeError, "expected integers: take the argmax"),
-    (lambda inputs: np.zeros((len(inputs), 2), int), {}, ValueError, r"shape \(1024, 2\) for 1024 points, expected \(1024,\)$"),
-    (lambda inputs: np.zeros(3, int), {}, ValueError, r"shape \(3,\) for 1024 points, expected \(1024,\)$"),
+    (
+        lambda inputs: np.full(len(inputs), np.nan),
+        {},
+        TypeError,
+        "classify gave float64, expected integers",
+    ),
+    (
+        lambda inputs: np.zeros((len(inputs), 2)),
+        {},
+        TypeError,
+        "expected integers: take the argmax",
+    ),
+    (
+        lambda inputs: np.zeros((len(inputs), 2), int),
+        {},
+        ValueError,
+        r"shape \(1024, 2\) for 1024 points, expected \(1024,\)$",
+    ),
+    (
+        lambda inputs: np.zeros(3, int),
+        {},
+        ValueError,
+        r"shape \(3,\) for 1024 points, expected \(1024,\)$",
+    ),
     (ZEROS, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
     (ZEROS, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
     (ZEROS, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),
@@ -230,7 +307,12 @@ REFUSED = [
     (ZEROS, {"test": (X, Y / 2)}, TypeError, "labels of test must be integers"),
     (ZEROS, {"train": (X.astype(np.uint8), Y)}, TypeError, "needs floats, got uint8"),
     (ZEROS, {"train": (np.where(X > 2, np.nan, X), Y)}, ValueError, "train hold NaN"),
-    (ZEROS, {"train": (X[[0, 1] * 20], Y)}, ValueError, "more than 10 different training points, got 2"),
+    (
+        ZEROS,
+        {"train": (X[[0, 1] * 20], Y)},
+        ValueError,
+        "more than 10 different training points, got 2",
+    ),
     (ZEROS, {"k": 0}, ValueError, "k must be a whole number"),
     (ZEROS, {"steps": 1.5}, ValueError, "steps must be a whole number"),
     (ZEROS, {"level": 1.0}, ValueError, "level is a share"),

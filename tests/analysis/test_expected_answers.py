@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxcompress.analysis.expected_answers import logit_features, right_chances
-from jaxcompress.analysis.margins import is_right
+from jaxcompress.classifiers.expected_answers import logit_features, right_chances
+from jaxcompress.classifiers.margins import is_right
 
 COUNT = 4_000
 
@@ -25,7 +25,10 @@ def test_what_does_not_move_keeps_its_answers(classes):
     rng, logits, labels = world(classes)
     for count in (1, 2, 30, COUNT):
         index = rng.choice(COUNT, count, replace=False)
-        for given in (logits, np.round(logits)):  # and where the first of equal logits is the answer
+        for given in (
+            logits,
+            np.round(logits),
+        ):  # and where the first of equal logits is the answer
             assert np.array_equal(chances(given, labels, given, index), is_right(given, labels))
 
 
@@ -34,7 +37,9 @@ def test_chances_add_up_to_the_right_ones(classes):
     """A movement that follows from the logits, and noise: the sum is known to a point from 400, and each to a tenth."""
     rng, logits, labels = world(classes)
     bend = 0.3 * np.maximum(logits, 0) @ rng.normal(size=(classes, classes)) / classes**0.5
-    moved = 0.8 * logits + bend + 0.3 * rng.normal(size=classes) + 0.5 * rng.normal(size=logits.shape)
+    moved = (
+        0.8 * logits + bend + 0.3 * rng.normal(size=classes) + 0.5 * rng.normal(size=logits.shape)
+    )
     found = chances(logits, labels, moved, rng.choice(COUNT, 400, replace=False))
     right = is_right(moved, labels)
     assert ((found >= 0) & (found <= 1)).all()
@@ -54,8 +59,14 @@ def test_what_does_not_matter(seed):
     np.testing.assert_allclose(chances(8 * logits, labels, 8 * moved, index), found, atol=0.01)
     order, names = rng.permutation(COUNT), rng.permutation(5)
     place = np.argsort(order)[index]
-    np.testing.assert_allclose(chances(logits[order], labels[order], moved[order], place), found[order], atol=0.01)
-    np.testing.assert_allclose(chances(logits[:, names], np.argsort(names)[labels], moved[:, names], index), found, atol=0.01)
+    np.testing.assert_allclose(
+        chances(logits[order], labels[order], moved[order], place), found[order], atol=0.01
+    )
+    np.testing.assert_allclose(
+        chances(logits[:, names], np.argsort(names)[labels], moved[:, names], index),
+        found,
+        atol=0.01,
+    )
     lifted = moved + (logits @ rng.normal(size=5))[:, None]
     np.testing.assert_allclose(chances(logits, labels, lifted, index), found, atol=0.01)
 

@@ -5,10 +5,12 @@ import pytest
 from networks.test_oracle import network
 
 import jaxcompress as jc
-from jaxcompress.arrays.convolved import BASES
+from jaxcompress.arrays.spline import BASES
 
 
-@pytest.mark.parametrize("name", ["mlp_by_hand", "mlp_equinox", "encoder_linen", "fused_qkv", "convnet", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["mlp_by_hand", "mlp_equinox", "encoder_linen", "fused_qkv", "convnet", "lstm"]
+)
 def test_every_kernel_is_a_function_on_its_axes(name):
     model, net = network(name)
     found = jc.weight_functions(net, model.params)
@@ -16,7 +18,9 @@ def test_every_kernel_is_a_function_on_its_axes(name):
     for function in found.values():
         m, n = function.values.shape[-2:]
         for basis in BASES:
-            np.testing.assert_allclose(function.at(m, n, basis=basis).values, function.values, atol=1e-6)
+            np.testing.assert_allclose(
+                function.at(m, n, basis=basis).values, function.values, atol=1e-6
+            )
         assert function.error(max(1, m // 2)) <= function.error(max(1, m // 4)) + 1e-9
         assert function.name in repr(function)
 
@@ -27,9 +31,16 @@ def test_cells_are_the_form_and_the_map():
     function = next(iter(jc.weight_functions(net, model.params).values()))
     kernel = function.values.astype(np.float32)
     n = kernel.shape[1]
-    np.testing.assert_allclose(function.at(outputs=n // 2).values, jc.convolved((n // 2) / n)(kernel).materialize(), atol=1e-6)
+    np.testing.assert_allclose(
+        function.at(outputs=n // 2).values,
+        jc.convolved((n // 2) / n)(kernel).materialize(),
+        atol=1e-6,
+    )
     for name, wide in jc.weight_functions(net, jc.refine(net, 2)(model.params)).items():
-        cells = [size // 2 if key else None for size, key in zip(wide.values.shape, (wide.inputs, wide.outputs), strict=True)]
+        cells = [
+            size // 2 if key else None
+            for size, key in zip(wide.values.shape, (wide.inputs, wide.outputs), strict=True)
+        ]
         assert wide.error(*cells) < 1e-10, name
 
 

@@ -19,7 +19,9 @@ LOSS = jc.cross_entropy(mlp)
 
 def gradients(params=PARAMS, x=X, y=Y):
     """(examples, parameters), one after the other."""
-    return np.stack([ravel(jax.grad(LOSS)(params, (x[i : i + 1], y[i : i + 1]), None)) for i in range(len(x))])
+    return np.stack(
+        [ravel(jax.grad(LOSS)(params, (x[i : i + 1], y[i : i + 1]), None)) for i in range(len(x))]
+    )
 
 
 def ravel(tree):
@@ -55,18 +57,26 @@ def test_equal_and_opposite_examples():
     assert same.agreement == pytest.approx(1, abs=1e-5)
     assert same.noise_scale == pytest.approx(0, abs=1e-5)
     flat = lambda params, batch, key: jnp.sum(params * batch.mean())
-    torn = jc.gradient_statistics(flat, jnp.ones(3), np.array([1.0, -1.0], np.float32), progress=False)
+    torn = jc.gradient_statistics(
+        flat, jnp.ones(3), np.array([1.0, -1.0], np.float32), progress=False
+    )
     assert torn.agreement == pytest.approx(-1, abs=1e-5)
     assert torn.noise_scale == np.inf
-    still = jc.gradient_statistics(lambda p, b, k: 0 * jnp.sum(p), jnp.ones(3), np.ones(4), progress=False)
+    still = jc.gradient_statistics(
+        lambda p, b, k: 0 * jnp.sum(p), jnp.ones(3), np.ones(4), progress=False
+    )
     assert np.isfinite(still.agreement)
 
 
 def test_curvature_is_that_of_the_hessian():
     data = X[:36], Y[:36]
     flat, unravel = jax.flatten_util.ravel_pytree(PARAMS)
-    values = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda flat: LOSS(unravel(flat), data, None))(flat), np.float64))
-    found = jc.curvature(LOSS, PARAMS, data, jax.random.key(0), batch_size=12, steps=60, signs=400, progress=False)
+    values = np.linalg.eigvalsh(
+        np.asarray(jax.hessian(lambda flat: LOSS(unravel(flat), data, None))(flat), np.float64)
+    )
+    found = jc.curvature(
+        LOSS, PARAMS, data, jax.random.key(0), batch_size=12, steps=60, signs=400, progress=False
+    )
     assert found.largest == pytest.approx(values[-1], rel=1e-3)
     assert found.smallest == pytest.approx(values[0], rel=0.02)
     assert found.trace == pytest.approx(values.sum(), abs=4 * found.error)

@@ -24,7 +24,9 @@ def test_report():
     gap = weighted_error(PARAMS["a"]["kernel"], array.materialize())
     assert row.error == pytest.approx((gap / whole) ** 0.5, rel=1e-5)
     weighted = weighted_error(PARAMS["a"]["kernel"], array.materialize(), metric)
-    assert row.output_error == pytest.approx((weighted / weighted_error(PARAMS["a"]["kernel"], 0, metric)) ** 0.5, rel=1e-4)
+    assert row.output_error == pytest.approx(
+        (weighted / weighted_error(PARAMS["a"]["kernel"], 0, metric)) ** 0.5, rel=1e-4
+    )
     assert row.flops[0] == pytest.approx(2 * 512, rel=0.02)
     assert row.flops[1] == pytest.approx(2 * array.rank * (48 - array.rank), rel=0.03)
     assert rows["b/kernel"].form == "dense"
@@ -59,7 +61,13 @@ def test_frontier(tmp_path):
     assert (tmp_path / "frontier.png").stat().st_size > 5_000
     assert "<td>hashed</td>" in curve._repr_html_()
     with pytest.raises(ValueError, match="matches no leaf"):
-        jc.frontier({"typo": lambda keep: jc.at("c", jc.hashed(keep))}, PARAMS, evaluate, [1 / 2], progress=False)
+        jc.frontier(
+            {"typo": lambda keep: jc.at("c", jc.hashed(keep))},
+            PARAMS,
+            evaluate,
+            [1 / 2],
+            progress=False,
+        )
     with pytest.raises(TypeError, match="expected a transform"):
         jc.frontier({"none": lambda keep: None}, PARAMS, evaluate, [1 / 2], progress=False)
     assert np.isfinite(curve.total)

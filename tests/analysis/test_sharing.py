@@ -8,7 +8,12 @@ from laws import matrix
 
 import jaxcompress as jc
 from jaxcompress.analysis.attributes import overlap, roughness, shrinking
-from jaxcompress.analysis.sharing import cost_of_sharing, effective_rank, relative_variance, sketches
+from jaxcompress.analysis.sharing import (
+    cost_of_sharing,
+    effective_rank,
+    relative_variance,
+    sketches,
+)
 
 
 @pytest.mark.parametrize("keep", [1 / 2, 1 / 8, 1 / 64])
@@ -23,7 +28,9 @@ def test_sketches_are_unbiased_and_vary_as_theory_says(keep):
 
 def test_entries_of_a_column_meet_more_often_where_runs_are_shared():
     x, y = np.asarray(matrix(2, 64))
-    plain, runs = (sketches(jc.hashed(1 / 16, block=block)(jnp.ones((64, 8_000))), x, y) for block in (1, 4))
+    plain, runs = (
+        sketches(jc.hashed(1 / 16, block=block)(jnp.ones((64, 8_000))), x, y) for block in (1, 4)
+    )
     assert runs.expected == pytest.approx(4 * plain.expected, rel=0.01)
     assert runs.variance == pytest.approx(runs.expected, rel=0.15)
 
@@ -57,7 +64,9 @@ def test_lengths_vary_with_the_width_and_with_the_rank():
     x = np.asarray(matrix(1, 32)[0])
     hashed = relative_variance(lambda seed: jc.hashed(1 / 8, seed=seed), x, 16, draws=300)
     product = relative_variance(lambda seed: jc.factored(1 / 8), x, 32, draws=100)
-    circular = relative_variance(lambda seed: jc.hashed(1 / 8, layout="circular", seed=seed), x, 16, draws=300)
+    circular = relative_variance(
+        lambda seed: jc.hashed(1 / 8, layout="circular", seed=seed), x, 16, draws=300
+    )
     rank = jc.factored(1 / 8)(jnp.ones((32, 32))).rank
     assert circular == pytest.approx(2 / 16, rel=0.25)
     assert hashed == pytest.approx(2 / 16, rel=0.25)
@@ -67,7 +76,12 @@ def test_lengths_vary_with_the_width_and_with_the_rank():
 def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
     smooth = jnp.cumsum(jnp.cumsum(matrix(64, 40), 0), 0)
     found = cost_of_sharing(
-        smooth, {"hashed": jc.hashed(1 / 8), "cosines": jc.vocabulary(1 / 8), "windows": jc.toeplitz((64,), grid=(64,))}
+        smooth,
+        {
+            "hashed": jc.hashed(1 / 8),
+            "cosines": jc.vocabulary(1 / 8),
+            "windows": jc.toeplitz((64,), grid=(64,)),
+        },
     )
     assert found["hashed"] == (320, pytest.approx(7 / 8, rel=0.1))
     assert found["cosines"][1] < 0.05
@@ -96,13 +110,19 @@ def test_overlap_of_features():
     q = np.linalg.qr(np.asarray(matrix(32, 32)))[0]
     assert overlap(q[:, :5], q[:, :9] @ np.asarray(matrix(9, 9))) == pytest.approx(1)
     assert overlap(q[:, :5], q[:, 5:9]) == pytest.approx(0, abs=1e-9)
-    others = [overlap(matrix(64, 4, seed=seed), matrix(64, 16, seed=seed + 100)) for seed in range(20)]
+    others = [
+        overlap(matrix(64, 4, seed=seed), matrix(64, 16, seed=seed + 100)) for seed in range(20)
+    ]
     assert np.mean(others) == pytest.approx(16 / 64, rel=0.2)
 
 
 def test_shrinking_trains_at_every_size_and_seed(capsys):
     seen = []
-    found = shrinking(lambda examples, seed: seen.append((examples, seed)) or (1.0 * seed, 2.0 * seed), (30, 10), seeds=2)
+    found = shrinking(
+        lambda examples, seed: seen.append((examples, seed)) or (1.0 * seed, 2.0 * seed),
+        (30, 10),
+        seeds=2,
+    )
     assert seen == [(30, 0), (30, 1), (10, 0), (10, 1)]
     np.testing.assert_array_equal(found.gap, [0.5, 0.5])
     assert jc.plots.shrinking({"x": found}).get_xlabel() == "examples"

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jaxcompress as jc
-from jaxcompress.analysis.neighbours import nearest
+from jaxcompress.classifiers.neighbours import nearest
 from jaxcompress.models.mlp import MLP
 
 Array = np.ndarray
@@ -56,7 +56,11 @@ def clusters(rng: np.random.Generator, d: int) -> Callable[[int], tuple[Array, A
 
     def draw(n: int) -> tuple[Array, Array, Array]:
         which = rng.integers(12, size=n)
-        return np.array(centres)[which] + 0.2 * rng.normal(size=(n, d)), which // 2 % 3, np.isin(which, (0, 2, 4))
+        return (
+            np.array(centres)[which] + 0.2 * rng.normal(size=(n, d)),
+            which // 2 % 3,
+            np.isin(which, (0, 2, 4)),
+        )
 
     return draw
 
@@ -68,7 +72,9 @@ def rings(rng: np.random.Generator, d: int) -> Callable[[int], tuple[Array, Arra
         y = rng.choice(3, n, p=np.array([1, 3, 5]) / 9)
         radius = y + 0.15 + 0.85 * rng.uniform(size=n)
         angle = rng.uniform(0, 2 * np.pi, n)
-        x = np.column_stack([radius * np.cos(angle), radius * np.sin(angle), 0.05 * rng.normal(size=(n, d - 2))])
+        x = np.column_stack(
+            [radius * np.cos(angle), radius * np.sin(angle), 0.05 * rng.normal(size=(n, d - 2))]
+        )
         return x @ turn, y, angle < 2 * np.pi / 3
 
     return draw
@@ -94,7 +100,11 @@ def _one_nearest(inputs: Any, x: Any, y: Any) -> Any:
 def compiled(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
     model = MLP(widths)
     logits = lambda params, x: jnp.asarray(model.apply(params, x))
-    return model, jc.cross_entropy(logits), jax.jit(lambda params, x: jnp.argmax(logits(params, x), -1))
+    return (
+        model,
+        jc.cross_entropy(logits),
+        jax.jit(lambda params, x: jnp.argmax(logits(params, x), -1)),
+    )
 
 
 @cache
@@ -102,13 +112,27 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_onecycle_schedule(steps, rate, pct_start=0.1))
 
 
-def trained(x: Array, y: Array, hidden: tuple[int, ...], seed: int, *, steps: int = 1_500, rate: float = 3e-3) -> Classify:
+def trained(
+    x: Array,
+    y: Array,
+    hidden: tuple[int, ...],
+    seed: int,
+    *,
+    steps: int = 1_500,
+    rate: float = 3e-3,
+) -> Classify:
     """An MLP by `jc.fit`, on inputs of one standard deviation."""
     model, loss, say = compiled((*hidden, int(y.max()) + 1))
     centre, unit = x.mean(0), x.std()
     scaled = lambda inputs: jnp.asarray((inputs - centre) / unit, jnp.float32)
     params = model.init(jax.random.key(seed), scaled(x[:1]))
-    given: dict[str, Any] = dict(optimizer=adam(rate, steps), steps=steps, batch_size=min(128, len(x)), seed=seed, progress=False)
+    given: dict[str, Any] = dict(
+        optimizer=adam(rate, steps),
+        steps=steps,
+        batch_size=min(128, len(x)),
+        seed=seed,
+        progress=False,
+    )
     params = jc.fit(loss, params, (scaled(x), y), **given).params
     return lambda inputs: say(params, scaled(inputs))
 
@@ -116,8 +140,12 @@ def trained(x: Array, y: Array, hidden: tuple[int, ...], seed: int, *, steps: in
 def by_heart(x: Array, y: Array, seed: int, reach: float = 2.5, width: int = 256) -> Classify:
     """An MLP on random Fourier features, which is right on all that it is given; the less they reach, the less it interpolates."""
     spacing = np.median(nearest(x, x, 1, own=np.arange(len(x)))[0])
-    waves = np.random.default_rng(seed).normal(size=(x.shape[1], width)).astype(np.float32) / np.float32(reach * spacing)
-    features = lambda inputs: np.concatenate([np.cos(inputs @ waves), np.sin(inputs @ waves)], axis=1)
+    waves = np.random.default_rng(seed).normal(size=(x.shape[1], width)).astype(
+        np.float32
+    ) / np.float32(reach * spacing)
+    features = lambda inputs: np.concatenate(
+        [np.cos(inputs @ waves), np.sin(inputs @ waves)], axis=1
+    )
     say = trained(features(np.asarray(x, np.float32)), y, (128,), seed, steps=800)
     return lambda inputs: say(features(np.asarray(inputs, np.float32)))
 
@@ -147,7 +175,9 @@ def labels(rng, draw, n, fit) -> World:
     given = np.where(flipped, other(rng, y), y)
     with_it, without = fit(x, given), fit(x, y)
     nearby = origin(test_x, with_it(test_x), x, given, flipped)
-    return World((x, given), (test_x, test_y), with_it, "wrong labels", nearby & (without(test_x) == test_y))
+    return World(
+        (x, given), (test_x, test_y), with_it, "wrong labels", nearby & (without(test_x) == test_y)
+    )
 
 
 def other_classifier(rng, draw, n, fit, better, cause) -> World:
@@ -156,12 +186,17 @@ def other_classifier(rng, draw, n, fit, better, cause) -> World:
 
 
 def capacity(rng, draw, n, seed, hidden) -> World:
-    small, large = (lambda x, y, sizes=sizes: trained(x, y, sizes, seed) for sizes in (hidden, LARGE))
+    small, large = (
+        lambda x, y, sizes=sizes: trained(x, y, sizes, seed) for sizes in (hidden, LARGE)
+    )
     return other_classifier(rng, draw, n, small, large, "under-divided")
 
 
 def waves(rng, draw, n, seed) -> World:
-    short, ordinary = lambda x, y: by_heart(x, y, seed, reach=0.7), lambda x, y: trained(x, y, LARGE, seed)
+    short, ordinary = (
+        lambda x, y: by_heart(x, y, seed, reach=0.7),
+        lambda x, y: trained(x, y, LARGE, seed),
+    )
     return other_classifier(rng, draw, n, short, ordinary, "over-divided")
 
 
@@ -182,20 +217,30 @@ def islands(rng, draw, n) -> World:
 
 def ghosts(rng, draw, n, fit) -> World:
     (x, y, _), (test_x, test_y, _), (ghost, truth, _) = draw(n), draw(n), draw(n // 20)
-    far = nearest(ghost, x, 1)[0][:, 0] > np.median(nearest(x, x, 1, own=np.arange(n))[0])  # room for an island
+    far = nearest(ghost, x, 1)[0][:, 0] > np.median(
+        nearest(x, x, 1, own=np.arange(n))[0]
+    )  # room for an island
     ghost, truth = ghost[far], truth[far]
     all_x, all_y = np.concatenate([x, ghost]), np.concatenate([y, other(rng, truth)])
     with_it, without = fit(all_x, all_y), fit(x, y)
-    near = ghost + 0.1 * nearest(ghost, x, 1)[0] * rng.normal(size=ghost.shape) / np.sqrt(ghost.shape[1])
+    near = ghost + 0.1 * nearest(ghost, x, 1)[0] * rng.normal(size=ghost.shape) / np.sqrt(
+        ghost.shape[1]
+    )
     test_x, test_y = np.concatenate([test_x, near]), np.concatenate([test_y, truth])
     nearby = origin(test_x, with_it(test_x), all_x, all_y, np.arange(len(all_x)) >= n)
-    return World((x, y), (test_x, test_y), with_it, "over-divided", nearby & (without(test_x) == test_y))
+    return World(
+        (x, y), (test_x, test_y), with_it, "over-divided", nearby & (without(test_x) == test_y)
+    )
 
 
 def region(rng, draw, n, fit) -> World:
     (x, y, patch), (test_x, test_y, _) = draw(n), draw(n)
     return World(
-        (x[~patch], y[~patch]), (test_x, test_y), fit(x[~patch], y[~patch]), "wrong interpolation", fit(x, y)(test_x) == test_y
+        (x[~patch], y[~patch]),
+        (test_x, test_y),
+        fit(x[~patch], y[~patch]),
+        "wrong interpolation",
+        fit(x, y)(test_x) == test_y,
     )
 
 
@@ -203,20 +248,28 @@ FLIPPED = 0.2
 
 PLANTS = {
     "labels, 1-NN": lambda rng, draw, n, seed: labels(rng, draw, n, one_nearest),
-    "labels, by heart": lambda rng, draw, n, seed: labels(rng, draw, n, lambda x, y: by_heart(x, y, seed)),
+    "labels, by heart": lambda rng, draw, n, seed: labels(
+        rng, draw, n, lambda x, y: by_heart(x, y, seed)
+    ),
     "capacity, linear": lambda rng, draw, n, seed: capacity(rng, draw, n, seed, ()),
     "capacity, MLP": lambda rng, draw, n, seed: capacity(rng, draw, n, seed, (3,)),
     "excess, islands": lambda rng, draw, n, seed: islands(rng, draw, n),
-    "excess, by heart": lambda rng, draw, n, seed: ghosts(rng, draw, n, lambda x, y: by_heart(x, y, seed)),
+    "excess, by heart": lambda rng, draw, n, seed: ghosts(
+        rng, draw, n, lambda x, y: by_heart(x, y, seed)
+    ),
     "excess, waves": lambda rng, draw, n, seed: waves(rng, draw, n, seed),
     "region, 1-NN": lambda rng, draw, n, seed: region(rng, draw, n, one_nearest),
-    "region, MLP": lambda rng, draw, n, seed: region(rng, draw, n, lambda x, y: trained(x, y, LARGE, seed)),
+    "region, MLP": lambda rng, draw, n, seed: region(
+        rng, draw, n, lambda x, y: trained(x, y, LARGE, seed)
+    ),
 }
 
 
 def world(plant: str, geometry: str, d: int, seed: int, n: int = 1_500) -> World:
     """A world of its own for every seed."""
-    rng = np.random.default_rng([seed, d, list(PLANTS).index(plant), list(GEOMETRIES).index(geometry)])
+    rng = np.random.default_rng(
+        [seed, d, list(PLANTS).index(plant), list(GEOMETRIES).index(geometry)]
+    )
     return PLANTS[plant](rng, GEOMETRIES[geometry](rng, d), n, seed)
 
 

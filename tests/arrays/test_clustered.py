@@ -24,9 +24,13 @@ def test_a_table_of_noise_is_stored_better_than_by_a_low_rank():
     table, often = matrix(2_000, 64), np.random.default_rng(0).pareto(1.0, 2_000)
     often = often / often.sum()
     for moments in (None, often):
-        clustered, factored = (jc.materialize(form(1 / 4)(table, moments)) for form in (jc.clustered, jc.factored))
+        clustered, factored = (
+            jc.materialize(form(1 / 4)(table, moments)) for form in (jc.clustered, jc.factored)
+        )
         metric = None if moments is None else np.diag(moments)
-        assert weighted_error(table, clustered, metric) < 0.3 * weighted_error(table, factored, metric)
+        assert weighted_error(table, clustered, metric) < 0.3 * weighted_error(
+            table, factored, metric
+        )
 
 
 def test_a_stack_shares_its_indices_and_not_its_runs():
@@ -48,7 +52,11 @@ def test_what_a_budget_is_told_is_near_the_truth():
     for keep, error in list(zip(keeps, errors, strict=True))[10:-1:12]:
         small = jc.clustered(float(keep))(table)
         assert small.stored_numbers <= keep * table.size * (1 + 1e-9)
-        assert 0.4 * error < weighted_error(table, small.materialize()) < 2.5 * error + 0.05 * float(jnp.sum(table**2))
+        assert (
+            0.4 * error
+            < weighted_error(table, small.materialize())
+            < 2.5 * error + 0.05 * float(jnp.sum(table**2))
+        )
 
 
 def test_indices_are_numbers_and_bits_are_bits():

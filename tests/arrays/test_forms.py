@@ -12,8 +12,8 @@ from scipy.interpolate import BSpline
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import cosines, low_frequencies
-from jaxcompress.arrays.convolved import BASES, spline_matrix
 from jaxcompress.arrays.hashed import places_and_signs
+from jaxcompress.arrays.spline import BASES, spline_matrix
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 2), (1, 5), (7, 1), (16, 9)])
@@ -21,7 +21,9 @@ def test_a_dense_layer_is_one_convolution(m, n):
     kernel, x = matrix(m, n), matrix(4, m, seed=1)
     f = jc.as_function(kernel)
     assert f.shape == (m * n,)
-    y = jax.lax.conv_general_dilated(x[:, None], f[None, None], (1,), [(n - 1, n - 1)], lhs_dilation=(n,))[:, 0]
+    y = jax.lax.conv_general_dilated(
+        x[:, None], f[None, None], (1,), [(n - 1, n - 1)], lhs_dilation=(n,)
+    )[:, 0]
     np.testing.assert_allclose(y, x @ kernel, atol=1e-5)
     with pytest.raises(ValueError, match="expects a matrix"):
         jc.as_function(jnp.ones(3))
@@ -46,13 +48,18 @@ def test_one_convolution_is_all_four_forms():
     same(meet(x, wrapped, n, n), x @ table[places])
     hashed = jc.HashedArray(table, seed=3, layout="circular", dims=(m, n))
     (rows, row_signs), (columns, column_signs) = places_and_signs(m, n, size, jnp.uint32(3))
-    circle = jnp.zeros((5, size)).at[:, rows].add(x * row_signs)  # the inputs at places of their own
+    circle = (
+        jnp.zeros((5, size)).at[:, rows].add(x * row_signs)
+    )  # the inputs at places of their own
     turned = jnp.stack([jnp.roll(table, -int(place)) for place in columns], 1)
     same(circle @ turned * column_signs, x @ hashed)
 
     coarse = jc.convolved(1 / 4)(kernel)
     steps = jc.as_function(coarse.materialize())
-    same(steps.reshape(m, 2, n // 2), jnp.broadcast_to(steps.reshape(m, 2, n // 2)[..., :1], (m, 2, n // 2)))
+    same(
+        steps.reshape(m, 2, n // 2),
+        jnp.broadcast_to(steps.reshape(m, 2, n // 2)[..., :1], (m, 2, n // 2)),
+    )
     same(steps.reshape(m, 2, n // 2)[..., 0], jc.as_function(kernel).reshape(m, 2, n // 2).mean(-1))
     same(meet(x, steps, n, n), x @ coarse)
 
@@ -68,7 +75,10 @@ def test_steps_never_cross_a_period():
     dense = np.asarray(coarse.materialize())
     assert all(len(np.unique(row)) == 3 for row in dense)
     np.testing.assert_allclose(dense[:, :3].mean(1), matrix(4, 7)[:, :3].mean(1), atol=1e-6)
-    assert flops(lambda x, a: x @ a, jnp.ones((8, 64)), jc.convolved(1 / 4)(matrix(64, 64))) < 1.1 * 2 * 8 * 64 * 16
+    assert (
+        flops(lambda x, a: x @ a, jnp.ones((8, 64)), jc.convolved(1 / 4)(matrix(64, 64)))
+        < 1.1 * 2 * 8 * 64 * 16
+    )
 
 
 @pytest.mark.parametrize(("count", "n"), [(4, 16), (5, 17), (1, 6), (2, 2), (9, 10)])
@@ -80,14 +90,22 @@ def test_splines_are_those_of_scipy(count, n):
         np.testing.assert_allclose(found.sum(0), 1)
         np.testing.assert_allclose(np.arange(count) @ found, at if count > 1 else 0, atol=1e-12)
         reach = (degree + 1) / 2
-        pieces = [BSpline.basis_element(np.arange(degree + 2) - reach + k, extrapolate=False)(at) for k in range(count)]
+        pieces = [
+            BSpline.basis_element(np.arange(degree + 2) - reach + k, extrapolate=False)(at)
+            for k in range(count)
+        ]
         inside = (at >= reach - 1) & (at <= count - reach)
-        np.testing.assert_allclose(found[:, inside], np.nan_to_num(np.stack(pieces))[:, inside], atol=1e-12)
+        np.testing.assert_allclose(
+            found[:, inside], np.nan_to_num(np.stack(pieces))[:, inside], atol=1e-12
+        )
 
 
 def test_smoother_bases_need_fewer_knots_for_what_is_smooth():
     smooth = jnp.sin(jnp.linspace(0, 6, 60))[None] * jnp.linspace(1, 2, 8)[:, None]
-    errors = [weighted_error(smooth, jc.convolved(1 / 5, basis=basis)(smooth).materialize()) for basis in BASES]
+    errors = [
+        weighted_error(smooth, jc.convolved(1 / 5, basis=basis)(smooth).materialize())
+        for basis in BASES
+    ]
     assert errors[1] < errors[0] / 20
     assert errors[2] < errors[1] / 3
 
@@ -109,13 +127,17 @@ def test_whitening_gives_the_least_output_error():
     array = jc.FactoredArray.fit(np.asarray(w), 5, metric=np.asarray(metric))
     root = np.linalg.cholesky(np.asarray(metric, np.float64) + 1e-9 * np.eye(30)).T
     s = np.linalg.svd(root @ np.asarray(w, np.float64), compute_uv=False)
-    np.testing.assert_allclose(weighted_error(w, array.materialize(), metric), np.sum(s[5:] ** 2), rtol=1e-3)
+    np.testing.assert_allclose(
+        weighted_error(w, array.materialize(), metric), np.sum(s[5:] ** 2), rtol=1e-3
+    )
 
 
 def test_factored_edge_cases():
     for w in (np.zeros((6, 4), np.float32), np.ones((6, 4), np.float32)):
         np.testing.assert_allclose(jc.factored(keep=3 / 4)(w).materialize(), w, atol=1e-5)
-    dead = np.diag(np.r_[np.ones(3), np.zeros(5)]).astype(np.float32)  # five inputs that are always zero
+    dead = np.diag(np.r_[np.ones(3), np.zeros(5)]).astype(
+        np.float32
+    )  # five inputs that are always zero
     array = jc.factored(keep=3 / 4)(matrix(8, 6), dead)
     assert bool(jnp.isfinite(array.materialize()).all())
     stack = matrix(3, 10, 8)
@@ -123,18 +145,26 @@ def test_factored_edge_cases():
     for layer in range(3):
         alone = jc.FactoredArray.fit(np.asarray(stack[layer]), joint.rank)
         np.testing.assert_allclose(joint.materialize()[layer], alone.materialize(), atol=2e-5)
-    assert jc.factored(energy=0.5)(matrix(20, 20)).rank < jc.factored(energy=0.9)(matrix(20, 20)).rank
+    assert (
+        jc.factored(energy=0.5)(matrix(20, 20)).rank < jc.factored(energy=0.9)(matrix(20, 20)).rank
+    )
 
 
 def test_cosines_are_scipys_and_orthonormal():
-    np.testing.assert_allclose(cosines((9,), np.arange(9)[:, None]), scipy.fft.dct(np.eye(9), norm="ortho", axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        cosines((9,), np.arange(9)[:, None]),
+        scipy.fft.dct(np.eye(9), norm="ortho", axis=1),
+        atol=1e-6,
+    )
     grid = (4, 6)
     order = low_frequencies(grid)
     atoms = np.asarray(cosines(grid, order))
     np.testing.assert_allclose(atoms.T @ atoms, np.eye(24), atol=1e-6)
     assert order[0].tolist() == [0, 0]
     assert order[1].tolist() == [0, 1]
-    random = np.asarray(jc.DesignedAtoms("random", grid=(30,), count=11, seed=4, dims=(30, 11)).materialize())
+    random = np.asarray(
+        jc.DesignedAtoms("random", grid=(30,), count=11, seed=4, dims=(30, 11)).materialize()
+    )
     np.testing.assert_allclose(random.T @ random, np.eye(11), atol=1e-6)
 
 
@@ -144,9 +174,13 @@ def test_designed_atoms_store_nothing_and_cost_the_formula():
     assert not jax.tree.leaves(array.atoms)
     learned = jc.vocabulary(keep=1 / 4, atoms="learned")(matrix(256, 100))
     k = learned.codes.shape[0]
-    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), learned) == pytest.approx(2 * 128 * k * 356, rel=0.03)
+    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), learned) == pytest.approx(
+        2 * 128 * k * 356, rel=0.03
+    )
     low = jc.factored(keep=1 / 4)(matrix(256, 256))
-    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), low) == pytest.approx(2 * 128 * low.rank * (512 - low.rank), rel=0.03)
+    assert flops(lambda x, a: x @ a, jnp.ones((128, 256)), low) == pytest.approx(
+        2 * 128 * low.rank * (512 - low.rank), rel=0.03
+    )
 
 
 def test_stacks_come_first():

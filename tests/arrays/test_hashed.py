@@ -13,7 +13,12 @@ from jaxcompress.arrays import hashed
 from jaxcompress.arrays.permutation import permute
 
 GOLDEN_INDEX = [[7, 7, 1, 2, 2, 5], [8, 9, 1, 9, 4, 8], [4, 6, 3, 1, 0, 6], [0, 3, 5, 2, 0, 3]]
-GOLDEN_SIGN = [[-1, -1, -1, 1, 1, -1], [-1, -1, -1, -1, 1, 1], [-1, -1, 1, 1, -1, -1], [1, 1, 1, -1, -1, -1]]
+GOLDEN_SIGN = [
+    [-1, -1, -1, 1, 1, -1],
+    [-1, -1, -1, -1, 1, 1],
+    [-1, -1, 1, 1, -1, -1],
+    [1, 1, 1, -1, -1, -1],
+]
 GOLDEN_ORDER = [11, 0, 5, 6, 1, 3, 7, 9, 8, 4, 2, 10]
 GOLDEN_BLOCKS = [[0, 1, 2, 3, 4, 5, 0], [3, 4, 5, 0, 1, 2, 2], [0, 1, 2, 3, 4, 5, 1]]
 
@@ -38,7 +43,13 @@ SIZES = [(1, 1, 1), (1, 17, 5), (17, 1, 5), (13, 11, 10), (32, 16, 64), (9, 10, 
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "size", "block"), [(m, n, size, block) for m, n, size in SIZES for block in (1, 2, 4, 7) if block <= min(size, n)]
+    ("m", "n", "size", "block"),
+    [
+        (m, n, size, block)
+        for m, n, size in SIZES
+        for block in (1, 2, 4, 7)
+        if block <= min(size, n)
+    ],
 )
 def test_every_number_is_used_equally_often(m, n, size, block):
     index, _ = index_and_sign(m, n, size, seed=5, block=block)
@@ -56,7 +67,11 @@ def test_signs_are_even_and_independent_of_the_index():
 def test_places_look_random():
     """Neighbours share a number no more often than chance, along either axis."""
     index, _ = index_and_sign(256, 256, 128, seed=2)
-    for a, b in ((index[1:], index[:-1]), (index[:, 1:], index[:, :-1]), (index[1:, 1:], index[:-1, :-1])):
+    for a, b in (
+        (index[1:], index[:-1]),
+        (index[:, 1:], index[:, :-1]),
+        (index[1:, 1:], index[:-1, :-1]),
+    ):
         assert abs((a == b).mean() - 1 / 128) < 0.002
     other, _ = index_and_sign(256, 256, 128, seed=3)
     assert abs((index == other).mean() - 1 / 128) < 0.002
@@ -81,7 +96,9 @@ def test_seeds_come_from_the_path_or_the_shape():
 
 def test_no_index_array_is_stored_in_the_program():
     array = jc.hashed(keep=1 / 64)(jax.random.normal(jax.random.key(0), (256, 256)))
-    exported = export.export(jax.jit(lambda a, x: x @ a))(array, jax.ShapeDtypeStruct((4, 256), jnp.float32))
+    exported = export.export(jax.jit(lambda a, x: x @ a))(
+        array, jax.ShapeDtypeStruct((4, 256), jnp.float32)
+    )
     assert len(exported.mlir_module_serialized) < 8_000 + 4 * array.stored_numbers
 
 
@@ -123,7 +140,10 @@ def test_places_of_the_circular_layout_are_sums_and_its_signs_products(m, n, siz
 @pytest.mark.parametrize(("m", "n", "size"), SIZES)
 def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
     """As a dense matrix, as runs of the table, and as the correlation of a count sketch with it; and so their gradients."""
-    table, x = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, size), (2, 3, m)]))
+    table, x = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, size), (2, 3, m)])
+    )
     seed = jnp.uint32(7)
 
     def dense(x, table):
@@ -136,19 +156,30 @@ def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
 
     exact = outputs_and_gradients(dense)
     for way in (hashed._correlate, hashed._read_round):
-        for mine, theirs in zip(outputs_and_gradients(partial(way, seed=seed, m=m, n=n)), exact, strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=0, atol=float(jnp.abs(theirs).max()) * 1e-5)
+        for mine, theirs in zip(
+            outputs_and_gradients(partial(way, seed=seed, m=m, n=n)), exact, strict=True
+        ):
+            np.testing.assert_allclose(
+                mine, theirs, rtol=0, atol=float(jnp.abs(theirs).max()) * 1e-5
+            )
         half = way(x.astype(jnp.bfloat16), table.astype(jnp.bfloat16), seed, m=m, n=n)
         assert half.dtype == jnp.bfloat16
-        np.testing.assert_allclose(half.astype(jnp.float32), exact[0], rtol=0, atol=float(jnp.abs(exact[0]).max()) * 2e-2)
+        np.testing.assert_allclose(
+            half.astype(jnp.float32), exact[0], rtol=0, atol=float(jnp.abs(exact[0]).max()) * 2e-2
+        )
 
 
 def test_a_small_circular_table_costs_less_than_the_dense_product():
-    array = jc.hashed(1 / 1024, layout="circular")(jax.random.normal(jax.random.key(0), (1024, 1024)))
+    array = jc.hashed(1 / 1024, layout="circular")(
+        jax.random.normal(jax.random.key(0), (1024, 1024))
+    )
     x = jnp.ones((128, 1024))
     dense = jax.jit(lambda x, w: x @ w).lower(x, jnp.ones((1024, 1024))).cost_analysis()["flops"]
     assert jax.jit(lambda x, w: x @ w).lower(x, array).cost_analysis()["flops"] < dense / 10
-    for mine, theirs in ((x @ array, x @ array.materialize()), (x @ array.mT, x @ array.materialize().T)):
+    for mine, theirs in (
+        (x @ array, x @ array.materialize()),
+        (x @ array.mT, x @ array.materialize().T),
+    ):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=float(jnp.abs(theirs).max()) * 1e-5)
 
 

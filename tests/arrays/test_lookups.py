@@ -16,7 +16,9 @@ def sparse(rows: int, columns: int, entries: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     codes = np.zeros((rows, columns), np.float32)
     for column in range(columns):
-        codes[rng.permutation(rows)[:entries], column] = rng.choice([-1, 1], entries) * rng.uniform(1, 2, entries)
+        codes[rng.permutation(rows)[:entries], column] = rng.choice([-1, 1], entries) * rng.uniform(
+            1, 2, entries
+        )
     return codes
 
 
@@ -42,17 +44,25 @@ def test_the_search_beats_a_random_control():
     gram = np.asarray(metric, np.float64)
     control = np.zeros((40, 60))
     for column, rows in enumerate(chosen.T):
-        control[rows, column] = np.linalg.solve(gram[np.ix_(rows, rows)], gram[rows] @ np.asarray(dense)[:, column])
+        control[rows, column] = np.linalg.solve(
+            gram[np.ix_(rows, rows)], gram[rows] @ np.asarray(dense)[:, column]
+        )
     best, chance = (weighted_error(dense, each, metric) for each in (found.materialize(), control))
     assert best < 0.7 * chance
-    learned, given = (jc.vocabulary(0.9, atoms=atoms, lookups=2)(dense) for atoms in ("learned", np.eye(40)))
+    learned, given = (
+        jc.vocabulary(0.9, atoms=atoms, lookups=2)(dense) for atoms in ("learned", np.eye(40))
+    )
     assert weighted_error(dense, learned.materialize()) < weighted_error(dense, given.materialize())
 
 
 def test_a_stack_shares_its_rows_and_not_its_values():
     stack = np.asarray(matrix(3, 12, 8))
     array = jc.LookupArray.fit(stack, 2)
-    assert (array.shape, array.values.shape, array.index.array.shape) == ((3, 12, 8), (3, 2, 8), (2, 8))
+    assert (array.shape, array.values.shape, array.index.array.shape) == (
+        (3, 12, 8),
+        (3, 2, 8),
+        (2, 8),
+    )
     x = matrix(3, 5, 12)
     np.testing.assert_allclose(x @ array, x @ array.materialize(), atol=1e-5)
 
@@ -79,7 +89,10 @@ def test_what_cannot_be_is_said():
         jc.vocabulary(1 / 2, lookups=0)
     with pytest.raises(ValueError, match="lookups=3 is more than the 2 atoms that there are"):
         jc.vocabulary(1, atoms=lambda grid: jnp.ones((12, 2)), lookups=3)({"w": jnp.ones((12, 5))})
-    with pytest.raises(ValueError, match="w: 2 look-ups a column take 400 numbers, and keep allows 300; the least keep"):
+    with pytest.raises(
+        ValueError,
+        match="w: 2 look-ups a column take 400 numbers, and keep allows 300; the least keep",
+    ):
         jc.vocabulary(1 / 4, lookups=2)({"w": jnp.ones((12, 100))})
     with pytest.raises(ValueError, match="2 look-ups a column and as many atoms take 424 numbers"):
         jc.vocabulary(1 / 4, atoms="learned", lookups=2)({"w": jnp.ones((12, 100))})

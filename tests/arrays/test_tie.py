@@ -31,7 +31,10 @@ def language():
     params["scores"]["kernel"] = params["words"]["embedding"].T
     for part in ("norm", "up", "down"):
         params[f"two_{part}"] = params[f"one_{part}"]
-    ties = {"scores/kernel": "words/embedding", **{f"two_{part}": f"one_{part}" for part in ("norm", "up", "down")}}
+    ties = {
+        "scores/kernel": "words/embedding",
+        **{f"two_{part}": f"one_{part}" for part in ("norm", "up", "down")},
+    }
     return (lambda params, ids: Language().apply({"params": params}, ids)), params, ids, ties
 
 
@@ -46,7 +49,10 @@ def test_a_tied_network_is_the_same_and_gradients_add_up():
     both = theirs["words"]["embedding"] + theirs["scores"]["kernel"].T
     np.testing.assert_allclose(ours["words"]["embedding"], both, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        ours["one_up"]["kernel"], theirs["one_up"]["kernel"] + theirs["two_up"]["kernel"], rtol=1e-4, atol=1e-5
+        ours["one_up"]["kernel"],
+        theirs["one_up"]["kernel"] + theirs["two_up"]["kernel"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -63,7 +69,9 @@ def test_every_transform_changes_both_ends_alike():
     assert jnp.array_equal(whole["scores"]["kernel"], whole["words"]["embedding"].T)
     assert net(small, ids).shape == (3, 4, 20)
     compact = jc.at("words/embedding", jc.factored(keep=1 / 2))(tied)
-    np.testing.assert_allclose(net(compact, ids), apply(jc.materialize(expand(compact)), ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        net(compact, ids), apply(jc.materialize(expand(compact)), ids), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_other_frameworks_and_shapes():

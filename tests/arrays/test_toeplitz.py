@@ -13,13 +13,20 @@ from jaxcompress.analysis.report import flops
 
 @pytest.mark.parametrize(
     ("grid", "window", "stride", "pad"),
-    [((9,), (4,), 1, 0), ((9, 7), (3, 2), (2, 1), 0), ((8, 8), (5, 5), 3, (2, 1)), ((6, 6, 3), (3, 3, 3), (2, 2, 1), (1, 1, 0))],
+    [
+        ((9,), (4,), 1, 0),
+        ((9, 7), (3, 2), (2, 1), 0),
+        ((8, 8), (5, 5), 3, (2, 1)),
+        ((6, 6, 3), (3, 3, 3), (2, 2, 1), (1, 1, 0)),
+    ],
 )
 def test_it_is_a_convolution(grid, window, stride, pad):
     transform = jc.toeplitz(window, grid=grid, stride=stride, pad=pad)
     axes = len(grid)
     strides, pads = transform.stride, transform.pad
-    count = np.prod([(g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, strides, pads, strict=True)])
+    count = np.prod(
+        [(g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, strides, pads, strict=True)]
+    )
     array = transform(matrix(int(np.prod(grid)), int(count) * 2))
     x = matrix(5, int(np.prod(grid)), seed=1)
     letters = "DHW"[-axes:]
@@ -81,7 +88,9 @@ def test_channels_have_the_same_atoms_apart():
     assert array.codes.shape == (12, 5)
     channel = jc.vocabulary(keep=1 / 2, grid=(4, 2))(dense[1::3])
     np.testing.assert_allclose(array.materialize()[1::3], channel.materialize(), atol=1e-5)
-    np.testing.assert_allclose(matrix(2, 24) @ array, matrix(2, 24) @ array.materialize(), atol=1e-4)
+    np.testing.assert_allclose(
+        matrix(2, 24) @ array, matrix(2, 24) @ array.materialize(), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,12 +104,27 @@ def test_channels_have_the_same_atoms_apart():
         (lambda: jc.toeplitz((5, 5), grid=(4, 4)), "has no position"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4), stride=0), "stride must be one whole number"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=(1,)), "pad must be one whole number"),
-        (lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((12, 9))), "has 16 points, but the matrix has 12 inputs"),
-        (lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((16, 10))), "9 positions, of which 10 outputs are no multiple"),
+        (
+            lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((12, 9))),
+            "has 16 points, but the matrix has 12 inputs",
+        ),
+        (
+            lambda: jc.toeplitz((2, 2), grid=(4, 4))(jnp.ones((16, 10))),
+            "9 positions, of which 10 outputs are no multiple",
+        ),
         (lambda: jc.vocabulary(1 / 2, channels=0), "channels must be a whole number"),
-        (lambda: jc.vocabulary(1 / 2, atoms="learned", channels=2), "says how designed atoms are made"),
-        (lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))), "4 points of 2 channels.* the product 6"),
-        (lambda: jc.vocabulary(1 / 2, channels=5)(jnp.ones((12, 9))), "channels=5 does not divide the 12 inputs"),
+        (
+            lambda: jc.vocabulary(1 / 2, atoms="learned", channels=2),
+            "says how designed atoms are made",
+        ),
+        (
+            lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))),
+            "4 points of 2 channels.* the product 6",
+        ),
+        (
+            lambda: jc.vocabulary(1 / 2, channels=5)(jnp.ones((12, 9))),
+            "channels=5 does not divide the 12 inputs",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make, message):

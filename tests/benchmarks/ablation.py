@@ -34,10 +34,11 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.cli import installed_model
-from jaxcompress.corpus import Settings, cuts, job
-from jaxcompress.encoder import Encoder, read_encoder
-from jaxcompress.text.batches import buckets
-from jaxcompress.text.retrieval import compare, fidelity, ranks
+from jaxcompress.documents import Settings, job
+from jaxcompress.documents import pruning as cuts
+from jaxcompress.documents.batches import buckets
+from jaxcompress.documents.encoder import Encoder, read_encoder
+from jaxcompress.documents.retrieval import compare, fidelity, ranks
 
 KEEP = 1 / 4
 TOTAL = KEEP * 22_713_216
@@ -52,12 +53,16 @@ Narrowing = Callable[[Encoder, float], Change | None]
 def with_words(encoder: Encoder, numbers: float) -> Change:
     """Hidden axes and the table of words on one budget of all numbers, nothing else clustered."""
     budget = jc.budget(min(TOTAL / float(jc.stored_numbers(encoder.params)), 1.0))
-    return jc.together(jc.rotate_and_prune(encoder.net, budget), jc.at("words/embedding", jc.clustered(budget)))
+    return jc.together(
+        jc.rotate_and_prune(encoder.net, budget), jc.at("words/embedding", jc.clustered(budget))
+    )
 
 
 def by_magnitude(encoder: Encoder, numbers: float) -> Change:
     """Hidden axes at equal keeps, by the norm of their weights, nothing folded."""
-    cut = lambda keep: jc.rotate_and_prune(encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude")
+    cut = lambda keep: jc.rotate_and_prune(
+        encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude"
+    )
     low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
@@ -70,7 +75,11 @@ def of_residual(encoder: Encoder, numbers: float) -> Change:
     """Three quarters of the residual width, selected, in front of a linear layer that leads back to the whole; then the rest."""
 
     def change(params: Any, moments: Any) -> Any:
-        width = next(axis.key for axis in encoder.net.axes if any(slot.startswith("words") for slot in axis.producers))
+        width = next(
+            axis.key
+            for axis in encoder.net.axes
+            if any(slot.startswith("words") for slot in axis.producers)
+        )
         params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
         rest = cuts.narrow(encoder.replace(params=params), numbers)
         return params if rest is None else rest(params, moments)
@@ -81,7 +90,9 @@ def of_residual(encoder: Encoder, numbers: float) -> Change:
 def with_way_back(encoder: Encoder) -> Encoder:
     """The encoder with a last layer that is linear and changes nothing, before which the residual width is a hidden axis."""
     count, d = encoder.config.num_hidden_layers, encoder.config.hidden_size
-    config = dataclasses.replace(encoder.config, num_hidden_layers=count + 1, linear_layers=(count,))
+    config = dataclasses.replace(
+        encoder.config, num_hidden_layers=count + 1, linear_layers=(count,)
+    )
     identity = {"kernel": jnp.eye(d), "bias": jnp.zeros(d)}
     return encoder.replace(config=config, params=encoder.params | {f"layer_{count}": identity})
 
@@ -90,7 +101,11 @@ def plain(encoder: Encoder, numbers: float) -> Change:
     """All matrices by the singular value decomposition of the weights alone, at equal keeps."""
 
     def change(params: Any, moments: Any) -> Any:
-        fixed = sum(float(leaf.size) for name, leaf in named_leaves(params) if not cuts.is_matrix(name, leaf))
+        fixed = sum(
+            float(leaf.size)
+            for name, leaf in named_leaves(params)
+            if not cuts.is_matrix(name, leaf)
+        )
         keep = (TOTAL - fixed) / (float(jc.stored_numbers(params)) - fixed)
         return jc.at(cuts.is_matrix, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
 
@@ -131,29 +146,64 @@ def faq_texts() -> tuple[list[str], list[str]]:
 def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
     """Shares of MiniLM's own recall and reciprocal ranks, by embeddings of questions and answers."""
     texts = faq_texts()
-    theirs = [benchmark.known(name, large, each) for name, each in zip(("questions", "answers"), texts, strict=True)]
+    theirs = [
+        benchmark.known(name, large, each)
+        for name, each in zip(("questions", "answers"), texts, strict=True)
+    ]
     index, right = faq.halves(faq.pairs())[0], np.arange(len(texts[0]))
     found = compare(ranks(*theirs, right)[index], ranks(*ours, right)[index])
-    row = {name: np.round(getattr(found, name), 4).tolist() for name in ("recall_kept", "mrr_kept", "lost", "won")}
+    row = {
+        name: np.round(getattr(found, name), 4).tolist()
+        for name in ("recall_kept", "mrr_kept", "lost", "won")
+    }
     same = ours[0].shape[1] == theirs[0].shape[1]
-    return row | {"fidelity": [round(fidelity(a[index], b[index]), 4) for a, b in zip(theirs, ours, strict=True)] if same else None}
+    return row | {
+        "fidelity": [
+            round(fidelity(a[index], b[index]), 4) for a, b in zip(theirs, ours, strict=True)
+        ]
+        if same
+        else None
+    }
 
 
-def measure(row: dict[str, Any], minutes: float, large: Encoder, texts: list[str]) -> dict[str, Any]:
+def measure(
+    row: dict[str, Any], minutes: float, large: Encoder, texts: list[str]
+) -> dict[str, Any]:
     """One row, before and after learning."""
     settings = Settings(KEEP, minutes, work=row.get("work"), layers=row.get("layers"))
     layers = job.layers_that_stay(large.config, settings)
     few = cuts.fewer_words(large, texts, settings.reserve)
     few = with_way_back(few) if row.get("narrowing") is of_residual else few
-    options = {"linear": row.get("linear", False)} | ({"narrowing": row["narrowing"]} if "narrowing" in row else {})
-    small = cuts.shrink(few, texts, settings.share_of_work, layers=layers, seed=0, progress=True, **options)
+    options = {"linear": row.get("linear", False)} | (
+        {"narrowing": row["narrowing"]} if "narrowing" in row else {}
+    )
+    small = cuts.shrink(
+        few, texts, settings.share_of_work, layers=layers, seed=0, progress=True, **options
+    )
     cut, form = cuts.kernel_numbers(small) < cuts.kernel_numbers(few), row.get("form", jc.clustered)
     found: dict[str, Any] = {}
-    for name, given in {"before": None, "after": benchmark.lessons(large, texts)[0] if minutes else None}.items():
+    for name, given in {
+        "before": None,
+        "after": benchmark.lessons(large, texts)[0] if minutes else None,
+    }.items():
         if name == "before" or given is not None:
             with tempfile.TemporaryDirectory() as place:
-                ready, losses = job.taught(small, given, texts, TOTAL, settings, Path(place), cut=cut, form=form, progress=True)
-            found |= {name: asked(ready, large), "numbers": float(jc.stored_numbers(ready.params)), "steps": len(losses)}
+                ready, losses = job.taught(
+                    small,
+                    given,
+                    texts,
+                    TOTAL,
+                    settings,
+                    Path(place),
+                    cut=cut,
+                    form=form,
+                    progress=True,
+                )
+            found |= {
+                name: asked(ready, large),
+                "numbers": float(jc.stored_numbers(ready.params)),
+                "steps": len(losses),
+            }
     return found
 
 
@@ -163,7 +213,8 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
     size = round(KEEP * seen.shape[1])
     directions = np.linalg.eigh(seen.T @ seen)[1][:, -size:]
     ours = [
-        benchmark.known(name, large, each) @ directions for name, each in zip(("questions", "answers"), faq_texts(), strict=True)
+        benchmark.known(name, large, each) @ directions
+        for name, each in zip(("questions", "answers"), faq_texts(), strict=True)
     ]
     ours = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in ours]
     return {"numbers": float(jc.stored_numbers(large.params)), "before": judged(ours, large)}
@@ -176,8 +227,12 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
-    moments = net.calibrate(large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
-    shrink = jc.at(lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=net.matrix_axes))
+    moments = net.calibrate(
+        large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask
+    )
+    shrink = jc.at(
+        lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=net.matrix_axes)
+    )
     answers = buckets(hidden.encode(faq_texts()[1][:200]), longest=benchmark.LENGTH)
     run, errors = jax.jit(net), {}
     again = jc.reconstruct(net, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
@@ -187,7 +242,9 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
         error = total = 0.0
         for batch in answers:
             whole = np.asarray(run(large.params, *batch.inputs))[batch.mask]
-            error += float(np.sum((np.asarray(run(params, *batch.inputs))[batch.mask] - whole) ** 2))
+            error += float(
+                np.sum((np.asarray(run(params, *batch.inputs))[batch.mask] - whole) ** 2)
+            )
             total += float(np.sum(whole**2))
         errors[name] = error / total
     return errors
@@ -195,20 +252,33 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
 
 def table(results: dict[str, Any]) -> str:
     """A line for each row."""
-    lines = ["| row | numbers | recall@1 / MRR kept, % | fidelity q / d | after learning | fidelity q / d |", "|---" * 6 + "|"]
+    lines = [
+        "| row | numbers | recall@1 / MRR kept, % | fidelity q / d | after learning | fidelity q / d |",
+        "|---" * 6 + "|",
+    ]
 
     def cells(found: dict[str, Any] | None) -> list[str]:
         if found is None:
             return ["", ""]
         kept = " / ".join(f"{100 * found[name][0]:.1f}" for name in ("recall_kept", "mrr_kept"))
-        return [f"{kept} ({found['lost']} / {found['won']})", " / ".join(f"{each:.3f}" for each in found["fidelity"] or ())]
+        return [
+            f"{kept} ({found['lost']} / {found['won']})",
+            " / ".join(f"{each:.3f}" for each in found["fidelity"] or ()),
+        ]
 
     for name, found in results.items():
         if name != "A7":
-            cut = [name, f"{found['numbers'] / 1e6:.2f} M", *cells(found["before"]), *cells(found.get("after"))]
+            cut = [
+                name,
+                f"{found['numbers'] / 1e6:.2f} M",
+                *cells(found["before"]),
+                *cells(found.get("after")),
+            ]
             lines.append(f"| {' | '.join(cut)} |")
     found = results["A7"]
-    ways = ", ".join(f"{name} {found[name]:.4f} ({found[name] / found['plain']:.3f}x)" for name in found)
+    ways = ", ".join(
+        f"{name} {found[name]:.4f} ({found[name] / found['plain']:.3f}x)" for name in found
+    )
     lines += ["", f"A7, squared error of hidden states: {ways}"]
     return "\n".join(lines)
 
@@ -217,7 +287,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=6, help="of learning (default 6)")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished rows are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished rows are kept",
+    )
     args = parser.parse_args()
     results: dict[str, Any] = {}
     if args.out.exists():

@@ -45,11 +45,30 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.special import softmax
 
 import jaxcompress as jc
-from jaxcompress.analysis.expected_answers import logit_features, right_chances
-from jaxcompress.analysis.margins import is_right, signed_margins
+from jaxcompress.classifiers.expected_answers import logit_features, right_chances
+from jaxcompress.classifiers.margins import is_right, signed_margins
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-FINER = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.4, 0.5)
+FINER = (
+    0.005,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.065,
+    0.08,
+    0.1,
+    0.125,
+    0.15,
+    0.175,
+    0.2,
+    0.25,
+    0.3,
+    0.4,
+    0.5,
+)
 """Of a random subset, to find what it needs."""
 SEEDS, DRAWS = 3, 10
 SIZES = (784, 256, 256, 10)
@@ -67,7 +86,11 @@ def each_kernel(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], A
 
 def magnitude(keep: float) -> Callable[[Any], Any]:
     """Zeros in place of the smallest weights."""
-    return each_kernel(lambda kernel: np.where(np.abs(kernel) >= np.quantile(np.abs(kernel), 1 - keep), kernel, 0.0))
+    return each_kernel(
+        lambda kernel: np.where(
+            np.abs(kernel) >= np.quantile(np.abs(kernel), 1 - keep), kernel, 0.0
+        )
+    )
 
 
 def levels(count: int) -> Callable[[Any], Any]:
@@ -76,7 +99,9 @@ def levels(count: int) -> Callable[[Any], Any]:
     def rounded(kernel: np.ndarray) -> np.ndarray:
         low, high = np.quantile(kernel, (0.005, 0.995))
         step = (high - low) / (count - 1)
-        return (low + step * np.clip(np.round((kernel - low) / step), 0, count - 1)).astype(np.float32)
+        return (low + step * np.clip(np.round((kernel - low) / step), 0, count - 1)).astype(
+            np.float32
+        )
 
     return each_kernel(rounded)
 
@@ -85,11 +110,17 @@ def compactions(net: jc.Network, moments: jc.Moments) -> Iterator[tuple[str, Cal
     """All that are judged, by name."""
     hidden = lambda transform: jc.at(("0/kernel", "1/kernel"), transform)
     for keep in (0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17, 0.15, 0.12, 0.1):
-        yield f"rotate_and_prune {keep:g}", lambda params, keep=keep: jc.rotate_and_prune(net, keep)(params, moments)
+        yield (
+            f"rotate_and_prune {keep:g}",
+            lambda params, keep=keep: jc.rotate_and_prune(net, keep)(params, moments),
+        )
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
         yield f"channels by magnitude {keep:g}", jc.rotate_and_prune(net, keep, method="magnitude")
     for factor in (1.1, 1.25, 1.4, 1.5, 1.75, 2):
-        yield f"coarsen {factor:g}", lambda params, factor=factor: jc.coarsen(net, factor)(params, moments)
+        yield (
+            f"coarsen {factor:g}",
+            lambda params, factor=factor: jc.coarsen(net, factor)(params, moments),
+        )
     for keep in (0.5, 0.4, 0.3, 0.25, 0.2):
         yield f"weights by magnitude {keep:g}", magnitude(keep)
     for keep in (0.5, 0.3, 0.2, 0.15, 0.12, 0.1):
@@ -111,7 +142,9 @@ def answers(seed: int) -> dict[str, np.ndarray]:
     x, y = train.pixels[:-VALIDATION], train.labels[:-VALIDATION]
     judged = np.concatenate([train.pixels[-VALIDATION:], test.pixels])
     plain = jc.cross_entropy(lambda params, pixels: logits(params, pixels))
-    loss = lambda params, batch, key: plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+    loss = lambda params, batch, key: plain(
+        params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
+    )
     seen = []
     params = jc.fit(
         loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
@@ -120,11 +153,15 @@ def answers(seed: int) -> dict[str, np.ndarray]:
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
     moments = net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], progress=False)
     outputs = jax.jit(lambda params, pixels: logits(params, to_unit(pixels)))
-    on_all = lambda params: np.concatenate([np.asarray(outputs(params, part)) for part in np.split(judged, 10)])
+    on_all = lambda params: np.concatenate(
+        [np.asarray(outputs(params, part)) for part in np.split(judged, 10)]
+    )
     found = {"original": on_all(params)}
     found |= {f"checkpoint {index}": on_all(each) for index, each in enumerate(seen[-4:-1])}
     for name, change in compactions(net, moments):
-        found[f"compaction {name}"] = on_all(jax.tree.map(jnp.asarray, jc.materialize(change(params))))
+        found[f"compaction {name}"] = on_all(
+            jax.tree.map(jnp.asarray, jc.materialize(change(params)))
+        )
     found["labels"] = np.concatenate([train.labels[-VALIDATION:], test.labels])
     place.parent.mkdir(parents=True, exist_ok=True)
     np.savez(place, **found)  # type: ignore[arg-type]
@@ -140,15 +177,26 @@ class Cached:
         right = lambda logits, part: is_right(logits[part], found["labels"][part])
         floor = right(found["original"], slice(0, VALIDATION)).mean() - MOST
         kept = [
-            name for name in found if name.startswith("compaction") and right(found[name], slice(0, VALIDATION)).mean() >= floor
+            name
+            for name in found
+            if name.startswith("compaction")
+            and right(found[name], slice(0, VALIDATION)).mean() >= floor
         ]
         self.labels, self.original = found["labels"][part], found["original"][part]
         self.tables = {name.removeprefix("compaction "): found[name][part] for name in kept}
         self.right = np.stack([right(found[name], part) for name in kept])
-        self.base, self.margins = is_right(self.original, self.labels), signed_margins(self.original, self.labels)
+        self.base, self.margins = (
+            is_right(self.original, self.labels),
+            signed_margins(self.original, self.labels),
+        )
         self.truth = self.right.mean(1)
-        steps = [*(found[name][part] for name in found if name.startswith("checkpoint")), self.original]
-        self.change = np.abs(np.diff([signed_margins(each, self.labels) for each in steps], axis=0)).max(0)
+        steps = [
+            *(found[name][part] for name in found if name.startswith("checkpoint")),
+            self.original,
+        ]
+        self.change = np.abs(
+            np.diff([signed_margins(each, self.labels) for each in steps], axis=0)
+        ).max(0)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,21 +208,40 @@ Column = Callable[[Cached, float, int], tuple[np.ndarray, Bounds]]
 
 
 def active(
-    data: Cached, share: float, seed: int, tolerance: float = 1.0, order: str = "margins", what: str = "accuracy"
+    data: Cached,
+    share: float,
+    seed: int,
+    tolerance: float = 1.0,
+    order: str = "margins",
+    what: str = "accuracy",
 ) -> tuple[np.ndarray, Bounds]:
     """Through the library; an example is its number."""
-    scores = {"margins": None, "change": -data.change, "both": np.abs(data.margins) / (data.change + np.median(data.change))}
+    scores = {
+        "margins": None,
+        "change": -data.change,
+        "both": np.abs(data.margins) / (data.change + np.median(data.change)),
+    }
     given: dict[str, Any] = dict(score=scores[order], seed=seed, progress=False)
-    chosen = jc.active_set(lambda table, x: table[x], data.original, (np.arange(len(data)), data.labels), tolerance, **given)
+    chosen = jc.active_set(
+        lambda table, x: table[x],
+        data.original,
+        (np.arange(len(data)), data.labels),
+        tolerance,
+        **given,
+    )
     lookups = {name: lambda x, table=table: table[x] for name, table in data.tables.items()}
     found = jc.evaluate_compactions(lookups, chosen, evaluations=share, progress=False)
     if sum(row.evaluations for row in found.rows) > len(lookups) * np.ceil(share * len(data)):
         raise AssertionError("more evaluations than were allowed")
     rows = [found[name] for name in data.tables]
-    return np.array([getattr(row, what) for row in rows]), [(row.certain, row.confident) for row in rows]
+    return np.array([getattr(row, what) for row in rows]), [
+        (row.certain, row.confident) for row in rows
+    ]
 
 
-def random(data: Cached, share: float, seed: int, control: bool = False) -> tuple[np.ndarray, Bounds]:
+def random(
+    data: Cached, share: float, seed: int, control: bool = False
+) -> tuple[np.ndarray, Bounds]:
     part = np.random.default_rng(seed).choice(len(data), round(share * len(data)), replace=False)
     accuracy = data.right[:, part].mean(1)
     return (accuracy + data.base.mean() - data.base[part].mean() if control else accuracy), []
@@ -190,7 +257,10 @@ def regressed(data: Cached, share: float, seed: int) -> tuple[np.ndarray, Bounds
 
 def stratified(data: Cached, share: float, seed: int) -> tuple[np.ndarray, Bounds]:
     rng, parts = np.random.default_rng(seed), np.array_split(np.argsort(data.margins), 20)
-    means = [data.right[:, rng.choice(part, round(share * len(part)), replace=False)].mean(1) for part in parts]
+    means = [
+        data.right[:, rng.choice(part, round(share * len(part)), replace=False)].mean(1)
+        for part in parts
+    ]
     return np.mean(means, 0), []
 
 
@@ -198,7 +268,9 @@ def anchors(data: Cached, share: float, seed: int) -> tuple[np.ndarray, Bounds]:
     confidences = softmax(data.original, 1)
     centres, _ = kmeans2(confidences, round(share * len(data)), iter=5, minit="points", rng=seed)
     medoids = np.unique(vq(centres, confidences)[0])
-    weights = np.bincount(vq(confidences, confidences[medoids])[0], minlength=len(medoids)) / len(data)
+    weights = np.bincount(vq(confidences, confidences[medoids])[0], minlength=len(medoids)) / len(
+        data
+    )
     return data.right[:, medoids] @ weights, []
 
 
@@ -233,7 +305,10 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
         found, bounds = COLUMNS[key["column"]](data, key["share"], 1_000 * key["seed"] + draw)
         shares.append(ranked(data.truth, found))
         gaps.append(float(np.abs(found - data.truth).mean()))
-        outside = [[not low - 1e-9 <= true <= high + 1e-9 for low, high in each] for each, true in zip(bounds, data.truth)]
+        outside = [
+            [not low - 1e-9 <= true <= high + 1e-9 for low, high in each]
+            for each, true in zip(bounds, data.truth)
+        ]
         wrong = [old + any(each) for old, each in zip(wrong, np.reshape(outside, (-1, 2)).T)]
     width = float(np.mean([high - low for _, (low, high) in bounds])) if bounds else None
     return {
@@ -249,13 +324,22 @@ def cells(columns: list[str], seeds: int, split: str) -> Iterator[dict[str, Any]
         for share in FINER if column == "random" else SHARES:
             for seed in range(seeds):
                 draws = 3 if few else 40 * DRAWS if many else 2 * DRAWS if twice else DRAWS
-                yield {"column": column, "share": share, "seed": seed, "split": split, "draws": draws}
+                yield {
+                    "column": column,
+                    "share": share,
+                    "seed": seed,
+                    "split": split,
+                    "draws": draws,
+                }
 
 
 def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
     """The share that a random subset needs for a figure, on a line through the logarithms; infinite beyond the last."""
     loss = lambda row: max(100 - row["right"], 1e-9) if what == "right" else row["gap"]
-    means = [np.mean([loss(row) for row in rows if row["column"] == "random" and row["share"] == share]) for share in FINER]
+    means = [
+        np.mean([loss(row) for row in rows if row["column"] == "random" and row["share"] == share])
+        for share in FINER
+    ]
     falling = np.minimum.accumulate(means)
     goal = max(100 - value, 1e-9) if what == "right" else value
     if goal < falling[-1]:
@@ -265,33 +349,60 @@ def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Pairs ranked right and the error, and how many times as many evaluations a random subset needs for each."""
-    lines = ["| column | " + " | ".join(f"{100 * share:g} %" for share in SHARES) + " |", "|---" * (len(SHARES) + 1) + "|"]
+    lines = [
+        "| column | " + " | ".join(f"{100 * share:g} %" for share in SHARES) + " |",
+        "|---" * (len(SHARES) + 1) + "|",
+    ]
     for column in dict.fromkeys(row["column"] for row in rows):
         line = [column]
         for share in SHARES:
             here = [row for row in rows if row["column"] == column and row["share"] == share]
             right, gap = (float(np.mean([row[what] for row in here])) for what in ("right", "gap"))
-            times = [needed(rows, what, value) / share for what, value in (("right", right), ("gap", gap))]
+            times = [
+                needed(rows, what, value) / share
+                for what, value in (("right", right), ("gap", gap))
+            ]
             most = f"> {FINER[-1] / share:.1f}x"
             said = [most if np.isinf(each) else f"{each:.1f}x" for each in times]
             line.append(f"{right:.2f} % ({said[0]}), {gap:.2f} ({said[1]})")
         lines.append("| " + " | ".join(line) + " |")
-    bounded = [row for row in rows if row["width"] is not None and row["column"] != "active, unbiased"]  # the draws of "active"
+    bounded = [
+        row for row in rows if row["width"] is not None and row["column"] != "active, unbiased"
+    ]  # the draws of "active"
     draws = sum(row["draws"] for row in bounded)
     certain, confident = np.sum([row["wrong"] for row in bounded], 0) if bounded else (0, 0)
-    lines.append(f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all at once on {confident}.")
+    lines.append(
+        f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all at once on {confident}."
+    )
     ours = [row for row in bounded if row["column"] == "active"]
-    widths = {share: np.mean([row["width"] for row in ours if row["share"] == share]) for share in SHARES} if ours else {}
-    lines.append("Their mean width, active: " + ", ".join(f"{each:.1f} at {100 * share:g} %" for share, each in widths.items()))
+    widths = (
+        {
+            share: np.mean([row["width"] for row in ours if row["share"] == share])
+            for share in SHARES
+        }
+        if ours
+        else {}
+    )
+    lines.append(
+        "Their mean width, active: "
+        + ", ".join(f"{each:.1f} at {100 * share:g} %" for share, each in widths.items())
+    )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument(
+        "--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--validate", action="store_true", help="on the validation images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     keys = list(cells(args.columns, args.seeds, "validation" if args.validate else "test"))
     print(table(finished(args.out, read(args.out), keys, measure)))

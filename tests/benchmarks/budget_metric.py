@@ -33,7 +33,10 @@ STEPS, BATCH, RATE, HIDDEN = 4_000, 100, 2e-3, 0.1
 VALIDATION, SEEDS = 10_000, 3
 FORMS: dict[str, tuple[Callable[[jc.Network, Any], Any], tuple[float, ...]]] = {
     "rotate_and_prune": (jc.rotate_and_prune, (0.3, 0.1, 0.04)),
-    "factored": (lambda net, total: jc.at("**/kernel", jc.factored(total, axes=net.matrix_axes)), (0.5, 0.2, 0.1)),
+    "factored": (
+        lambda net, total: jc.at("**/kernel", jc.factored(total, axes=net.matrix_axes)),
+        (0.5, 0.2, 0.1),
+    ),
 }
 COLUMNS = ("no metric", "accuracy", "active set")
 
@@ -51,19 +54,28 @@ def trained(seed: int) -> tuple[jc.Network, Any, jc.Moments]:
     """The network, its parameters and moments."""
     x, y = data()[0].pixels, data()[0].labels
     plain = jc.cross_entropy(lambda params, pixels: logits(params, pixels))
-    loss = lambda params, batch, key: plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+    loss = lambda params, batch, key: plain(
+        params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
+    )
     params = jc.fit(
         loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
         seed=seed,
     ).params  # fmt: skip
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
-    return net, params, net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], sensitivity=True, progress=False)
+    return (
+        net,
+        params,
+        net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], sensitivity=True, progress=False),
+    )
 
 
 def accuracy(net: jc.Network, images: Digits, params: Any) -> float:
     """The share of images that are classified rightly."""
     answers = jax.jit(lambda params, pixels: jnp.argmax(net(params, to_unit(pixels)), -1))
-    right = [answers(params, part) == labels for part, labels in zip(np.split(images.pixels, 4), np.split(images.labels, 4))]
+    right = [
+        answers(params, part) == labels
+        for part, labels in zip(np.split(images.pixels, 4), np.split(images.labels, 4))
+    ]
     return float(jnp.concatenate(right).mean())
 
 
@@ -73,7 +85,9 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     form, _ = FORMS[key["form"]]
     _, judge, test = data()
     seen = lambda params, pixels: net(params, to_unit(pixels))
-    active = jc.active_set(seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False)
+    active = jc.active_set(
+        seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False
+    )
     metrics = {"no metric": None, "accuracy": partial(accuracy, net, judge), "active set": active}
     row: dict[str, Any] = {"before": round(100 * accuracy(net, test, params), 2)}
     for name, metric in metrics.items():
@@ -84,19 +98,33 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean and deviation of each column."""
-    lines = ["| form | numbers | before | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    lines = [
+        "| form | numbers | before | " + " | ".join(COLUMNS) + " |",
+        "|---" * (3 + len(COLUMNS)) + "|",
+    ]
     for form, (_, totals) in FORMS.items():
         for total in totals:
             here = [row for row in rows if row["form"] == form and row["total"] == total]
-            span = lambda name, here=here: f"{np.mean([row[name] for row in here]):.2f} ± {np.std([row[name] for row in here]):.2f}"
-            lines.append(f"| `{form}` | {100 * total:g} % | " + " | ".join(span(name) for name in ("before", *COLUMNS)) + " |")
+            span = lambda name, here=here: (
+                f"{np.mean([row[name] for row in here]):.2f} ± {np.std([row[name] for row in here]):.2f}"
+            )
+            lines.append(
+                f"| `{form}` | {100 * total:g} % | "
+                + " | ".join(span(name) for name in ("before", *COLUMNS))
+                + " |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     keys = [
         {"seed": seed, "form": form, "total": total}

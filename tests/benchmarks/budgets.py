@@ -40,7 +40,9 @@ def equal_keep(net: jc.Network, params: Any, total: float) -> float:
         middle = (low + high) / 2
         sizes = {axis.key: max(1, round(middle * axis.size)) for axis in net.axes}
         layouts = net.structure.layouts.values()
-        numbers = sum(float(np.prod([layout.resized(sizes).size for layout in dims])) for dims in layouts)
+        numbers = sum(
+            float(np.prod([layout.resized(sizes).size for layout in dims])) for dims in layouts
+        )
         low, high = (middle, high) if numbers <= worth else (low, middle)
     return low
 
@@ -51,8 +53,14 @@ def measure(case: channels.Case, total: float) -> dict[str, Any]:
     logits = case.net(case.params, x)
     start = time.perf_counter()
     plan = jc.rotate_and_prune(case.net, jc.budget(total)).plan(case.params, case.felt)
-    row: dict[str, Any] = {"before": case.before, "plan_seconds": round(time.perf_counter() - start, 2)}
-    row |= {"keeps": {key: round(keep, 4) for key, keep in plan.keeps.items()}, "power": float(jnp.mean(logits**2))}
+    row: dict[str, Any] = {
+        "before": case.before,
+        "plan_seconds": round(time.perf_counter() - start, 2),
+    }
+    row |= {
+        "keeps": {key: round(keep, 4) for key, keep in plan.keeps.items()},
+        "power": float(jnp.mean(logits**2)),
+    }
     row |= {"predicted": plan.error, "predicted_equal": plan.uniform}
     for name, keep in (("budget", plan.keeps), ("equal", equal_keep(case.net, case.params, total))):
         small = jc.rotate_and_prune(case.net, keep)(case.params, case.felt)
@@ -67,25 +75,50 @@ def measure(case: channels.Case, total: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Points lost, mean and standard deviation over the seeds, as markdown."""
-    lines = ["| network | of all numbers | budget | equal keeps | FLOPs of each | a logit's squared error, predicted | measured |"]
+    lines = [
+        "| network | of all numbers | budget | equal keeps | FLOPs of each | a logit's squared error, predicted | measured |"
+    ]
     lines.append("|---" * 7 + "|")
     for name, total in dict.fromkeys((row["network"], row["total"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["total"]) == (name, total)]
-        spread = lambda x: f"{np.mean(x):.2f} ± {np.std(x, ddof=1):.2f}" if len(x) > 1 else f"{np.mean(x):.2f}"
+        spread = lambda x: (
+            f"{np.mean(x):.2f} ± {np.std(x, ddof=1):.2f}" if len(x) > 1 else f"{np.mean(x):.2f}"
+        )
         mean = lambda way, what, rows=mine: float(np.mean([row[way][what] for row in rows]))
         lost = [spread([row[way]["lost"] for row in mine]) for way in ("budget", "equal")]
-        cells = [name, f"{mean('budget', 'stored'):.4f}", *lost, f"{mean('budget', 'flops'):.2f}, {mean('equal', 'flops'):.2f}"]
-        cells += [f"{np.mean([row['predicted'] for row in mine]):.2g}", f"{mean('budget', 'error'):.2g}"]
+        cells = [
+            name,
+            f"{mean('budget', 'stored'):.4f}",
+            *lost,
+            f"{mean('budget', 'flops'):.2f}, {mean('equal', 'flops'):.2f}",
+        ]
+        cells += [
+            f"{np.mean([row['predicted'] for row in mine]):.2g}",
+            f"{mean('budget', 'error'):.2g}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=channels.SUBJECTS, default=list(channels.SUBJECTS), metavar="NETWORK")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=channels.SUBJECTS,
+        default=list(channels.SUBJECTS),
+        metavar="NETWORK",
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     data, judge = fashion.load()
     results = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
@@ -99,7 +132,9 @@ def main() -> None:
             jax.clear_caches()
             case, held = channels.Case(name, seed, data, judge), (name, seed)
         assert case is not None
-        known[name, seed, total] = {"network": name, "seed": seed, "total": total} | measure(case, total)
+        known[name, seed, total] = {"network": name, "seed": seed, "total": total} | measure(
+            case, total
+        )
         results = [known[cell] for cell in cells if cell in known]
         write(args.out, results)
     print(table([known[cell] for cell in cells]))

@@ -46,7 +46,9 @@ def windows(modules: tuple[str, ...]) -> np.ndarray:
     tokenizer, _ = minilm()
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    ids = np.array([token for each in tokenizer.encode_batch(paragraphs(modules, 0)) for token in each.ids])
+    ids = np.array(
+        [token for each in tokenizer.encode_batch(paragraphs(modules, 0)) for token in each.ids]
+    )
     return ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
 
 
@@ -122,9 +124,14 @@ def speeds(net: jc.Network, w: Any, text: np.ndarray) -> dict[str, float]:
 def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """What measuring a share loses, at the same text."""
     count = len(text) // BATCH
-    whole, part = (net.calibrate(w, batches(text, count), sample=share, progress=False) for share in (1.0, SAMPLE))
+    whole, part = (
+        net.calibrate(w, batches(text, count), sample=share, progress=False)
+        for share in (1.0, SAMPLE)
+    )
     gap = lambda a, b: np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
-    found = {"moments": float(np.median([gap(whole.sites[key], part.sites[key]) for key in whole.sites]))}
+    found = {
+        "moments": float(np.median([gap(whole.sites[key], part.sites[key]) for key in whole.sites]))
+    }
     ids = jnp.asarray(held_out[:BATCH])
     plain = apply(w, ids)
     for name, moments in (("whole", whole), ("part", part)):
@@ -136,8 +143,15 @@ def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="for the one long pass")
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished parts are kept")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished parts are kept",
+    )
     args = parser.parse_args()
     w = {
         name: jnp.asarray(value)
@@ -156,7 +170,12 @@ def main() -> None:
 
     def long_pass(tokens: int) -> dict[str, float]:
         count = tokens // (BATCH * WINDOW)
-        net.calibrate(w, tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"), sample=SAMPLE, progress=False)
+        net.calibrate(
+            w,
+            tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"),
+            sample=SAMPLE,
+            progress=False,
+        )
         return {"GB": memory()}
 
     finish("seconds", lambda: speeds(net, w, text))
@@ -167,7 +186,11 @@ def main() -> None:
     print("| | seconds a batch | / forward | / (forward + products) |\n|---|---|---|---|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.2f} | {value / seconds['forward']:.2f} | {value / both:.2f} |")
-    print(json.dumps({key: value for key, value in row.items() if key not in ("seconds", "batch")}, indent=1))
+    print(
+        json.dumps(
+            {key: value for key, value in row.items() if key not in ("seconds", "batch")}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def finished(
     """
     rows = []
     for key in tqdm(keys, desc="cells"):
-        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        place = next(
+            (i for i, old in enumerate(results) if key.items() <= old.items()), len(results)
+        )
         if place == len(results) or again:
             results[place : place + 1] = [key | measure(key)]
             write(path, results)

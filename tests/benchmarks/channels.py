@@ -128,7 +128,9 @@ class Subject:
 
     def by_hand(self, params: Any) -> Callable[[Any, jax.Array], jax.Array]:
         """The module written at the widths that parameters have."""
-        module = self.make(tuple(params["params"][layer]["kernel"].shape[-1] for layer in self.layers))
+        module = self.make(
+            tuple(params["params"][layer]["kernel"].shape[-1] for layer in self.layers)
+        )
         return lambda params, x: module.apply(params, x)
 
 
@@ -154,7 +156,9 @@ def train(name: str, seed: int, data: Digits) -> Any:
     described = f"{name}, seed {seed}"
     if "batch_stats" not in variables:
         loss = jc.cross_entropy(lambda params, pixels: module.apply(params, to_unit(pixels)))
-        given = dict(optimizer=optimizer, steps=steps, batch_size=BATCH, seed=seed, description=described)
+        given = dict(
+            optimizer=optimizer, steps=steps, batch_size=BATCH, seed=seed, description=described
+        )
         return jc.fit(loss, variables, tuple(data), **given).params
 
     def loss(params: Any, statistics: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
@@ -163,7 +167,9 @@ def train(name: str, seed: int, data: Digits) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new["batch_stats"]
 
     @jax.jit
-    def step(params: Any, statistics: Any, state: Any, pixels: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
+    def step(
+        params: Any, statistics: Any, state: Any, pixels: jax.Array, y: jax.Array
+    ) -> tuple[Any, Any, Any]:
         gradient, statistics = jax.grad(loss, has_aux=True)(params, statistics, to_unit(pixels), y)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), statistics, state
@@ -172,9 +178,13 @@ def train(name: str, seed: int, data: Digits) -> Any:
     state, rng = optimizer.init(params), np.random.default_rng(seed)
     with tqdm(total=steps, desc=described, leave=False) as bar:
         for _ in range(subject.epochs):
-            order = rng.permutation(len(data.labels))[: steps // subject.epochs * BATCH].reshape(-1, BATCH)
+            order = rng.permutation(len(data.labels))[: steps // subject.epochs * BATCH].reshape(
+                -1, BATCH
+            )
             for index in order:
-                params, statistics, state = step(params, statistics, state, data.pixels[index], data.labels[index])
+                params, statistics, state = step(
+                    params, statistics, state, data.pixels[index], data.labels[index]
+                )
                 bar.update()
     return {"params": params, "batch_stats": statistics}
 
@@ -191,7 +201,10 @@ def trained(name: str, seed: int, data: Digits, again: bool) -> Any:
 def accuracy(run: Callable[[Any, jax.Array], jax.Array], params: Any, judge: Digits) -> float:
     """In percent."""
     chunks = zip(judge.pixels.reshape(10, -1, 784), judge.labels.reshape(10, -1), strict=True)
-    right = [np.asarray(jnp.argmax(run(params, to_unit(pixels)), -1)) == labels for pixels, labels in chunks]
+    right = [
+        np.asarray(jnp.argmax(run(params, to_unit(pixels)), -1)) == labels
+        for pixels, labels in chunks
+    ]
     return round(100 * float(np.mean(right)), 4)
 
 
@@ -211,31 +224,56 @@ class Case:
         self.subject, self.judge = SUBJECTS[name], judge
         self.params = trained(name, seed, data, retrain)
         self.net = jc.trace(self.subject.apply, self.params, jnp.zeros((COST_BATCH, 784)))
-        self.batches = [to_unit(batch) for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)]
-        self.felt = self.net.calibrate(self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False)
+        self.batches = [
+            to_unit(batch)
+            for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)
+        ]
+        self.felt = self.net.calibrate(
+            self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False
+        )
         self.moments = dataclasses.replace(self.felt, gains={})
         self.before = accuracy(self.net, self.params, judge)
 
-    def cut(self, keep: float, method: str, seed: int, axes: str = "**") -> tuple[Any, dict[str, Any]]:
+    def cut(
+        self, keep: float, method: str, seed: int, axes: str = "**"
+    ) -> tuple[Any, dict[str, Any]]:
         """The small parameters, and what came of them."""
         divided = jc.rotate_and_prune(self.net, jc.budget(keep, of="channels"), axes=axes)
         if method in ORDERS:
             factor: Any = 1 / keep
             if method.endswith("as ours"):
-                factor = {key: 1 / share for key, share in divided.plan(self.params, self.felt).keeps.items()}
+                factor = {
+                    key: 1 / share
+                    for key, share in divided.plan(self.params, self.felt).keeps.items()
+                }
             equal = jc.coarsen(self.net, factor, axes=axes)
-            equal = jc.chain(jc.order(self.net, way, axes=axes), equal) if (way := ORDERS[method]) else equal
+            equal = (
+                jc.chain(jc.order(self.net, way, axes=axes), equal)
+                if (way := ORDERS[method])
+                else equal
+            )
         else:
-            equal = jc.rotate_and_prune(self.net, keep, axes=axes, method=METHODS[method], seed=seed)
+            equal = jc.rotate_and_prune(
+                self.net, keep, axes=axes, method=METHODS[method], seed=seed
+            )
         transform, moments = (divided, self.felt) if method == "ours" else (equal, self.moments)
         if method in RECONSTRUCTED:
-            transform = jc.chain(transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False))
+            transform = jc.chain(
+                transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False)
+            )
         start = time.perf_counter()
-        small = transform(self.params) if method == "weights alone" else transform(self.params, moments)
+        small = (
+            transform(self.params) if method == "weights alone" else transform(self.params, moments)
+        )
         jax.block_until_ready(small)
         seconds = round(time.perf_counter() - start, 3)
         after = accuracy(self.net, small, self.judge)
-        return small, {"before": self.before, "after": after, "lost": round(self.before - after, 4), "seconds": seconds}
+        return small, {
+            "before": self.before,
+            "after": after,
+            "lost": round(self.before - after, 4),
+            "seconds": seconds,
+        }
 
     def costs(self, small: Any) -> dict[str, Any]:
         """Stored numbers, and FLOPs for one batch, before and after."""
@@ -246,16 +284,36 @@ class Case:
 
 def cut_table(rows: list[dict[str, Any]]) -> str:
     """Points lost, mean and standard deviation over the seeds, as markdown."""
-    lines = ["| network | cut | " + " | ".join(METHODS) + " | target | ours / magnitude | stored | FLOPs | seconds |"]
+    lines = [
+        "| network | cut | "
+        + " | ".join(METHODS)
+        + " | target | ours / magnitude | stored | FLOPs | seconds |"
+    ]
     lines.append("|---" * (7 + len(METHODS)) + "|")
     for name, keep in dict.fromkeys((row["network"], row["keep"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["keep"]) == (name, keep)]
-        lost = {method: np.array([row["lost"] for row in mine if row["method"] == method]) for method in METHODS}
-        spread = [f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}" for x in lost.values()]
-        stored, counted = (f"{mine[0][what][1] / mine[0][what][0]:.2f}" for what in ("stored", "flops"))
+        lost = {
+            method: np.array([row["lost"] for row in mine if row["method"] == method])
+            for method in METHODS
+        }
+        spread = [
+            f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+            for x in lost.values()
+        ]
+        stored, counted = (
+            f"{mine[0][what][1] / mine[0][what][0]:.2f}" for what in ("stored", "flops")
+        )
         ratio = f"{lost['ours'].mean() / max(lost['magnitude'].mean(), 1e-9):.3f}"
         seconds = np.mean([row["seconds"] for row in mine if row["method"] == "ours"])
-        cells = [f"{1 - keep:.0%}", *spread, f"{TARGETS[keep]:.1f}", ratio, stored, counted, f"{seconds:.2f}"]
+        cells = [
+            f"{1 - keep:.0%}",
+            *spread,
+            f"{TARGETS[keep]:.1f}",
+            ratio,
+            stored,
+            counted,
+            f"{seconds:.2f}",
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -265,27 +323,46 @@ def before_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for name in dict.fromkeys(row["network"] for row in rows):
         whole = {row["seed"]: row["before"] for row in rows if row["network"] == name}
-        lines += ["", f"{name} before: " + ", ".join(f"{value:.2f}" for value in whole.values()) + " % right"]
+        lines += [
+            "",
+            f"{name} before: " + ", ".join(f"{value:.2f}" for value in whole.values()) + " % right",
+        ]
     return "\n".join(lines)
 
 
 def coarsening_table(rows: list[dict[str, Any]]) -> str:
     """Points lost by coarsening, beside what selection of as many channels in every layer loses, as markdown."""
     columns = ["equal in all layers", *ORDERS]
-    lines = ["| network | cut | " + " | ".join(["selected", *ORDERS]) + " |", "|---" * (2 + len(columns)) + "|"]
-    for name, keep in dict.fromkeys((row["network"], row["keep"]) for row in rows if row["method"] in ORDERS):
+    lines = [
+        "| network | cut | " + " | ".join(["selected", *ORDERS]) + " |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
+    for name, keep in dict.fromkeys(
+        (row["network"], row["keep"]) for row in rows if row["method"] in ORDERS
+    ):
         mine = [row for row in rows if (row["network"], row["keep"]) == (name, keep)]
-        lost = [np.array([row["lost"] for row in mine if row["method"] == column]) for column in columns]
-        lines.append(f"| {name} | {1 - keep:.0%} | " + " | ".join(f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in lost) + " |")
+        lost = [
+            np.array([row["lost"] for row in mine if row["method"] == column]) for column in columns
+        ]
+        lines.append(
+            f"| {name} | {1 - keep:.0%} | "
+            + " | ".join(f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in lost)
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def alone_table(case: Case, name: str) -> str:
     """Points lost where one axis is cut and the others are whole, as markdown."""
-    lines = [f"| {name}, one axis alone | size | kind | cut | " + " | ".join(METHODS) + " |", "|---" * (4 + len(METHODS)) + "|"]
+    lines = [
+        f"| {name}, one axis alone | size | kind | cut | " + " | ".join(METHODS) + " |",
+        "|---" * (4 + len(METHODS)) + "|",
+    ]
     for axis, keep in itertools.product(case.net.axes, KEEPS):
         lost = [f"{case.cut(keep, method, 0, axis.key)[1]['lost']:.2f}" for method in METHODS]
-        lines.append(f"| {axis.key} | {axis.size} | {axis.kind} | {1 - keep:.0%} | {' | '.join(lost)} |")
+        lines.append(
+            f"| {axis.key} | {axis.size} | {axis.kind} | {1 - keep:.0%} | {' | '.join(lost)} |"
+        )
     return "\n".join(lines)
 
 
@@ -311,7 +388,12 @@ def replay_speed(case: Case, small: Any) -> dict[str, Any]:
         elif run == -2:
             calls = max(1, round(20 / milliseconds))  # a run is long enough for the clock
     medians = [float(np.median(each)) for each in times]
-    return {"flops": counted, "ms": [round(each, 3) for each in medians], "ratio": round(medians[0] / medians[1], 4), "gap": gap}
+    return {
+        "flops": counted,
+        "ms": [round(each, 3) for each in medians],
+        "ratio": round(medians[0] / medians[1], 4),
+        "gap": gap,
+    }
 
 
 class Encoder(nn.Module):
@@ -324,7 +406,9 @@ class Encoder(nn.Module):
         x = nn.Embed(1_000, 128)(ids) + nn.Embed(64, 128)(jnp.arange(ids.shape[1]))
         x = nn.LayerNorm()(x)
         for _ in range(self.layers):
-            x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(4)(x, mask=mask[:, None, None, :] > 0))
+            x = nn.LayerNorm()(
+                x + nn.MultiHeadDotProductAttention(4)(x, mask=mask[:, None, None, :] > 0)
+            )
             x = nn.LayerNorm()(x + nn.Dense(128)(nn.gelu(nn.Dense(512)(x))))
         return nn.Dense(2)(x[:, 0])
 
@@ -345,8 +429,15 @@ def trace_speed(runs: int = 5) -> dict[str, Any]:
     first = milliseconds(plain), milliseconds(traced)
     times = np.array([[milliseconds(plain), milliseconds(traced)] for _ in range(runs)])
     jaxpr, trace = np.median(times, 0)
-    equations = len(jax.make_jaxpr(lambda params, *inputs: model.apply(params, *inputs))(params, *inputs).eqns)
-    found = {"make_jaxpr": jaxpr, "trace": trace, "beyond": trace - jaxpr, "first": first[1] - first[0]}
+    equations = len(
+        jax.make_jaxpr(lambda params, *inputs: model.apply(params, *inputs))(params, *inputs).eqns
+    )
+    found = {
+        "make_jaxpr": jaxpr,
+        "trace": trace,
+        "beyond": trace - jaxpr,
+        "first": first[1] - first[0],
+    }
     return {"equations": equations, **{key: round(float(value), 1) for key, value in found.items()}}
 
 
@@ -357,19 +448,38 @@ def validate(data: Digits, names: list[str]) -> None:
     """The accuracy of one seed on the last 10,000 training images, trained on the others."""
     for name in names:
         params = train(name, 0, Digits(*(array[:-VALIDATION] for array in data)))
-        right = accuracy(jax.jit(SUBJECTS[name].apply), params, Digits(*(array[-VALIDATION:] for array in data)))
+        right = accuracy(
+            jax.jit(SUBJECTS[name].apply), params, Digits(*(array[-VALIDATION:] for array in data))
+        )
         print(f"{name}: {right:.2f} % of {VALIDATION:,} training images that were held back")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NETWORK")
+    parser.add_argument(
+        "--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NETWORK"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
     parser.add_argument("--retrain", action="store_true", help="train afresh as well")
-    parser.add_argument("--alone", action="store_true", help="print the loss of each axis cut alone, at seed 0, and stop")
-    parser.add_argument("--validate", action="store_true", help="judge the training by training images held back, and stop")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="print the loss of each axis cut alone, at seed 0, and stop",
+    )
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="judge the training by training images held back, and stop",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     data, judge = fashion.load()
     if args.validate:
@@ -387,7 +497,9 @@ def main() -> None:
 
     def finish(key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         """A cell from the results file, or measured and kept there."""
-        place = next((i for i, row in enumerate(results) if key.items() <= row.items()), len(results))
+        place = next(
+            (i for i, row in enumerate(results) if key.items() <= row.items()), len(results)
+        )
         if fresh or place == len(results):
             results[place : place + 1] = [key | measure()]
             write(args.out, results)
@@ -396,7 +508,9 @@ def main() -> None:
     def case(name: str, seed: int) -> Case:
         if (name, seed) not in cases:
             cases.clear()  # one network's moments at a time
-            cases[name, seed] = Case(name, seed, data, judge, args.retrain and (name, seed) not in made)
+            cases[name, seed] = Case(
+                name, seed, data, judge, args.retrain and (name, seed) not in made
+            )
             made.add((name, seed))
         return cases[name, seed]
 
@@ -420,10 +534,14 @@ def main() -> None:
     cuts = [row for row in rows if row["part"] == "cut"]
     for show in (cut_table, before_table, coarsening_table):
         print(show(cuts), "\n")
-    print("| cut to a half, batch 128 | FLOPs of net / by hand | ms of net | ms by hand | ratio |\n|---|---|---|---|---|")
+    print(
+        "| cut to a half, batch 128 | FLOPs of net / by hand | ms of net | ms by hand | ratio |\n|---|---|---|---|---|"
+    )
     for row in (row for row in rows if row["part"] == "replay"):
         counted, (ours, hand) = row["flops"], row["ms"]
-        print(f"| {row['network']} | {counted[0] / counted[1]:.6f} | {ours:.2f} | {hand:.2f} | {row['ratio']:.3f} |")
+        print(
+            f"| {row['network']} | {counted[0] / counted[1]:.6f} | {ours:.2f} | {hand:.2f} | {row['ratio']:.3f} |"
+        )
     speed = rows[-1]
     print(
         f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond make_jaxpr's {speed['make_jaxpr']:.0f} ms; "

@@ -36,12 +36,13 @@ from tqdm.auto import tqdm
 
 import jaxcompress as jc
 from jaxcompress.cli import installed_model
-from jaxcompress.corpus import Settings, cuts, job, learning
-from jaxcompress.corpus.report import clock
-from jaxcompress.encoder import Encoder, read_encoder
-from jaxcompress.text.documents import Document, passages
-from jaxcompress.text.retrieval import compare, fidelity, ranks
-from jaxcompress.text.samples import short_texts
+from jaxcompress.documents import Settings, job, learning
+from jaxcompress.documents import pruning as cuts
+from jaxcompress.documents.encoder import Encoder, read_encoder
+from jaxcompress.documents.reading import Document, passages
+from jaxcompress.documents.report import clock
+from jaxcompress.documents.retrieval import compare, fidelity, ranks
+from jaxcompress.documents.samples import short_texts
 
 LENGTH = 128
 BACKGROUND = 6_000
@@ -51,8 +52,12 @@ BACKGROUND = 6_000
 def learned_texts(large: Encoder) -> list[str]:
     """Passages of the answers and of other pages, with short texts from each."""
     rng = np.random.default_rng(0)
-    answers = passages([Document("answer", text) for text in faq.documents()], large.tokenizer, LENGTH)
-    others = passages([Document("page", text) for text in faq.background()], large.tokenizer, LENGTH)
+    answers = passages(
+        [Document("answer", text) for text in faq.documents()], large.tokenizer, LENGTH
+    )
+    others = passages(
+        [Document("page", text) for text in faq.background()], large.tokenizer, LENGTH
+    )
     chosen = [others[index] for index in np.sort(rng.permutation(len(others))[:BACKGROUND])]
     texts = [passage.text for passage in (*answers, *chosen)]
     return texts + [short for text in texts for short in short_texts(text, rng)]
@@ -82,17 +87,26 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
     return found, float(taken.read_text())
 
 
-def compacted(key: dict[str, Any], large: Encoder, texts: list[str]) -> tuple[Encoder, list[float], float]:
+def compacted(
+    key: dict[str, Any], large: Encoder, texts: list[str]
+) -> tuple[Encoder, list[float], float]:
     """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
     settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
     few = cuts.fewer_words(large, texts, settings.reserve)
-    numbers, layers = settings.keep * float(jc.stored_numbers(large.params)), job.layers_that_stay(large.config, settings)
-    small = cuts.shrink(few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True)
+    numbers, layers = (
+        settings.keep * float(jc.stored_numbers(large.params)),
+        job.layers_that_stay(large.config, settings),
+    )
+    small = cuts.shrink(
+        few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True
+    )
     with tempfile.TemporaryDirectory() as place:
         cut = cuts.kernel_numbers(small) < cuts.kernel_numbers(few)
-        small, losses = job.taught(small, given, texts, numbers, settings, Path(place), cut=cut, progress=True)
+        small, losses = job.taught(
+            small, given, texts, numbers, settings, Path(place), cut=cut, progress=True
+        )
     return small, losses.tolist(), (time.perf_counter() - start + seconds) / 60
 
 
@@ -101,9 +115,14 @@ def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, 
     pairs = faq.pairs()
     answers, questions = [pair.answer for pair in pairs], [pair.question for pair in pairs]
     small, losses, minutes = compacted(key, large, texts)
-    row: dict[str, Any] = {"numbers": float(jc.stored_numbers(small.params)), "whole": float(jc.stored_numbers(large.params))}
+    row: dict[str, Any] = {
+        "numbers": float(jc.stored_numbers(small.params)),
+        "whole": float(jc.stored_numbers(large.params)),
+    }
     row |= {"steps": len(losses), "minutes in all": round(minutes, 1)}
-    theirs = [known(name, large, some) for name, some in (("questions", questions), ("answers", answers))]
+    theirs = [
+        known(name, large, some) for name, some in (("questions", questions), ("answers", answers))
+    ]
     ours = [small.embed(some, progress=False) for some in (questions, answers)]
     row |= {"fidelity": [round(fidelity(*each), 4) for each in zip(theirs, ours, strict=True)]}
     right = np.arange(len(pairs))
@@ -111,7 +130,10 @@ def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, 
     for half, index in zip(("development", "test"), faq.halves(pairs), strict=True):
         for side, answering in (("both", ours[1]), ("questions", theirs[1])):
             found = compare(before[index], ranks(ours[0], answering, right)[index])
-            row[f"{half}, {side}"] = {name: np.round(getattr(found, name), 4).tolist() for name in found.__dataclass_fields__}
+            row[f"{half}, {side}"] = {
+                name: np.round(getattr(found, name), 4).tolist()
+                for name in found.__dataclass_fields__
+            }
     row["flops"], row["ms"] = {}, {}
     for name, shape in {"1 x 16": (1, 16), "32 x 128": (32, 128)}.items():
         row["flops"][name], row["ms"][name] = clock(large, small, shape)
@@ -139,14 +161,21 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
         for side in ("both", "questions"):
             found = [row[f"{half}, {side}"] for row in mine]
             cells = [f"{mine[0]['numbers'] / mine[0]['whole']:.3f}", f"{mine[0]['layers']}"]
-            cells += [f"{mine[0]['minutes']:g} ({np.mean([row['minutes in all'] for row in mine]):.0f})", side]
+            cells += [
+                f"{mine[0]['minutes']:g} ({np.mean([row['minutes in all'] for row in mine]):.0f})",
+                side,
+            ]
             for name in ("recall_kept", "mrr_kept"):
                 shares = [100 * each[name][0] for each in found]
                 low, high = (100 * bound for bound in found[0][name][1:])
                 spread = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
                 cells.append(f"{np.mean(shares):.1f}{spread} ({low:.1f} to {high:.1f})")
             cells.append(f"{found[0]['lost']} / {found[0]['won']}")
-            cells.append(" / ".join(f"{np.mean([row['fidelity'][place] for row in mine]):.3f}" for place in (0, 1)))
+            cells.append(
+                " / ".join(
+                    f"{np.mean([row['fidelity'][place] for row in mine]):.3f}" for place in (0, 1)
+                )
+            )
             ratio = lambda figure, name, row=mine[0]: row[figure][name][0] / row[figure][name][1]
             cells.append(f"{1 / ratio('flops', '32 x 128'):.2f}")
             cells.append(f"{ratio('ms', '1 x 16'):.2f}x / {ratio('ms', '32 x 128'):.2f}x")
@@ -159,25 +188,57 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 2, 1 / 4, 1 / 8])
     parser.add_argument("--minutes", nargs="+", type=float, default=[24])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--work", type=float, help="the share of the layers' multiplications (default: as the shares say)")
-    parser.add_argument("--layers", type=int, help="how many layers stay (default: as the shares say)")
+    parser.add_argument(
+        "--work",
+        type=float,
+        help="the share of the layers' multiplications (default: as the shares say)",
+    )
+    parser.add_argument(
+        "--layers", type=int, help="how many layers stay (default: as the shares say)"
+    )
     parser.add_argument("--half", choices=("development", "test"), default="test")
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--only-print", action="store_true", help="the table of all finished cells, and no more")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--only-print", action="store_true", help="the table of all finished cells, and no more"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     if args.only_print:
-        print(table(sorted(results, key=lambda row: [-row[name] for name in ("keep", "work", "minutes")]), args.half))
+        print(
+            table(
+                sorted(
+                    results, key=lambda row: [-row[name] for name in ("keep", "work", "minutes")]
+                ),
+                args.half,
+            )
+        )
         return
     large = read_encoder(installed_model(), LENGTH)
     texts = learned_texts(large)
     rows = []
-    for keep, minutes, seed in tqdm(list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"):
+    for keep, minutes, seed in tqdm(
+        list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"
+    ):
         settings = Settings(keep, work=args.work, layers=args.layers)
         layers = job.layers_that_stay(large.config, settings)
-        key = {"keep": keep, "work": settings.share_of_work, "layers": layers, "minutes": minutes, "seed": seed}
-        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        key = {
+            "keep": keep,
+            "work": settings.share_of_work,
+            "layers": layers,
+            "minutes": minutes,
+            "seed": seed,
+        }
+        place = next(
+            (i for i, old in enumerate(results) if key.items() <= old.items()), len(results)
+        )
         if place == len(results) or args.again:
             jax.clear_caches()
             results[place : place + 1] = [key | measure(key, large, texts)]

@@ -40,9 +40,16 @@ def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
     """Features in the first kernel, dense codes or, where so many features are asked for, hashed ones; the second kernel hashed."""
     second = jc.at("1/kernel", jc.hashed(SECOND / 500**2, seed=seed))
     if features is None:
-        return jc.chain(jc.at("0/kernel", jc.vocabulary(FIRST / (PIXELS * 500), atoms=atoms, grid=GRID, seed=seed)), second)
+        return jc.chain(
+            jc.at(
+                "0/kernel", jc.vocabulary(FIRST / (PIXELS * 500), atoms=atoms, grid=GRID, seed=seed)
+            ),
+            second,
+        )
     first = jc.at("0/kernel", jc.vocabulary(features / PIXELS, atoms=atoms, grid=GRID, seed=seed))
-    return jc.chain(first, jc.at("0/kernel/codes", jc.hashed(FIRST / (features * 500), seed=seed)), second)
+    return jc.chain(
+        first, jc.at("0/kernel/codes", jc.hashed(FIRST / (features * 500), seed=seed)), second
+    )
 
 
 def translated(seed: int) -> jc.Transform:
@@ -77,30 +84,48 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     if key["column"] != "full" and stored > BUDGET:
         raise ValueError(f"{key['column']} stores {stored} numbers, more than {BUDGET}")
     name = f"{key['column']}, seed {key['seed']}"
-    params = trained(params, train, train.labels, key["rate"], key["seed"], name, dropout=key["dropout"])
+    params = trained(
+        params, train, train.labels, key["rate"], key["seed"], name, dropout=key["dropout"]
+    )
     return {"error": error(params, judge), "stored": stored}
 
 
 def validated(results: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    return [row for row in results if (row["split"], row["column"], row["seed"]) == ("validation", column, 0)]
+    return [
+        row
+        for row in results
+        if (row["split"], row["column"], row["seed"]) == ("validation", column, 0)
+    ]
 
 
 def cells(args: argparse.Namespace, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
     for column in args.columns:
         rows = partial(validated, results, column)
-        for rate, dropout in search(column, rows, *CHOICES) if args.validate else [decided(column, rows(), *CHOICES)]:
+        for rate, dropout in (
+            search(column, rows, *CHOICES) if args.validate else [decided(column, rows(), *CHOICES)]
+        ):
             for seed in range(args.seeds or (1 if args.validate else 10)):
                 split = "validation" if args.validate else "test"
-                yield {"column": column, "split": split, "rate": rate, "dropout": dropout, "seed": seed}
+                yield {
+                    "column": column,
+                    "split": split,
+                    "rate": rate,
+                    "dropout": dropout,
+                    "seed": seed,
+                }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each column; differences are paired by seed, with their standard error."""
     errors = {
-        c: np.array([row["error"] for row in rows if row["column"] == c]) for c in dict.fromkeys(row["column"] for row in rows)
+        c: np.array([row["error"] for row in rows if row["column"] == c])
+        for c in dict.fromkeys(row["column"] for row in rows)
     }
-    lines = ["| features | weights stored | of all | test error % | over the full network, points |", "|---|---|---|---|---|"]
+    lines = [
+        "| features | weights stored | of all | test error % | over the full network, points |",
+        "|---|---|---|---|---|",
+    ]
     for column, each in errors.items():
         stored = next(row["stored"] for row in rows if row["column"] == column)
         gap = each - errors.get("full", each)
@@ -114,10 +139,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument(
+        "--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN"
+    )
     parser.add_argument("--seeds", type=int, help="runs of each cell (10; 1 with --validate)")
-    parser.add_argument("--validate", action="store_true", help="train by each choice, judged by the validation images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="train by each choice, judged by the validation images",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = read(args.out)
     keys = cells(args, results)

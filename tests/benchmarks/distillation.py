@@ -45,9 +45,19 @@ import jaxcompress as jc
 TEACHER, STUDENT = (784, 1_200, 1_200, 10), (784, 800, 800, 10)
 STEPS, TEACHER_STEPS, BATCH, SHIFT, HIDDEN = 12_000, 12_000, 100, 2, 0.1
 RATES = (1e-3, 2e-3, 4e-3)
-SOFTNESS = {"hard": (0.0,), "smoothed": (0.3, 0.1), "soft": (2.0, 4.0, 20.0), "soft, states": (4.0,)}
+SOFTNESS = {
+    "hard": (0.0,),
+    "smoothed": (0.3, 0.1),
+    "soft": (2.0, 4.0, 20.0),
+    "soft, states": (4.0,),
+}
 """Shares of smoothing, and temperatures."""
-COLUMNS = [f"{name}{also}" for also in ("", ", shifted") for name in SOFTNESS if not (also and name == "soft, states")]
+COLUMNS = [
+    f"{name}{also}"
+    for also in ("", ", shifted")
+    for name in SOFTNESS
+    if not (also and name == "soft, states")
+]
 LOOKS = (50, 300, 2_000, 12_000)
 VALIDATION = 10_000
 
@@ -67,7 +77,9 @@ def split(validate: bool) -> tuple[Digits, Digits]:
     train, test = load_mnist()
     if not validate:
         return train, test
-    return Digits(*(each[:-VALIDATION] for each in train)), Digits(*(each[-VALIDATION:] for each in train))
+    return Digits(*(each[:-VALIDATION] for each in train)), Digits(
+        *(each[-VALIDATION:] for each in train)
+    )
 
 
 def on_bytes(params: Any, pixels: jax.Array) -> jax.Array:
@@ -77,31 +89,48 @@ def on_bytes(params: Any, pixels: jax.Array) -> jax.Array:
 def with_hidden(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logits, and the last hidden layer."""
     last = str(len(params) - 1)
-    hidden = jax.nn.relu(on_bytes({name: layer for name, layer in params.items() if name != last}, pixels))
+    hidden = jax.nn.relu(
+        on_bytes({name: layer for name, layer in params.items() if name != last}, pixels)
+    )
     return hidden @ params[last]["kernel"] + params[last]["bias"], hidden
 
 
 @cache
 def teacher(seed: int, validate: bool) -> Any:
     """Trained once, kept in the cache folder."""
-    path = cache_folder() / "distillation" / f"teacher-{'validation' if validate else 'final'}-{seed}.safetensors"
+    path = (
+        cache_folder()
+        / "distillation"
+        / f"teacher-{'validation' if validate else 'final'}-{seed}.safetensors"
+    )
     if not path.exists():
         train, _ = split(validate)
         plain = jc.cross_entropy(logits)
 
         def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
             moved, hiding = jax.random.split(key)
-            return plain(params, (partly_hidden(shifted(batch[0], moved), HIDDEN, hiding), batch[1]), key)
+            return plain(
+                params, (partly_hidden(shifted(batch[0], moved), HIDDEN, hiding), batch[1]), key
+            )
 
-        given: dict[str, Any] = dict(optimizer=one_cycle(1e-3, TEACHER_STEPS), steps=TEACHER_STEPS, batch_size=BATCH, seed=seed)
-        params = jc.fit(loss, dense_params(jax.random.key(1_000 + seed), TEACHER), tuple(train), **given).params
+        given: dict[str, Any] = dict(
+            optimizer=one_cycle(1e-3, TEACHER_STEPS),
+            steps=TEACHER_STEPS,
+            batch_size=BATCH,
+            seed=seed,
+        )
+        params = jc.fit(
+            loss, dense_params(jax.random.key(1_000 + seed), TEACHER), tuple(train), **given
+        ).params
         path.parent.mkdir(parents=True, exist_ok=True)
         jc.save(draft := path.with_suffix(f".{os.getpid()}"), params)
         os.replace(draft, path)
     return jc.load(path)
 
 
-def task(column: str, softness: float, teaching: Any, train: Digits) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+def task(
+    column: str, softness: float, teaching: Any, train: Digits
+) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
     """The loss of a column and the data that it is trained on."""
     kind, moving = column.removesuffix(", shifted"), column.endswith(", shifted")
     if not kind.startswith("soft"):
@@ -124,16 +153,28 @@ def task(column: str, softness: float, teaching: Any, train: Digits) -> tuple[Ca
 
 def wrong(params: Any, judge: Digits) -> int:
     """How many images."""
-    return int(np.sum(jc.outputs(on_bytes, params, judge.pixels, progress=False).argmax(1) != judge.labels))
+    return int(
+        np.sum(jc.outputs(on_bytes, params, judge.pixels, progress=False).argmax(1) != judge.labels)
+    )
 
 
 def student(key: dict[str, Any], watch: Callable[[Any], None] | None = None) -> Any:
     train, _ = split(key["split"] == "validation")
-    loss, data = task(key["column"], key["softness"], teacher(key["seed"], key["split"] == "validation"), train)
-    given: dict[str, Any] = dict(optimizer=one_cycle(key["rate"], STEPS), steps=STEPS, batch_size=BATCH, seed=key["seed"])
+    loss, data = task(
+        key["column"], key["softness"], teacher(key["seed"], key["split"] == "validation"), train
+    )
+    given: dict[str, Any] = dict(
+        optimizer=one_cycle(key["rate"], STEPS), steps=STEPS, batch_size=BATCH, seed=key["seed"]
+    )
     if watch:
         given |= dict(watch=watch, every=50)
-    return jc.fit(loss, dense_params(jax.random.key(key["seed"]), STUDENT), data, **given, description=key["column"]).params
+    return jc.fit(
+        loss,
+        dense_params(jax.random.key(key["seed"]), STUDENT),
+        data,
+        **given,
+        description=key["column"],
+    ).params
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -149,20 +190,32 @@ def why(key: dict[str, Any]) -> dict[str, Any]:
     teaching = teacher(key["seed"], False)
     said = jc.outputs(on_bytes, teaching, train.pixels, progress=False)
     sure = np.diff(np.sort(said, 1)[:, -2:], axis=1)[:, 0]
-    near, others = np.argsort(sure)[:500], np.random.default_rng(0).choice(len(sure), 1_000, replace=False)
+    near, others = (
+        np.argsort(sure)[:500],
+        np.random.default_rng(0).choice(len(sure), 1_000, replace=False),
+    )
     loss, data = task(key["column"], key["softness"], teaching, train)
     called, found = jc.outputs(on_bytes, teaching, test.pixels, progress=False).argmax(1), []
     statistics = partial(jc.gradient_statistics, loss, batch_size=50, progress=False)
 
     def look(state: Any) -> None:
         step = int(state.step)
-        agree = float(np.mean(jc.outputs(on_bytes, state.params, test.pixels, progress=False).argmax(1) == called))
+        agree = float(
+            np.mean(
+                jc.outputs(on_bytes, state.params, test.pixels, progress=False).argmax(1) == called
+            )
+        )
         row: dict[str, Any] = {"step": step, "agree": round(100 * agree, 2)}
         if step in LOOKS:
             of = lambda index: jax.tree.map(lambda leaf: leaf[index], data)
             all_, close = statistics(state.params, of(others)), statistics(state.params, of(near))
-            bent = jc.curvature(loss, state.params, of(others), jax.random.key(0), steps=15, signs=5, progress=False)
-            row |= {"noise": all_.noise_scale, "agreement": statistics(state.params, of(others[:500])).agreement}
+            bent = jc.curvature(
+                loss, state.params, of(others), jax.random.key(0), steps=15, signs=5, progress=False
+            )
+            row |= {
+                "noise": all_.noise_scale,
+                "agreement": statistics(state.params, of(others[:500])).agreement,
+            }
             row |= {"noise near": close.noise_scale, "agreement near": close.agreement}
             row |= {"largest": bent.largest, "trace": bent.trace}
         found.append(row)
@@ -173,14 +226,20 @@ def why(key: dict[str, Any]) -> dict[str, Any]:
 
 def chosen(results: list[dict[str, Any]], column: str) -> dict[str, Any]:
     """The rate and softness with the fewest validation errors."""
-    rows = [row for row in results if (row["part"], row["split"], row["column"]) == ("gap", "validation", column)]
+    rows = [
+        row
+        for row in results
+        if (row["part"], row["split"], row["column"]) == ("gap", "validation", column)
+    ]
     if not rows:
         raise SystemExit(f"{column}: run with --validate first")
     row = min(rows, key=lambda row: row["wrong"])
     return {name: row[name] for name in ("rate", "softness")}
 
 
-def cells(part: str, columns: list[str], seeds: int, validate: bool, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def cells(
+    part: str, columns: list[str], seeds: int, validate: bool, results: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     for column in columns:
         if validate:
             key = {"part": part, "split": "validation", "column": column, "seed": 0}
@@ -191,7 +250,13 @@ def cells(part: str, columns: list[str], seeds: int, validate: bool, results: li
                 yield key | chosen(results, column) | {"softness": each}
         else:
             for seed in range(seeds):
-                yield {"part": part, "split": "final", "column": column, **chosen(results, column), "seed": seed}
+                yield {
+                    "part": part,
+                    "split": "final",
+                    "column": column,
+                    **chosen(results, column),
+                    "seed": seed,
+                }
 
 
 def gap_table(results: list[dict[str, Any]]) -> str:
@@ -199,14 +264,23 @@ def gap_table(results: list[dict[str, Any]]) -> str:
     rows = [row for row in results if (row["part"], row["split"]) == ("gap", "final")]
     base = {row["seed"]: row["wrong"] for row in rows if row["column"] == "hard"}
     lines = ["| student | rate | softness | wrong of 10,000 | gap closed % |", "|---" * 5 + "|"]
-    spread = lambda values: f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
+    spread = lambda values: (
+        f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
+    )
     for column in COLUMNS:
         mine = [row for row in rows if row["column"] == column and row["seed"] in base]
         if mine:
-            closed = [100 * (base[row["seed"]] - row["wrong"]) / (base[row["seed"]] - row["teacher"]) for row in mine]
+            closed = [
+                100 * (base[row["seed"]] - row["wrong"]) / (base[row["seed"]] - row["teacher"])
+                for row in mine
+            ]
             made = f"{mine[0]['rate']:g} | {mine[0]['softness']:g}"
-            lines.append(f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | {spread(closed)} |")
-    lines.append(f"| teacher | | | {spread([row['teacher'] for row in rows if row['column'] == 'hard'])} | |")
+            lines.append(
+                f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | {spread(closed)} |"
+            )
+    lines.append(
+        f"| teacher | | | {spread([row['teacher'] for row in rows if row['column'] == 'hard'])} | |"
+    )
     return "\n".join(lines)
 
 
@@ -216,9 +290,17 @@ def why_table(results: list[dict[str, Any]]) -> str:
     lines = ["| targets | steps | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     rows = [row for row in results if row["part"] == "why"]
     for column, step in itertools.product(dict.fromkeys(row["column"] for row in rows), LOOKS):
-        looks = [look for row in rows if row["column"] == column for look in row["looks"] if look["step"] == step]
+        looks = [
+            look
+            for row in rows
+            if row["column"] == column
+            for look in row["looks"]
+            if look["step"] == step
+        ]
         lines.append(
-            f"| {column} | {step} | " + " | ".join(f"{np.median([look[name] for look in looks]):.3g}" for name in names) + " |"
+            f"| {column} | {step} | "
+            + " | ".join(f"{np.median([look[name] for look in looks]):.3g}" for name in names)
+            + " |"
         )
     return "\n".join(lines)
 
@@ -229,9 +311,16 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, metavar="COLUMN")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--validate", action="store_true", help="choose rates, temperatures and shares by training images held back"
+        "--validate",
+        action="store_true",
+        help="choose rates, temperatures and shares by training images held back",
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = read(args.out)
     if args.part == "why":
@@ -240,7 +329,12 @@ def main() -> None:
         finished(args.out, results, keys, why)
         print(why_table(results))
         return
-    finished(args.out, results, cells("gap", args.columns or COLUMNS, args.seeds, args.validate, results), measure)
+    finished(
+        args.out,
+        results,
+        cells("gap", args.columns or COLUMNS, args.seeds, args.validate, results),
+        measure,
+    )
     if not args.validate:
         print(gap_table(results))
 

@@ -45,7 +45,13 @@ import jaxcompress as jc
 
 SEEDS = (30, 31, 32)
 DIMENSIONS = (2, 8, 20)
-CONDITIONS = {"as it is": "as it is", "labels": "as it is", "capacity": "as it is", "region": "as it is", "part": "five classes"}
+CONDITIONS = {
+    "as it is": "as it is",
+    "labels": "as it is",
+    "capacity": "as it is",
+    "region": "as it is",
+    "part": "five classes",
+}
 """What is planted, and the condition without it."""
 FIVE = ("part", "five classes")
 SNEAKER, IMAGES, TESTED = 7, 10_000, 5_000
@@ -53,7 +59,10 @@ SNEAKER, IMAGES, TESTED = 7, 10_000, 5_000
 
 @cache
 def images() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    unit = lambda digits, count: (digits.pixels[:count].astype(np.float32) / 255, digits.labels[:count].astype(int))
+    unit = lambda digits, count: (
+        digits.pixels[:count].astype(np.float32) / 255,
+        digits.labels[:count].astype(int),
+    )
     train, test = load()
     return unit(train, IMAGES), unit(test, TESTED)
 
@@ -85,7 +94,10 @@ def clothes(condition: str, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], C
     if condition == "part":
         x, y = x[y != SNEAKER], y[y != SNEAKER]
     y = y % 5 if condition in FIVE else y
-    hidden, steps = (2,) if condition == "capacity" else (128,), 6_000 if condition == "labels" else 2_000
+    hidden, steps = (
+        (2,) if condition == "capacity" else (128,),
+        6_000 if condition == "labels" else 2_000,
+    )
     return (x, y), trained(x, y, hidden, seed, steps=steps, rate=1e-3)
 
 
@@ -97,13 +109,23 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
         report = jc.explain_errors(classify, train, (x, y))
         mended = np.asarray(clothes(CONDITIONS[key["condition"]], key["seed"])[1](x)) == y
         new = [each for each in report.verdicts if mended[each.index]]
-        found = {"counts": report.counts, "next": runners_up(report.verdicts), "new": causes(new), "new next": runners_up(new)}
+        found = {
+            "counts": report.counts,
+            "next": runners_up(report.verdicts),
+            "new": causes(new),
+            "new next": runners_up(new),
+        }
         return found | {"accuracy": report.accuracy, "train_accuracy": report.train_accuracy}
     found = world(key["plant"], key["geometry"], key["d"], key["seed"])
     report = jc.explain_errors(found.classify, found.train, found.test)
     counts = tally(found, report)
     mine = runners_up([each for each in report.verdicts if found.planted[each.index]])
-    return {"cause": found.cause, "counts": counts, "next": mine, "others": len(report.verdicts) - sum(counts.values())}
+    return {
+        "cause": found.cause,
+        "counts": counts,
+        "next": mine,
+        "others": len(report.verdicts) - sum(counts.values()),
+    }
 
 
 def causes(verdicts: list[jc.Verdict]) -> dict[str, int]:
@@ -138,12 +160,30 @@ def tables(results: list[dict[str, Any]]) -> str:
     """A line for each world, the confusion matrix, and Fashion-MNIST."""
     planted = [row for row in results if "plant" in row]
     lines, parts = [], []
-    for plant, geometry, d in sorted({(row["plant"], row["geometry"], row["d"]) for row in planted}):
-        rows = [row for row in planted if (row["plant"], row["geometry"], row["d"]) == (plant, geometry, d)]
-        right = [row["counts"][row["cause"]] / sum(row["counts"].values()) for row in rows if any(row["counts"].values())]
+    for plant, geometry, d in sorted(
+        {(row["plant"], row["geometry"], row["d"]) for row in planted}
+    ):
+        rows = [
+            row
+            for row in planted
+            if (row["plant"], row["geometry"], row["d"]) == (plant, geometry, d)
+        ]
+        right = [
+            row["counts"][row["cause"]] / sum(row["counts"].values())
+            for row in rows
+            if any(row["counts"].values())
+        ]
         counts = total(rows)
         share = 100 * counts[rows[0]["cause"]] / max(sum(counts.values()), 1)
-        line = [plant, geometry, d, len(right), sum(counts.values()), f"{share:.1f}", f"{100 * min(right, default=0):.1f}"]
+        line = [
+            plant,
+            geometry,
+            d,
+            len(right),
+            sum(counts.values()),
+            f"{share:.1f}",
+            f"{100 * min(right, default=0):.1f}",
+        ]
         second = sum(row["next"].get(row["cause"], 0) for row in rows)
         lines.append([*line, counts["ambiguous"], second, sum(row["others"] for row in rows)])
     head = [
@@ -171,19 +211,41 @@ def tables(results: list[dict[str, Any]]) -> str:
     for condition in CONDITIONS:
         rows = [row for row in results if row.get("condition") == condition]
         if rows:
-            mean = lambda values: f"{np.mean(values):.0f} ± {np.std(values, ddof=min(1, len(values) - 1)):.0f}"
-            accuracies = [f"{100 * np.mean([row[name] for row in rows]):.1f}" for name in ("accuracy", "train_accuracy")]
+            mean = lambda values: (
+                f"{np.mean(values):.0f} ± {np.std(values, ddof=min(1, len(values) - 1)):.0f}"
+            )
+            accuracies = [
+                f"{100 * np.mean([row[name] for row in rows]):.1f}"
+                for name in ("accuracy", "train_accuracy")
+            ]
             kinds = {"all": [row["counts"] for row in rows]}
             if condition != CONDITIONS[condition]:
                 kinds["new"] = [row["new"] for row in rows]
             for kind, counts in kinds.items():
-                shown = [mean([each.get(cause, 0) for each in counts]) for cause in rows[0]["counts"]]
-                following = mean([row["next" if kind == "all" else "new next"].get("wrong interpolation", 0) for row in rows])
+                shown = [
+                    mean([each.get(cause, 0) for each in counts]) for cause in rows[0]["counts"]
+                ]
+                following = mean(
+                    [
+                        row["next" if kind == "all" else "new next"].get("wrong interpolation", 0)
+                        for row in rows
+                    ]
+                )
                 lines.append([condition, kind, *accuracies, *shown, following])
     if lines:
         names = list(next(row for row in results if "condition" in row)["counts"])
         parts.append(
-            markdown(["Fashion-MNIST", "errors", "test accuracy %", "training accuracy %", *names, "then interpolation"], lines)
+            markdown(
+                [
+                    "Fashion-MNIST",
+                    "errors",
+                    "test accuracy %",
+                    "training accuracy %",
+                    *names,
+                    "then interpolation",
+                ],
+                lines,
+            )
         )
     return "\n\n".join(parts)
 
@@ -191,7 +253,12 @@ def tables(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--plot", type=Path, help="a folder to draw reports in")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = read(args.out)
     finished(args.out, results, cells(), measure)
@@ -201,7 +268,9 @@ def main() -> None:
             train, classify = clothes(condition, SEEDS[0])
             test = tested(condition)
             report = jc.explain_errors(classify, train, test)
-            jc.plots.errors_by_cause(report, train, test, image=(28, 28), path=args.plot / f"errors_{condition}.png")
+            jc.plots.errors_by_cause(
+                report, train, test, image=(28, 28), path=args.plot / f"errors_{condition}.png"
+            )
 
 
 if __name__ == "__main__":

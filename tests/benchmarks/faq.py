@@ -107,7 +107,9 @@ def halves(pairs: list[Pair], seed: int = 0) -> tuple[list[int], list[int]]:
     rng = np.random.default_rng(seed)
     development, test = [], []
     for source in sorted({pair.source for pair in pairs}):
-        drawn = rng.permutation([index for index, pair in enumerate(pairs) if pair.source == source]).tolist()
+        drawn = rng.permutation(
+            [index for index, pair in enumerate(pairs) if pair.source == source]
+        ).tolist()
         development += drawn[: len(drawn) // 2]
         test += drawn[len(drawn) // 2 :]
     return sorted(development), sorted(test)
@@ -144,10 +146,14 @@ def _fetch(draft: Path, stored: Path) -> dict[str, str]:
     by_hand = f"run apt-get update on Debian 12 and try again, or copy {stored.name} from another machine to {stored.parent}"
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
-        raise FileNotFoundError(f"the questions are not in the cache, and there is no {missing[0]} to fetch them: {by_hand}")
+        raise FileNotFoundError(
+            f"the questions are not in the cache, and there is no {missing[0]} to fetch them: {by_hand}"
+        )
     command = ["apt-get", "download", *PACKAGES]
     try:
-        problem = subprocess.run(command, cwd=draft, capture_output=True, text=True, timeout=600).stderr.strip()[-300:]
+        problem = subprocess.run(
+            command, cwd=draft, capture_output=True, text=True, timeout=600
+        ).stderr.strip()[-300:]
     except subprocess.TimeoutExpired:
         problem = "no answer within ten minutes"
     found = {}
@@ -164,7 +170,11 @@ def _read(root: Path) -> dict[str, Any]:
     """The pairs, documents and background texts of the unpacked packages."""
     share = root / "usr" / "share"
     pods = sorted(share.glob("perl/*/pod/*.pod"))
-    python, git, debian = share / "doc/python3.11/html", share / "doc/git-doc", share / "doc/debian/FAQ"
+    python, git, debian = (
+        share / "doc/python3.11/html",
+        share / "doc/git-doc",
+        share / "doc/debian/FAQ",
+    )
     asked = {
         "debian-faq": [_html(path) for path in sorted(debian.glob("*.en.html"))],
         "git-faq": [_html(git / "gitfaq.html", (*_HEADINGS, "dt"))],
@@ -178,17 +188,33 @@ def _read(root: Path) -> dict[str, Any]:
                 first.setdefault(pair.question, pair)
     without_questions = _cutter(first)
     found = [(pair, without_questions(pair.answer)) for pair in first.values()]
-    found = [(pair, document) for pair, document in found if len(document.split()) >= SHORTEST_ANSWER]
+    found = [
+        (pair, document) for pair, document in found if len(document.split()) >= SHORTEST_ANSWER
+    ]
 
-    pages = [_pod(path) for path in pods if not path.stem.startswith("perlfaq") and path.stem not in OMITTED_PODS]
+    pages = [
+        _pod(path)
+        for path in pods
+        if not path.stem.startswith("perlfaq") and path.stem not in OMITTED_PODS
+    ]
     for folder in ("library", "tutorial", "howto"):
         pages += [_html(path) for path in sorted(python.glob(f"{folder}/*.html"))]
-    pages += [_html(path) for path in sorted(git.rglob("*.html")) if path.name != "gitfaq.html" and not path.is_symlink()]
-    texts = (without_questions("\n\n".join([part.heading, *part.paragraphs]).strip()) for page in pages for part in page)
+    pages += [
+        _html(path)
+        for path in sorted(git.rglob("*.html"))
+        if path.name != "gitfaq.html" and not path.is_symlink()
+    ]
+    texts = (
+        without_questions("\n\n".join([part.heading, *part.paragraphs]).strip())
+        for page in pages
+        for part in page
+    )
     return {
         "pairs": [astuple(pair) for pair, _ in found],
         "documents": [document for _, document in found],
-        "background": list(dict.fromkeys(text for text in texts if len(text) >= SHORTEST_BACKGROUND)),
+        "background": list(
+            dict.fromkeys(text for text in texts if len(text) >= SHORTEST_BACKGROUND)
+        ),
     }
 
 
@@ -237,7 +263,9 @@ def _paragraph(text: str, code: bool) -> str:
     """Text on one line, or a block of code without its empty lines."""
     if not code:
         return " ".join(text.split())
-    return "\n".join(line.rstrip() for line in textwrap.dedent(text.expandtabs()).splitlines() if line.strip())
+    return "\n".join(
+        line.rstrip() for line in textwrap.dedent(text.expandtabs()).splitlines() if line.strip()
+    )
 
 
 def _html(path: Path, headings: tuple[str, ...] = _HEADINGS) -> list[_Section]:
@@ -251,9 +279,28 @@ def _html(path: Path, headings: tuple[str, ...] = _HEADINGS) -> list[_Section]:
 class _Reader(HTMLParser):
     """Collects the sections of a page, without its navigation."""
 
-    BLOCKS = frozenset({"blockquote", "br", "dd", "div", "dl", "dt", "li", "p", "pre", "section", "table", "td", "th", "tr"})
+    BLOCKS = frozenset(
+        {
+            "blockquote",
+            "br",
+            "dd",
+            "div",
+            "dl",
+            "dt",
+            "li",
+            "p",
+            "pre",
+            "section",
+            "table",
+            "td",
+            "th",
+            "tr",
+        }
+    )
     OMITTED = frozenset({"head", "nav", "script", "style"})
-    OMITTED_CLASSES = frozenset({"footer", "headerlink", "mobile-nav", "navfooter", "navheader", "toc", "toctree-wrapper"})
+    OMITTED_CLASSES = frozenset(
+        {"footer", "headerlink", "mobile-nav", "navfooter", "navheader", "toc", "toctree-wrapper"}
+    )
 
     def __init__(self, headings: tuple[str, ...]) -> None:
         super().__init__()
@@ -355,7 +402,9 @@ def main() -> None:
         question = statistics.median(len(pair.question.split()) for pair in of_source)
         answer = statistics.median(len(pair.answer.split()) for pair in of_source)
         print(f"{source:12} {len(of_source):6} {question:20.0f} {answer:13.0f}")
-    print(f"{len(found)} pairs; {len(texts):,} background texts of {sum(len(text.split()) for text in texts):,} words")
+    print(
+        f"{len(found)} pairs; {len(texts):,} background texts of {sum(len(text.split()) for text in texts):,} words"
+    )
     print("; ".join(f"{package} {version}" for package, version in versions().items()))
     for pair in (found[0], found[-1]):
         print(f"\n{pair.source}: {pair.question}\n{textwrap.indent(pair.answer, '    ')}")

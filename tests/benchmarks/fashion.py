@@ -41,7 +41,10 @@ def load() -> tuple[Digits, Digits]:
         _fetch(folder)
 
     def digits(split: str) -> Digits:
-        pixels, labels = _read(folder, f"{split}-images-idx3-ubyte"), _read(folder, f"{split}-labels-idx1-ubyte")
+        pixels, labels = (
+            _read(folder, f"{split}-images-idx3-ubyte"),
+            _read(folder, f"{split}-labels-idx1-ubyte"),
+        )
         return Digits(pixels.reshape(len(pixels), -1), labels.astype(np.int32))
 
     return digits("train"), digits("t10k")
@@ -64,7 +67,9 @@ def _read(folder: Path, name: str) -> np.ndarray:
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
-        raise ValueError(f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and it is fetched again")
+        raise ValueError(
+            f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and it is fetched again"
+        )
     return read_idx(io.BytesIO(content))
 
 
@@ -76,12 +81,20 @@ def _fetch(folder: Path) -> None:
     )
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
-        raise FileNotFoundError(f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: {by_hand}")
+        raise FileNotFoundError(
+            f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: {by_hand}"
+        )
     problem = ""
     with tempfile.TemporaryDirectory() as draft:
-        for command in (["apt-get", "download", PACKAGE], ["apt-get", "update"], ["apt-get", "download", PACKAGE]):
+        for command in (
+            ["apt-get", "download", PACKAGE],
+            ["apt-get", "update"],
+            ["apt-get", "download", PACKAGE],
+        ):
             try:
-                done = subprocess.run(command, cwd=draft, capture_output=True, text=True, timeout=300)
+                done = subprocess.run(
+                    command, cwd=draft, capture_output=True, text=True, timeout=300
+                )
                 problem = done.stderr.strip()[-300:]
             except subprocess.TimeoutExpired:
                 problem = f"{' '.join(command)} gave no answer within five minutes"
@@ -89,7 +102,9 @@ def _fetch(folder: Path) -> None:
             if archive is not None and done.returncode == 0:
                 break
         else:
-            raise FileNotFoundError(f"apt-get download {PACKAGE} gave no file ({problem}): {by_hand}")
+            raise FileNotFoundError(
+                f"apt-get download {PACKAGE} gave no file ({problem}): {by_hand}"
+            )
         unpacked = Path(draft) / "unpacked"
         subprocess.run(["dpkg", "-x", str(archive), str(unpacked)], check=True, timeout=300)
         folder.mkdir(parents=True, exist_ok=True)

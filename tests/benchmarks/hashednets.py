@@ -89,7 +89,11 @@ class Task:
 
     def widest(self, cost: Callable[[int], float]) -> int:
         """The most hidden units whose cost, in numbers, is within the budget."""
-        return max(hidden for hidden in range(1, 1_001) if cost(hidden) + self.outside(hidden) <= self.numbers)
+        return max(
+            hidden
+            for hidden in range(1, 1_001)
+            if cost(hidden) + self.outside(hidden) <= self.numbers
+        )
 
 
 def numbers_of(sizes: tuple[int, ...]) -> int:
@@ -117,7 +121,9 @@ class EdgesArray(jc.CompactArray):
         return dense.at[self.places(m * n)].set(self.values, unique_indices=True).reshape(m, n)
 
     def places(self, size: int) -> jax.Array:
-        return permute(jnp.arange(self.values.shape[-1], dtype=jnp.uint32), size, self.seed).astype(jnp.int32)
+        return permute(jnp.arange(self.values.shape[-1], dtype=jnp.uint32), size, self.seed).astype(
+            jnp.int32
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -128,9 +134,15 @@ class RandomEdges(jc.LeafTransform):
     seed: int = 0
     axes: jc.MatrixAxes | None = None
 
-    def fit(self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str) -> EdgesArray:
-        empty = EdgesArray(jnp.zeros(numbers, matrix.dtype), seed=leaf_seed(self.seed, name), dims=matrix.shape)
-        return dataclasses.replace(empty, values=jnp.asarray(matrix.reshape(-1)[empty.places(matrix.size)]))
+    def fit(
+        self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
+    ) -> EdgesArray:
+        empty = EdgesArray(
+            jnp.zeros(numbers, matrix.dtype), seed=leaf_seed(self.seed, name), dims=matrix.shape
+        )
+        return dataclasses.replace(
+            empty, values=jnp.asarray(matrix.reshape(-1)[empty.places(matrix.size)])
+        )
 
 
 # --- the columns: from a task to the layers' sizes, and from a run's seed to a transform ----------------------------
@@ -164,7 +176,9 @@ def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         hidden = small if task.small else large
-        return task.sizes(hidden), lambda seed: jc.at(hidden_kernels(task), make(task.keep(hidden), seed=seed))
+        return task.sizes(hidden), lambda seed: jc.at(
+            hidden_kernels(task), make(task.keep(hidden), seed=seed)
+        )
 
     return column
 
@@ -180,7 +194,8 @@ def widened(times: int, for_last: float = 0.0) -> Column:
         mine = min(max(for_last, outputs / entries) * room, outputs)
         others = min((room - mine) / (entries - outputs), 1.0)
         return sizes, lambda seed: jc.chain(
-            jc.at(hidden_kernels(task), jc.hashed(others, seed=seed)), jc.at(last(task), jc.hashed(mine / outputs, seed=seed))
+            jc.at(hidden_kernels(task), jc.hashed(others, seed=seed)),
+            jc.at(last(task), jc.hashed(mine / outputs, seed=seed)),
         )
 
     return column
@@ -193,7 +208,9 @@ def atoms(name: Any, small: int, large: int, lookups: int | None = None) -> Colu
         count = small if task.small else large
         first = count if lookups is None else 2 * lookups
         sizes = task.sizes(task.widest(lambda hidden: task.inside(hidden, first)))
-        make = lambda seed: jc.vocabulary(first / PIXELS, atoms=name, grid=GRID, lookups=lookups, seed=seed)
+        make = lambda seed: jc.vocabulary(
+            first / PIXELS, atoms=name, grid=GRID, lookups=lookups, seed=seed
+        )
         return sizes, lambda seed: jc.at("0/kernel", make(seed))
 
     return column
@@ -202,9 +219,13 @@ def atoms(name: Any, small: int, large: int, lookups: int | None = None) -> Colu
 def learned(small: int, large: int) -> Column:
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         count = small if task.small else large
-        hidden = task.widest(lambda hidden: count * (PIXELS + hidden) + (task.layers - 3) * hidden**2)
+        hidden = task.widest(
+            lambda hidden: count * (PIXELS + hidden) + (task.layers - 3) * hidden**2
+        )
         keep = count * (PIXELS + hidden) / (PIXELS * hidden)
-        return task.sizes(hidden), lambda seed: jc.at("0/kernel", jc.vocabulary(keep, atoms="learned"))
+        return task.sizes(hidden), lambda seed: jc.at(
+            "0/kernel", jc.vocabulary(keep, atoms="learned")
+        )
 
     return column
 
@@ -217,7 +238,9 @@ def coded(name: Any, count: tuple[int, int], hidden: tuple[int, int]) -> Column:
         keep = task.keep(units, few)
         first = jc.at("0/kernel", jc.vocabulary(few / PIXELS, atoms=name, grid=GRID))
         return task.sizes(units), lambda seed: jc.chain(
-            first, jc.at("0/kernel/codes", jc.hashed(keep, seed=seed)), inner(task, jc.hashed(keep, seed=seed))
+            first,
+            jc.at("0/kernel/codes", jc.hashed(keep, seed=seed)),
+            inner(task, jc.hashed(keep, seed=seed)),
         )
 
     return column
@@ -229,7 +252,9 @@ def convolved(small: int, large: int) -> Column:
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         knots = small if task.small else large
         hidden = task.widest(lambda hidden: task.inside(hidden, knots))
-        return task.sizes(hidden), lambda seed: jc.at("0/kernel", jc.convolved(knots / PIXELS, axes=along_pixels))
+        return task.sizes(hidden), lambda seed: jc.at(
+            "0/kernel", jc.convolved(knots / PIXELS, axes=along_pixels)
+        )
 
     return column
 
@@ -248,14 +273,25 @@ def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, i
         sizes = (PIXELS, positions * channels, *[units] * (task.layers - 3), task.classes)
         codes = cosines * channels * outputs
         fixed = channels * window + numbers_of(sizes[-2:]) * (task.layers > 3) + sum(sizes[1:-1])
-        keep = 1.0 if task.layers == 3 else (task.numbers - fixed) / (codes + (task.layers - 4) * units**2)
+        keep = (
+            1.0
+            if task.layers == 3
+            else (task.numbers - fixed) / (codes + (task.layers - 4) * units**2)
+        )
         shared = jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2))
-        seen = jc.at("1/kernel", jc.vocabulary(cosines / positions, grid=(10, 10), channels=channels))
+        seen = jc.at(
+            "1/kernel", jc.vocabulary(cosines / positions, grid=(10, 10), channels=channels)
+        )
         if task.layers == 3:
             return sizes, lambda seed: jc.chain(shared, seen)
-        deep = lambda name, leaf: name.endswith("/kernel") and name not in ("0/kernel", "1/kernel", last(task))
+        deep = lambda name, leaf: (
+            name.endswith("/kernel") and name not in ("0/kernel", "1/kernel", last(task))
+        )
         return sizes, lambda seed: jc.chain(
-            shared, seen, jc.at("1/kernel/codes", jc.hashed(keep, seed=seed)), jc.at(deep, jc.hashed(keep, seed=seed))
+            shared,
+            seen,
+            jc.at("1/kernel/codes", jc.hashed(keep, seed=seed)),
+            jc.at(deep, jc.hashed(keep, seed=seed)),
         )
 
     return column
@@ -263,12 +299,20 @@ def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, i
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "plain": (plain,),
-    "low rank": tuple(form(lambda keep, seed: jc.factored(keep), *units) for units in ((100, 300), (135, 500), (200, 800))),
-    "random edges": tuple(form(RandomEdges, *units) for units in ((60, 300), (100, 500), (150, 800))),
+    "low rank": tuple(
+        form(lambda keep, seed: jc.factored(keep), *units)
+        for units in ((100, 300), (135, 500), (200, 800))
+    ),
+    "random edges": tuple(
+        form(RandomEdges, *units) for units in ((60, 300), (100, 500), (150, 800))
+    ),
     "hashed": tuple(form(jc.hashed, *units) for units in ((80, 400), (150, 600), (250, 1_000))),
-    "hashed in blocks of 8": tuple(form(partial(jc.hashed, block=8), *units) for units in ((80, 400), (150, 600), (250, 1_000))),
+    "hashed in blocks of 8": tuple(
+        form(partial(jc.hashed, block=8), *units) for units in ((80, 400), (150, 600), (250, 1_000))
+    ),
     "hashed, circular": tuple(
-        form(partial(jc.hashed, layout="circular"), *units) for units in ((80, 400), (150, 600), (250, 1_000))
+        form(partial(jc.hashed, layout="circular"), *units)
+        for units in ((80, 400), (150, 600), (250, 1_000))
     ),
     "DCT": tuple(atoms("dct", *count) for count in ((64, 144), (100, 200), (144, 300))),
     "smooth": tuple(atoms("smooth", *count) for count in ((64, 144), (100, 200), (144, 300))),
@@ -277,17 +321,28 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "DCT, look-ups": tuple(atoms("dct", 0, 0, lookups=count) for count in (8, 16, 32)),
     "convolved": tuple(convolved(*knots) for knots in ((112, 196), (196, 392), (392, 784))),
     "DCT + hashed": tuple(
-        coded("dct", *sizes) for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
+        coded("dct", *sizes)
+        for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
     ),
     "smooth + hashed": tuple(
-        coded("smooth", *sizes) for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
+        coded("smooth", *sizes)
+        for sizes in (((64, 144), (300, 800)), ((100, 200), (200, 800)), ((144, 300), (300, 600)))
     ),
     "Toeplitz + DCT": tuple(
         translated(*sizes)
-        for sizes in (((16, 16), (40, 64), (200, 400)), ((25, 9), (28, 100), (200, 400)), ((36, 16), (22, 128), (200, 400)))
+        for sizes in (
+            ((16, 16), (40, 64), (200, 400)),
+            ((25, 9), (28, 100), (200, 400)),
+            ((36, 16), (22, 128), (200, 400)),
+        )
     ),
-    "DCT + hashed, 8x": tuple(coded("dct", (count, count), (400, 400)) for count in (100, 144, 196)),
-} | {f"hashed, {times}x": (widened(times), widened(times, 1 / 8)) for times in (1, 2, 4, 8, 16, 32, 64)}
+    "DCT + hashed, 8x": tuple(
+        coded("dct", (count, count), (400, 400)) for count in (100, 144, 196)
+    ),
+} | {
+    f"hashed, {times}x": (widened(times), widened(times, 1 / 8))
+    for times in (1, 2, 4, 8, 16, 32, 64)
+}
 """Up to three ways to spend the numbers, of which validation images choose."""
 BEST = "Toeplitz + DCT"
 CORE = ("plain", "low rank", "hashed", "DCT", "DCT + hashed", BEST)
@@ -321,8 +376,15 @@ PARTS = {
     "five at an eighth": Part(("plain", "hashed", BEST), ("MNIST", "ROT"), layers=5, share=1 / 8),
     "forms": Part(tuple(name for name in COLUMNS if not name.endswith("x")), ("BASIC",)),
     "data": Part(("learned", "DCT"), ("MNIST", *FEW)),
-    "storage": Part(("plain", *(name for name in COLUMNS if name.endswith("x"))), ("MNIST",), share=STORAGE),
-    "storage, soft": Part(("plain", *(name for name in COLUMNS if name.endswith("x"))), ("MNIST",), share=STORAGE, soft=True),
+    "storage": Part(
+        ("plain", *(name for name in COLUMNS if name.endswith("x"))), ("MNIST",), share=STORAGE
+    ),
+    "storage, soft": Part(
+        ("plain", *(name for name in COLUMNS if name.endswith("x"))),
+        ("MNIST",),
+        share=STORAGE,
+        soft=True,
+    ),
 }
 
 PUBLISHED = {
@@ -346,7 +408,10 @@ def dense_params(key: jax.Array, sizes: tuple[int, ...]) -> dict[str, dict[str, 
     """A network of rectified layers, by He's initialisation."""
     keys = jax.random.split(key, len(sizes) - 1)
     return {
-        str(index): {"kernel": jax.random.normal(keys[index], (m, n)) * (2 / m) ** 0.5, "bias": jnp.zeros(n)}
+        str(index): {
+            "kernel": jax.random.normal(keys[index], (m, n)) * (2 / m) ** 0.5,
+            "bias": jnp.zeros(n),
+        }
         for index, (m, n) in enumerate(itertools.pairwise(sizes))
     }
 
@@ -375,14 +440,18 @@ def loss_of(dropout: float, temperature: float) -> Callable[..., jax.Array]:
 
     def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         pixels, targets = batch
-        return temperature**2 * plain_loss(params, (partly_hidden(pixels, dropout, key), targets), key)
+        return temperature**2 * plain_loss(
+            params, (partly_hidden(pixels, dropout, key), targets), key
+        )
 
     return loss
 
 
 def partly_hidden(pixels: jax.Array, share: float, key: jax.Array) -> jax.Array:
     """Pixels in [0, 1] with a share of them at 0 and the others scaled to make up for it."""
-    seen = jax.random.bits(key, pixels.shape, jnp.uint8) >= round(256 * share)  # bytes: random bits are the cost
+    seen = jax.random.bits(key, pixels.shape, jnp.uint8) >= round(
+        256 * share
+    )  # bytes: random bits are the cost
     return jnp.where(seen, to_unit(pixels) / (1 - round(256 * share) / 256), 0)
 
 
@@ -417,7 +486,16 @@ def trained(
     """Parameters after the loop, on hard targets or on soft ones."""
     loss, optimizer = loss_of(dropout, TEMPERATURE if soft else 1.0), one_cycle(rate, STEPS)
     data = (train.pixels, targets)
-    return jc.fit(loss, params, data, optimizer=optimizer, steps=STEPS, batch_size=BATCH, seed=seed, description=name).params
+    return jc.fit(
+        loss,
+        params,
+        data,
+        optimizer=optimizer,
+        steps=STEPS,
+        batch_size=BATCH,
+        seed=seed,
+        description=name,
+    ).params
 
 
 def outputs(params: Any, pixels: np.ndarray) -> np.ndarray:
@@ -447,15 +525,25 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
     Their first kernel is a window of 9 x 9 moved by 2, with 64 channels; their last is dense.
     """
     made = f"{TEACHERS}x{WIDE}_{STEPS}_{TEMPERATURE:g}"
-    path = cache_folder() / f"soft_{name.lower()}_{'validation' if validate else 'final'}_{made}.npy"
+    path = (
+        cache_folder() / f"soft_{name.lower()}_{'validation' if validate else 'final'}_{made}.npy"
+    )
     if not path.exists():
-        wide, sizes = jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (PIXELS, 100 * WIDE, classes)
+        wide, sizes = (
+            jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)),
+            (PIXELS, 100 * WIDE, classes),
+        )
         said = np.zeros((len(train.labels), classes), np.float32)
         for seed in range(TEACHERS):
             params = fresh(1_000 + seed, wide, sizes)
-            params = trained(params, train, train.labels, 3e-3, seed, f"{name}, teacher {seed}", dropout=0.2)
+            params = trained(
+                params, train, train.labels, 3e-3, seed, f"{name}, teacher {seed}", dropout=0.2
+            )
             said += outputs(params, train.pixels) / TEACHERS
-        np.save(draft := path.with_suffix(f".{os.getpid()}.npy"), np.asarray(jax.nn.softmax(said / TEMPERATURE)))
+        np.save(
+            draft := path.with_suffix(f".{os.getpid()}.npy"),
+            np.asarray(jax.nn.softmax(said / TEMPERATURE)),
+        )
         os.replace(draft, path)
     return np.load(path)
 
@@ -473,7 +561,15 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
     if stored > task.numbers:
         raise ValueError(f"{key['column']} stores {stored} numbers, more than {task.numbers}")
     targets = soft_targets(name, classes, data, validate=validate) if key["soft"] else data.labels
-    params = trained(params, data, targets, key["rate"], seed, f"{name}, {key['column']}, seed {seed}", soft=key["soft"])
+    params = trained(
+        params,
+        data,
+        targets,
+        key["rate"],
+        seed,
+        f"{name}, {key['column']}, seed {seed}",
+        soft=key["soft"],
+    )
     return {
         "error": error(params, judge),
         "sizes": sizes,
@@ -491,7 +587,9 @@ def least(rows: Sequence[dict[str, Any]], names: Sequence[str], needed: int = 1)
     found: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(math.log(row["error"]))
-    complete = {choice: float(np.mean(errors)) for choice, errors in found.items() if len(errors) >= needed}
+    complete = {
+        choice: float(np.mean(errors)) for choice, errors in found.items() if len(errors) >= needed
+    }
     return min(complete, key=lambda choice: complete[choice])
 
 
@@ -500,7 +598,11 @@ Search = tuple[str, Sequence[Any]]
 
 
 def search(
-    column: str, rows: Callable[[], Sequence[dict[str, Any]]], first: Search, second: Search, needed: int = 1
+    column: str,
+    rows: Callable[[], Sequence[dict[str, Any]]],
+    first: Search,
+    second: Search,
+    needed: int = 1,
 ) -> Iterator[tuple[Any, Any]]:
     """What is tried on validation images: each first choice with the first of the second ones, then the others at the best.
 
@@ -514,17 +616,26 @@ def search(
     yield from itertools.product(values, others[:1])
     known = [row for row in rows() if row[other] == others[0]]
     if others[1:] and len(known) < len(values) * needed:
-        raise SystemExit(f"{column}: not every {one} has its {needed} validation errors: run with --validate first")
+        raise SystemExit(
+            f"{column}: not every {one} has its {needed} validation errors: run with --validate first"
+        )
     for following in others[1:]:
         yield *least(known, (one,), needed), following
 
 
-def decided(column: str, rows: Sequence[dict[str, Any]], first: Search, second: Search, needed: int = 1) -> tuple[Any, ...]:
+def decided(
+    column: str, rows: Sequence[dict[str, Any]], first: Search, second: Search, needed: int = 1
+) -> tuple[Any, ...]:
     """The pair with the least validation error, once all that is tried has been."""
-    names, choices = (first[0], second[0]), list(search(column, lambda: rows, first, second, needed))
+    names, choices = (
+        (first[0], second[0]),
+        list(search(column, lambda: rows, first, second, needed)),
+    )
     tried = Counter(tuple(row[name] for name in names) for row in rows)
     if any(tried[choice] < needed for choice in choices):
-        raise SystemExit(f"{column}: not every {' and '.join(names)} has its {needed} validation errors: run with --validate first")
+        raise SystemExit(
+            f"{column}: not every {' and '.join(names)} has its {needed} validation errors: run with --validate first"
+        )
     return least(rows, names, needed)
 
 
@@ -540,19 +651,30 @@ def choices_of(column: str) -> tuple[Search, Search]:
 
 def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[float, int]:
     """The rate and the candidate that are best on the validation images of BASIC and ROT."""
-    rate, candidate = decided(f"{column} for {part}", validated(results, part, column), *choices_of(column), len(CHOOSING))
+    rate, candidate = decided(
+        f"{column} for {part}", validated(results, part, column), *choices_of(column), len(CHOOSING)
+    )
     return rate, candidate
 
 
-def cells(args: argparse.Namespace, part: Part, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def cells(
+    args: argparse.Namespace, part: Part, results: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
     for column in args.columns or part.columns:
         if args.validate:
-            choices = search(column, partial(validated, results, part, column), *choices_of(column), len(CHOOSING))
+            choices = search(
+                column,
+                partial(validated, results, part, column),
+                *choices_of(column),
+                len(CHOOSING),
+            )
         else:
             choices = [(args.rate, args.candidate) if args.rate else chosen(results, part, column)]
         for rate, candidate in choices:
-            for name, seed in itertools.product(args.sets or (CHOOSING if args.validate else part.sets), range(args.seeds)):
+            for name, seed in itertools.product(
+                args.sets or (CHOOSING if args.validate else part.sets), range(args.seeds)
+            ):
                 yield {
                     "set": name, "layers": part.layers, "share": part.share, "column": column,
                     "soft": part.soft and not args.validate, "split": "validation" if args.validate else "test",
@@ -564,13 +686,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     """A line for each set, a column for each form: mean and standard deviation over the seeds; and the published ones."""
     columns = list(dict.fromkeys(row["column"] for row in rows))
     share, soft = rows[0]["share"], rows[0]["soft"]
-    lines = [f"| set | {' | '.join(columns)} | paper: plain | hashed | soft |", "|---" * (len(columns) + 4) + "|"]
+    lines = [
+        f"| set | {' | '.join(columns)} | paper: plain | hashed | soft |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
     ratios: dict[str, list[float]] = {column: [] for column in columns}
     for name in dict.fromkeys(row["set"] for row in rows):
-        errors = {c: np.array([row["error"] for row in rows if (row["set"], row["column"]) == (name, c)]) for c in columns}
+        errors = {
+            c: np.array([row["error"] for row in rows if (row["set"], row["column"]) == (name, c)])
+            for c in columns
+        }
         found = PUBLISHED.get((name, share)) if rows[0]["layers"] == 3 else None
-        cells = [f"{e.mean():.2f}" + (f" ± {e.std(ddof=1):.2f}" if len(e) > 1 else "") for e in errors.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {' | '.join(map(str, found or ('', '', '')))} |")
+        cells = [
+            f"{e.mean():.2f}" + (f" ± {e.std(ddof=1):.2f}" if len(e) > 1 else "")
+            for e in errors.values()
+        ]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {' | '.join(map(str, found or ('', '', '')))} |"
+        )
         if found and "plain" in errors:
             base = min(found[0], errors["plain"].mean())
             for column in columns:
@@ -585,36 +718,65 @@ def table(rows: list[dict[str, Any]]) -> str:
     if any(ratios.values()):
         means = [f"{math.exp(np.mean(np.log(each))):.3f}" for each in ratios.values()]
         lines.append(f"| geometric mean over the lower plain error | {' | '.join(means)} | | | |")
-    title = f"{rows[0]['layers']} layers, 1/{round(1 / share)}, {'soft' if soft else 'hard'} targets"
+    title = (
+        f"{rows[0]['layers']} layers, 1/{round(1 / share)}, {'soft' if soft else 'hard'} targets"
+    )
     return "\n".join([title, "", *lines])
 
 
 def choices_table(rows: list[dict[str, Any]]) -> str:
     """The validation errors of each candidate at each rate, set by set."""
-    lines = ["| column | sizes | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
+    lines = [
+        "| column | sizes | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
+        "|---" * (2 + len(RATES)) + "|",
+    ]
     for column, candidate in dict.fromkeys((row["column"], row["candidate"]) for row in rows):
         mine = [row for row in rows if (row["column"], row["candidate"]) == (column, candidate)]
-        errors = [" / ".join(f"{row['error']:.2f}" for row in mine if row["rate"] == rate) for rate in RATES]
-        lines.append(f"| {column} | {'-'.join(map(str, mine[0]['sizes']))} | {' | '.join(errors)} |")
+        errors = [
+            " / ".join(f"{row['error']:.2f}" for row in mine if row["rate"] == rate)
+            for rate in RATES
+        ]
+        lines.append(
+            f"| {column} | {'-'.join(map(str, mine[0]['sizes']))} | {' | '.join(errors)} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--part", choices=PARTS, default="core")
-    parser.add_argument("--sets", nargs="+", choices=(*variations.SETS, "FASHION", *FEW), metavar="SET")
+    parser.add_argument(
+        "--sets", nargs="+", choices=(*variations.SETS, "FASHION", *FEW), metavar="SET"
+    )
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, metavar="COLUMN")
     parser.add_argument("--seeds", type=int, help="runs of each cell (3; 1 with --validate)")
-    parser.add_argument("--rate", type=float, help="instead of the one that was chosen; with --candidate")
-    parser.add_argument("--candidate", type=int, default=0, help="which way to spend the numbers (0)")
-    parser.add_argument("--validate", action="store_true", help="train every candidate at each rate, judged by validation images")
-    parser.add_argument("--again", action="store_true", help="train afresh what the results file has already")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--rate", type=float, help="instead of the one that was chosen; with --candidate"
+    )
+    parser.add_argument(
+        "--candidate", type=int, default=0, help="which way to spend the numbers (0)"
+    )
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="train every candidate at each rate, judged by validation images",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="train afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     args.seeds = args.seeds or (1 if args.validate else 3)
     results = read(args.out)
     keys = cells(args, PARTS[args.part], results)
-    rows = finished(args.out, results, keys if args.validate else list(keys), train, again=args.again)
+    rows = finished(
+        args.out, results, keys if args.validate else list(keys), train, again=args.again
+    )
     print((choices_table if args.validate else table)(rows))
 
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.cli import installed_model
-from jaxcompress.encoder import Encoder, read_encoder
+from jaxcompress.documents.encoder import Encoder, read_encoder
 
 KEEP = 1 / 4
 CUTS = {"0.4 of the work, 4 layers": {}, "0.3 of the work, 3 layers": {"work": 0.3, "layers": 3}}
@@ -49,7 +49,9 @@ def reference(folder: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     class Embedder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bert = AutoModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager").eval()
+            self.bert = AutoModel.from_pretrained(
+                folder, add_pooling_layer=False, attn_implementation="eager"
+            ).eval()
 
         def forward(self, ids: Any, mask: Any) -> Any:
             hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -59,28 +61,46 @@ def reference(folder: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     with tempfile.TemporaryDirectory() as draft:
         path = str(Path(draft) / "minilm.onnx")
         ids = torch.ones((2, 16), dtype=torch.int64)
-        axes = {"ids": {0: "rows", 1: "length"}, "mask": {0: "rows", 1: "length"}, "embedding": {0: "rows"}}
+        axes = {
+            "ids": {0: "rows", 1: "length"},
+            "mask": {0: "rows", 1: "length"},
+            "embedding": {0: "rows"},
+        }
         torch.onnx.export(
             Embedder(), (ids, ids), path, input_names=["ids", "mask"], output_names=["embedding"], dynamic_axes=axes,
             opset_version=17, dynamo=False,
         )  # fmt: skip
         config = json.loads((folder / "config.json").read_text())
-        fused = optimize_model(path, "bert", num_heads=config["num_attention_heads"], hidden_size=config["hidden_size"])
+        fused = optimize_model(
+            path, "bert", num_heads=config["num_attention_heads"], hidden_size=config["hidden_size"]
+        )
         fused.save_model_to_file(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, {"ids": ids.astype(np.int64), "mask": mask.astype(np.int64)})[0]
+    return lambda ids, mask: session.run(
+        None, {"ids": ids.astype(np.int64), "mask": mask.astype(np.int64)}
+    )[0]
 
 
-def clock(encoders: dict[str, Encoder], other: Callable[..., np.ndarray], shape: tuple[int, int], runs: int) -> dict[str, Any]:
+def clock(
+    encoders: dict[str, Encoder],
+    other: Callable[..., np.ndarray],
+    shape: tuple[int, int],
+    runs: int,
+) -> dict[str, Any]:
     """Milliseconds and FLOPs of a forward pass of each, medians of interleaved runs."""
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(1_000, 5_000, shape).astype(np.int32), np.ones(shape, bool)
-    compiled = {name: jax.jit(each.net).lower(each.ready, ids, mask).compile() for name, each in encoders.items()}
+    compiled = {
+        name: jax.jit(each.net).lower(each.ready, ids, mask).compile()
+        for name, each in encoders.items()
+    }
     run: dict[str, Callable[[], Any]] = {"onnxruntime": lambda: other(ids, mask)}
     for name, program in compiled.items():
-        run[name] = lambda program=program, name=name: jax.block_until_ready(program(encoders[name].ready, ids, mask))
+        run[name] = lambda program=program, name=name: jax.block_until_ready(
+            program(encoders[name].ready, ids, mask)
+        )
     apart = float(np.abs(run["onnxruntime"]() - np.asarray(run["original"]())).max())
     taken: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(runs):
@@ -97,29 +117,46 @@ def clock(encoders: dict[str, Encoder], other: Callable[..., np.ndarray], shape:
 
 def table(result: dict[str, Any]) -> str:
     """A line for each encoder and shape."""
-    lines = ["| encoder | numbers | input | FLOPs | ms | of original | of onnxruntime |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| encoder | numbers | input | FLOPs | ms | of original | of onnxruntime |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for shape in SHAPES:
         ms, counted = result[shape]["ms"], result[shape]["flops"]
         for name, each in ms.items():
             share = f"{counted[name] / counted['original']:.2f}" if name in counted else ""
             numbers = f"{result['numbers'][name] / 1e6:.2f} M" if name in result["numbers"] else ""
             ratios = (f"{ms[base] / each:.2f}x" for base in ("original", "onnxruntime"))
-            lines.append(f"| {name} | {numbers} | {shape} | {share} | {each:.1f} | {' | '.join(ratios)} |")
+            lines.append(
+                f"| {name} | {numbers} | {shape} | {share} | {each:.1f} | {' | '.join(ratios)} |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where the results are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where the results are kept",
+    )
     args = parser.parse_args()
     large = read_encoder(installed_model(), benchmark.LENGTH)
     texts = benchmark.learned_texts(large)
     encoders = {"original": large}
     for name, cut in tqdm(CUTS.items(), desc="cuts"):
-        encoders[name] = benchmark.compacted({"keep": KEEP, "minutes": 0, "seed": 0, **cut}, large, texts)[0]
+        encoders[name] = benchmark.compacted(
+            {"keep": KEEP, "minutes": 0, "seed": 0, **cut}, large, texts
+        )[0]
     other = reference(Path(installed_model()))
-    result: dict[str, Any] = {name: clock(encoders, other, shape, RUNS[name]) for name, shape in SHAPES.items()}
-    result |= {"cores": os.cpu_count(), "numbers": {name: float(jc.stored_numbers(each.params)) for name, each in encoders.items()}}
+    result: dict[str, Any] = {
+        name: clock(encoders, other, shape, RUNS[name]) for name, shape in SHAPES.items()
+    }
+    result |= {
+        "cores": os.cpu_count(),
+        "numbers": {name: float(jc.stored_numbers(each.params)) for name, each in encoders.items()},
+    }
     write(args.out, [result])
     print(table(result))
 

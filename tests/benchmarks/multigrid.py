@@ -69,8 +69,12 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * self.head, name="attention")(y, y)
-        return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(self.inner, name="up")(nn.LayerNorm()(x))))
+        x = x + nn.MultiHeadDotProductAttention(
+            self.heads, qkv_features=self.heads * self.head, name="attention"
+        )(y, y)
+        return x + nn.Dense(x.shape[-1])(
+            nn.gelu(nn.Dense(self.inner, name="up")(nn.LayerNorm()(x)))
+        )
 
 
 class Transformer(nn.Module):
@@ -96,7 +100,11 @@ def transformer(params: Any, x: jax.Array) -> jax.Array:
     first, width = params["layer_0"], params["enter"]["kernel"].shape[1]
     heads, head = first["attention"]["query"]["kernel"].shape[1:]
     layers = sum(name.startswith("layer_") for name in params)
-    return jnp.asarray(Transformer(width, heads, head, first["up"]["kernel"].shape[1], layers).apply({"params": params}, x))
+    return jnp.asarray(
+        Transformer(width, heads, head, first["up"]["kernel"].shape[1], layers).apply(
+            {"params": params}, x
+        )
+    )
 
 
 def new_transformer(seed: int, factor: int = 1, layers: int = 2) -> Any:
@@ -115,7 +123,11 @@ def new_perceptron(seed: int, factor: int = 1, layers: int = 2) -> Any:
 def stacked_perceptron(params: Any) -> Any:
     """The identity in front of the last layer: rectified units pass it as they are."""
     width = params["1"]["kernel"].shape[0]
-    return {"0": params["0"], "1": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}, "2": params["1"]}
+    return {
+        "0": params["0"],
+        "1": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)},
+        "2": params["1"],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +160,9 @@ class Subject:
     @cached_property
     def loss(self) -> Callable[..., jax.Array]:
         plain = jc.cross_entropy(self.apply)
-        return lambda params, batch, key: plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+        return lambda params, batch, key: plain(
+            params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
+        )
 
 
 SUBJECTS = {
@@ -188,12 +202,16 @@ class Judge:
     def __call__(self, params: Any, spent: float) -> None:
         now = time.perf_counter()
         found = np.mean([self.losses(params, *part)[0] for part in zip(*self.data, strict=True)])
-        self.points.append([spent, round(float(found), 5), round(now - self.start - self.judging, 2)])
+        self.points.append(
+            [spent, round(float(found), 5), round(now - self.start - self.judging, 2)]
+        )
         self.judging += time.perf_counter() - now
 
 
 @cache
-def losses(apply: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def losses(
+    apply: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """The mean cross entropy, and the share that is wrong."""
 
     def both(params: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -218,9 +236,21 @@ class Job:
         """By `jc.multigrid`."""
         optimizer = one_cycle(self.rate, sum(count for _, count in levels))
         watch = lambda state: self.judge(state.params, state.spent)
-        given: dict[str, Any] = dict(optimizer=optimizer, levels=levels, batch_size=BATCH, seed=self.seed, watch=watch, every=EVERY)
+        given: dict[str, Any] = dict(
+            optimizer=optimizer,
+            levels=levels,
+            batch_size=BATCH,
+            seed=self.seed,
+            watch=watch,
+            every=EVERY,
+        )
         return jc.multigrid(
-            self.subject.net, self.subject.loss, self.subject.new(self.seed), tuple(self.data), **given, **options
+            self.subject.net,
+            self.subject.loss,
+            self.subject.new(self.seed),
+            tuple(self.data),
+            **given,
+            **options,
         ).params
 
     def grown(self, params: Any, counts: tuple[int, ...], change: Callable[[Any], Any]) -> Any:
@@ -230,10 +260,14 @@ class Job:
         for level, count in enumerate(counts):
             params = change(params) if level else params
             count_of = lambda part, done=done: (
-                part._replace(count=jnp.int32(done)) if isinstance(part, optax.ScaleByScheduleState) else part
+                part._replace(count=jnp.int32(done))
+                if isinstance(part, optax.ScaleByScheduleState)
+                else part
             )
             fresh = jax.tree.map(
-                count_of, optimizer.init(params), is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState)
+                count_of,
+                optimizer.init(params),
+                is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState),
             )
             start = jc.FitState(params, fresh, jnp.int32(done), jnp.zeros((done,), jnp.float32))
             cost = step_flops(loss, optimizer, start, tuple(self.data), BATCH)
@@ -241,7 +275,12 @@ class Job:
                 state.params, spent + cost * (int(state.step) - done)
             )
             given: dict[str, Any] = dict(
-                optimizer=optimizer, steps=done + count, batch_size=BATCH, seed=self.seed, watch=watch, every=EVERY
+                optimizer=optimizer,
+                steps=done + count,
+                batch_size=BATCH,
+                seed=self.seed,
+                watch=watch,
+                every=EVERY,
             )
             params = jc.fit(loss, params, tuple(self.data), state=start, **given).params
             done, spent = done + count, spent + cost * count
@@ -270,7 +309,10 @@ def afresh(job: Job, split: float = 0.5, noise: float = 0.0) -> Any:
         wide, treedef = jax.tree.flatten(change(params))
         keys = jax.random.split(jax.random.key(job.seed), len(wide))
         return treedef.unflatten(
-            [leaf + noise * leaf.std() * jax.random.normal(key, leaf.shape) for leaf, key in zip(wide, keys, strict=True)]
+            [
+                leaf + noise * leaf.std() * jax.random.normal(key, leaf.shape)
+                for leaf, key in zip(wide, keys, strict=True)
+            ]
         )
 
     return job.grown(job.subject.new(job.seed, factor), (steps, more), wider)
@@ -300,7 +342,9 @@ def speed(subject: Subject, rounds: int = 7, steps: int = 50) -> dict[int, float
     begun = {factor: subject.new(0, factor) for factor in times}
     for turn, factor in itertools.product(range(rounds + 1), times):
         start = time.perf_counter()
-        given: dict[str, Any] = dict(optimizer=optimizer, steps=steps, batch_size=BATCH, every=steps, progress=False)
+        given: dict[str, Any] = dict(
+            optimizer=optimizer, steps=steps, batch_size=BATCH, every=steps, progress=False
+        )
         jax.block_until_ready(jc.fit(subject.loss, begun[factor], tuple(train), **given).params)
         if turn:  # the first one compiles
             times[factor].append(1e3 * (time.perf_counter() - start) / steps)
@@ -309,13 +353,21 @@ def speed(subject: Subject, rounds: int = 7, steps: int = 50) -> dict[int, float
 
 def speed_table(networks: list[str]) -> str:
     """Milliseconds a step, and what the levels' steps take of flat training's time."""
-    lines = ["| network | full width | half | a quarter | multigrid | three levels |", "|---" * 6 + "|"]
+    lines = [
+        "| network | full width | half | a quarter | multigrid | three levels |",
+        "|---" * 6 + "|",
+    ]
     for name in networks:
         subject, found = SUBJECTS[name], speed(SUBJECTS[name])
         whole = subject.steps * found[1]
-        shares = [sum(count * found[factor] for factor, count in levels) / whole for levels in (subject.two, subject.three)]
+        shares = [
+            sum(count * found[factor] for factor, count in levels) / whole
+            for levels in (subject.two, subject.three)
+        ]
         lines.append(
-            f"| {name} | " + " | ".join(f"{ms:.2f} ms" for ms in found.values()) + f" | {shares[0]:.2f} | {shares[1]:.2f} |"
+            f"| {name} | "
+            + " | ".join(f"{ms:.2f} ms" for ms in found.values())
+            + f" | {shares[0]:.2f} | {shares[1]:.2f} |"
         )
     return "\n".join(lines)
 
@@ -326,7 +378,10 @@ def speed_table(networks: list[str]) -> str:
 def measure(key: dict[str, Any]) -> dict[str, Any]:
     """One run."""
     train, test = load_mnist()
-    data, held = Digits(*(each[:-VALIDATION] for each in train)), Digits(*(each[-VALIDATION:] for each in train))
+    data, held = (
+        Digits(*(each[:-VALIDATION] for each in train)),
+        Digits(*(each[-VALIDATION:] for each in train)),
+    )
     subject = SUBJECTS[key["network"]]
     judge = Judge(subject.apply, held)
     params = COLUMNS[key["column"]](Job(subject, key["rate"], key["seed"], data, judge))
@@ -339,7 +394,9 @@ def best(row: dict[str, Any]) -> float:
     return min(loss for _, loss, _ in row["points"])
 
 
-def cells(networks: list[str], columns: list[str], seeds: int, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def cells(
+    networks: list[str], columns: list[str], seeds: int, results: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """All rates on seed 0, then the best one on the others."""
     for network in networks:
         for column in columns:
@@ -353,7 +410,11 @@ def cells(networks: list[str], columns: list[str], seeds: int, results: list[dic
 def chosen(results: list[dict[str, Any]], network: str, column: str) -> list[dict[str, Any]]:
     """The runs of a column at its best rate, by seed."""
     rates = SUBJECTS[network].rates
-    mine = [row for row in results if (row["network"], row["column"]) == (network, column) and row["rate"] in rates]
+    mine = [
+        row
+        for row in results
+        if (row["network"], row["column"]) == (network, column) and row["rate"] in rates
+    ]
     rate = min((row for row in mine if row["seed"] == 0), key=best)["rate"]
     return sorted((row for row in mine if row["rate"] == rate), key=lambda row: row["seed"])
 
@@ -365,26 +426,45 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """A line for each column: what it needs in shares of what flat training does, and what it ends with."""
-    head = ["network", "training", "rate", "FLOPs, all", "best validation loss", "reach flat's best", "FLOPs to it"]
+    head = [
+        "network",
+        "training",
+        "rate",
+        "FLOPs, all",
+        "best validation loss",
+        "reach flat's best",
+        "FLOPs to it",
+    ]
     head += ["FLOPs to 2 % above it", "test error %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    mean = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+    mean = lambda values, digits: (
+        f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+    )
     for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
         if not any((row["network"], row["column"]) == (network, column) for row in results):
             continue
         flat = {row["seed"]: row for row in chosen(results, network, "flat")}
         rows = [row for row in chosen(results, network, column) if row["seed"] in flat]
-        spent = np.mean([np.divide(row["points"][-1], flat[row["seed"]]["points"][-1]) for row in rows], 0)
+        spent = np.mean(
+            [np.divide(row["points"][-1], flat[row["seed"]]["points"][-1]) for row in rows], 0
+        )
         goals = [reached(flat[row["seed"]], best(flat[row["seed"]])) for row in rows]
         found = [reached(row, best(flat[row["seed"]])) for row in rows]
-        shares = np.array([np.divide(one, goal) for one, goal in zip(found, goals, strict=True) if one and goal])
+        shares = np.array(
+            [np.divide(one, goal) for one, goal in zip(found, goals, strict=True) if one and goal]
+        )
         both = [mean(shares[:, 0], 2) if len(shares) else "never"]
-        near = [[reached(each, 1.02 * best(flat[row["seed"]])) for each in (row, flat[row["seed"]])] for row in rows]
+        near = [
+            [reached(each, 1.02 * best(flat[row["seed"]])) for each in (row, flat[row["seed"]])]
+            for row in rows
+        ]
         near = [one[0] / goal[0] for one, goal in near if one and goal]
         both.append(f"{mean(near, 2)} ({len(near)} of {len(rows)})" if near else "never")
         ends = mean([best(row) for row in rows], 4), mean([row["error"] for row in rows], 2)
         each = [network, column, f"{rows[0]['rate']:g}", f"{spent[0]:.2f}", ends[0]]
-        lines.append("| " + " | ".join([*each, f"{len(shares)} of {len(rows)}", *both, ends[1]]) + " |")
+        lines.append(
+            "| " + " | ".join([*each, f"{len(shares)} of {len(rows)}", *both, ends[1]]) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -392,27 +472,44 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Validation loss against FLOPs, the seeds' mean."""
     from matplotlib.figure import Figure
 
-    networks = [network for network in SUBJECTS if any(row["network"] == network for row in results)]
+    networks = [
+        network for network in SUBJECTS if any(row["network"] == network for row in results)
+    ]
     figure = Figure(figsize=(6 * len(networks), 4), layout="constrained")
-    for ax, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+    for ax, network in zip(
+        figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True
+    ):
         for column in (
-            column for column in COLUMNS if any((row["network"], row["column"]) == (network, column) for row in results)
+            column
+            for column in COLUMNS
+            if any((row["network"], row["column"]) == (network, column) for row in results)
         ):
             rows = chosen(results, network, column)
             losses = np.mean([[loss for _, loss, _ in row["points"]] for row in rows], 0)
             ax.plot([spent for spent, _, _ in rows[0]["points"]], losses, label=column)
-        ax.set(title=network, xlabel="FLOPs", ylabel="validation loss", yscale="log", ylim=(None, 0.2))
+        ax.set(
+            title=network, xlabel="FLOPs", ylabel="validation loss", yscale="log", ylim=(None, 0.2)
+        )
         ax.legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NETWORK")
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument(
+        "--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NETWORK"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="draw loss against FLOPs there")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     parser.add_argument("--speed", action="store_true", help="print milliseconds a step, and stop")
     args = parser.parse_args()
     if args.speed:

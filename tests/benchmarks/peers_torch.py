@@ -33,7 +33,11 @@ RUNS, WARM = 30, 5
 
 
 def build(
-    widths: Iterable[int], convolutions: int, pooled: Iterable[int], integral: bool = False, norms: bool = True
+    widths: Iterable[int],
+    convolutions: int,
+    pooled: Iterable[int],
+    integral: bool = False,
+    norms: bool = True,
 ) -> nn.Sequential:
     """The networks of channels.py.
 
@@ -49,17 +53,25 @@ def build(
     widths, pooled = list(widths), set(pooled)
     channels, side = (1, 28) if convolutions else (784, 1)
     for index, width in enumerate(widths[:convolutions]):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=not norms), nn.BatchNorm2d(width) if norms else nn.Identity()]
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1, bias=not norms),
+            nn.BatchNorm2d(width) if norms else nn.Identity(),
+        ]
         layers += [nn.ReLU(), nn.MaxPool2d(2)] if index in pooled else [nn.ReLU()]
         channels, side = width, side // 2 if index in pooled else side
     if side > 1 and not integral:
         layers.append(nn.Flatten())
     for width in (*widths[convolutions:], 10):
         whole = side > 1 and integral
-        layers += [nn.Conv2d(channels, width, side) if whole else nn.Linear(channels * side**2, width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, width, side) if whole else nn.Linear(channels * side**2, width),
+            nn.ReLU(),
+        ]
         layers += [nn.Flatten()] if whole else []
         channels, side = width, 1
-    return nn.Sequential(*layers[:-1]).eval().to(memory_format=torch.channels_last)  # no relu on the logits; the faster layout here
+    return (
+        nn.Sequential(*layers[:-1]).eval().to(memory_format=torch.channels_last)
+    )  # no relu on the logits; the faster layout here
 
 
 def weighted(model: nn.Module) -> list[Any]:
@@ -70,21 +82,34 @@ def weighted(model: nn.Module) -> list[Any]:
 @torch.no_grad()
 def carry(model: nn.Module, weights: dict[str, np.ndarray], convolutions: int) -> None:
     """Flax's parameters into a model at the same widths."""
-    fill = lambda parameter, value: parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)).reshape(parameter.shape))
+    fill = lambda parameter, value: parameter.copy_(
+        torch.from_numpy(np.ascontiguousarray(value)).reshape(parameter.shape)
+    )
     for index, layer in enumerate(weighted(model)):
         if index < convolutions:
             fill(layer.weight, weights[f"Conv_{index}/kernel"].transpose(3, 2, 0, 1))
             continue
-        kernel, bias = (weights[f"Dense_{index - convolutions}/{name}"] for name in ("kernel", "bias"))
-        if index == convolutions > 0:  # flax flattens rows, columns, channels, and torch channels, rows, columns
+        kernel, bias = (
+            weights[f"Dense_{index - convolutions}/{name}"] for name in ("kernel", "bias")
+        )
+        if (
+            index == convolutions > 0
+        ):  # flax flattens rows, columns, channels, and torch channels, rows, columns
             channels = weights[f"Conv_{index - 1}/kernel"].shape[-1]
             side = round((len(kernel) // channels) ** 0.5)
-            kernel = kernel.reshape(side, side, channels, -1).transpose(2, 0, 1, 3).reshape(len(kernel), -1)
+            kernel = (
+                kernel.reshape(side, side, channels, -1)
+                .transpose(2, 0, 1, 3)
+                .reshape(len(kernel), -1)
+            )
         fill(layer.weight, kernel.T)
         fill(layer.bias, bias)
     norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     for index, norm in enumerate(norms):
-        for name, parameter in zip(("scale", "bias", "mean", "var"), (norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+        for name, parameter in zip(
+            ("scale", "bias", "mean", "var"),
+            (norm.weight, norm.bias, norm.running_mean, norm.running_var),
+        ):
             fill(parameter, weights[f"BatchNorm_{index}/{name}"])
 
 
@@ -97,9 +122,16 @@ class Data:
     def __init__(self, path: str, images: bool):
         self.shape = (-1, 1, 28, 28) if images else (-1, 784)
         with np.load(path) as arrays:
-            self.pixels, self.judged = (torch.from_numpy(arrays[name]) for name in ("pixels", "judge_pixels"))
-            self.labels, self.truth = (torch.from_numpy(arrays[name]).long() for name in ("labels", "judge_labels"))
-            self.order, self.cycle = torch.from_numpy(arrays["order"]).long(), arrays["cycle"].tolist()
+            self.pixels, self.judged = (
+                torch.from_numpy(arrays[name]) for name in ("pixels", "judge_pixels")
+            )
+            self.labels, self.truth = (
+                torch.from_numpy(arrays[name]).long() for name in ("labels", "judge_labels")
+            )
+            self.order, self.cycle = (
+                torch.from_numpy(arrays["order"]).long(),
+                arrays["cycle"].tolist(),
+            )
 
     def unit(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels.float() / 255).reshape(self.shape)
@@ -114,10 +146,14 @@ class Data:
         right = self.logits(model, len(self.truth)).argmax(-1) == self.truth
         return round(100 * right.double().mean().item(), 4)
 
-    def train(self, model: nn.Module, rate: float, regularize: Callable[[], None] = lambda: None) -> None:
+    def train(
+        self, model: nn.Module, rate: float, regularize: Callable[[], None] = lambda: None
+    ) -> None:
         """One cycle of Adam on whatever wants a gradient; batch norms are in training mode."""
         model.train()
-        optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=rate)
+        optimizer = torch.optim.Adam(
+            [parameter for parameter in model.parameters() if parameter.requires_grad], lr=rate
+        )
         for index, share in zip(self.order, self.cycle):
             optimizer.param_groups[0]["lr"] = rate * share
             optimizer.zero_grad()
@@ -137,7 +173,9 @@ def torch_pruning(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Modu
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     if cell["importance"] == "taylor":
         importance = tp.importance.GroupTaylorImportance()
-        for pixels, labels in zip(data.pixels[: cell["images"]].split(CHUNK), data.labels[: cell["images"]].split(CHUNK)):
+        for pixels, labels in zip(
+            data.pixels[: cell["images"]].split(CHUNK), data.labels[: cell["images"]].split(CHUNK)
+        ):
             F.cross_entropy(model(data.unit(pixels)), labels).backward()
     elif cell["importance"] == "bn":
         if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
@@ -148,7 +186,11 @@ def torch_pruning(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Modu
             scores = of_norms(group)
             return of_weights(group) if scores is None else scores
 
-    options = {"importance": importance, "pruning_ratio": 1 - cell["keep"], "global_pruning": cell["scope"] == "global"}
+    options = {
+        "importance": importance,
+        "pruning_ratio": 1 - cell["keep"],
+        "global_pruning": cell["scope"] == "global",
+    }
     options |= {"ignored_layers": weighted(model)[-1:], "max_pruning_ratio": cell.get("most", 1.0)}
     example = data.unit(data.pixels[:2])
     if "reg" in cell:
@@ -179,14 +221,18 @@ def torch_integral(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Mod
     names = [name for name in dims if name.endswith("weight")]
     dims |= {names[0]: [0], names[-1]: [1], names[-1].replace("weight", "bias"): []}
     order = {"class": getattr(permutation, cell["permutation"]), "iters": cell.get("restarts", 100)}
-    wrapper = inn.IntegralWrapper(init_from_discrete=True, fuse_bn=True, permutation_config=order, verbose=False)
+    wrapper = inn.IntegralWrapper(
+        init_from_discrete=True, fuse_bn=True, permutation_config=order, verbose=False
+    )
     integral = wrapper(model, [1, *data.shape[1:]], dims)
     sizes = {group: max(1, round(cell["keep"] * group.size)) for group in integral.groups}
     if cell["tuning"] == "grid":
         for group, size in sizes.items():
             group.reset_grid(inn.TrainableGrid1D(size))
         with inn.grid_tuning(integral, False, True):
-            if cell["norms"]:  # its train_bn=True fails in torch.fx on the wrapper, so the same on what is wrapped
+            if cell[
+                "norms"
+            ]:  # its train_bn=True fails in torch.fx on the wrapper, so the same on what is wrapped
                 reset_batchnorm(integral.model)
             data.train(integral, cell["rate"])
     else:
@@ -215,7 +261,10 @@ def run(model: nn.Module, cell: dict[str, Any], data: Data, before: float) -> di
     np.random.seed(cell["seed"])
     start, worked = time.perf_counter(), time.process_time()
     small = PEERS[cell["peer"]](model, cell, data)
-    seconds = {"seconds": round(time.perf_counter() - start, 3), "cpu_seconds": round(time.process_time() - worked, 3)}
+    seconds = {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - worked, 3),
+    }
     row: dict[str, Any] = {"before": before, **seconds, "after": data.accuracy(small)}
     row["widths"] = [layer.weight.shape[0] for layer in weighted(small)[:-1]]
     start = time.perf_counter()
@@ -251,7 +300,9 @@ def main() -> None:
         model = build(**job["form"], integral=integral)
         with np.load(job["weights"]) as weights:
             carry(model, weights, job["form"]["convolutions"])
-            apart = float((data.logits(model, AGREE) - torch.from_numpy(weights["logits"])).abs().max())
+            apart = float(
+                (data.logits(model, AGREE) - torch.from_numpy(weights["logits"])).abs().max()
+            )
         if apart > CLOSE:
             raise ValueError(f"logits differ from flax's by {apart:.2g}")
         return model

@@ -43,7 +43,9 @@ COARSE = 8
 SAMPLE = 100_000
 STUDENTS = (4, 8, 16, 32)
 ADAM, ROUNDS, POLISH = 1500, 20, 25
-CENTRES = np.array([(0.2, 0.2, 0.3), (0.75, 0.2, 0.7), (0.5, 0.5, 0.5), (0.2, 0.8, 0.75), (0.8, 0.75, 0.25)])
+CENTRES = np.array(
+    [(0.2, 0.2, 0.3), (0.75, 0.2, 0.7), (0.5, 0.5, 0.5), (0.2, 0.8, 0.75), (0.8, 0.75, 0.25)]
+)
 
 
 def ball(x):
@@ -61,7 +63,13 @@ def blobs(x):
     return np.where(near.min(1) < 0.12, near.argmin(1) + 1, 0)
 
 
-KNOWN = {"circle": (ball, 2), "curve": (curve, 2), "five discs": (blobs, 2), "sphere": (ball, 3), "five balls": (blobs, 3)}
+KNOWN = {
+    "circle": (ball, 2),
+    "curve": (curve, 2),
+    "five discs": (blobs, 2),
+    "sphere": (ball, 3),
+    "five balls": (blobs, 3),
+}
 LEARNED = {"moons, perceptron": 2, "digits, perceptron, 2": 2, "digits, perceptron, 3": 3}
 
 
@@ -78,7 +86,11 @@ def fresh(sizes: tuple[int, ...], seed: int) -> Any:
     for place, (m, n) in enumerate(pairwise(sizes)):
         scale = 5.0 if place == 0 else m**-0.5
         kernel = scale * jax.random.normal(keys[2 * place], (m, n))
-        bias = -(jax.random.uniform(keys[2 * place + 1], (m, n)) * kernel).sum(0) if place == 0 else jnp.zeros(n)
+        bias = (
+            -(jax.random.uniform(keys[2 * place + 1], (m, n)) * kernel).sum(0)
+            if place == 0
+            else jnp.zeros(n)
+        )
         layers.append((kernel, bias))
     return layers
 
@@ -186,12 +198,28 @@ def student(key: dict[str, Any]) -> dict[str, Any]:
     params, total = fresh((d, key["width"], 2), 10 + key["seed"]), ADAM + ROUNDS * POLISH
     exact = None
     if key["how"] == "exact":
-        fitted = jc.fit_exactly(apply, params, found, steps=ADAM, rounds=ROUNDS, polish=POLISH, seed=key["seed"], progress=False)
+        fitted = jc.fit_exactly(
+            apply,
+            params,
+            found,
+            steps=ADAM,
+            rounds=ROUNDS,
+            polish=POLISH,
+            seed=key["seed"],
+            progress=False,
+        )
         params, exact = fitted.params, int(fitted.steps[-1])
     else:
         params = trained(params, x, y, total, key["seed"])
-    agrees = lambda x: float(np.mean(np.argmax(np.asarray(apply(params, x)), 1) == np.asarray(classify(x))))
-    return {"points": len(x), "steps": exact or total, "mesh": agrees(found.points), "random": agrees(uniform(SAMPLE, d, 7))}
+    agrees = lambda x: float(
+        np.mean(np.argmax(np.asarray(apply(params, x)), 1) == np.asarray(classify(x)))
+    )
+    return {
+        "points": len(x),
+        "steps": exact or total,
+        "mesh": agrees(found.points),
+        "random": agrees(uniform(SAMPLE, d, 7)),
+    }
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -201,7 +229,9 @@ def tables(rows: list[dict[str, Any]]) -> str:
         "| wrong in the grid | agreement | pieces missed | seconds |"
     ]
     lines += ["|" + "---|" * 12]
-    ranges = lambda v, form: f"{min(v):{form}}" if min(v) == max(v) else f"{min(v):{form}} .. {max(v):{form}}"
+    ranges = lambda v, form: (
+        f"{min(v):{form}}" if min(v) == max(v) else f"{min(v):{form}} .. {max(v):{form}}"
+    )
     for name in (*KNOWN, *LEARNED):
         group = [row for row in rows if row.get("classifier") == name]
         d, last = group[0]["d"], np.array([row["queries"][-1] for row in group])
@@ -213,7 +243,10 @@ def tables(rows: list[dict[str, Any]]) -> str:
             f"| {ranges(100 * of(group, 'agreement'), '.2f')} % "
             f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} | {ranges(of(group, 'seconds'), '.1f')} |"
         )
-    lines += ["", "| hidden units | points | training | agree on the mesh, % | exactly | agree on 100,000 random points, % |"]
+    lines += [
+        "",
+        "| hidden units | points | training | agree on the mesh, % | exactly | agree on 100,000 random points, % |",
+    ]
     lines += ["|" + "---|" * 6]
     for width in STUDENTS:
         for source, how in WAYS:
@@ -227,12 +260,22 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-WAYS = ("random", "plain"), ("random, as many as queries", "plain"), ("mesh", "plain"), ("mesh", "exact")
+WAYS = (
+    ("random", "plain"),
+    ("random, as many as queries", "plain"),
+    ("mesh", "plain"),
+    ("mesh", "exact"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = read(args.out)
     keys = [{"classifier": name, "seed": 0} for name in KNOWN]

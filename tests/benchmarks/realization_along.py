@@ -53,7 +53,7 @@ from fashion import cache_folder
 from hashednets import GRID, dense_params, fresh, logits, one_cycle, partly_hidden
 
 import jaxcompress as jc
-from jaxcompress.training.realization_along import random_points
+from jaxcompress.classifiers.realization_along import random_points
 
 TEACHER_CHANNELS, TEACHER_STEPS, TEACHER_RATE, TEACHER_HIDDEN = 64, 12_000, 3e-3, 0.2
 CHANNELS, STEPS, BATCH, RATE, TEMPERATURE = 16, 2_000, 100, 3e-3, 2.0
@@ -61,7 +61,11 @@ MATCHING = dict(steps=3_000, examples=1_024)
 MATCHING_RATE = 0.02
 JND = 0.5
 """Of images in [0, 1]^784, whose nearest neighbours are some 6 apart."""
-SIZES = {"10 a class": lambda count: 10, "50 a class": lambda count: 50, "5 %": lambda count: count // 200}
+SIZES = {
+    "10 a class": lambda count: 10,
+    "50 a class": lambda count: 50,
+    "5 %": lambda count: count // 200,
+}
 """Points a class, of so many images."""
 ROUNDS = 8
 PARTS = ("random", "herding", "margin", "random, margin", "mixup", "moved", "Gaussian", "noise")
@@ -82,7 +86,9 @@ COLUMNS = (*PARTS, *OURS, ALL, LONGER)
 
 def windows(seed: int, channels: int = CHANNELS) -> Any:
     """A network with a window of 9 x 9 moved by 2, and a dense layer."""
-    return fresh(seed, jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (784, 100 * channels, 10))
+    return fresh(
+        seed, jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)), (784, 100 * channels, 10)
+    )
 
 
 def dense(seed: int) -> Any:
@@ -92,13 +98,23 @@ def dense(seed: int) -> Any:
 @cache
 def teacher(validate: bool) -> Any:
     """Trained once, kept in the cache folder."""
-    path = cache_folder() / "realization_along" / f"teacher-{'validation' if validate else 'final'}.safetensors"
+    path = (
+        cache_folder()
+        / "realization_along"
+        / f"teacher-{'validation' if validate else 'final'}.safetensors"
+    )
     if not path.exists():
         train, _ = split(validate)
         plain = jc.cross_entropy(logits)
-        loss = lambda params, batch, key: plain(params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key)
-        given: dict[str, Any] = dict(optimizer=one_cycle(TEACHER_RATE, TEACHER_STEPS), steps=TEACHER_STEPS, batch_size=BATCH)
-        params = jc.fit(loss, windows(7, TEACHER_CHANNELS), tuple(train), **given, description="teacher").params
+        loss = lambda params, batch, key: plain(
+            params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key
+        )
+        given: dict[str, Any] = dict(
+            optimizer=one_cycle(TEACHER_RATE, TEACHER_STEPS), steps=TEACHER_STEPS, batch_size=BATCH
+        )
+        params = jc.fit(
+            loss, windows(7, TEACHER_CHANNELS), tuple(train), **given, description="teacher"
+        ).params
         path.parent.mkdir(parents=True, exist_ok=True)
         jc.save(draft := path.with_suffix(f".{os.getpid()}"), params)
         os.replace(draft, path)
@@ -128,7 +144,12 @@ def real(validate: bool, count: int | None) -> tuple[np.ndarray, np.ndarray]:
 def smooth(count: int, seed: int) -> np.ndarray:
     """Images of which it is only known that pixels lie in [0, 1] and near ones are alike: correlation falls over three pixels."""
     axis = np.exp(-((np.arange(28)[:, None] - np.arange(28)) ** 2) / (2 * 3.0**2))
-    drawn = random_points((np.full(784, -1.0), np.ones(784)), count, seed=seed, covariance=np.kron(axis, axis) + 1e-4 * np.eye(784))
+    drawn = random_points(
+        (np.full(784, -1.0), np.ones(784)),
+        count,
+        seed=seed,
+        covariance=np.kron(axis, axis) + 1e-4 * np.eye(784),
+    )
     return np.maximum(drawn, 0)
 
 
@@ -136,7 +157,9 @@ def smooth(count: int, seed: int) -> np.ndarray:
 def realized(validate: bool, count: int | None, data: bool) -> jc.RealizedAlong:
     """Along the images, or random ones: there nearly every edge has a border, and the budget leaves most of them as they are."""
     x = real(validate, count)[0]
-    given: dict[str, Any] = dict(neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000)
+    given: dict[str, Any] = dict(
+        neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000
+    )
     if data:
         return jc.realize_along(classifier(validate), x, JND, **given)
     drawn = smooth(min(len(x), 5_000), seed=0)
@@ -145,7 +168,9 @@ def realized(validate: bool, count: int | None, data: bool) -> jc.RealizedAlong:
 
 def per_class_random(labels: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
     """As many of each class as there are, at most m."""
-    return np.concatenate([rng.permutation(np.flatnonzero(labels == each))[:m] for each in range(10)])
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == each))[:m] for each in range(10)]
+    )
 
 
 def herded(x: np.ndarray, m: int) -> np.ndarray:
@@ -170,7 +195,9 @@ def moved(validate: bool, x: np.ndarray, steps: int = 10) -> np.ndarray:
     @jax.jit
     def step(x: jax.Array) -> jax.Array:
         value, slope = jax.vmap(jax.value_and_grad(margin))(x)
-        return jnp.clip(x - 0.3 * (value / jnp.maximum(jnp.sum(slope**2, 1), 1e-9))[:, None] * slope, 0, 1)
+        return jnp.clip(
+            x - 0.3 * (value / jnp.maximum(jnp.sum(slope**2, 1), 1e-9))[:, None] * slope, 0, 1
+        )
 
     before, first = jnp.asarray(x), ask(validate, x).argmax(1)
     near, across, done = np.array(x), np.array(x), np.zeros(len(x), bool)
@@ -194,7 +221,11 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     n = 10 * m
     if column in ("random", "moved"):
         chosen = x[per_class_random(labels, m, rng)]
-        return (chosen, None, len(x)) if column == "random" else (moved(validate, chosen), None, len(x) + 10 * n)
+        return (
+            (chosen, None, len(x))
+            if column == "random"
+            else (moved(validate, chosen), None, len(x) + 10 * n)
+        )
     if column.startswith("taught"):
         given: dict[str, Any] = dict(rounds=ROUNDS, seed=100 + seed)
         learns = partial(learn, begin=windows if column == "taught" else dense)
@@ -217,7 +248,9 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
         pairs = rng.integers(len(x), size=(2, n))
         return (x[pairs[0]] + x[pairs[1]]) / 2, None, n
     if column == "Gaussian":
-        drawn = rng.multivariate_normal(x.mean(0), np.cov(x.T) + 1e-6 * np.eye(784), n, method="cholesky")
+        drawn = rng.multivariate_normal(
+            x.mean(0), np.cov(x.T) + 1e-6 * np.eye(784), n, method="cholesky"
+        )
         return np.clip(drawn, 0, 1).astype(np.float32), None, n
     if column == "noise":
         return rng.uniform(size=(n, 784)).astype(np.float32), None, n
@@ -231,13 +264,19 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     if column == "matched":
         optimizer = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, MATCHING["steps"]))
         given: dict[str, Any] = dict(domain=(0, 1), seed=seed, batch_size=1_000)
-        coarse = jc.match_distribution(coarse, classifier(validate), hidden(), optimizer=optimizer, **MATCHING, **given)
+        coarse = jc.match_distribution(
+            coarse, classifier(validate), hidden(), optimizer=optimizer, **MATCHING, **given
+        )
     return coarse.points, coarse.weights if column == "realized, weights" else None, coarse.queries
 
 
 @cache
-def coarsened(validate: bool, count: int | None, data: bool, m: int, members: bool, seed: int) -> jc.RealizedAlong:
-    return realized(validate, count, data).coarsened(classifier(validate), m, members=members, seed=seed, batch_size=1_000)
+def coarsened(
+    validate: bool, count: int | None, data: bool, m: int, members: bool, seed: int
+) -> jc.RealizedAlong:
+    return realized(validate, count, data).coarsened(
+        classifier(validate), m, members=members, seed=seed, batch_size=1_000
+    )
 
 
 @cache
@@ -267,19 +306,34 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     validate = key["split"] == "validation"
     x, weights, queries = made(tuple(item for item in key.items() if item[0] != "targets"))
     z = ask(validate, x)
-    weights = np.ones(len(x), np.float32) if weights is None else np.float32(weights / weights.mean())
+    weights = (
+        np.ones(len(x), np.float32) if weights is None else np.float32(weights / weights.mean())
+    )
     temperature = TEMPERATURE if key["targets"] == "soft" else 1.0
-    goal = np.asarray(jax.nn.softmax(z / temperature) if key["targets"] == "soft" else jax.nn.one_hot(z.argmax(1), 10))
+    goal = np.asarray(
+        jax.nn.softmax(z / temperature)
+        if key["targets"] == "soft"
+        else jax.nn.one_hot(z.argmax(1), 10)
+    )
     steps = STEPS * ROUNDS if key["column"] == LONGER else STEPS
     begun = windows(key["seed"])
-    params = student(begun, x, goal, weights, key["seed"], temperature, steps, f"{key['column']}, {key['size']}")
+    params = student(
+        begun, x, goal, weights, key["seed"], temperature, steps, f"{key['column']}, {key['size']}"
+    )
     judge = split(validate)[1]
     row = {"wrong": wrong(params, judge), "teacher": wrong(teacher(validate), judge)}
     return row | {"points": len(x), "classes": len(np.unique(z.argmax(1))), "queries": int(queries)}
 
 
 def student(
-    params: Any, x: np.ndarray, goal: np.ndarray, weights: np.ndarray, seed: int, temperature: float, steps: int, description: str
+    params: Any,
+    x: np.ndarray,
+    goal: np.ndarray,
+    weights: np.ndarray,
+    seed: int,
+    temperature: float,
+    steps: int,
+    description: str,
 ) -> Any:
     """The parameters of one that is trained on these points."""
     return jc.fit(
@@ -288,9 +342,20 @@ def student(
     ).params  # fmt: skip
 
 
-def learn(x: np.ndarray, goal: np.ndarray, seed: int, begin: Callable[[int], Any]) -> Callable[[np.ndarray], np.ndarray]:
+def learn(
+    x: np.ndarray, goal: np.ndarray, seed: int, begin: Callable[[int], Any]
+) -> Callable[[np.ndarray], np.ndarray]:
     """A student for `jc.teaching_set`."""
-    params = student(begin(seed), x, goal, np.ones(len(x), np.float32), seed, TEMPERATURE, STEPS, f"{len(x):,} points")
+    params = student(
+        begin(seed),
+        x,
+        goal,
+        np.ones(len(x), np.float32),
+        seed,
+        TEMPERATURE,
+        STEPS,
+        f"{len(x):,} points",
+    )
     return lambda x: np.asarray(said(params, x)) / TEMPERATURE
 
 
@@ -306,12 +371,24 @@ def loss_at(temperature: float) -> Callable[..., jax.Array]:
 
 def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     where = "validation" if args.validate else "final"
-    pairs = [(size, column) for size in args.sizes for column in args.columns if not column.startswith(ALL)]
+    pairs = [
+        (size, column)
+        for size in args.sizes
+        for column in args.columns
+        if not column.startswith(ALL)
+    ]
     pairs += [(ALL, column) for column in args.columns if column.startswith(ALL)]
     for seed in range(1 if args.validate else args.seeds):
         for size, column in pairs:
             for targets in TARGETS:
-                yield {"split": where, "count": args.count, "size": size, "column": column, "targets": targets, "seed": seed}
+                yield {
+                    "split": where,
+                    "count": args.count,
+                    "size": size,
+                    "column": column,
+                    "targets": targets,
+                    "seed": seed,
+                }
 
 
 def table(results: list[dict[str, Any]], where: str, count: int | None) -> str:
@@ -319,12 +396,19 @@ def table(results: list[dict[str, Any]], where: str, count: int | None) -> str:
     rows = [row for row in results if (row["split"], row["count"]) == (where, count)]
     sizes = [size for size in (*SIZES, ALL) if any(row["size"] == size for row in rows)]
     heads = [(size, targets) for size in sizes for targets in TARGETS]
-    lines = ["| points | " + " | ".join(map(", ".join, heads)) + " | queries |", "|---" * (len(heads) + 2) + "|"]
+    lines = [
+        "| points | " + " | ".join(map(", ".join, heads)) + " | queries |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
     for column in COLUMNS:
         mine, fields = [row for row in rows if row["column"] == column], []
         for head in heads:
             found = [row["wrong"] / 100 for row in mine if (row["size"], row["targets"]) == head]
-            fields.append(f"{np.mean(found):.2f} ± {np.std(found, ddof=min(1, len(found) - 1)):.2f}" if found else "")
+            fields.append(
+                f"{np.mean(found):.2f} ± {np.std(found, ddof=min(1, len(found) - 1)):.2f}"
+                if found
+                else ""
+            )
         if mine:
             lines.append(f"| {column} | " + " | ".join(fields) + f" | {mine[0]['queries']:,} |")
     if rows:
@@ -334,12 +418,21 @@ def table(results: list[dict[str, Any]], where: str, count: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument(
+        "--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN"
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, help="so many training images only, for a short run")
-    parser.add_argument("--validate", action="store_true", help="judge by training images held back, one seed")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--validate", action="store_true", help="judge by training images held back, one seed"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results = read(args.out)
     finished(args.out, results, cells(args), measure)

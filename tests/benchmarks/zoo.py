@@ -95,11 +95,15 @@ def noise(*shape: int) -> Callable[[np.random.Generator], tuple[Any, ...]]:
     return lambda rng: (jnp.asarray(rng.normal(size=shape), jnp.float32),)
 
 
-def tokens(*shape: int, below: int = VOCABULARY) -> Callable[[np.random.Generator], tuple[Any, ...]]:
+def tokens(
+    *shape: int, below: int = VOCABULARY
+) -> Callable[[np.random.Generator], tuple[Any, ...]]:
     return lambda rng: (jnp.asarray(rng.integers(0, below, shape), jnp.int32),)
 
 
-def both(*draws: Callable[[np.random.Generator], tuple[Any, ...]]) -> Callable[[np.random.Generator], tuple[Any, ...]]:
+def both(
+    *draws: Callable[[np.random.Generator], tuple[Any, ...]],
+) -> Callable[[np.random.Generator], tuple[Any, ...]]:
     return lambda rng: tuple(value for draw in draws for value in draw(rng))
 
 
@@ -112,35 +116,58 @@ def perturb(params: Any) -> Any:
             return value
         if "var" in jax.tree_util.keystr(path).lower():
             return jnp.asarray(rng.uniform(0.5, 1.5, np.shape(value)), jnp.float32)
-        return jnp.asarray(value + (0.1 if np.ndim(value) < 2 else 0.02) * rng.normal(size=np.shape(value)), jnp.float32)
+        return jnp.asarray(
+            value + (0.1 if np.ndim(value) < 2 else 0.02) * rng.normal(size=np.shape(value)),
+            jnp.float32,
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def linen(module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], *rest: Any, **options: Any) -> Model:
+def linen(
+    module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], *rest: Any, **options: Any
+) -> Model:
     """Batch statistics are parameters, too; `rest` and `options` are static arguments."""
     variables = module.init(jax.random.key(0), *draw(np.random.default_rng(0)), *rest, **options)
-    return Model(lambda params, *inputs: module.apply(params, *inputs, *rest, **options), perturb(variables), draw)
+    return Model(
+        lambda params, *inputs: module.apply(params, *inputs, *rest, **options),
+        perturb(variables),
+        draw,
+    )
 
 
-def nnx_model(module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], call: Any = None) -> Model:
+def nnx_model(
+    module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], call: Any = None
+) -> Model:
     from flax import nnx
 
     definition, params, rest = nnx.split(module, (nnx.Param, nnx.BatchStat), ...)
     call = call or (lambda module, *inputs: module(*inputs))
-    return Model(lambda params, *inputs: call(nnx.merge(definition, params, rest, copy=True), *inputs), perturb(params), draw)
+    return Model(
+        lambda params, *inputs: call(nnx.merge(definition, params, rest, copy=True), *inputs),
+        perturb(params),
+        draw,
+    )
 
 
-def equinox(module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], call: Any = None) -> Model:
+def equinox(
+    module: Any, draw: Callable[[np.random.Generator], tuple[Any, ...]], call: Any = None
+) -> Model:
     """Mapped over the first axis of every input, unless a call is given."""
     import equinox as eqx
 
     params, static = eqx.partition(module, eqx.is_inexact_array)
     call = call or (lambda module, *inputs: jax.vmap(module)(*inputs))
-    return Model(lambda params, *inputs: call(eqx.combine(params, static), *inputs), perturb(params), draw)
+    return Model(
+        lambda params, *inputs: call(eqx.combine(params, static), *inputs), perturb(params), draw
+    )
 
 
-def haiku(function: Callable[..., Any], draw: Callable[[np.random.Generator], tuple[Any, ...]], **first: Any) -> Model:
+def haiku(
+    function: Callable[..., Any],
+    draw: Callable[[np.random.Generator], tuple[Any, ...]],
+    **first: Any,
+) -> Model:
     """Parameters and state in one tree; `first` are options of the first call, which makes the statistics."""
     import haiku as hk
 
@@ -153,11 +180,28 @@ def haiku(function: Callable[..., Any], draw: Callable[[np.random.Generator], tu
 
 # --- transformers ---------------------------------------------------------------------------------------------------
 
-LAYERS = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
+LAYERS = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=40,
+)
 ENCODED = LAYERS | dict(max_position_embeddings=32)
-PICTURES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=16, patch_size=4)
-DECODED = dict(vocab_size=VOCABULARY, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4)
-DECODED |= dict(decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=36, max_position_embeddings=32)
+PICTURES = dict(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=40,
+    image_size=16,
+    patch_size=4,
+)
+DECODED = dict(
+    vocab_size=VOCABULARY, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4
+)
+DECODED |= dict(
+    decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=36, max_position_embeddings=32
+)
 TEXT, IMAGE = tokens(BATCH, LENGTH), noise(BATCH, 3, 16, 16)
 
 
@@ -186,7 +230,9 @@ def bert() -> Model:
 def roberta_classifier() -> Model:
     from transformers import RobertaConfig
 
-    return pretrained("FlaxRobertaForSequenceClassification", RobertaConfig(**ENCODED, num_labels=5))
+    return pretrained(
+        "FlaxRobertaForSequenceClassification", RobertaConfig(**ENCODED, num_labels=5)
+    )
 
 
 @model("transformers", "flax linen")
@@ -207,14 +253,19 @@ def roformer() -> Model:
 def gpt2() -> Model:
     from transformers import GPT2Config
 
-    return pretrained("FlaxGPT2LMHeadModel", GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=24, n_layer=2, n_head=4))
+    return pretrained(
+        "FlaxGPT2LMHeadModel",
+        GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=24, n_layer=2, n_head=4),
+    )
 
 
 @model("transformers", "flax linen")
 def gpt_j() -> Model:
     from transformers import GPTJConfig
 
-    config = dict(vocab_size=VOCABULARY, n_positions=32, n_embd=24, n_layer=2, n_head=4, rotary_dim=4)
+    config = dict(
+        vocab_size=VOCABULARY, n_positions=32, n_embd=24, n_layer=2, n_head=4, rotary_dim=4
+    )
     return pretrained("FlaxGPTJForCausalLM", GPTJConfig(**config))
 
 
@@ -231,7 +282,10 @@ def opt() -> Model:
 def bloom() -> Model:
     from transformers import BloomConfig
 
-    return pretrained("FlaxBloomForCausalLM", BloomConfig(vocab_size=VOCABULARY, hidden_size=24, n_layer=2, n_head=4))
+    return pretrained(
+        "FlaxBloomForCausalLM",
+        BloomConfig(vocab_size=VOCABULARY, hidden_size=24, n_layer=2, n_head=4),
+    )
 
 
 @model("transformers", "flax linen")
@@ -245,14 +299,18 @@ def llama() -> Model:
 def mistral() -> Model:
     from transformers import MistralConfig
 
-    return pretrained("FlaxMistralForCausalLM", MistralConfig(**ENCODED, num_key_value_heads=2, head_dim=6))
+    return pretrained(
+        "FlaxMistralForCausalLM", MistralConfig(**ENCODED, num_key_value_heads=2, head_dim=6)
+    )
 
 
 @model("transformers", "flax linen")
 def gemma_1() -> Model:
     from transformers import GemmaConfig
 
-    return pretrained("FlaxGemmaForCausalLM", GemmaConfig(**ENCODED, num_key_value_heads=1, head_dim=8))
+    return pretrained(
+        "FlaxGemmaForCausalLM", GemmaConfig(**ENCODED, num_key_value_heads=1, head_dim=8)
+    )
 
 
 @model("transformers", "flax linen")
@@ -260,7 +318,9 @@ def bart() -> Model:
     from transformers import BartConfig
 
     names = ("input_ids", "decoder_input_ids")
-    return pretrained("FlaxBartForConditionalGeneration", BartConfig(**DECODED), both(TEXT, TEXT), *names)
+    return pretrained(
+        "FlaxBartForConditionalGeneration", BartConfig(**DECODED), both(TEXT, TEXT), *names
+    )
 
 
 @model("transformers", "flax linen")
@@ -269,20 +329,35 @@ def whisper() -> Model:
 
     sizes = {key: value for key, value in DECODED.items() if key != "max_position_embeddings"}
     ends = dict(
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, suppress_tokens=[], begin_suppress_tokens=[]
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        suppress_tokens=[],
+        begin_suppress_tokens=[],
     )
-    config = WhisperConfig(**sizes, num_mel_bins=8, max_source_positions=10, max_target_positions=32, **ends)
+    config = WhisperConfig(
+        **sizes, num_mel_bins=8, max_source_positions=10, max_target_positions=32, **ends
+    )
     names = ("input_features", "decoder_input_ids")
-    return pretrained("FlaxWhisperForConditionalGeneration", config, both(noise(BATCH, 8, 20), TEXT), *names)
+    return pretrained(
+        "FlaxWhisperForConditionalGeneration", config, both(noise(BATCH, 8, 20), TEXT), *names
+    )
 
 
 @model("transformers", "flax linen")
 def wav2vec2() -> Model:
     from transformers import Wav2Vec2Config
 
-    convolutions = dict(conv_dim=(12, 12), conv_kernel=(4, 3), conv_stride=(2, 2), num_conv_pos_embeddings=4)
+    convolutions = dict(
+        conv_dim=(12, 12), conv_kernel=(4, 3), conv_stride=(2, 2), num_conv_pos_embeddings=4
+    )
     config = Wav2Vec2Config(
-        **LAYERS, **convolutions, num_conv_pos_embedding_groups=2, do_stable_layer_norm=True, feat_extract_norm="layer"
+        **LAYERS,
+        **convolutions,
+        num_conv_pos_embedding_groups=2,
+        do_stable_layer_norm=True,
+        feat_extract_norm="layer",
     )
     return pretrained("FlaxWav2Vec2Model", config, noise(BATCH, 64))
 
@@ -298,7 +373,9 @@ def vit() -> Model:
 def beit() -> Model:
     from transformers import BeitConfig
 
-    config = BeitConfig(**PICTURES, num_labels=5, use_relative_position_bias=True, layer_scale_init_value=0.1)
+    config = BeitConfig(
+        **PICTURES, num_labels=5, use_relative_position_bias=True, layer_scale_init_value=0.1
+    )
     return pretrained("FlaxBeitForImageClassification", config, IMAGE)
 
 
@@ -306,7 +383,9 @@ def beit() -> Model:
 def dinov2() -> Model:
     from transformers import Dinov2Config
 
-    return pretrained("FlaxDinov2ForImageClassification", Dinov2Config(**PICTURES, num_labels=5), IMAGE)
+    return pretrained(
+        "FlaxDinov2ForImageClassification", Dinov2Config(**PICTURES, num_labels=5), IMAGE
+    )
 
 
 @model("transformers", "flax linen")
@@ -314,7 +393,9 @@ def clip() -> Model:
     from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
     text = CLIPTextConfig(**ENCODED, projection_dim=12, eos_token_id=2)
-    config = CLIPConfig.from_text_vision_configs(text, CLIPVisionConfig(**PICTURES, projection_dim=12), projection_dim=12)
+    config = CLIPConfig.from_text_vision_configs(
+        text, CLIPVisionConfig(**PICTURES, projection_dim=12), projection_dim=12
+    )
     return pretrained("FlaxCLIPModel", config, both(TEXT, IMAGE), "input_ids", "pixel_values")
 
 
@@ -325,14 +406,20 @@ STAGES = dict(embedding_size=8, hidden_sizes=[12, 20], depths=[2, 1], num_labels
 def resnet() -> Model:
     from transformers import ResNetConfig
 
-    return pretrained("FlaxResNetForImageClassification", ResNetConfig(**STAGES), noise(BATCH, 3, 32, 32))
+    return pretrained(
+        "FlaxResNetForImageClassification", ResNetConfig(**STAGES), noise(BATCH, 3, 32, 32)
+    )
 
 
 @model("transformers", "flax linen")
 def regnet() -> Model:
     from transformers import RegNetConfig
 
-    return pretrained("FlaxRegNetForImageClassification", RegNetConfig(**STAGES, groups_width=4), noise(BATCH, 3, 32, 32))
+    return pretrained(
+        "FlaxRegNetForImageClassification",
+        RegNetConfig(**STAGES, groups_width=4),
+        noise(BATCH, 3, 32, 32),
+    )
 
 
 # --- flax -----------------------------------------------------------------------------------------------------------
@@ -344,7 +431,10 @@ def linen_recurrent() -> Model:
     from flax import linen as nn
 
     directions = nn.Bidirectional(nn.RNN(nn.LSTMCell(10)), nn.RNN(nn.GRUCell(8)))
-    return linen(nn.Sequential([directions, nn.RNN(nn.OptimizedLSTMCell(9)), nn.Dense(3)]), noise(BATCH, LENGTH, 7))
+    return linen(
+        nn.Sequential([directions, nn.RNN(nn.OptimizedLSTMCell(9)), nn.Dense(3)]),
+        noise(BATCH, LENGTH, 7),
+    )
 
 
 @model("flax", "flax nnx")
@@ -352,7 +442,11 @@ def nnx_recurrent() -> Model:
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    layers = [nnx.RNN(nnx.GRUCell(7, 10, rngs=rngs)), nnx.RNN(nnx.LSTMCell(10, 8, rngs=rngs)), nnx.Linear(8, 3, rngs=rngs)]
+    layers = [
+        nnx.RNN(nnx.GRUCell(7, 10, rngs=rngs)),
+        nnx.RNN(nnx.LSTMCell(10, 8, rngs=rngs)),
+        nnx.Linear(8, 3, rngs=rngs),
+    ]
     return nnx_model(nnx.Sequential(*layers), noise(BATCH, LENGTH, 7))
 
 
@@ -361,9 +455,13 @@ def nnx_attention() -> Model:
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    attention = nnx.MultiHeadAttention(num_heads=3, in_features=7, qkv_features=12, out_features=10, decode=False, rngs=rngs)
+    attention = nnx.MultiHeadAttention(
+        num_heads=3, in_features=7, qkv_features=12, out_features=10, decode=False, rngs=rngs
+    )
     norms = nnx.LayerNorm(10, rngs=rngs), nnx.GroupNorm(10, num_groups=2, rngs=rngs)
-    return nnx_model(nnx.Sequential(attention, *norms, nnx.Linear(10, 3, rngs=rngs)), noise(BATCH, LENGTH, 7))
+    return nnx_model(
+        nnx.Sequential(attention, *norms, nnx.Linear(10, 3, rngs=rngs)), noise(BATCH, LENGTH, 7)
+    )
 
 
 # --- equinox and what is built on it --------------------------------------------------------------------------------
@@ -382,7 +480,11 @@ def equinox_gru() -> Model:
     import equinox as eqx
 
     keys = jax.random.split(jax.random.key(0), 3)
-    cells = eqx.nn.GRUCell(7, 12, key=keys[0]), eqx.nn.LSTMCell(12, 10, key=keys[1]), eqx.nn.Linear(10, 3, key=keys[2])
+    cells = (
+        eqx.nn.GRUCell(7, 12, key=keys[0]),
+        eqx.nn.LSTMCell(12, 10, key=keys[1]),
+        eqx.nn.Linear(10, 3, key=keys[2]),
+    )
 
     def call(cells: Any, xs: jax.Array) -> jax.Array:
         def step(state: Any, x: jax.Array) -> tuple[Any, None]:
@@ -400,8 +502,15 @@ def equinox_attention() -> Model:
     import equinox as eqx
 
     keys = jax.random.split(jax.random.key(0), 3)
-    attention = eqx.nn.MultiheadAttention(3, 12, use_query_bias=True, use_value_bias=True, key=keys[0])
-    layers = eqx.nn.Linear(7, 12, key=keys[1]), attention, eqx.nn.LayerNorm(12), eqx.nn.Linear(12, 3, key=keys[2])
+    attention = eqx.nn.MultiheadAttention(
+        3, 12, use_query_bias=True, use_value_bias=True, key=keys[0]
+    )
+    layers = (
+        eqx.nn.Linear(7, 12, key=keys[1]),
+        attention,
+        eqx.nn.LayerNorm(12),
+        eqx.nn.Linear(12, 3, key=keys[2]),
+    )
 
     def call(layers: Any, xs: jax.Array) -> jax.Array:
         def one(x: jax.Array) -> jax.Array:
@@ -417,7 +526,9 @@ def equimo(name: str, *sizes: Any, **options: Any) -> Model:
     import equimo.models
 
     module = getattr(equimo.models, name)(*sizes, **options, num_classes=5, key=jax.random.key(0))
-    call = lambda module, images: jax.vmap(lambda image: module(image, key=jax.random.key(0), inference=True))(images)
+    call = lambda module, images: jax.vmap(
+        lambda image: module(image, key=jax.random.key(0), inference=True)
+    )(images)
     return equinox(module, noise(BATCH, 3, 32, 32), call)
 
 
@@ -429,19 +540,34 @@ def equimo_vit() -> Model:
 @model("equimo", "equinox")
 def equimo_mobilenet() -> Model:
     """Depthwise convolutions and squeeze-excite."""
-    blocks = [(8, 12, 3, 2, True, "relu"), (10, 24, 5, 1, False, "relu"), (12, 24, 3, 1, True, "hard_swish")]
+    blocks = [
+        (8, 12, 3, 2, True, "relu"),
+        (10, 24, 5, 1, False, "relu"),
+        (12, 24, 3, 1, True, "hard_swish"),
+    ]
     return equimo("MobileNetv3", 3, blocks, last_channels=16)
 
 
 @model("equimo", "equinox")
 def equimo_convnext() -> Model:
-    return equimo("ConvNeXt", 3, depths=[1, 1, 1, 1], dims=[8, 12, 16, 20], layer_scale_init_value=0.1)
+    return equimo(
+        "ConvNeXt", 3, depths=[1, 1, 1, 1], dims=[8, 12, 16, 20], layer_scale_init_value=0.1
+    )
 
 
 @model("equimo", "equinox")
 def equimo_vssd() -> Model:
     """State spaces without an order, and attention."""
-    return equimo("Vssd", 32, 3, dim=16, d_state=8, depths=[1, 1], num_heads=[2, 4], attentions_layers=("mamba2mixer", "attention"))
+    return equimo(
+        "Vssd",
+        32,
+        3,
+        dim=16,
+        d_state=8,
+        depths=[1, 1],
+        num_heads=[2, 4],
+        attentions_layers=("mamba2mixer", "attention"),
+    )
 
 
 @model("equimo", "equinox")
@@ -454,14 +580,20 @@ def equimo_mlla() -> Model:
 def pdequinox_unet() -> Model:
     import pdequinox
 
-    return equinox(pdequinox.arch.ClassicUNet(2, 3, 2, hidden_channels=8, num_levels=2, key=jax.random.key(0)), noise(2, 3, 16, 16))
+    return equinox(
+        pdequinox.arch.ClassicUNet(2, 3, 2, hidden_channels=8, num_levels=2, key=jax.random.key(0)),
+        noise(2, 3, 16, 16),
+    )
 
 
 @model("pdequinox", "equinox")
 def pdequinox_modern_unet() -> Model:
     import pdequinox
 
-    return equinox(pdequinox.arch.ModernUNet(2, 3, 2, hidden_channels=8, num_levels=1, key=jax.random.key(0)), noise(2, 3, 16, 16))
+    return equinox(
+        pdequinox.arch.ModernUNet(2, 3, 2, hidden_channels=8, num_levels=1, key=jax.random.key(0)),
+        noise(2, 3, 16, 16),
+    )
 
 
 @model("pdequinox", "equinox")
@@ -469,7 +601,9 @@ def pdequinox_fourier() -> Model:
     """Fourier neural operator."""
     import pdequinox
 
-    network = pdequinox.arch.ClassicFNO(1, 3, 2, hidden_channels=8, num_modes=4, num_blocks=2, key=jax.random.key(0))
+    network = pdequinox.arch.ClassicFNO(
+        1, 3, 2, hidden_channels=8, num_modes=4, num_blocks=2, key=jax.random.key(0)
+    )
     return equinox(network, noise(2, 3, 16))
 
 
@@ -480,7 +614,9 @@ def flow(make: str, **options: Any) -> Model:
     import paramax
 
     normal = flowjax.distributions.Normal(jnp.zeros(6))
-    network = getattr(flowjax.flows, make)(jax.random.key(0), base_dist=normal, flow_layers=2, **options)
+    network = getattr(flowjax.flows, make)(
+        jax.random.key(0), base_dist=normal, flow_layers=2, **options
+    )
     return equinox(network, noise(BATCH, 6), lambda network, x: paramax.unwrap(network).log_prob(x))
 
 
@@ -509,7 +645,9 @@ def haiku_resnet() -> Model:
     import haiku as hk
 
     sizes = dict(blocks_per_group=(1, 1, 1, 1), channels_per_group=(8, 12, 16, 20), num_classes=5)
-    run = lambda x, training=False: hk.nets.ResNet(**sizes, bottleneck=True)(x, is_training=training)
+    run = lambda x, training=False: hk.nets.ResNet(**sizes, bottleneck=True)(
+        x, is_training=training
+    )
     return haiku(run, noise(BATCH, 32, 32, 3), training=True)
 
 
@@ -540,7 +678,9 @@ def haiku_vqvae() -> Model:
     import haiku as hk
 
     def run(x: jax.Array) -> jax.Array:
-        codes = hk.nets.VectorQuantizer(8, 10, 0.25)(hk.nets.MLP([12, 8])(x), is_training=False)["quantize"]
+        codes = hk.nets.VectorQuantizer(8, 10, 0.25)(hk.nets.MLP([12, 8])(x), is_training=False)[
+            "quantize"
+        ]
         return hk.nets.MLP([10, 3])(codes)
 
     return haiku(run, noise(BATCH, 7))
@@ -560,7 +700,9 @@ def jraph_network() -> Model:
 
     def run(nodes: jax.Array, edges: jax.Array, senders: jax.Array, receivers: jax.Array) -> Any:
         count = lambda x: jnp.array([len(x)])
-        given = jraph.GraphsTuple(nodes, edges, receivers, senders, jnp.ones((1, 3)), count(nodes), count(edges))
+        given = jraph.GraphsTuple(
+            nodes, edges, receivers, senders, jnp.ones((1, 3)), count(nodes), count(edges)
+        )
         update = lambda *sizes: jraph.concatenated_args(hk.nets.MLP(sizes))
         for _ in range(2):
             given = jraph.GraphNetwork(update(10, 8), update(12, 9), update(7, 6))(given)
@@ -575,10 +717,16 @@ def jraph_attention() -> Model:
     import jraph
 
     def run(nodes: jax.Array, edges: jax.Array, senders: jax.Array, receivers: jax.Array) -> Any:
-        given = jraph.GraphsTuple(nodes, None, receivers, senders, None, jnp.array([len(nodes)]), jnp.array([len(edges)]))
-        logit = lambda sender, receiver, edge: hk.Linear(1)(jax.nn.leaky_relu(jnp.concatenate([sender, receiver], -1)))
+        given = jraph.GraphsTuple(
+            nodes, None, receivers, senders, None, jnp.array([len(nodes)]), jnp.array([len(edges)])
+        )
+        logit = lambda sender, receiver, edge: hk.Linear(1)(
+            jax.nn.leaky_relu(jnp.concatenate([sender, receiver], -1))
+        )
         for width in (10, 8):
-            given = jraph.GAT(lambda nodes, width=width: hk.Linear(width)(nodes), logit, jax.nn.relu)(given)
+            given = jraph.GAT(
+                lambda nodes, width=width: hk.Linear(width)(nodes), logit, jax.nn.relu
+            )(given)
         return hk.Linear(3)(given.nodes)
 
     return haiku(run, graph)
@@ -590,7 +738,9 @@ def distrax_spline_flow() -> Model:
     import haiku as hk
 
     def run(x: jax.Array) -> jax.Array:
-        spline = lambda params: distrax.RationalQuadraticSpline(params, range_min=-3.0, range_max=3.0)
+        spline = lambda params: distrax.RationalQuadraticSpline(
+            params, range_min=-3.0, range_max=3.0
+        )
         layers = []
         for index in range(2):
             conditioner = hk.Sequential([hk.nets.MLP([12, 10, 6 * 13]), hk.Reshape((6, 13))])
@@ -607,12 +757,36 @@ def clrs_message_passing() -> Model:
     import haiku as hk
     from clrs._src.processors import MPNN
 
-    def run(nodes: jax.Array, edges: jax.Array, globals_: jax.Array, adjacency: jax.Array, hidden: jax.Array) -> Any:
-        processor = MPNN(out_size=12, msgs_mlp_sizes=[10, 9], use_ln=True, use_triplets=True, nb_triplet_fts=4, gated=True)
-        nodes, edges = processor(nodes, edges, globals_, (adjacency > 0).astype(jnp.float32), hidden)
+    def run(
+        nodes: jax.Array,
+        edges: jax.Array,
+        globals_: jax.Array,
+        adjacency: jax.Array,
+        hidden: jax.Array,
+    ) -> Any:
+        processor = MPNN(
+            out_size=12,
+            msgs_mlp_sizes=[10, 9],
+            use_ln=True,
+            use_triplets=True,
+            nb_triplet_fts=4,
+            gated=True,
+        )
+        nodes, edges = processor(
+            nodes, edges, globals_, (adjacency > 0).astype(jnp.float32), hidden
+        )
         return hk.Linear(3)(nodes), hk.Linear(2)(edges)
 
-    return haiku(run, both(noise(BATCH, 5, 7), noise(BATCH, 5, 5, 6), noise(BATCH, 4), noise(BATCH, 5, 5), noise(BATCH, 5, 12)))
+    return haiku(
+        run,
+        both(
+            noise(BATCH, 5, 7),
+            noise(BATCH, 5, 5, 6),
+            noise(BATCH, 4),
+            noise(BATCH, 5, 5),
+            noise(BATCH, 5, 12),
+        ),
+    )
 
 
 @model("e3nn-jax", "haiku")
@@ -634,7 +808,11 @@ def e3nn_gate() -> Model:
 def flaxmodels_resnet18() -> Model:
     import flaxmodels
 
-    return linen(flaxmodels.ResNet18(output="logits", pretrained=None, num_classes=5), noise(1, 32, 32, 3), train=False)
+    return linen(
+        flaxmodels.ResNet18(output="logits", pretrained=None, num_classes=5),
+        noise(1, 32, 32, 3),
+        train=False,
+    )
 
 
 def jax_models(module: Any, draw: Any) -> Model:
@@ -652,7 +830,14 @@ def jax_models(module: Any, draw: Any) -> Model:
 def mlp_mixer() -> Model:
     from jax_models.models.mlp_mixer import MLPMixer
 
-    sizes = dict(patch_size=4, num_mixers_layers=2, hidden_size=12, channels_dim=20, tokens_dim=14, num_classes=5)
+    sizes = dict(
+        patch_size=4,
+        num_mixers_layers=2,
+        hidden_size=12,
+        channels_dim=20,
+        tokens_dim=14,
+        num_classes=5,
+    )
     return jax_models(MLPMixer(**sizes, attach_head=True), noise(BATCH, 16, 16, 3))
 
 
@@ -670,7 +855,9 @@ def swin() -> Model:
     """Shifted windows, and merged patches."""
     from jax_models.models.swin_transformer import SwinTransformer
 
-    sizes = dict(patch_size=2, emb_dim=12, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=5)
+    sizes = dict(
+        patch_size=2, emb_dim=12, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=5
+    )
     return jax_models(SwinTransformer(**sizes), noise(BATCH, 16, 16, 3))
 
 
@@ -678,7 +865,9 @@ def swin() -> Model:
 def convnext() -> Model:
     from jax_models.models.convnext import ConvNeXt
 
-    sizes = dict(depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), layer_scale_init_value=0.1, num_classes=5)
+    sizes = dict(
+        depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), layer_scale_init_value=0.1, num_classes=5
+    )
     return jax_models(ConvNeXt(**sizes), noise(BATCH, 32, 32, 3))
 
 
@@ -687,8 +876,24 @@ def mixtral() -> Model:
     """Mixture of experts, grouped heads."""
     import nanodl
 
-    sizes = dict(num_layers=2, num_heads=4, num_groups=2, hidden_dim=24, embed_dim=24, feedforward_dim=20, vocab_size=VOCABULARY)
-    network = nanodl.Mixtral(**sizes, dropout=0.0, max_length=LENGTH, start_token=0, end_token=1, window_size=4, shift_size=2)
+    sizes = dict(
+        num_layers=2,
+        num_heads=4,
+        num_groups=2,
+        hidden_dim=24,
+        embed_dim=24,
+        feedforward_dim=20,
+        vocab_size=VOCABULARY,
+    )
+    network = nanodl.Mixtral(
+        **sizes,
+        dropout=0.0,
+        max_length=LENGTH,
+        start_token=0,
+        end_token=1,
+        window_size=4,
+        shift_size=2,
+    )
     return linen(network, TEXT)
 
 
@@ -696,8 +901,18 @@ def mixtral() -> Model:
 def nanodl_t5() -> Model:
     import nanodl
 
-    sizes = dict(num_layers=2, num_heads=4, hidden_dim=24, embed_dim=24, feedforward_dim=20, vocab_size=VOCABULARY)
-    return linen(nanodl.T5(**sizes, dropout=0.0, max_length=LENGTH, start_token=0, end_token=1), both(TEXT, TEXT))
+    sizes = dict(
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=24,
+        embed_dim=24,
+        feedforward_dim=20,
+        vocab_size=VOCABULARY,
+    )
+    return linen(
+        nanodl.T5(**sizes, dropout=0.0, max_length=LENGTH, start_token=0, end_token=1),
+        both(TEXT, TEXT),
+    )
 
 
 @model("brax", "flax linen")
@@ -714,9 +929,17 @@ def flaxdiff_unet() -> Model:
     """A diffusion model's: group norms, time embeddings, cross attention, skips that are concatenated."""
     from flaxdiff.models.simple_unet import Unet
 
-    attentions = [None, {"heads": 2, "dtype": jnp.float32, "use_projection": False, "use_self_and_cross": True}]
+    attentions = [
+        None,
+        {"heads": 2, "dtype": jnp.float32, "use_projection": False, "use_self_and_cross": True},
+    ]
     network = Unet(
-        emb_features=16, feature_depths=[8, 16], attention_configs=attentions, num_res_blocks=1, norm_groups=4, dtype=jnp.float32
+        emb_features=16,
+        feature_depths=[8, 16],
+        attention_configs=attentions,
+        num_res_blocks=1,
+        norm_groups=4,
+        dtype=jnp.float32,
     )
     return linen(network, both(noise(2, 16, 16, 3), noise(2), noise(2, 5, 6)))
 
@@ -741,7 +964,9 @@ def jraphx_gcn() -> Model:
 
 def edges(rng: np.random.Generator) -> tuple[Any, ...]:
     """Nodes, and both ends of edges."""
-    return jnp.asarray(rng.normal(size=(6, 5)), jnp.float32), jnp.asarray(rng.integers(0, 6, (2, 14)), jnp.int32)
+    return jnp.asarray(rng.normal(size=(6, 5)), jnp.float32), jnp.asarray(
+        rng.integers(0, 6, (2, 14)), jnp.int32
+    )
 
 
 @model("jraphx", "flax nnx")
@@ -749,7 +974,11 @@ def jraphx_gat() -> Model:
     from flax import nnx
     from jraphx.nn.models import GAT
 
-    return nnx_model(GAT(5, 12, 2, 4, heads=3, rngs=nnx.Rngs(0)), edges, lambda network, nodes, ends: network(nodes, ends))
+    return nnx_model(
+        GAT(5, 12, 2, 4, heads=3, rngs=nnx.Rngs(0)),
+        edges,
+        lambda network, nodes, ends: network(nodes, ends),
+    )
 
 
 @model("jraphx", "flax nnx")
@@ -757,7 +986,9 @@ def jraphx_gin() -> Model:
     from flax import nnx
     from jraphx.nn.models import GIN
 
-    return nnx_model(GIN(5, 12, 2, 4, rngs=nnx.Rngs(0)), edges, lambda network, nodes, ends: network(nodes, ends))
+    return nnx_model(
+        GIN(5, 12, 2, 4, rngs=nnx.Rngs(0)), edges, lambda network, nodes, ends: network(nodes, ends)
+    )
 
 
 @model("mamba2-jax", "flax nnx")
@@ -775,7 +1006,12 @@ def mamba2() -> Model:
 def kolmogorov_arnold() -> Model:
     from jaxkan.models.KAN import KAN
 
-    network = KAN(layer_dims=[5, 8, 6, 3], layer_type="chebyshev", required_parameters={"D": 4, "flavor": "exact"}, seed=0)
+    network = KAN(
+        layer_dims=[5, 8, 6, 3],
+        layer_type="chebyshev",
+        required_parameters={"D": 4, "flavor": "exact"},
+        seed=0,
+    )
     return nnx_model(network, noise(BATCH, 5))
 
 
@@ -785,16 +1021,30 @@ def penzai_llama() -> Model:
     from penzai import pz
     from penzai.models.transformer.variants import llamalike_common as llamalike
 
-    sizes = dict(num_kv_heads=2, query_head_multiplier=2, embedding_dim=24, projection_dim=6, mlp_hidden_dim=40)
-    config = llamalike.LlamalikeTransformerConfig(
-        **sizes, num_decoder_blocks=2, vocab_size=VOCABULARY, mlp_variant="swiglu", tie_embedder_and_logits=False
+    sizes = dict(
+        num_kv_heads=2,
+        query_head_multiplier=2,
+        embedding_dim=24,
+        projection_dim=6,
+        mlp_hidden_dim=40,
     )
-    network, values = pz.unbind_params(llamalike.build_llamalike_transformer(config, jax.random.key(0)), freeze=True)
+    config = llamalike.LlamalikeTransformerConfig(
+        **sizes,
+        num_decoder_blocks=2,
+        vocab_size=VOCABULARY,
+        mlp_variant="swiglu",
+        tie_embedder_and_logits=False,
+    )
+    network, values = pz.unbind_params(
+        llamalike.build_llamalike_transformer(config, jax.random.key(0)), freeze=True
+    )
 
     def apply(params: Any, ids: jax.Array) -> jax.Array:
         tagged = pz.nx.wrap(ids).tag("batch", "seq")
         positions = pz.nx.wrap(jnp.arange(ids.shape[1])).tag("seq")
-        return pz.bind_variables(network, params)(tagged, token_positions=positions).unwrap("batch", "seq", "vocabulary")
+        return pz.bind_variables(network, params)(tagged, token_positions=positions).unwrap(
+            "batch", "seq", "vocabulary"
+        )
 
     return Model(apply, perturb(values), TEXT)
 
@@ -812,10 +1062,25 @@ def numpyro_autoregressive() -> Model:
 def stax_convnet() -> Model:
     from jax.example_libraries import stax
 
-    block = stax.FanOut(2), stax.parallel(stax.Conv(8, (3, 3), padding="SAME"), stax.Identity), stax.FanInSum, stax.Gelu
-    layers = stax.Conv(8, (3, 3)), stax.Relu, *block, stax.MaxPool((2, 2)), stax.Flatten, stax.Dense(12), stax.Relu
+    block = (
+        stax.FanOut(2),
+        stax.parallel(stax.Conv(8, (3, 3), padding="SAME"), stax.Identity),
+        stax.FanInSum,
+        stax.Gelu,
+    )
+    layers = (
+        stax.Conv(8, (3, 3)),
+        stax.Relu,
+        *block,
+        stax.MaxPool((2, 2)),
+        stax.Flatten,
+        stax.Dense(12),
+        stax.Relu,
+    )
     init, apply = stax.serial(*layers, stax.Dense(5))
-    return Model(apply, perturb(init(jax.random.key(0), (-1, 12, 12, 3))[1]), noise(BATCH, 12, 12, 3))
+    return Model(
+        apply, perturb(init(jax.random.key(0), (-1, 12, 12, 3))[1]), noise(BATCH, 12, 12, 3)
+    )
 
 
 # --- Keras ----------------------------------------------------------------------------------------------------------
@@ -826,10 +1091,14 @@ def keras_model(make: Callable[[], Any], draw: Any) -> Model:
     network = make()
     trainable, rest = network.trainable_variables, network.non_trainable_variables
     name = lambda variable: variable.path.replace("/", ".")
-    floats = [each for each in (*trainable, *rest) if jnp.issubdtype(each.value.dtype, jnp.floating)]
+    floats = [
+        each for each in (*trainable, *rest) if jnp.issubdtype(each.value.dtype, jnp.floating)
+    ]
 
     def apply(params: Any, *inputs: Any) -> Any:
-        given = ([params.get(name(each), each.value) for each in kind] for kind in (trainable, rest))
+        given = (
+            [params.get(name(each), each.value) for each in kind] for kind in (trainable, rest)
+        )
         return network.stateless_call(*given, *inputs, training=False)[0]
 
     return Model(apply, perturb({name(each): each.value for each in floats}), draw)
@@ -839,7 +1108,9 @@ def application(family: str, name: str, *sizes: Any, side: int = 32, **options: 
     import importlib
 
     make = getattr(importlib.import_module(f"keras.src.applications.{family}"), name)
-    options |= dict(weights=None, classes=5, classifier_activation=None, input_shape=(side, side, 3))
+    options |= dict(
+        weights=None, classes=5, classifier_activation=None, input_shape=(side, side, 3)
+    )
     return keras_model(lambda: make(*sizes, **options), noise(2, side, side, 3))
 
 
@@ -862,7 +1133,9 @@ def keras_densenet() -> Model:
 
 @model("keras", "keras")
 def keras_convnext() -> Model:
-    return application("convnext", "ConvNeXt", [1, 1, 1, 1], [8, 12, 16, 20], layer_scale_init_value=0.1)
+    return application(
+        "convnext", "ConvNeXt", [1, 1, 1, 1], [8, 12, 16, 20], layer_scale_init_value=0.1
+    )
 
 
 @model("keras", "keras")
@@ -873,7 +1146,9 @@ def keras_recurrent() -> Model:
         import keras
 
         first = keras.layers.Bidirectional(keras.layers.LSTM(10, return_sequences=True))
-        return keras.Sequential([keras.Input((LENGTH, 7)), first, keras.layers.GRU(8), keras.layers.Dense(3)])
+        return keras.Sequential(
+            [keras.Input((LENGTH, 7)), first, keras.layers.GRU(8), keras.layers.Dense(3)]
+        )
 
     return keras_model(make, noise(BATCH, LENGTH, 7))
 
@@ -915,7 +1190,12 @@ def hub_mixtral() -> Model:
 def hub_qwen_experts() -> Model:
     """Mixture of experts, one of them shared."""
     return backbone(
-        "QwenMoeBackbone", **GROUPED, moe_intermediate_dim=12, shared_expert_intermediate_dim=20, num_experts=3, top_k=2
+        "QwenMoeBackbone",
+        **GROUPED,
+        moe_intermediate_dim=12,
+        shared_expert_intermediate_dim=20,
+        num_experts=3,
+        top_k=2,
     )
 
 
@@ -928,7 +1208,13 @@ def hub_deberta() -> Model:
 @model("keras-hub", "keras")
 def hub_t5() -> Model:
     def draw(rng: np.random.Generator) -> tuple[Any, ...]:
-        return ({f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in padded(rng)[0].items()},)
+        return (
+            {
+                f"{side}_{key}": value
+                for side in ("encoder", "decoder")
+                for key, value in padded(rng)[0].items()
+            },
+        )
 
     return backbone("T5Backbone", draw, **DEEP, num_heads=4)
 
@@ -936,7 +1222,9 @@ def hub_t5() -> Model:
 @model("keras-hub", "keras")
 def hub_fourier() -> Model:
     """FNet: tokens are mixed by Fourier transforms."""
-    segments = lambda rng: ({"token_ids": TEXT(rng)[0], "segment_ids": jnp.zeros((BATCH, LENGTH), jnp.int32)},)
+    segments = lambda rng: (
+        {"token_ids": TEXT(rng)[0], "segment_ids": jnp.zeros((BATCH, LENGTH), jnp.int32)},
+    )
     return backbone("FNetBackbone", segments, **DEEP, max_sequence_length=LENGTH)
 
 
@@ -958,11 +1246,16 @@ def gap(actual: Any, expected: Any) -> float:
             raise ValueError(f"an output has the shape {one.shape}, not {other.shape}")
         if not np.isfinite(one).all():
             raise ValueError("an output is not finite")
-        worst = max(worst, float(np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-9)))
+        worst = max(
+            worst,
+            float(np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-9)),
+        )
     return worst
 
 
-def law_4(net: jc.Network, original: Callable[..., Any], params: Any, inputs: tuple[Any, ...]) -> float | None:
+def law_4(
+    net: jc.Network, original: Callable[..., Any], params: Any, inputs: tuple[Any, ...]
+) -> float | None:
     """A replayed small network against the full one with its maps embedded."""
     errors: list[float] = []
     possible = embeddable(net)
@@ -1003,7 +1296,9 @@ def examine(entry: Entry, debug: bool = False) -> dict[str, Any]:
     row["seconds"] = round(time.perf_counter() - start, 2)
     if net is None or expected is None:
         return row
-    row["axes"] = dict(Counter(f"{axis.kind}, pair" if axis.pair else axis.kind for axis in net.axes))
+    row["axes"] = dict(
+        Counter(f"{axis.kind}, pair" if axis.pair else axis.kind for axis in net.axes)
+    )
     visible = Counter(why(each.primitive, each.reason) for each in net.refused)
     row["refused"] = [[count, reason] for reason, count in visible.most_common()]
     row["oracle"] = attempt("oracle", lambda: law_4(net, original, made.params, inputs))
@@ -1021,26 +1316,55 @@ def examine(entry: Entry, debug: bool = False) -> dict[str, Any]:
         if small is None:
             continue
         row["stored"] = jc.stored_numbers(small) / jc.stored_numbers(made.params)
-        compiled = attempt(f"compile, {step}", lambda small=small: jax.jit(net).lower(small, *inputs).compile())
+        compiled = attempt(
+            f"compile, {step}", lambda small=small: jax.jit(net).lower(small, *inputs).compile()
+        )
         if compiled is not None:
-            row[f"changed, {step}"] = attempt(f"run, {step}", lambda run=compiled, small=small: gap(run(small, *inputs), expected))
+            row[f"changed, {step}"] = attempt(
+                f"run, {step}", lambda run=compiled, small=small: gap(run(small, *inputs), expected)
+            )
             row["flops"] = flops(compiled) / max(flops(original), 1)
     return row
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """As markdown, a line for every model; rows that were not measured come last."""
-    heads = ("model", "package", "framework", "numbers", "hidden axes found", "refused", "left", "FLOPs", "s", "oracle error")
+    heads = (
+        "model",
+        "package",
+        "framework",
+        "numbers",
+        "hidden axes found",
+        "refused",
+        "left",
+        "FLOPs",
+        "s",
+        "oracle error",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in sorted(rows.items(), key=lambda item: "skipped" in item[1]):
         cells = [name, f"{row['package']} {row.get('version', '')}".strip(), row["framework"]]
         if "skipped" in row:
-            lines.append(f"| {' | '.join([*cells, '', row['skipped']])} |" + " |" * (len(heads) - 5))
+            lines.append(
+                f"| {' | '.join([*cells, '', row['skipped']])} |" + " |" * (len(heads) - 5)
+            )
             continue
         number = lambda key, form, row=row: "" if row.get(key) is None else format(row[key], form)
-        failed = [f"**{step}: {message.splitlines()[0][:120]}**" for step, message in row["failures"].items()]
-        cells += [number("parameters", ","), counted(row.get("axes", {}).items()), "; ".join([refusals([row]), *failed])]
-        cells += [number("stored", ".2f"), number("flops", ".2f"), number("seconds", ".1f"), number("oracle", ".0e")]
+        failed = [
+            f"**{step}: {message.splitlines()[0][:120]}**"
+            for step, message in row["failures"].items()
+        ]
+        cells += [
+            number("parameters", ","),
+            counted(row.get("axes", {}).items()),
+            "; ".join([refusals([row]), *failed]),
+        ]
+        cells += [
+            number("stored", ".2f"),
+            number("flops", ".2f"),
+            number("seconds", ".1f"),
+            number("oracle", ".0e"),
+        ]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 
@@ -1053,14 +1377,29 @@ def by_package(rows: dict[str, dict[str, Any]]) -> str:
     for package in dict.fromkeys(row["package"] for row in measured.values()):
         mine = {name: row for name, row in measured.items() if row["package"] == package}
         axes = sum((Counter(row.get("axes", {})) for row in mine.values()), Counter())
-        values = lambda key, mine=mine: [row[key] for row in mine.values() if row.get(key) is not None]
+        values = lambda key, mine=mine: [
+            row[key] for row in mine.values() if row.get(key) is not None
+        ]
         first = next(iter(mine.values()))
         failed = [f"**{name}, {step}**" for name, row in mine.items() for step in row["failures"]]
         alike = len(mine) > 1 and len({name.split("_")[0] for name in mine}) == 1
-        short = [name.split("_", 1)[-1].replace("_", " ") if alike else name.replace("_", " ") for name in mine]
-        cells = [f"{package} {first['version']}, {first['framework']}", ", ".join(short), counted(axes.most_common())]
-        cells += ["; ".join([refusals(list(mine.values())), *failed]), f"{np.median(values('stored')):.2f}"]
-        cells += [f"{np.median(values('flops')):.2f}", f"{max(values('oracle')):.0e}" if values("oracle") else ""]
+        short = [
+            name.split("_", 1)[-1].replace("_", " ") if alike else name.replace("_", " ")
+            for name in mine
+        ]
+        cells = [
+            f"{package} {first['version']}, {first['framework']}",
+            ", ".join(short),
+            counted(axes.most_common()),
+        ]
+        cells += [
+            "; ".join([refusals(list(mine.values())), *failed]),
+            f"{np.median(values('stored')):.2f}",
+        ]
+        cells += [
+            f"{np.median(values('flops')):.2f}",
+            f"{max(values('oracle')):.0e}" if values("oracle") else "",
+        ]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 
@@ -1074,7 +1413,11 @@ def refusals(rows: list[dict[str, Any]]) -> str:
     found: Counter[str] = Counter()
     for row in rows:
         for count, reason in row.get("refused", []):
-            found[reason.split(": ")[0] if "is cut" in reason or "leading" in reason or "multiple" in reason else reason] += count
+            found[
+                reason.split(": ")[0]
+                if "is cut" in reason or "leading" in reason or "multiple" in reason
+                else reason
+            ] += count
     return "; ".join(f"{count} {reason}" for reason, count in found.most_common())
 
 
@@ -1082,7 +1425,9 @@ WORDS = {
     **dict.fromkeys(("input",), "visible in the inputs"),
     **dict.fromkeys(("output",), "visible in the outputs"),
     **dict.fromkeys(("gather", "dynamic_slice", "dynamic_update_slice"), "picked by an index"),
-    **dict.fromkeys(("conv_general_dilated", "reduce_window_max", "reduce_window_sum"), "the extent of a window"),
+    **dict.fromkeys(
+        ("conv_general_dilated", "reduce_window_max", "reduce_window_sum"), "the extent of a window"
+    ),
     **dict.fromkeys(("iota",), "positions numbered: rotary, position codes, one-hot"),
     **dict.fromkeys(("constant",), "meets an array that the function closes over"),
     **dict.fromkeys(("reduce_max", "argmax"), "under a softmax or a maximum"),
@@ -1104,14 +1449,25 @@ def why(primitive: str, reason: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="*", help="a pattern of models or packages")
-    parser.add_argument("--again", action="store_true", help="measure afresh what the results file has already")
+    parser.add_argument(
+        "--again", action="store_true", help="measure afresh what the results file has already"
+    )
     parser.add_argument("--by-package", action="store_true", help="print a line for every package")
     parser.add_argument("--debug", action="store_true", help="print tracebacks of what fails")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where finished rows are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_suffix(".json"),
+        help="where finished rows are kept",
+    )
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else []
     results = {row["model"]: row for row in found}
-    names = [name for name, entry in ZOO.items() if any(fnmatch.fnmatch(each, args.only) for each in (name, entry.package))]
+    names = [
+        name
+        for name, entry in ZOO.items()
+        if any(fnmatch.fnmatch(each, args.only) for each in (name, entry.package))
+    ]
     for name in (bar := tqdm(names, desc="zoo")):
         bar.set_postfix_str(name)
         known = results.get(name)

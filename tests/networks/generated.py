@@ -39,7 +39,9 @@ class Maker:
         tensors: (batch, time, channels) each.
     """
 
-    def __init__(self, params: dict[str, Any], names: list[str], inputs: tuple[Any, ...], building: bool):
+    def __init__(
+        self, params: dict[str, Any], names: list[str], inputs: tuple[Any, ...], building: bool
+    ):
         self.params, self.names, self.building = params, names, building
         x, self.tokens = inputs
         self.tensors = [x]
@@ -67,7 +69,13 @@ class Maker:
             name = old[-1] if old and again else f"p{len(self.params)}"
             self.names.append(name)
             if name not in self.params:
-                fan_in = 4.0 if len(shape) == 1 else math.prod(shape[:-1]) if len(shape) == 2 else shape[-2]
+                fan_in = (
+                    4.0
+                    if len(shape) == 1
+                    else math.prod(shape[:-1])
+                    if len(shape) == 2
+                    else shape[-2]
+                )
                 drawn = np.random.default_rng(len(self.params)).normal(size=shape) * fan_in**-0.5
                 self.params[name] = (drawn + about).astype(np.float32)
         name = self.names[self.asked]
@@ -108,8 +116,15 @@ def generated(recipe: Recipe) -> Model:
     )
     params: dict[str, Any] = {}
     names: list[str] = []
-    jax.eval_shape(lambda *inputs: run(recipe, Maker(params, names, inputs, building=True)), *inputs)
-    return Model("generated", lambda params, *inputs: run(recipe, Maker(params, names, inputs, building=False)), params, inputs)
+    jax.eval_shape(
+        lambda *inputs: run(recipe, Maker(params, names, inputs, building=True)), *inputs
+    )
+    return Model(
+        "generated",
+        lambda params, *inputs: run(recipe, Maker(params, names, inputs, building=False)),
+        params,
+        inputs,
+    )
 
 
 # --- dense layers --------------------------------------------------------------------------------------------------
@@ -139,7 +154,9 @@ def transposed(m):
     """A kernel that is there already, the other way round."""
     h = m.tensor()
     known = [m.params[name] for name in m.names[: m.asked]]
-    w = m.one_of([w for w in known if w.ndim == 2 and w.shape[1] == h.shape[-1] and w.shape[0] in WIDTHS])
+    w = m.one_of(
+        [w for w in known if w.ndim == 2 and w.shape[1] == h.shape[-1] and w.shape[0] in WIDTHS]
+    )
     return h @ w.T
 
 
@@ -184,22 +201,92 @@ def positions(m):
 # --- elementwise ---------------------------------------------------------------------------------------------------
 
 UNARY = (
-    *(jnp.tanh, jnp.sin, jnp.cos, jnp.exp, lax.logistic, lax.erf, lax.erfc, jnp.expm1, jnp.abs, jnp.sign, jnp.floor, jnp.ceil),
-    *(jnp.round, jnp.square, jnp.arctan, jnp.arcsinh, jnp.sinh, jnp.cosh, jnp.tan, jnp.cbrt, jnp.exp2, special.i0e, special.i1e),
-    *(jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.elu, jax.nn.softplus, jax.nn.leaky_relu, jax.nn.relu6, jnp.negative),
-    *(lambda h: h**3, lambda h: jnp.log1p(h**2), lambda h: jnp.log(1 + h**2), lambda h: lax.rsqrt(1 + h**2), lambda h: 2 * h),
-    *(lambda h: jnp.sqrt(1 + h**2), lambda h: jnp.arccosh(1.1 + h**2), lambda h: lax.lgamma(1 + h**2), lambda h: h + 0.5),
-    *(lambda h: lax.digamma(1 + h**2), lambda h: jnp.clip(h, -0.5, 0.5), lambda h: lax.erf_inv(0.9 * jnp.tanh(h))),
-    *(lambda h: jnp.arcsin(0.9 * jnp.tanh(h)), lambda h: jnp.arccos(0.9 * jnp.tanh(h)), lambda h: jnp.arctanh(0.9 * jnp.tanh(h))),
-    *(lambda h: special.gammainc(1 + h**2, 1.0), lambda h: special.betainc(1 + h**2, 1.0, 0.3), lambda h: 1 / (1 + h**2)),
-    *(lambda h: lax.stop_gradient(h), lambda h: lax.optimization_barrier(h), lambda h: checkpoint_name(h, "h"), lambda h: -h),
+    *(
+        jnp.tanh,
+        jnp.sin,
+        jnp.cos,
+        jnp.exp,
+        lax.logistic,
+        lax.erf,
+        lax.erfc,
+        jnp.expm1,
+        jnp.abs,
+        jnp.sign,
+        jnp.floor,
+        jnp.ceil,
+    ),
+    *(
+        jnp.round,
+        jnp.square,
+        jnp.arctan,
+        jnp.arcsinh,
+        jnp.sinh,
+        jnp.cosh,
+        jnp.tan,
+        jnp.cbrt,
+        jnp.exp2,
+        special.i0e,
+        special.i1e,
+    ),
+    *(
+        jax.nn.relu,
+        jax.nn.gelu,
+        jax.nn.silu,
+        jax.nn.elu,
+        jax.nn.softplus,
+        jax.nn.leaky_relu,
+        jax.nn.relu6,
+        jnp.negative,
+    ),
+    *(
+        lambda h: h**3,
+        lambda h: jnp.log1p(h**2),
+        lambda h: jnp.log(1 + h**2),
+        lambda h: lax.rsqrt(1 + h**2),
+        lambda h: 2 * h,
+    ),
+    *(
+        lambda h: jnp.sqrt(1 + h**2),
+        lambda h: jnp.arccosh(1.1 + h**2),
+        lambda h: lax.lgamma(1 + h**2),
+        lambda h: h + 0.5,
+    ),
+    *(
+        lambda h: lax.digamma(1 + h**2),
+        lambda h: jnp.clip(h, -0.5, 0.5),
+        lambda h: lax.erf_inv(0.9 * jnp.tanh(h)),
+    ),
+    *(
+        lambda h: jnp.arcsin(0.9 * jnp.tanh(h)),
+        lambda h: jnp.arccos(0.9 * jnp.tanh(h)),
+        lambda h: jnp.arctanh(0.9 * jnp.tanh(h)),
+    ),
+    *(
+        lambda h: special.gammainc(1 + h**2, 1.0),
+        lambda h: special.betainc(1 + h**2, 1.0, 0.3),
+        lambda h: 1 / (1 + h**2),
+    ),
+    *(
+        lambda h: lax.stop_gradient(h),
+        lambda h: lax.optimization_barrier(h),
+        lambda h: checkpoint_name(h, "h"),
+        lambda h: -h,
+    ),
     *(
         lambda h: lax.reduce_precision(h, 8, 23),
         lambda h: (4 * h).astype(int).astype(float),
         lambda h: jnp.where(h > 0, h, 0.1 * h),
     ),
-    *(lambda h: lax.population_count((4 * jnp.abs(h)).astype(int)) * 0.1, lambda h: (h + 1j * h).real, jnp.isfinite),
-    *(lambda h: (h.astype(complex) * 1j).imag, lambda h: jnp.conj(h + 1j * h).real, lambda h: special.gammaincc(1 + h**2, 1.0)),
+    *(
+        lambda h: lax.population_count((4 * jnp.abs(h)).astype(int)) * 0.1,
+        lambda h: (h + 1j * h).real,
+        jnp.isfinite,
+    ),
+    *(
+        lambda h: (h.astype(complex) * 1j).imag,
+        lambda h: jnp.conj(h + 1j * h).real,
+        lambda h: special.gammaincc(1 + h**2, 1.0),
+    ),
     *(
         lambda h: lax.bitcast_convert_type(lax.bitcast_convert_type(h, jnp.int32), jnp.float32),
         lambda h: special.zeta(2 + h**2, 1.0),
@@ -208,16 +295,48 @@ UNARY = (
         lambda h: (((4 * h).astype(int) << 1) >> 2) * 0.1,
         lambda h: lax.shift_right_logical((4 * h).astype(jnp.uint8), jnp.uint8(1)) * 0.1,
     ),
-    *(lambda h: lax.clz((4 * jnp.abs(h)).astype(int)) * 0.1, lambda h: lax.polygamma(1.0, 1 + h**2), lambda h: jnp.nan_to_num(h)),
+    *(
+        lambda h: lax.clz((4 * jnp.abs(h)).astype(int)) * 0.1,
+        lambda h: lax.polygamma(1.0, 1 + h**2),
+        lambda h: jnp.nan_to_num(h),
+    ),
 )
 
 BINARY = (
-    *(jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum, jnp.arctan2, lambda a, b: a / (1 + b * b)),
-    *(lambda a, b: (1 + a * a) ** jnp.tanh(b), lambda a, b: jnp.where(a > b, a, b), lambda a, b: jnp.remainder(a, 1 + b * b)),
-    *(lambda a, b: ((a > 0) & (b > 0)) * a, lambda a, b: ((a > 0) | (b < 0)) * 1.0, lambda a, b: ((a >= 0) ^ (b <= 0)) * b),
-    *(lambda a, b: ((4 * a).astype(int) & (4 * b).astype(int)) * 0.1, lambda a, b: jnp.logaddexp(a, b), lambda a, b: (a + b) / 2),
-    *(lambda a, b: a * jax.nn.sigmoid(b), lambda a, b: jnp.hypot(a, 1 + b), lambda a, b: a + 0.5 * b, lambda a, b: (a != b) * a),
-    *(lambda a, b: jnp.nextafter(a, b), lambda a, b: lax.mulhi((4 * a).astype(int), (4 * b).astype(int)) * 0.1),
+    *(
+        jnp.add,
+        jnp.subtract,
+        jnp.multiply,
+        jnp.maximum,
+        jnp.minimum,
+        jnp.arctan2,
+        lambda a, b: a / (1 + b * b),
+    ),
+    *(
+        lambda a, b: (1 + a * a) ** jnp.tanh(b),
+        lambda a, b: jnp.where(a > b, a, b),
+        lambda a, b: jnp.remainder(a, 1 + b * b),
+    ),
+    *(
+        lambda a, b: ((a > 0) & (b > 0)) * a,
+        lambda a, b: ((a > 0) | (b < 0)) * 1.0,
+        lambda a, b: ((a >= 0) ^ (b <= 0)) * b,
+    ),
+    *(
+        lambda a, b: ((4 * a).astype(int) & (4 * b).astype(int)) * 0.1,
+        lambda a, b: jnp.logaddexp(a, b),
+        lambda a, b: (a + b) / 2,
+    ),
+    *(
+        lambda a, b: a * jax.nn.sigmoid(b),
+        lambda a, b: jnp.hypot(a, 1 + b),
+        lambda a, b: a + 0.5 * b,
+        lambda a, b: (a != b) * a,
+    ),
+    *(
+        lambda a, b: jnp.nextafter(a, b),
+        lambda a, b: lax.mulhi((4 * a).astype(int), (4 * b).astype(int)) * 0.1,
+    ),
     *(lambda a, b: (a + b) ** 2, lambda a, b: jnp.where((a == b) | ~(a < b), b, 2 * a)),
 )
 
@@ -283,28 +402,40 @@ def group_norm(m):
 @operation
 def mean_of_channels(m):
     h = m.tensor()
-    return h * h.mean(-1, keepdims=True) if m.flag() else h + jnp.mean(jnp.abs(h), -1, keepdims=True)
+    return (
+        h * h.mean(-1, keepdims=True) if m.flag() else h + jnp.mean(jnp.abs(h), -1, keepdims=True)
+    )
 
 
 @operation
 def over_time(m):
     h = m.tensor()
     way = m.one_of((jnp.mean, jnp.sum, jnp.max, jnp.min, jnp.prod, jnp.std, special.logsumexp))
-    return h + way(h, axis=1, keepdims=True) if way is not jnp.std else h + jnp.sqrt(h.var(1, keepdims=True) + 0.1)
+    return (
+        h + way(h, axis=1, keepdims=True)
+        if way is not jnp.std
+        else h + jnp.sqrt(h.var(1, keepdims=True) + 0.1)
+    )
 
 
 @operation
 def bits_over_time(m):
     h = m.tensor()
     way = m.one_of((jnp.bitwise_and.reduce, jnp.bitwise_or.reduce, jnp.bitwise_xor.reduce))
-    return h + (way((8 * h).astype(int), axis=1, keepdims=True) if m.flag() else (h > 0).all(1, keepdims=True))
+    return h + (
+        way((8 * h).astype(int), axis=1, keepdims=True)
+        if m.flag()
+        else (h > 0).all(1, keepdims=True)
+    )
 
 
 @operation
 def noise(m):
     """Random numbers, the same for all channels."""
     h = m.tensor()
-    return h + jax.random.normal(jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (*h.shape[:2], 1))
+    return h + jax.random.normal(
+        jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (*h.shape[:2], 1)
+    )
 
 
 @operation
@@ -315,13 +446,19 @@ def softmax(m):
 @operation
 def cumulative(m):
     h, axis = m.tensor(), m.one_of((1, 1, 2))
-    return m.one_of((jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin, lax.cumlogsumexp))(jnp.tanh(h), axis=axis)
+    return m.one_of((jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin, lax.cumlogsumexp))(
+        jnp.tanh(h), axis=axis
+    )
 
 
 @operation
 def sorted_(m):
     h, axis = m.tensor(), m.one_of((1, 1, 2))
-    return jnp.sort(h, axis=axis) if m.flag() else jnp.take_along_axis(h, jnp.argsort(h, axis=axis), axis=axis)
+    return (
+        jnp.sort(h, axis=axis)
+        if m.flag()
+        else jnp.take_along_axis(h, jnp.argsort(h, axis=axis), axis=axis)
+    )
 
 
 @operation
@@ -357,7 +494,9 @@ def piece(m):
 @operation
 def halves(m):
     left, right = jnp.split(m.tensor(lambda h: h.shape[-1] % 2 == 0), 2, axis=-1)
-    return m.one_of((lambda: left * right, lambda: left + right, lambda: jnp.concatenate([right, left], -1)))()
+    return m.one_of(
+        (lambda: left * right, lambda: left + right, lambda: jnp.concatenate([right, left], -1))
+    )()
 
 
 @operation
@@ -375,7 +514,14 @@ def padded(m):
 @operation
 def moved(m):
     h = m.tensor()
-    return m.one_of((lambda: jnp.roll(h, 1, 1), lambda: h[:, ::-1], lambda: h[..., ::-1], lambda: jnp.roll(h, 2, -1)))()
+    return m.one_of(
+        (
+            lambda: jnp.roll(h, 1, 1),
+            lambda: h[:, ::-1],
+            lambda: h[..., ::-1],
+            lambda: jnp.roll(h, 2, -1),
+        )
+    )()
 
 
 @operation
@@ -422,14 +568,22 @@ def broadcast(m):
 @operation
 def gathered(m):
     h = m.tensor()
-    return h[:, jnp.minimum(m.tokens[0], h.shape[1] - 1)] if m.flag() else h[jnp.arange(BATCH)[:, None], m.tokens % h.shape[1]]
+    return (
+        h[:, jnp.minimum(m.tokens[0], h.shape[1] - 1)]
+        if m.flag()
+        else h[jnp.arange(BATCH)[:, None], m.tokens % h.shape[1]]
+    )
 
 
 @operation
 def window_of_time(m):
     h = m.tensor(lambda h: h.shape[1] > 2)
     part = lax.dynamic_slice_in_dim(h, m.tokens[0, 0] % 2, 2, axis=1)
-    return lax.dynamic_update_slice_in_dim(h, 2 * part, m.tokens[0, 1] % 2, axis=1) if m.flag() else part
+    return (
+        lax.dynamic_update_slice_in_dim(h, 2 * part, m.tokens[0, 1] % 2, axis=1)
+        if m.flag()
+        else part
+    )
 
 
 @operation
@@ -452,7 +606,9 @@ def written(m):
 @operation
 def attention(m):
     h, size = m.tensor(), m.one_of((2, 3))
-    q, k, v = (rearrange(h @ m.param(h.shape[-1], 2 * size), "b t (n d) -> b n t d", n=2) for _ in range(3))
+    q, k, v = (
+        rearrange(h @ m.param(h.shape[-1], 2 * size), "b t (n d) -> b n t d", n=2) for _ in range(3)
+    )
     weights = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) / math.sqrt(size), axis=-1)
     y = rearrange(jnp.einsum("bnqk,bnkd->bnqd", weights, v), "b n t d -> b t (n d)")
     return y @ m.param(2 * size, h.shape[-1])
@@ -472,22 +628,30 @@ def convolution(m):
     if h.shape[-1] % groups:
         raise Unfit
     kernel = m.param(m.one_of((1, 2, 3)), h.shape[-1] // groups, width)
-    options = dict(window_strides=(m.one_of((1, 1, 2)),), padding="SAME", rhs_dilation=(m.one_of((1, 2)),))
-    return lax.conv_general_dilated(h, kernel, **options, dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=groups)
+    options = dict(
+        window_strides=(m.one_of((1, 1, 2)),), padding="SAME", rhs_dilation=(m.one_of((1, 2)),)
+    )
+    return lax.conv_general_dilated(
+        h, kernel, **options, dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=groups
+    )
 
 
 @operation
 def depthwise(m):
     h, times = m.tensor(lambda h: h.shape[-1] <= 8), m.one_of((1, 1, 2))
     kernel, d = m.param(2, 1, times * h.shape[-1]), h.shape[-1]
-    return lax.conv_general_dilated(h, kernel, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=d)
+    return lax.conv_general_dilated(
+        h, kernel, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=d
+    )
 
 
 @operation
 def upsampled(m):
     h = m.tensor(lambda h: h.shape[1] <= TIME)
     kernel = m.param(2, h.shape[-1], m.width())
-    return lax.conv_transpose(h, kernel, (2,), "SAME", dimension_numbers=("NTC", "TIO", "NTC"))[:, :TIME]
+    return lax.conv_transpose(h, kernel, (2,), "SAME", dimension_numbers=("NTC", "TIO", "NTC"))[
+        :, :TIME
+    ]
 
 
 @operation
@@ -515,7 +679,9 @@ def recurrent(m):
         state = jnp.tanh(x @ enter + state @ turn + shift)
         return state, state
 
-    return lax.scan(step, jnp.zeros((BATCH, width)), h.swapaxes(0, 1), reverse=m.flag())[1].swapaxes(0, 1)
+    return lax.scan(step, jnp.zeros((BATCH, width)), h.swapaxes(0, 1), reverse=m.flag())[
+        1
+    ].swapaxes(0, 1)
 
 
 @operation
@@ -565,7 +731,14 @@ def called(m):
     h, width = m.tensor(), m.width()
     w, b = m.param(h.shape[-1], width), m.param(width)
     layer = lambda x: jnp.sin(x @ w + b)
-    return m.one_of((jax.jit(layer), jax.checkpoint(layer), jax.vmap(layer), jax.jit(jax.checkpoint(jax.vmap(layer)))))(h)
+    return m.one_of(
+        (
+            jax.jit(layer),
+            jax.checkpoint(layer),
+            jax.vmap(layer),
+            jax.jit(jax.checkpoint(jax.vmap(layer))),
+        )
+    )(h)
 
 
 @jax.custom_vjp
@@ -592,20 +765,29 @@ def product(x, w):
     return x @ w
 
 
-product.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (jnp.tanh(g @ saved[1].T), jnp.einsum("bti,btj->ij", saved[0], g)))
+product.defvjp(
+    lambda x, w: (x @ w, (x, w)),
+    lambda saved, g: (jnp.tanh(g @ saved[1].T), jnp.einsum("bti,btj->ij", saved[0], g)),
+)
 
 
 @operation
 def custom(m):
     h, way = m.tensor(), m.below(3)
-    return (squashed if way == 0 else rounded)(h) if way < 2 else product(h, m.param(h.shape[-1], m.width()))
+    return (
+        (squashed if way == 0 else rounded)(h)
+        if way < 2
+        else product(h, m.param(h.shape[-1], m.width()))
+    )
 
 
 @operation
 def state_space(m):
     h = m.tensor()
     decay = jnp.broadcast_to(jax.nn.sigmoid(m.param(h.shape[-1])), h.shape)
-    return lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (decay, h), axis=1)[1]
+    return lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (decay, h), axis=1)[
+        1
+    ]
 
 
 def primitives_of(recipe: Recipe) -> set[str]:
@@ -617,7 +799,8 @@ def primitives_of(recipe: Recipe) -> set[str]:
         for equation in jaxpr.eqns:
             found.add(equation.primitive.name)
             for value in jax.tree.leaves(
-                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+                list(equation.params.values()),
+                is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
             ):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):

@@ -54,7 +54,13 @@ def mlp_by_hand() -> Model:
         x = jnp.tanh(dense(params["second"], x))
         return dense(params["last"], x)
 
-    params = draw({"first": affine(INPUTS, FIRST), "second": affine(FIRST, SECOND), "last": affine(SECOND, OUTPUTS)})
+    params = draw(
+        {
+            "first": affine(INPUTS, FIRST),
+            "second": affine(FIRST, SECOND),
+            "last": affine(SECOND, OUTPUTS),
+        }
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -78,7 +84,9 @@ class NnxMLP(nnx.Module):
 @entry
 def mlp_nnx() -> Model:
     definition, state = nnx.split(NnxMLP(nnx.Rngs(0)))
-    return model(lambda params, x: nnx.merge(definition, params)(x), perturb(state), vectors, ["last/*"])
+    return model(
+        lambda params, x: nnx.merge(definition, params)(x), perturb(state), vectors, ["last/*"]
+    )
 
 
 class EquinoxMLP(eqx.Module):
@@ -102,7 +110,9 @@ def mlp_equinox() -> Model:
     def apply(params, x):
         return jax.vmap(eqx.combine(params, static))(x)
 
-    return model(apply, perturb(arrays), vectors, ["layers/0/weight", "layers/2/bias"])  # weights are (outputs, inputs)
+    return model(
+        apply, perturb(arrays), vectors, ["layers/0/weight", "layers/2/bias"]
+    )  # weights are (outputs, inputs)
 
 
 @entry
@@ -161,7 +171,9 @@ def convnet_train() -> Model:
         return net.apply(params, x, mutable=["batch_stats"])
 
     params = perturb(net.init(jax.random.key(0), *images(4, LENGTH)))
-    return model(apply, params, images, ["params/logits/*"], {"1/batch_stats": "batch_stats"}, batch=4)
+    return model(
+        apply, params, images, ["params/logits/*"], {"1/batch_stats": "batch_stats"}, batch=4
+    )
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -170,7 +182,9 @@ def convnet_train() -> Model:
 class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
-        y = nn.MultiHeadDotProductAttention(num_heads=HEADS, qkv_features=HEADS * HEAD_SIZE)(x, mask=mask)
+        y = nn.MultiHeadDotProductAttention(num_heads=HEADS, qkv_features=HEADS * HEAD_SIZE)(
+            x, mask=mask
+        )
         x = nn.LayerNorm()(x + y)
         y = nn.gelu(nn.Dense(WIDE)(x))
         y = nn.Dense(x.shape[-1])(y)
@@ -231,9 +245,19 @@ def encoder_by_hand() -> Model:
     inner = HEADS * HEAD_SIZE
     norm = {"scale": (WIDTH,), "bias": (WIDTH,)}
     layer = {"norm1": norm, "norm2": norm, "up": affine(WIDTH, WIDE), "down": affine(WIDE, WIDTH)}
-    layer |= {"wq": (WIDTH, inner), "wk": (WIDTH, inner), "wv": (WIDTH, inner), "wo": (inner, WIDTH)}
+    layer |= {
+        "wq": (WIDTH, inner),
+        "wk": (WIDTH, inner),
+        "wv": (WIDTH, inner),
+        "wo": (inner, WIDTH),
+    }
     layer |= {"bq": (inner,), "bk": (inner,), "bv": (inner,), "bo": (WIDTH,)}
-    shapes = {"words": (VOCABULARY, WIDTH), "positions": (POSITIONS, WIDTH), "blocks": [layer, layer], "norm": norm}
+    shapes = {
+        "words": (VOCABULARY, WIDTH),
+        "positions": (POSITIONS, WIDTH),
+        "blocks": [layer, layer],
+        "norm": norm,
+    }
     params = draw(shapes | {"classifier": affine(WIDTH, CLASSES)})
     return model(apply, params, padded_tokens, ["classifier/*"])
 
@@ -266,8 +290,21 @@ def encoder_rms() -> Model:
 
     inner = HEADS * HEAD_SIZE
     layer = {"wq": (WIDTH, inner), "wk": (WIDTH, inner), "wv": (WIDTH, inner), "wo": (inner, WIDTH)}
-    layer |= {"w_gate": (WIDTH, WIDE), "w_up": (WIDTH, WIDE), "w_down": (WIDE, WIDTH), "scale1": (WIDTH,), "scale2": (WIDTH,)}
-    params = draw({"words": (VOCABULARY, WIDTH), "blocks": [layer, layer], "scale": (WIDTH,), "w_out": (WIDTH, CLASSES)})
+    layer |= {
+        "w_gate": (WIDTH, WIDE),
+        "w_up": (WIDTH, WIDE),
+        "w_down": (WIDE, WIDTH),
+        "scale1": (WIDTH,),
+        "scale2": (WIDTH,),
+    }
+    params = draw(
+        {
+            "words": (VOCABULARY, WIDTH),
+            "blocks": [layer, layer],
+            "scale": (WIDTH,),
+            "w_out": (WIDTH, CLASSES),
+        }
+    )
     return model(apply, params, tokens, ["w_out"])
 
 
@@ -280,8 +317,14 @@ def fused_qkv() -> Model:
         return dense(params["classifier"], x.mean(1))
 
     inner = HEADS * HEAD_SIZE
-    shapes = {"embed": affine(INPUTS, WIDTH), "qkv": affine(WIDTH, 3 * inner), "out": affine(inner, WIDTH)}
-    return model(apply, draw(shapes | {"classifier": affine(WIDTH, CLASSES)}), series, ["classifier/*"])
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "qkv": affine(WIDTH, 3 * inner),
+        "out": affine(inner, WIDTH),
+    }
+    return model(
+        apply, draw(shapes | {"classifier": affine(WIDTH, CLASSES)}), series, ["classifier/*"]
+    )
 
 
 # --- loops ---------------------------------------------------------------------------------------------------------
@@ -327,7 +370,13 @@ def lstm_by_hand() -> Model:
         (h, _), _ = jax.lax.scan(step, (zeros, zeros), x.swapaxes(0, 1))
         return dense(params["last"], h)
 
-    params = draw({"kernel": (INPUTS + FIRST, 4 * FIRST), "bias": (4 * FIRST,), "last": affine(FIRST, OUTPUTS)})
+    params = draw(
+        {
+            "kernel": (INPUTS + FIRST, 4 * FIRST),
+            "bias": (4 * FIRST,),
+            "last": affine(FIRST, OUTPUTS),
+        }
+    )
     return model(apply, params, series, ["last/*"])
 
 
@@ -340,8 +389,15 @@ def stacked_scan() -> Model:
         x, _ = jax.lax.scan(block, dense(params["first"], x), params["layers"])
         return dense(params["last"], x)
 
-    layers = {"w1": (3, FIRST, SECOND), "b1": (3, SECOND), "w2": (3, SECOND, FIRST), "b2": (3, FIRST)}
-    params = draw({"first": affine(INPUTS, FIRST), "layers": layers, "last": affine(FIRST, CLASSES)})
+    layers = {
+        "w1": (3, FIRST, SECOND),
+        "b1": (3, SECOND),
+        "w2": (3, SECOND, FIRST),
+        "b2": (3, FIRST),
+    }
+    params = draw(
+        {"first": affine(INPUTS, FIRST), "layers": layers, "last": affine(FIRST, CLASSES)}
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -357,7 +413,9 @@ def remat_mlp() -> Model:
         return dense(params["last"], x)
 
     blocks = [affine(INPUTS, FIRST), affine(FIRST, SECOND), affine(SECOND, WIDE)]
-    return model(apply, draw({"blocks": blocks, "last": affine(WIDE, OUTPUTS)}), vectors, ["last/*"])
+    return model(
+        apply, draw({"blocks": blocks, "last": affine(WIDE, OUTPUTS)}), vectors, ["last/*"]
+    )
 
 
 # --- look-ups, custom derivatives, sums and concatenations ---------------------------------------------------------
@@ -370,7 +428,13 @@ def embedding_mlp() -> Model:
         x = jax.nn.relu(dense(params["hidden"], x))
         return dense(params["last"], x)
 
-    params = draw({"table": (VOCABULARY, WIDTH), "hidden": affine(WIDTH, FIRST), "last": affine(FIRST, OUTPUTS)})
+    params = draw(
+        {
+            "table": (VOCABULARY, WIDTH),
+            "hidden": affine(WIDTH, FIRST),
+            "last": affine(FIRST, OUTPUTS),
+        }
+    )
     return model(apply, params, tokens, ["last/*"])
 
 
@@ -400,7 +464,13 @@ def custom_rules() -> Model:
         x = soft_sign(dense(params["second"], x))
         return dense(params["last"], x)
 
-    params = draw({"first": affine(INPUTS, FIRST), "second": affine(FIRST, SECOND), "last": affine(SECOND, OUTPUTS)})
+    params = draw(
+        {
+            "first": affine(INPUTS, FIRST),
+            "second": affine(FIRST, SECOND),
+            "last": affine(SECOND, OUTPUTS),
+        }
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -442,5 +512,12 @@ def linear_rms() -> Model:
         return rms_norm(params["scale"], x) @ params["w_out"]
 
     block = {"scale": (WIDTH,), "w_up": (WIDTH, FIRST), "b_up": (FIRST,), "w_down": (FIRST, WIDTH)}
-    params = draw({"w_in": (INPUTS, WIDTH), "blocks": [block, block], "scale": (WIDTH,), "w_out": (WIDTH, OUTPUTS)})
+    params = draw(
+        {
+            "w_in": (INPUTS, WIDTH),
+            "blocks": [block, block],
+            "scale": (WIDTH,),
+            "w_out": (WIDTH, OUTPUTS),
+        }
+    )
     return model(apply, params, vectors, ["w_out"])

@@ -13,14 +13,23 @@ from jaxcompress.networks.maps import AxisMap, apply_map
 
 def fibre_count(structure, axis, sizes):
     """How many matrices a map of its own for every fibre has, at present sizes."""
-    full = {part.key: part.size for dims in structure.layouts.values() for layout in dims for part in layout.leaves()}
+    full = {
+        part.key: part.size
+        for dims in structure.layouts.values()
+        for layout in dims
+        for part in layout.leaves()
+    }
     return int(np.prod([{**full, **sizes}[key] for key in axis.fibres], dtype=int))
 
 
 def shrink(rng, count, d, r):
     """A random map from d to r channels, selections for scales."""
     select = np.stack([np.eye(d)[:, rng.permutation(d)[:r]] for _ in range(count)])
-    return AxisMap(rng.normal(size=(count, d, r)) / np.sqrt(d), rng.normal(size=(count, r, d)) / np.sqrt(d), select)
+    return AxisMap(
+        rng.normal(size=(count, d, r)) / np.sqrt(d),
+        rng.normal(size=(count, r, d)) / np.sqrt(d),
+        select,
+    )
 
 
 def embed(rng, count, r, d):
@@ -49,10 +58,14 @@ def embeddable(net):
     """
 
     def segment(axis, layout):
-        return axis.key in layout.axes() and (layout.split == "concat" or any(segment(axis, part) for part in layout.parts))
+        return axis.key in layout.axes() and (
+            layout.split == "concat" or any(segment(axis, part) for part in layout.parts)
+        )
 
     def exact(axis):
-        beside = any(segment(axis, layout) for dims in net.structure.layouts.values() for layout in dims)
+        beside = any(
+            segment(axis, layout) for dims in net.structure.layouts.values() for layout in dims
+        )
         repeatable = not (axis.averaged and (axis.tied or axis.pair or axis.bent or beside))
         return repeatable and not (axis.pair and "elementwise" in axis.marks)
 
@@ -68,12 +81,20 @@ def small_and_full(net, params, seed=0, only=None):
     small = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
     changed, sizes = {}, {}
     for axis in structure.axes:
-        normed = axis.averaged  # a mean over repeated channels is that of the small ones; a plain sum is not
+        normed = (
+            axis.averaged
+        )  # a mean over repeated channels is that of the small ones; a plain sum is not
         if (only is not None and axis.key not in only) or (normed and axis.size % 2):
             continue
         size = axis.size // 2 if normed else int(rng.integers(1, axis.size))
         by_fibre = bool(axis.fibres) and not normed and rng.random() < 0.7
-        back = repeat if normed else rotate if axis.kind == "linear" and not axis.pair and rng.random() < 0.5 else embed
+        back = (
+            repeat
+            if normed
+            else rotate
+            if axis.kind == "linear" and not axis.pair and rng.random() < 0.5
+            else embed
+        )
         count = fibre_count(structure, axis, sizes) if by_fibre else 1
         apply_map(structure, small, sizes, axis, shrink(rng, count, axis.size, size))
         changed[axis.key] = (axis, size, by_fibre, back)

@@ -56,7 +56,9 @@ def tied_embedding() -> Model:
         x = x + dense(params["down"], jax.nn.gelu(dense(params["up"], x)))
         return x @ params["words"].T
 
-    params = draw({"words": (VOCABULARY, WIDTH), "up": affine(WIDTH, WIDE), "down": affine(WIDE, WIDTH)})
+    params = draw(
+        {"words": (VOCABULARY, WIDTH), "up": affine(WIDTH, WIDE), "down": affine(WIDE, WIDTH)}
+    )
     return model(apply, params, tokens, [])
 
 
@@ -96,8 +98,16 @@ def rotary_attention() -> Model:
         return dense(params["last"], x.mean(1))
 
     inner = HEADS * HEAD_SIZE
-    shapes = {"embed": affine(INPUTS, WIDTH), "wq": (WIDTH, 2 * inner), "wk": (WIDTH, 2 * HEAD_SIZE)}
-    shapes |= {"wv": (WIDTH, 2 * HEAD_SIZE), "wo": (2 * inner, WIDTH), "last": affine(WIDTH, OUTPUTS)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "wq": (WIDTH, 2 * inner),
+        "wk": (WIDTH, 2 * HEAD_SIZE),
+    }
+    shapes |= {
+        "wv": (WIDTH, 2 * HEAD_SIZE),
+        "wo": (2 * inner, WIDTH),
+        "last": affine(WIDTH, OUTPUTS),
+    }
     return model(apply, draw(shapes), series, ["last/*", "wq", "wk"])
 
 
@@ -114,7 +124,13 @@ def weight_norm() -> Model:
         return dense(params["last"], x)
 
     layer = lambda m, n: affine(m, n) | {"scale": (n,)}
-    params = draw({"first": layer(INPUTS, FIRST), "second": layer(FIRST, SECOND), "last": affine(SECOND, OUTPUTS)})
+    params = draw(
+        {
+            "first": layer(INPUTS, FIRST),
+            "second": layer(FIRST, SECOND),
+            "last": affine(SECOND, OUTPUTS),
+        }
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -128,7 +144,9 @@ class Grouped(nn.Module):
     def __call__(self, x):
         x = nn.relu(nn.GroupNorm(num_groups=3)(nn.Conv(12, (3, 3))(x)))
         y = nn.relu(nn.GroupNorm(num_groups=3)(nn.Conv(18, (3, 3), feature_group_count=3)(x)))
-        gate = nn.sigmoid(nn.Dense(18, name="excite")(nn.relu(nn.Dense(5, name="squeeze")(y.mean((1, 2))))))
+        gate = nn.sigmoid(
+            nn.Dense(18, name="excite")(nn.relu(nn.Dense(5, name="squeeze")(y.mean((1, 2)))))
+        )
         y = nn.Conv(12, (1, 1))(y * gate[:, None, None])
         return nn.Dense(OUTPUTS, name="last")(nn.relu(x + y).mean((1, 2)))
 
@@ -170,8 +188,16 @@ def experts() -> Model:
         x = x + jnp.einsum("bef,efd,be->bd", h, params["down"], weights)
         return dense(params["last"], x)
 
-    shapes = {"embed": affine(INPUTS, WIDTH), "router": (WIDTH, EXPERTS), "last": affine(WIDTH, OUTPUTS)}
-    shapes |= {"up": (EXPERTS, WIDTH, WIDE), "bias": (EXPERTS, WIDE), "down": (EXPERTS, WIDE, WIDTH)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "router": (WIDTH, EXPERTS),
+        "last": affine(WIDTH, OUTPUTS),
+    }
+    shapes |= {
+        "up": (EXPERTS, WIDTH, WIDE),
+        "bias": (EXPERTS, WIDE),
+        "down": (EXPERTS, WIDE, WIDTH),
+    }
     return model(apply, draw(shapes), vectors, ["last/*", "router"])
 
 
@@ -192,7 +218,11 @@ def dispatched_experts() -> Model:
         out = jnp.einsum("tec,te,ecd->td", dispatch, gates, out)
         return dense(params["last"], rearrange(out, "(b l) d -> b l d", b=len(x)) + x)
 
-    shapes = {"embed": affine(INPUTS, WIDTH), "router": (WIDTH, EXPERTS), "last": affine(WIDTH, OUTPUTS)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "router": (WIDTH, EXPERTS),
+        "last": affine(WIDTH, OUTPUTS),
+    }
     shapes |= {"up": (EXPERTS, WIDTH, WIDE), "down": (EXPERTS, WIDE, WIDTH)}
     return model(apply, draw(shapes), series, ["last/*", "router"])
 
@@ -205,7 +235,9 @@ class Both(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell(FIRST)), nn.RNN(nn.OptimizedLSTMCell(SECOND)))(x)
+        x = nn.Bidirectional(
+            nn.RNN(nn.OptimizedLSTMCell(FIRST)), nn.RNN(nn.OptimizedLSTMCell(SECOND))
+        )(x)
         x = nn.RNN(nn.GRUCell(WIDE), name="second")(x)
         return nn.Dense(OUTPUTS, name="last")(x[:, -1])
 
@@ -228,7 +260,12 @@ def branches() -> Model:
         other = lambda x: jnp.tanh(x @ params["turn"])
         return dense(params["last"], lax.cond(x.sum() > 0, one, other, x))
 
-    shapes = {"first": affine(INPUTS, FIRST), "up": affine(FIRST, WIDE), "down": (WIDE, FIRST), "turn": (FIRST, FIRST)}
+    shapes = {
+        "first": affine(INPUTS, FIRST),
+        "up": affine(FIRST, WIDE),
+        "down": (WIDE, FIRST),
+        "turn": (FIRST, FIRST),
+    }
     return model(apply, draw(shapes | {"last": affine(FIRST, OUTPUTS)}), vectors, ["last/*"])
 
 
@@ -260,7 +297,9 @@ def loop_until() -> Model:
         z, _, _ = lax.while_loop(far, body, (jnp.zeros_like(x), jnp.float32(jnp.inf), 0))
         return dense(params["last"], z)
 
-    params = draw({"first": affine(INPUTS, FIRST), "turn": (FIRST, FIRST), "last": affine(FIRST, OUTPUTS)})
+    params = draw(
+        {"first": affine(INPUTS, FIRST), "turn": (FIRST, FIRST), "last": affine(FIRST, OUTPUTS)}
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -281,8 +320,12 @@ def nested_calls() -> Model:
         return lax.scan(jax.checkpoint(block), half(params["first"], x), params["layers"])[0]
 
     layers = {"w1": (3, FIRST, SECOND), "b1": (3, SECOND), "w2": (3, SECOND, FIRST)}
-    params = draw({"first": affine(INPUTS, FIRST), "layers": layers, "last": affine(FIRST, CLASSES)})
-    return model(lambda params, x: dense(params["last"], body(params, x)), params, vectors, ["last/*"])
+    params = draw(
+        {"first": affine(INPUTS, FIRST), "layers": layers, "last": affine(FIRST, CLASSES)}
+    )
+    return model(
+        lambda params, x: dense(params["last"], body(params, x)), params, vectors, ["last/*"]
+    )
 
 
 @jax.custom_vjp
@@ -291,7 +334,9 @@ def clipped(x: jax.Array, w: jax.Array) -> jax.Array:
     return x @ w
 
 
-clipped.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (jnp.clip(g @ saved[1].T, -1, 1), saved[0].T @ g))
+clipped.defvjp(
+    lambda x, w: (x @ w, (x, w)), lambda saved, g: (jnp.clip(g @ saved[1].T, -1, 1), saved[0].T @ g)
+)
 
 
 @entry
@@ -302,7 +347,9 @@ def custom_product() -> Model:
         x = jax.nn.relu(clipped(x, params["first"]))
         return dense(params["last"], jnp.tanh(clipped(x, params["second"])))
 
-    params = draw({"first": (INPUTS, FIRST), "second": (FIRST, SECOND), "last": affine(SECOND, OUTPUTS)})
+    params = draw(
+        {"first": (INPUTS, FIRST), "second": (FIRST, SECOND), "last": affine(SECOND, OUTPUTS)}
+    )
     return model(apply, params, vectors, ["last/*"])
 
 
@@ -317,7 +364,12 @@ def linear_recurrence() -> Model:
         _, states = lax.associative_scan(combine, (decay, x @ params["enter"]), axis=1)
         return dense(params["last"], x + jax.nn.gelu(states) @ params["leave"])
 
-    shapes = {"embed": affine(INPUTS, WIDTH), "enter": (WIDTH, WIDE), "decay": (WIDE,), "leave": (WIDE, WIDTH)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "enter": (WIDTH, WIDE),
+        "decay": (WIDE,),
+        "leave": (WIDE, WIDTH),
+    }
     return model(apply, draw(shapes | {"last": affine(WIDTH, OUTPUTS)}), series, ["last/*"])
 
 
@@ -336,13 +388,19 @@ def graph_network() -> Model:
 
     def apply(params, nodes, edges):
         nodes = dense(params["embed"], nodes)
-        messages = jax.nn.relu(dense(params["message"], jnp.concatenate([nodes[edges[0]], nodes[edges[1]]], axis=-1)))
+        messages = jax.nn.relu(
+            dense(params["message"], jnp.concatenate([nodes[edges[0]], nodes[edges[1]]], axis=-1))
+        )
         sums = jax.ops.segment_sum(messages, edges[1], num_segments=len(nodes))
         largest = jnp.full_like(sums, -9.0).at[edges[1]].max(messages)
         nodes = nodes + dense(params["update"], jnp.concatenate([sums, largest], axis=-1))
         return dense(params["last"], nodes)
 
-    shapes = {"embed": affine(INPUTS, WIDTH), "message": affine(2 * WIDTH, WIDE), "update": affine(2 * WIDE, WIDTH)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "message": affine(2 * WIDTH, WIDE),
+        "update": affine(2 * WIDE, WIDTH),
+    }
     return model(apply, draw(shapes | {"last": affine(WIDTH, OUTPUTS)}), graphs, ["last/*"])
 
 
@@ -353,11 +411,18 @@ def stacked_and_tiled() -> Model:
     def apply(params, x):
         x = dense(params["embed"], x)
         x = jnp.concatenate([jnp.tile(params["token"], (len(x), 1, 1)), x], axis=1)
-        both = jnp.stack([jax.nn.relu(dense(params["one"], x)), jnp.tanh(dense(params["other"], x))], axis=1)
+        both = jnp.stack(
+            [jax.nn.relu(dense(params["one"], x)), jnp.tanh(dense(params["other"], x))], axis=1
+        )
         one, other = jnp.unstack(both * params["scale"], axis=1)
         lonely = jnp.stack([one[:, 0], other[:, 0]], axis=-1).reshape(len(x), -1)
         return dense(params["last"], (one + other)[:, 0]) + lonely @ params["flat"]
 
-    shapes = {"embed": affine(INPUTS, WIDTH), "token": (1, 1, WIDTH), "one": affine(WIDTH, WIDE), "other": affine(WIDTH, WIDE)}
+    shapes = {
+        "embed": affine(INPUTS, WIDTH),
+        "token": (1, 1, WIDTH),
+        "one": affine(WIDTH, WIDE),
+        "other": affine(WIDTH, WIDE),
+    }
     shapes |= {"scale": (WIDE,), "last": affine(WIDE, OUTPUTS), "flat": (2 * WIDE, OUTPUTS)}
     return model(apply, draw(shapes), series, ["last/*", "flat"])

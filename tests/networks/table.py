@@ -55,7 +55,9 @@ def path_name(path: tuple[Any, ...]) -> str:
 def model(apply, params, inputs, visible, state=None, batch=BATCH) -> Model:
     """A model whose leaves all end in a hidden axis but those that a pattern in `visible` matches."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    hidden = tuple(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in visible))
+    hidden = tuple(
+        name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in visible)
+    )
     return Model("", apply, params, inputs(batch, LENGTH), state, inputs, hidden)
 
 
@@ -79,7 +81,9 @@ def draw(shapes: Any) -> Any:
         return jnp.asarray(noise, jnp.float32)
 
     noises = (np.random.default_rng([0, index]) for index in range(10**6))
-    return jax.tree_util.tree_map_with_path(leaf, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree_util.tree_map_with_path(
+        leaf, shapes, is_leaf=lambda node: isinstance(node, tuple)
+    )
 
 
 def perturb(params: Any) -> Any:
@@ -87,7 +91,11 @@ def perturb(params: Any) -> Any:
 
     def leaf(path, value):
         rng = next(rngs)
-        noisy = rng.uniform(0.5, 1.5, value.shape) if path_name(path[-1:]) == "var" else value + 0.2 * rng.normal(size=value.shape)
+        noisy = (
+            rng.uniform(0.5, 1.5, value.shape)
+            if path_name(path[-1:]) == "var"
+            else value + 0.2 * rng.normal(size=value.shape)
+        )
         return jnp.asarray(noisy, jnp.float32)
 
     rngs = (np.random.default_rng([1, index]) for index in range(10**6))
@@ -111,7 +119,9 @@ def series(batch: int, length: int) -> tuple[Any, ...]:
 
 
 def tokens(batch: int, length: int) -> tuple[Any, ...]:
-    return (jnp.asarray(np.random.default_rng(3).integers(0, VOCABULARY, (batch, length)), jnp.int32),)
+    return (
+        jnp.asarray(np.random.default_rng(3).integers(0, VOCABULARY, (batch, length)), jnp.int32),
+    )
 
 
 def padded_tokens(batch: int, length: int) -> tuple[Any, ...]:

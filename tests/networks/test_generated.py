@@ -11,9 +11,11 @@ from networks.generated import BINARY, OPERATIONS, UNARY, generated, primitives_
 from networks.oracle import embeddable, small_and_full
 
 import jaxcompress as jc
-from jaxcompress.networks import RULES
+from jaxcompress.programs import RULES
 
-RECIPES = st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**30)), min_size=1, max_size=8)
+RECIPES = st.lists(
+    st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**30)), min_size=1, max_size=8
+)
 COUNT, PARTS = int(os.environ.get("JAXCOMPRESS_NETWORKS", 200)), 4
 QUICK = {"xla_backend_optimization_level": 0}
 """Programs are run once: they are compiled for that."""
@@ -39,7 +41,12 @@ def holds(recipe) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_networks(part):
     @seed(part)
-    @settings(max_examples=COUNT // PARTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=COUNT // PARTS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(RECIPES)
     def law(recipe):
         holds(recipe)
@@ -52,12 +59,34 @@ def test_random_networks(part):
 def test_the_recipes_meet_every_rule():
     """Every primitive that has a rule is in some network, but for those that stand for another name or another machine."""
     numbers = np.random.default_rng(0).integers(2**30, size=40).tolist()
-    every = [[("dense", 0), ("dense", 0), (name, number)] for name in OPERATIONS for number in numbers]
+    every = [
+        [("dense", 0), ("dense", 0), (name, number)] for name in OPERATIONS for number in numbers
+    ]
     every += [[("unary", index)] for index in range(len(UNARY))]
     every += [[("binary", index)] for index in range(len(BINARY))]
     met = set().union(*(primitives_of(recipe) for recipe in every))
-    older = {"remat", "remat2", "checkpoint", "custom_vjp_call_jaxpr", "expand_dims", "add_any", "copy_p"}  # a name in some version
+    older = {
+        "remat",
+        "remat2",
+        "checkpoint",
+        "custom_vjp_call_jaxpr",
+        "expand_dims",
+        "add_any",
+        "copy_p",
+    }  # a name in some version
     older |= {"random_split", "random_wrap", "random_unwrap"}
-    placed = {"device_put", "sharding_constraint", "mesh_cast", "layout_constraint", "copy", "debug_callback", "debug_print"}
-    inside = {"igamma_grad_a", "reduce_window", "threefry2x32"}  # of derivatives, or of other primitives
+    placed = {
+        "device_put",
+        "sharding_constraint",
+        "mesh_cast",
+        "layout_constraint",
+        "copy",
+        "debug_callback",
+        "debug_print",
+    }
+    inside = {
+        "igamma_grad_a",
+        "reduce_window",
+        "threefry2x32",
+    }  # of derivatives, or of other primitives
     assert not RULES.keys() - met - older - placed - inside

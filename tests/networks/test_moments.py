@@ -10,7 +10,7 @@ from networks.test_oracle import network
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.networks import taps
+from jaxcompress.moments import accumulators as taps
 
 
 def gathered(batches, **options):
@@ -20,8 +20,12 @@ def gathered(batches, **options):
 
 
 def hidden(params, x):
-    first = np.maximum(x @ np.asarray(params["w0"], np.float64) + np.asarray(params["b0"], np.float64), 0)
-    return first, np.maximum(first @ np.asarray(params["w1"], np.float64) + np.asarray(params["b1"], np.float64), 0)
+    first = np.maximum(
+        x @ np.asarray(params["w0"], np.float64) + np.asarray(params["b0"], np.float64), 0
+    )
+    return first, np.maximum(
+        first @ np.asarray(params["w1"], np.float64) + np.asarray(params["b1"], np.float64), 0
+    )
 
 
 def test_means_and_covariances_are_those_of_the_activations():
@@ -65,7 +69,9 @@ def test_padding_is_left_out():
     tokens, mask = rng.integers(0, 20, (4, 6)), np.ones((4, 6), np.int32)
     mask[:, 4:] = 0
     short = net.calibrate(model.params, [(tokens[:, :4], mask[:, :4])], progress=False)
-    junk = net.calibrate(model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False)
+    junk = net.calibrate(
+        model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False
+    )
     # the first layer's queries read the embedded tokens alone, whatever comes behind them
     key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
     np.testing.assert_allclose(short.sites[key].mean, junk.sites[key].mean, atol=1e-5)
@@ -78,7 +84,12 @@ def test_padding_is_left_out():
 
 
 def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
-    params = {"a": jnp.eye(3, 4), "b": jnp.ones((4, 4)), "c": jnp.ones((4, 4)), "d": jnp.ones((4, 2))}
+    params = {
+        "a": jnp.eye(3, 4),
+        "b": jnp.ones((4, 4)),
+        "c": jnp.ones((4, 4)),
+        "d": jnp.ones((4, 2)),
+    }
 
     def apply(p, x):  # (batch, length, 3)
         flat = jax.nn.relu(x.reshape(-1, 3) @ p["a"])
@@ -90,9 +101,16 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
     x[~mask] = 1e6
     net = jc.trace(apply, params, x)
     moments = net.calibrate(params, [x], mask=lambda x: x[..., 0] < 1e5, progress=False)
-    assert [round(moments.sites[key].count) for key in ("a#0", "b#0", "c#0", "d#0")] == [12, 12, 12, 4]
+    assert [round(moments.sites[key].count) for key in ("a#0", "b#0", "c#0", "d#0")] == [
+        12,
+        12,
+        12,
+        4,
+    ]
     np.testing.assert_allclose(moments.sites["a#0"].mean, x[mask].mean(0), atol=1e-6)
-    np.testing.assert_allclose(moments.sites["b#0"].mean[:3], np.maximum(x[mask], 0).mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        moments.sites["b#0"].mean[:3], np.maximum(x[mask], 0).mean(0), atol=1e-6
+    )
 
 
 def test_a_mask_that_is_not_found_is_told(caplog):
@@ -112,7 +130,9 @@ def test_samples_take_a_share_of_every_example():
     np.testing.assert_allclose(half.sites[pooled].cov, whole.sites[pooled].cov, atol=1e-6)
     for key in ("blocks/0/wq#0", "blocks/1/down/w#0"):
         assert whole.sites[key].count == 2 * half.sites[key].count == 1024
-        gap = np.linalg.norm(half.sites[key].second - whole.sites[key].second) / np.linalg.norm(whole.sites[key].second)
+        gap = np.linalg.norm(half.sites[key].second - whole.sites[key].second) / np.linalg.norm(
+            whole.sites[key].second
+        )
         assert 0 < gap < 0.25
     again = net.calibrate(model.params, batches, sample=1 / 2, progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
@@ -134,7 +154,9 @@ def test_stacked_layers_have_moments_of_their_own():
     moments = net.calibrate(model.params, [x], progress=False)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
     h = np.asarray(x[0], np.float64) @ params["first"]["w"] + params["first"]["b"]
-    np.testing.assert_allclose(moments.by_leaf()["layers/w1"][0], h.T @ h / 50, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        moments.by_leaf()["layers/w1"][0], h.T @ h / 50, rtol=1e-4, atol=1e-4
+    )
     assert moments["layers/w1:2"].mean.shape == (3, 10)
 
 
@@ -146,8 +168,13 @@ def test_embeddings_count_their_rows():
     assert counts[:6].tolist() == [1, 3, 1, 0, 0, 1]
     np.testing.assert_allclose(moments.by_leaf()[leaf], counts / 6)
     few = jc.at(leaf, jc.factored(keep=1 / 2))
-    gaps = [(few(model.params, each)[leaf].materialize() - model.params[leaf])[tokens] for each in (moments, None)]
-    assert jnp.sum(gaps[0] ** 2) < 0.5 * jnp.sum(gaps[1] ** 2)  # rows that are read often are nearly right
+    gaps = [
+        (few(model.params, each)[leaf].materialize() - model.params[leaf])[tokens]
+        for each in (moments, None)
+    ]
+    assert jnp.sum(gaps[0] ** 2) < 0.5 * jnp.sum(
+        gaps[1] ** 2
+    )  # rows that are read often are nearly right
 
 
 def test_heads_and_pairs():
@@ -184,7 +211,10 @@ def test_an_axis_draws_itself(tmp_path):
         ([np.ones((0, 5))], "batch 0, input 0 is empty"),
         ([np.ones(5)], r"batch 0, input 0 has shape \(5,\), traced with \(2, 5\)"),
         ([(np.ones((4, 5)), np.ones(4))], "batch 0 has 2 inputs, the network takes 1"),
-        ([np.array([[1e30], [-1e30]], np.float32) * np.ones((2, 5), np.float32)], "batch 0 gives NaN or infinity at w"),
+        (
+            [np.array([[1e30], [-1e30]], np.float32) * np.ones((2, 5), np.float32)],
+            "batch 0 gives NaN or infinity at w",
+        ),
     ],
 )
 def test_bad_batches_are_refused_by_name(batches, message):
@@ -201,7 +231,10 @@ def test_moments_that_belong_elsewhere():
 
 
 def lengths_or_input(kind):
-    x, lengths = np.random.default_rng(0).normal(size=(20, 8, 5)).astype(np.float32), np.arange(20) % 5 + 1
+    x, lengths = (
+        np.random.default_rng(0).normal(size=(20, 8, 5)).astype(np.float32),
+        np.arange(20) % 5 + 1,
+    )
     mask = (np.arange(8) < lengths[:, None]).astype(np.float32)
     x = np.where(mask[..., None] > 0, x, 100).astype(np.float32)
     params = {"a": jnp.ones((5, 6)), "b": jnp.ones((6, 3))}
@@ -210,11 +243,15 @@ def lengths_or_input(kind):
 
     def loop(p, x, mask):
         step = lambda h, v: (jnp.where(v[1][:, None] > 0, jnp.tanh(v[0] @ p["a"]) + 0 * h, h), None)
-        return jax.lax.scan(step, jnp.zeros((len(x), 6)), (jnp.swapaxes(x, 0, 1), mask.T))[0] @ p["b"]
+        return (
+            jax.lax.scan(step, jnp.zeros((len(x), 6)), (jnp.swapaxes(x, 0, 1), mask.T))[0] @ p["b"]
+        )
 
     made = lambda x, lengths: jnp.arange(8)[None] < lengths[:, None]
     given = lambda x, mask: mask
-    divided = lambda p, x, lengths: jnp.sum(jax.nn.relu(x @ p["a"]) / lengths[:, None, None], 1) @ p["b"]
+    divided = lambda p, x, lengths: (
+        jnp.sum(jax.nn.relu(x @ p["a"]) / lengths[:, None, None], 1) @ p["b"]
+    )
     apply, other, rule = {
         "made of lengths": (divided, lengths, made),
         "made of lengths that are not linked": (pooled, lengths, made),
@@ -226,7 +263,13 @@ def lengths_or_input(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["made of lengths", "made of lengths that are not linked", "an input that is not used", "along a loop"]
+    "kind",
+    [
+        "made of lengths",
+        "made of lengths that are not linked",
+        "an input that is not used",
+        "along a loop",
+    ],
 )
 def test_masks_of_every_origin(kind):
     moments, rows, _ = lengths_or_input(kind)
@@ -248,14 +291,28 @@ def test_branches_and_loops_of_unknown_length_are_measured():
 
     def apply(p, x):
         grow = lambda state: (jax.nn.relu(state[0] @ p["turn"]), state[1] + 1)
-        z, _ = lax.while_loop(lambda state: (state[0].sum() < 1e9) & (state[1] < 3), grow, (x @ p["first"], 0))
+        z, _ = lax.while_loop(
+            lambda state: (state[0].sum() < 1e9) & (state[1] < 3), grow, (x @ p["first"], 0)
+        )
         one, other = (lambda z, name=name: z @ p[name] for name in ("up", "down"))
         never = lambda z: lax.cond(z[0, 0] > 1e30, one, other, z)
-        return never(z) + lax.cond(x[0, 0] > 0, lambda z: z @ p["left"], lambda z: z @ p["right"], z)
+        return never(z) + lax.cond(
+            x[0, 0] > 0, lambda z: z @ p["left"], lambda z: z @ p["right"], z
+        )
 
-    shapes = {"first": (3, 8), "turn": (8, 8), **dict.fromkeys(("up", "down", "left", "right"), (8, 2))}
-    params = {name: matrix(*shape, seed=seed) / 3 for seed, (name, shape) in enumerate(shapes.items())}
-    batches = [jnp.abs(matrix(20, 3, seed=10)), -jnp.abs(matrix(30, 3, seed=11)), jnp.abs(matrix(10, 3, seed=12))]
+    shapes = {
+        "first": (3, 8),
+        "turn": (8, 8),
+        **dict.fromkeys(("up", "down", "left", "right"), (8, 2)),
+    }
+    params = {
+        name: matrix(*shape, seed=seed) / 3 for seed, (name, shape) in enumerate(shapes.items())
+    }
+    batches = [
+        jnp.abs(matrix(20, 3, seed=10)),
+        -jnp.abs(matrix(30, 3, seed=11)),
+        jnp.abs(matrix(10, 3, seed=12)),
+    ]
     net = jc.trace(apply, params, batches[0])
     moments = net.calibrate(params, batches, sensitivity=True, progress=False)
     ends, turns = [], []
@@ -281,7 +338,12 @@ def test_branches_and_loops_of_unknown_length_are_measured():
 def test_groups_of_a_convolution_have_statistics_of_their_own():
     def apply(p, x):
         y = lax.conv_general_dilated(
-            jax.nn.relu(x @ p["a"]), p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3
+            jax.nn.relu(x @ p["a"]),
+            p["w"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=3,
         )
         return jax.nn.relu(y).mean((1, 2)) @ p["b"]
 
@@ -292,7 +354,9 @@ def test_groups_of_a_convolution_have_statistics_of_their_own():
     rows = np.asarray(jax.nn.relu(x @ params["a"]), np.float64).reshape(-1, 3, 4)
     found = moments.sites["w#0"]
     for group in range(3):
-        np.testing.assert_allclose(found.cov[group], np.cov(rows[:, group].T, bias=True), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.cov[group], np.cov(rows[:, group].T, bias=True), rtol=1e-4, atol=1e-5
+        )
     small = jc.rotate_and_prune(net, jc.budget(1 / 2))(params, moments)
     assert jc.stored_numbers(small) <= jc.stored_numbers(params) / 2
     assert net(small, x).shape == (5, 2)
@@ -300,10 +364,18 @@ def test_groups_of_a_convolution_have_statistics_of_their_own():
 
 CONVOLUTIONS = {
     "plain": ("NHWC", "HWIO", dict(window_strides=(1, 1), padding="SAME")),
-    "strided, dilated": ("NHWC", "HWIO", dict(window_strides=(2, 1), padding=((1, 2), (0, 1)), rhs_dilation=(2, 1))),
+    "strided, dilated": (
+        "NHWC",
+        "HWIO",
+        dict(window_strides=(2, 1), padding=((1, 2), (0, 1)), rhs_dilation=(2, 1)),
+    ),
     "features first": ("NCHW", "OIHW", dict(window_strides=(1, 2), padding="VALID")),
     "cropped": ("NHWC", "OIHW", dict(window_strides=(1, 1), padding=((-1, 0), (2, 0)))),
-    "transposed": ("NHWC", "HWIO", dict(window_strides=(1, 1), padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))),
+    "transposed": (
+        "NHWC",
+        "HWIO",
+        dict(window_strides=(1, 1), padding=((1, 1), (1, 1)), lhs_dilation=(2, 2)),
+    ),
 }
 
 
@@ -316,7 +388,9 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
     x = matrix(*(dict(zip("NHWC", (5, 8, 9, 4), strict=True))[letter] for letter in layout), seed=1)
 
     def apply(p, x):
-        y = lax.conv_general_dilated(x, p["w"], **options, dimension_numbers=(layout, kernel, layout))
+        y = lax.conv_general_dilated(
+            x, p["w"], **options, dimension_numbers=(layout, kernel, layout)
+        )
         return jnp.moveaxis(jax.nn.relu(y), layout.index("C"), -1).mean((1, 2)) @ p["b"]
 
     net = jc.trace(apply, params, x)

@@ -36,7 +36,9 @@ def test_random_maps_of_every_kind_and_fibre(name):
         small, full, changed = small_and_full(net, model.params, seed)
         assert changed
         sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
-        inputs = model.inputs if seed or model.resize is None else model.resize(3, 5)  # another batch and length
+        inputs = (
+            model.inputs if seed or model.resize is None else model.resize(3, 5)
+        )  # another batch and length
         close(outputs(model, sized(small, *inputs)), outputs(model, model.apply(full, *inputs)))
 
 
@@ -47,7 +49,13 @@ def test_the_identity_of_every_fibre_changes_no_parameter(name):
     leaves = {leaf: np.asarray(value) for leaf, value in named_leaves(model.params)}
     for axis in net.axes:
         count, mapped = fibre_count(net.structure, axis, {}), dict(leaves)
-        apply_map(net.structure, mapped, {}, axis, AxisMap(*np.broadcast_to(np.eye(axis.size), (2, count, axis.size, axis.size))))
+        apply_map(
+            net.structure,
+            mapped,
+            {},
+            axis,
+            AxisMap(*np.broadcast_to(np.eye(axis.size), (2, count, axis.size, axis.size))),
+        )
         for leaf, value in leaves.items():
             np.testing.assert_array_equal(mapped[leaf], value, err_msg=f"{axis.key} in {leaf}")
 
@@ -55,8 +63,14 @@ def test_the_identity_of_every_fibre_changes_no_parameter(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_expected_axis_is_found(name):
     model, net = network(name)
-    slots = {slot for axis in net.axes for slot in axis.producers + axis.consumers + axis.parameters}
-    missing = [leaf for leaf in model.hidden if f"{leaf}:{len(net.structure.layouts[leaf]) - 1}" not in slots]
+    slots = {
+        slot for axis in net.axes for slot in axis.producers + axis.consumers + axis.parameters
+    }
+    missing = [
+        leaf
+        for leaf in model.hidden
+        if f"{leaf}:{len(net.structure.layouts[leaf]) - 1}" not in slots
+    ]
     assert not missing
     assert all(row.reason for row in net.refused)
 
@@ -72,17 +86,23 @@ def test_gradients_are_those_of_the_full_network(name):
     elementwise = [axis.key for axis in net.axes if axis.kind == "elementwise" and not axis.fibres]
     small, full, changed = small_and_full(net, model.params, 3, only=elementwise)
     sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
-    loss = lambda apply: lambda params: jnp.sum(jnp.sin(outputs(model, apply(params, *model.inputs))))
+    loss = lambda apply: (
+        lambda params: jnp.sum(jnp.sin(outputs(model, apply(params, *model.inputs))))
+    )
     ours = jax.jit(jax.grad(loss(sized)))(small)
     theirs = jax.grad(loss(model.apply))(full)
     # leaves that no changed axis touches have the same gradient in both
     touched = {
-        slot.rsplit(":", 1)[0] for axis, *_ in changed.values() for slot in axis.producers + axis.consumers + axis.parameters
+        slot.rsplit(":", 1)[0]
+        for axis, *_ in changed.values()
+        for slot in axis.producers + axis.consumers + axis.parameters
     }
     same = [
         (mine, other)
         for (path, mine), (_, other) in zip(
-            jax.tree_util.tree_leaves_with_path(ours), jax.tree_util.tree_leaves_with_path(theirs), strict=True
+            jax.tree_util.tree_leaves_with_path(ours),
+            jax.tree_util.tree_leaves_with_path(theirs),
+            strict=True,
         )
         if jax.tree_util.keystr(path, simple=True, separator="/") not in touched
     ]

@@ -39,7 +39,9 @@ def flops(function, *arguments):
 def test_flops_are_those_of_the_small_function(name):
     """The same function traced at the small shapes is the network that one would write by hand."""
     model, net = network(name)
-    small, _, changed = small_and_full(net, model.params, 1, only=[a.key for a in net.axes if ":1." not in a.key])
+    small, _, changed = small_and_full(
+        net, model.params, 1, only=[a.key for a in net.axes if ":1." not in a.key]
+    )
     sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
     assert flops(sized, small, *model.inputs) == flops(model.apply, small, *model.inputs)
     close(sized(small, *model.inputs), model.apply(small, *model.inputs))
@@ -53,7 +55,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * self.size, out_features=x.shape[-1])(x)
+        y = nn.MultiHeadDotProductAttention(
+            self.heads, qkv_features=self.heads * self.size, out_features=x.shape[-1]
+        )(x)
         return nn.Dense(3)(nn.relu(nn.Dense(2 * self.heads * self.size)(x + y)))
 
 
@@ -65,7 +69,8 @@ def test_a_flax_module_with_widths_written_into_it_runs_at_others():
     # the logits keep their scale, 1/sqrt(6), where the half-size module would divide by sqrt(3)
     query = ("params", "MultiHeadDotProductAttention_0", "query")
     scaled = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf / 2**0.5 if tuple(key.key for key in path[:3]) == query else leaf, small
+        lambda path, leaf: leaf / 2**0.5 if tuple(key.key for key in path[:3]) == query else leaf,
+        small,
     )
     close(net(small, x), half.apply(scaled, x), 1e-5)
     other = jnp.concatenate([x, x], axis=1)[:3]  # another batch and sequence length
@@ -80,7 +85,9 @@ def test_under_every_transformation():
     close(net(small, x), expected)
     close(jax.jit(net)(small, x), expected)
     close(jax.checkpoint(net)(small, x), expected)
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), small, jax.tree.map(lambda leaf: 2 * leaf, small))
+    stack = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), small, jax.tree.map(lambda leaf: 2 * leaf, small)
+    )
     both = jnp.stack([expected, mlp(jax.tree.map(lambda leaf: 2 * leaf, small), x)])
     close(jax.vmap(net, in_axes=(0, None))(stack, x), both)
     close(jax.lax.scan(lambda carry, p: (carry, net(p, x)), 0, stack)[1], both)
@@ -121,7 +128,13 @@ def test_tracing_alone_changes_nothing():
     for name in ("convnet", "encoder_by_hand", "gru"):
         model, net = network(name)
         expected = jax.jit(model.apply)(model.params, *model.inputs)
-        assert all(map(np.array_equal, jax.tree.leaves(net(model.params, *model.inputs)), jax.tree.leaves(expected)))
+        assert all(
+            map(
+                np.array_equal,
+                jax.tree.leaves(net(model.params, *model.inputs)),
+                jax.tree.leaves(expected),
+            )
+        )
 
 
 def test_means_over_the_batch_and_over_axes_of_equal_size():
@@ -134,7 +147,10 @@ def test_means_over_the_batch_and_over_axes_of_equal_size():
         return (centred / 8.0) @ params["down"]
 
     rng = np.random.default_rng(0)
-    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in {"up": (5, 8), "down": (8, 2)}.items()}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for name, shape in {"up": (5, 8), "down": (8, 2)}.items()
+    }
     net = jc.trace(apply, params, jnp.ones((8, 5)))
     small = {"up": params["up"][:, :4], "down": params["down"][:4]}
     x = jax.random.normal(jax.random.key(0), (8, 5))
@@ -172,7 +188,9 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["mlp_linen", "encoder_by_hand", "lstm_by_hand", "remat_mlp", "embedding_mlp"])
+@pytest.mark.parametrize(
+    "name", ["mlp_linen", "encoder_by_hand", "lstm_by_hand", "remat_mlp", "embedding_mlp"]
+)
 def test_a_compact_network_is_its_materialised_self(name, form):
     """Law 1: in any form, through casts, reshapes, loops and remat."""
     model, net = network(name)
@@ -196,11 +214,15 @@ def test_where_a_compact_array_is_contracted_and_where_not():
         h = table[tokens].mean(1) + x @ params["flipped"].T
         heads = params["heads"].reshape(6, 2, 3)
         out = jnp.einsum("bd,dhe->bhe", h, heads).reshape(-1, 6)
-        return out @ jnp.sin(params["bent"]) + jax.checkpoint(lambda p, v: v @ p)(params["plain"], out)
+        return out @ jnp.sin(params["bent"]) + jax.checkpoint(lambda p, v: v @ p)(
+            params["plain"], out
+        )
 
     rng = np.random.default_rng(0)
     shapes = {"table": (11, 6), "flipped": (6, 4), "heads": (6, 6), "bent": (6, 3), "plain": (6, 3)}
-    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
     tokens, x = rng.integers(0, 11, (5, 7)), jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
     net = jc.trace(apply, params, tokens, x)
     small = jc.at(jc.matrices, jc.factored(0.8))(params)
@@ -231,7 +253,9 @@ def test_prune_then_compact_then_run():
     model, net = network("mlp_linen")
     x = model.resize(64, 1)
     moments = net.calibrate(model.params, [x], progress=False)
-    shrink = jc.chain(jc.rotate_and_prune(net, keep=0.5), jc.at("**/kernel", jc.factored(keep=3 / 4)))
+    shrink = jc.chain(
+        jc.rotate_and_prune(net, keep=0.5), jc.at("**/kernel", jc.factored(keep=3 / 4))
+    )
     small, after = shrink.apply(model.params, moments)
     close(net(small, *x), net(jc.materialize(small), *x), 1e-4)
     loss = lambda params: jnp.sum(net(params, *x) ** 2)
@@ -245,9 +269,13 @@ def test_prune_then_compact_then_run():
 def test_parameters_that_do_not_fit_are_named():
     params, x = mlp_params((5, 8, 6, 3)), jnp.ones((2, 5))
     net = jc.trace(mlp, params, x)
-    with pytest.raises(ValueError, match=r"w0 has size 4 in dimension 1, but its axis w0:1 has 3 elsewhere"):
+    with pytest.raises(
+        ValueError, match=r"w0 has size 4 in dimension 1, but its axis w0:1 has 3 elsewhere"
+    ):
         net({**mlp_params((5, 4, 3, 3)), "b0": jnp.ones(3)}, x)
-    with pytest.raises(ValueError, match=r"w2 has size 4 in dimension 1.*not hidden: it is visible in the outputs"):
+    with pytest.raises(
+        ValueError, match=r"w2 has size 4 in dimension 1.*not hidden: it is visible in the outputs"
+    ):
         net({**params, "w2": jnp.ones((6, 4))}, x)
     with pytest.raises(ValueError, match="another tree"):
         net({"w0": params["w0"]}, x)
@@ -270,7 +298,10 @@ def test_an_unknown_primitive_freezes_only_what_it_touches():
         return h @ params["c"]
 
     rng = np.random.default_rng(0)
-    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in {"a": (3, 8), "b": (8, 6), "c": (6, 2)}.items()}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape))
+        for name, shape in {"a": (3, 8), "b": (8, 6), "c": (6, 2)}.items()
+    }
     net = jc.trace(apply, params, jnp.ones((4, 3)))
     assert net.axes.keys() == ["a:1"]
     row = net.refused["b:1"]
@@ -288,7 +319,7 @@ def test_an_unknown_primitive_freezes_only_what_it_touches():
 
 
 def test_a_users_rule():
-    from jaxcompress.networks import RULES, elementwise, register
+    from jaxcompress.programs import RULES, elementwise, register
 
     def apply(params, x):
         return jax.lax.erf_inv(jnp.tanh(x @ params["a"])) @ params["b"]
@@ -310,14 +341,36 @@ def test_refusals_say_why():
         half = jax.lax.slice(x @ params["b"], (0, 0), (5, 6), (1, 2))
         soft = jax.nn.softmax(x @ params["c"])
         total = jnp.cumsum(x @ params["d"], axis=-1)
-        return h.sum((1, 2)) + (half @ params["e"]).sum(-1) + (soft @ params["f"]).sum(-1) + (total @ params["g"]).sum(-1)
+        return (
+            h.sum((1, 2))
+            + (half @ params["e"]).sum(-1)
+            + (soft @ params["f"]).sum(-1)
+            + (total @ params["g"]).sum(-1)
+        )
 
     rng = np.random.default_rng(0)
-    shapes = {"embed": (9, 4), "a": (3, 4), "b": (3, 6), "c": (3, 5), "d": (3, 7), "e": (3, 8), "f": (5, 8), "g": (7, 8)}
-    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    shapes = {
+        "embed": (9, 4),
+        "a": (3, 4),
+        "b": (3, 6),
+        "c": (3, 5),
+        "d": (3, 7),
+        "e": (3, 8),
+        "f": (5, 8),
+        "g": (7, 8),
+    }
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
     net = jc.trace(apply, params, rng.integers(0, 9, (5, 2)), jnp.ones((5, 3)))
     reasons = {row.axis: row.reason for row in net.refused}
-    words = {"embed:0": "picked by an index", "a:1": "closes over", "b:1": "2th", "c:1": "softmax", "d:1": "in order"}
+    words = {
+        "embed:0": "picked by an index",
+        "a:1": "closes over",
+        "b:1": "2th",
+        "c:1": "softmax",
+        "d:1": "in order",
+    }
     for axis, word in words.items():
         assert word in reasons[axis], (axis, reasons)
 
@@ -345,7 +398,9 @@ def test_a_cache_of_keys_and_values_is_a_mirror():
 
     rng = np.random.default_rng(0)
     shapes = {"q": (5, 8), "k": (5, 8), "v": (5, 6), "out": (6, 3)}
-    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
     params["cache"] = {"k": jnp.zeros((2, 4, 8)), "v": jnp.zeros((2, 4, 6))}
     x = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
     net = jc.trace(apply, params, x, 1, state={"1": "cache"})

@@ -47,16 +47,22 @@ def test_a_table_that_is_looked_up_is_felt():
     """Each text reads a word once: the rows' errors are then independent, and the prediction is right on average."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {"words": (20, 6), "up": (6, 8), "down": (8, 3)}
-    params = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())}
+    params = {
+        name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())
+    }
     apply = lambda p, ids: (jax.nn.tanh(p["words"][ids] @ p["up"]) @ p["down"]).mean(1)
-    ids = jax.random.permutation(keys[3], jnp.tile(jnp.arange(20), (40, 1)), axis=1, independent=True)[:, :7]
+    ids = jax.random.permutation(
+        keys[3], jnp.tile(jnp.arange(20), (40, 1)), axis=1, independent=True
+    )[:, :7]
     net = jc.trace(apply, params, ids)
     moments = net.calibrate(params, [ids] * 50, sensitivity=True, progress=False)
     gain, often = moments.gains["words#0"].cov, moments.by_leaf()["words"]
     before, moved, predicted = apply(params, ids), [], []
     for seed in range(50):
         noise = 1e-2 * jax.random.normal(jax.random.key(seed), shapes["words"])
-        moved.append(jnp.mean((apply(params | {"words": params["words"] + noise}, ids) - before) ** 2))
+        moved.append(
+            jnp.mean((apply(params | {"words": params["words"] + noise}, ids) - before) ** 2)
+        )
         predicted.append(jnp.trace(gain @ noise.T @ (often[:, None] * noise)))
     np.testing.assert_allclose(np.mean(moved), np.mean(predicted), rtol=0.15)
     assert moments.gain_by_leaf()["words"] == pytest.approx(np.trace(gain) / 6)
@@ -83,10 +89,17 @@ def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name)
         for seed in range(3):
             change = np.random.default_rng(seed).normal(size=moved.shape) * 1e-3 * value.std()
             matrix = change.reshape(len(moments.sites[key].mean), -1)
-            predicted = np.einsum("ip,pq,ij,jq->", matrix, gain.cov, moments.sites[key].second, matrix)
+            predicted = np.einsum(
+                "ip,pq,ij,jq->", matrix, gain.cov, moments.sites[key].second, matrix
+            )
             moved_back = np.moveaxis(moved + change, range(len(order)), order)
-            leaves = [jnp.asarray(moved_back, jnp.float32) if i == index else leaf for i, (_, leaf) in enumerate(flat)]
-            after = jax.tree.leaves(outputs(model, net(jax.tree.unflatten(treedef, leaves), *inputs)))[0]
+            leaves = [
+                jnp.asarray(moved_back, jnp.float32) if i == index else leaf
+                for i, (_, leaf) in enumerate(flat)
+            ]
+            after = jax.tree.leaves(
+                outputs(model, net(jax.tree.unflatten(treedef, leaves), *inputs))
+            )[0]
             ratios.append(float(jnp.mean((after - before) ** 2)) / max(predicted, 1e-30))
     assert len(ratios) >= 3
     assert 0.3 < np.exp(np.mean(np.log(ratios))) < 3.5
@@ -104,7 +117,9 @@ def test_gains_follow_the_maps(name):
     for key, gain in carried.gains.items():
         assert gain.cov.shape == fresh.gains[key].cov.shape
         if name == "linear_mlp":
-            np.testing.assert_allclose(gain.cov, fresh.gains[key].cov, atol=0.35 * np.abs(gain.cov).max())
+            np.testing.assert_allclose(
+                gain.cov, fresh.gains[key].cov, atol=0.35 * np.abs(gain.cov).max()
+            )
 
 
 def test_straight_through_gradients_are_those_of_the_rule():
@@ -123,15 +138,23 @@ def test_straight_through_gradients_are_those_of_the_rule():
 
 def test_outputs_without_floats_are_refused():
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    net = jc.trace(lambda p, x: jnp.argmax(jax.nn.relu(x @ p["a"]) @ p["b"], -1), params, jnp.ones((5, 3)))
+    net = jc.trace(
+        lambda p, x: jnp.argmax(jax.nn.relu(x @ p["a"]) @ p["b"], -1), params, jnp.ones((5, 3))
+    )
     with pytest.raises(ValueError, match="sensitivity needs outputs that are floats"):
         net.calibrate(params, [jnp.ones((5, 3))], sensitivity=True, progress=False)
 
 
 def test_padding_is_not_felt():
     rng = np.random.default_rng(0)
-    params = {"a": jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), "b": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)}
-    x, mask = rng.normal(size=(20, 8, 5)), np.broadcast_to(np.arange(8) < 3, (20, 8)).astype(np.float32)
+    params = {
+        "a": jnp.asarray(rng.normal(size=(5, 6)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
+    }
+    x, mask = (
+        rng.normal(size=(20, 8, 5)),
+        np.broadcast_to(np.arange(8) < 3, (20, 8)).astype(np.float32),
+    )
     junk = np.where(mask[..., None] > 0, x, 100)
     net = jc.trace(lambda p, x, mask: jnp.tanh(jax.nn.relu(x @ p["a"]) @ p["b"]), params, x, mask)
     given = dict(mask=lambda x, mask: mask, sensitivity=True, progress=False)
@@ -171,7 +194,9 @@ def test_dimensions_that_the_product_has_in_another_order():
     jacobian = np.asarray(jax.vmap(jax.jacobian(lambda y: outer(params, y)))(inner(params, x)))
     expected = np.einsum("bzp,bzq->pq", jacobian, jacobian) / (400 * 3)
     order = [size * 2 + head for head in range(2) for size in range(3)]
-    np.testing.assert_allclose(moments.gains["w#0"].cov, expected[np.ix_(order, order)], atol=0.1 * expected.max())
+    np.testing.assert_allclose(
+        moments.gains["w#0"].cov, expected[np.ix_(order, order)], atol=0.1 * expected.max()
+    )
     for recipe in (jc.identity(), jc.reconstruct(net, [x], progress=False)):
         small = jc.chain(jc.rotate_and_prune(net, 3 / 4, axes="a"), recipe)(params, moments)
         assert float(jnp.abs((inner(small, x) - inner(params, x)).mean(0)).max()) < 0.15
@@ -179,19 +204,29 @@ def test_dimensions_that_the_product_has_in_another_order():
 
 def test_a_tied_kernel_is_felt_where_it_is_read():
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=(6, 16)), jnp.float32), "o": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)}
+    params = {
+        "w": jnp.asarray(rng.normal(size=(6, 16)), jnp.float32),
+        "o": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
+    }
     x = np.asarray(rng.normal(size=(100, 6)), np.float32)
     net = jc.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["o"], params, x)
     work = Work(net.structure, params, net.calibrate(params, [x], sensitivity=True, progress=False))
     axis = next(axis for axis in net.axes if axis.key == "w:1")
     kernel = np.asarray(params["w"], np.float64)
-    np.testing.assert_allclose(work.read(axis)[0], kernel.T @ work.moments.gains["w#1"].cov @ kernel, rtol=1e-6)
+    np.testing.assert_allclose(
+        work.read(axis)[0], kernel.T @ work.moments.gains["w#1"].cov @ kernel, rtol=1e-6
+    )
 
 
 def test_loops_of_unknown_length_and_complex_outputs():
     params = {"a": jnp.ones((5, 16)), "c": jnp.ones((16, 5))}
-    halve = lambda h: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 0.5), (0, h))[1]
-    for apply in (lambda p, x: halve(x @ p["a"]) @ p["c"], lambda p, x: jnp.fft.fft(x @ p["a"] @ p["c"])):
+    halve = lambda h: jax.lax.while_loop(
+        lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 0.5), (0, h)
+    )[1]
+    for apply in (
+        lambda p, x: halve(x @ p["a"]) @ p["c"],
+        lambda p, x: jnp.fft.fft(x @ p["a"] @ p["c"]),
+    ):
         net = jc.trace(apply, params, jnp.ones((4, 5)))
         gains = net.calibrate(params, [jnp.ones((4, 5))], sensitivity=True, progress=False).gains
         assert np.trace(gains["c#0"].cov) > 0

@@ -40,16 +40,34 @@ BASE = {"A": noise(3, 8), "W": noise(8, 5), "g": 1 + 0.3 * noise(8, seed=2), "b"
 
 ORACLE = {
     "variance of numpy": lambda p, x: norm_by_var(x @ p["A"]) @ p["W"],
-    "a sum over another number": lambda p, x: jnp.tanh((x @ p["A"]).sum(-1, keepdims=True) / 7.0 * (x @ p["A"])) @ p["W"],
-    "a mean by a factor in bfloat16": lambda p, x: (x @ p["A"] * ((x @ p["A"]).sum(-1, keepdims=True) * (1 / 8))) @ p["W"],
+    "a sum over another number": lambda p, x: (
+        jnp.tanh((x @ p["A"]).sum(-1, keepdims=True) / 7.0 * (x @ p["A"])) @ p["W"]
+    ),
+    "a mean by a factor in bfloat16": lambda p, x: (
+        (x @ p["A"] * ((x @ p["A"]).sum(-1, keepdims=True) * (1 / 8))) @ p["W"]
+    ),
     "a square in a loop": lambda p, x: lax.fori_loop(0, 1, lambda i, h: h * h, x @ p["A"]) @ p["W"],
-    "a square handed out of a scan": lambda p, x: lax.scan(lambda c, u: (c, jnp.square(u @ p["A"])), 0, x)[1] @ p["W"],
-    "a square in a branch": lambda p, x: lax.cond(x[0, 0] > 0, lambda h: h, lambda h: h * h, x @ p["A"]) @ p["W"],
-    "ones before the data": lambda p, x: jnp.concatenate([jnp.ones((1, 8)), x @ p["A"]], 0) @ p["W"],
-    "padded by ones": lambda p, x: jnp.pad(x @ p["A"], ((1, 0), (0, 0)), constant_values=1.0) @ p["W"],
-    "ones in a branch": lambda p, x: lax.cond(x[0, 0] > 0, lambda y: y, jnp.ones_like, x @ p["A"]) @ p["W"],
-    "ones written into it": lambda p, x: lax.dynamic_update_slice(x @ p["A"], jnp.ones((1, 8)), (0, 0)) @ p["W"],
-    "a loop that starts from ones": lambda p, x: lax.fori_loop(0, 2, lambda i, h: h + x @ p["A"], jnp.ones((6, 8))) @ p["W"],
+    "a square handed out of a scan": lambda p, x: (
+        lax.scan(lambda c, u: (c, jnp.square(u @ p["A"])), 0, x)[1] @ p["W"]
+    ),
+    "a square in a branch": lambda p, x: (
+        lax.cond(x[0, 0] > 0, lambda h: h, lambda h: h * h, x @ p["A"]) @ p["W"]
+    ),
+    "ones before the data": lambda p, x: (
+        jnp.concatenate([jnp.ones((1, 8)), x @ p["A"]], 0) @ p["W"]
+    ),
+    "padded by ones": lambda p, x: (
+        jnp.pad(x @ p["A"], ((1, 0), (0, 0)), constant_values=1.0) @ p["W"]
+    ),
+    "ones in a branch": lambda p, x: (
+        lax.cond(x[0, 0] > 0, lambda y: y, jnp.ones_like, x @ p["A"]) @ p["W"]
+    ),
+    "ones written into it": lambda p, x: (
+        lax.dynamic_update_slice(x @ p["A"], jnp.ones((1, 8)), (0, 0)) @ p["W"]
+    ),
+    "a loop that starts from ones": lambda p, x: (
+        lax.fori_loop(0, 2, lambda i, h: h + x @ p["A"], jnp.ones((6, 8))) @ p["W"]
+    ),
     "transposed reuse": lambda p, x: jnp.tanh(x @ p["A"]) @ p["W"] @ p["W"].T @ p["W"],
 }
 
@@ -63,7 +81,9 @@ def test_the_oracle(name):
         assert changed
         sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
         expected = apply(full, X)
-        np.testing.assert_allclose(sized(small, X), expected, atol=2e-4 * float(jnp.abs(expected).max()))
+        np.testing.assert_allclose(
+            sized(small, X), expected, atol=2e-4 * float(jnp.abs(expected).max())
+        )
 
 
 def by_heads(mix):
@@ -77,10 +97,14 @@ def by_heads(mix):
 
 
 HEADS = {
-    "talking heads with a residual": by_heads(lambda p, v: v + jnp.einsum("bhd,hg->bgd", v, p["M"])),
+    "talking heads with a residual": by_heads(
+        lambda p, v: v + jnp.einsum("bhd,hg->bgd", v, p["M"])
+    ),
     "heads in reverse": by_heads(lambda p, v: v + v[:, ::-1]),
     "heads summed up": by_heads(lambda p, v: v + jnp.cumsum(v, 1)),
-    "attention over heads": by_heads(lambda p, v: v + jnp.einsum("bhg,bgd->bhd", jnp.einsum("bhd,bgd->bhg", v, v), v)),
+    "attention over heads": by_heads(
+        lambda p, v: v + jnp.einsum("bhg,bgd->bhd", jnp.einsum("bhd,bgd->bhg", v, v), v)
+    ),
 }
 
 
@@ -89,9 +113,15 @@ def test_heads_that_are_mixed_share_their_maps(name):
     params = {"A": noise(3, 4, 6), "B": noise(4, 6, 5), "M": noise(4, 4)}
     net = jc.trace(HEADS[name], params, X)
     for seed in range(4):
-        small, full, changed = small_and_full(net, params, seed, only=[axis.key for axis in net.axes if axis.size == 6])
+        small, full, changed = small_and_full(
+            net, params, seed, only=[axis.key for axis in net.axes if axis.size == 6]
+        )
         if changed:
-            np.testing.assert_allclose(net(small, X), HEADS[name](full, X), atol=2e-4 * float(jnp.abs(HEADS[name](full, X)).max()))
+            np.testing.assert_allclose(
+                net(small, X),
+                HEADS[name](full, X),
+                atol=2e-4 * float(jnp.abs(HEADS[name](full, X)).max()),
+            )
 
 
 # --- cuts that must change nothing -----------------------------------------------------------------------------------
@@ -111,32 +141,56 @@ def encode(p, x):
     return jax.nn.relu(x @ p["A"] + p["a"])
 
 
-CONSTANT = constants(BASE | {"V": noise(3, 5, seed=7), "T": noise(6, 5, seed=8), "s": noise(1, seed=9)})
-TWINS = BASE | {"A": duplicates(3), "a": jnp.tile(noise(4, seed=4), 2), "M": noise(8, 5, seed=11), "C": noise(3, 8, seed=12)}
+CONSTANT = constants(
+    BASE | {"V": noise(3, 5, seed=7), "T": noise(6, 5, seed=8), "s": noise(1, seed=9)}
+)
+TWINS = BASE | {
+    "A": duplicates(3),
+    "a": jnp.tile(noise(4, seed=4), 2),
+    "M": noise(8, 5, seed=11),
+    "C": noise(3, 8, seed=12),
+}
 LOW = BASE | {"A": noise(3, 8, seed=13), "C": noise(3, 8, seed=13) @ jnp.eye(8)}
 
 EXACT = {
-    "one bias of a siamese pair": (lambda p, x: (encode(p, x) @ p["W"] + p["b"]) * (encode(p, 2 * x) @ p["W"] + p["b"]), CONSTANT),
-    "a bias of two layers": (lambda p, x: (encode(p, x) @ p["W"] + p["b"]) + jnp.tanh(x @ p["V"] + p["b"]), CONSTANT),
-    "a bias that scales as well": (lambda p, x: (encode(p, x) @ p["W"] + p["b"]) * p["b"], CONSTANT),
+    "one bias of a siamese pair": (
+        lambda p, x: (encode(p, x) @ p["W"] + p["b"]) * (encode(p, 2 * x) @ p["W"] + p["b"]),
+        CONSTANT,
+    ),
+    "a bias of two layers": (
+        lambda p, x: (encode(p, x) @ p["W"] + p["b"]) + jnp.tanh(x @ p["V"] + p["b"]),
+        CONSTANT,
+    ),
+    "a bias that scales as well": (
+        lambda p, x: (encode(p, x) @ p["W"] + p["b"]) * p["b"],
+        CONSTANT,
+    ),
     "a bias by position": (lambda p, x: encode(p, x) @ p["W"] + p["T"], CONSTANT),
     "one bias for all": (lambda p, x: encode(p, x) @ p["W"] + p["s"], CONSTANT),
     "the product subtracted": (lambda p, x: p["b"] - encode(p, x) @ p["W"], CONSTANT),
     "the product negated": (lambda p, x: -(encode(p, x) @ p["W"]) + p["b"], CONSTANT),
     "a mean subtracted": (lambda p, x: encode(p, x) @ p["W"] - p["b"], CONSTANT),
     "the product used twice": (
-        lambda p, x: (lambda y: jnp.tanh(y.T + p["b"][:, None]).T + jnp.sin(y))(encode(p, x) @ p["W"]),
+        lambda p, x: (lambda y: jnp.tanh(y.T + p["b"][:, None]).T + jnp.sin(y))(
+            encode(p, x) @ p["W"]
+        ),
         CONSTANT,
     ),
     "exp of a weight": (lambda p, x: encode(p, x) @ jnp.exp(p["W"]), TWINS),
     "weight times weight": (lambda p, x: encode(p, x) @ (p["W"] * p["M"]), TWINS),
     "a weight scaled by rows": (lambda p, x: encode(p, x) @ (p["W"] * p["g"][:, None]), TWINS),
-    "a normalised weight": (lambda p, x: encode(p, x) @ (p["W"] / jnp.linalg.norm(p["W"], axis=1, keepdims=True)), TWINS),
+    "a normalised weight": (
+        lambda p, x: encode(p, x) @ (p["W"] / jnp.linalg.norm(p["W"], axis=1, keepdims=True)),
+        TWINS,
+    ),
     "a rounded weight": (lambda p, x: encode(p, x) @ (jnp.round(p["W"] * 16) / 16), TWINS),
     "a weight and one": (lambda p, x: encode(p, x) @ (p["W"] + 1.0), TWINS),
     "a sum of weights": (lambda p, x: encode(p, x) @ (p["W"] + p["M"]), TWINS),
     "a weight as a cast": (lambda p, x: encode(p, x) @ (0.5 * p["W"].astype(jnp.float32)), TWINS),
-    "a scale that consumes": (lambda p, x: (lambda h: (h * p["g"]) @ p["W"] + (h @ p["g"])[:, None])(encode(p, x)), TWINS),
+    "a scale that consumes": (
+        lambda p, x: (lambda h: (h * p["g"]) @ p["W"] + (h @ p["g"])[:, None])(encode(p, x)),
+        TWINS,
+    ),
     "a norm without a scale": (lambda p, x: rms(x @ p["A"]) @ p["W"], LOW),
     "a norm without an average": (lambda p, x: (l2(x @ p["A"]) * p["g"]) @ p["W"], LOW),
     "a norm with a scale": (lambda p, x: (rms(x @ p["A"]) * p["g"]) @ p["W"], LOW),
@@ -144,16 +198,31 @@ EXACT = {
     "a scale twice": (lambda p, x: (rms(x @ p["A"]) * p["g"] * p["g"]) @ p["W"], LOW),
     "a scale and a shift": (lambda p, x: (rms(x @ p["A"]) * p["g"] + p["g"]) @ p["W"], LOW),
     "two norms": (lambda p, x: (rms(x @ p["A"]) * p["g"]) @ p["W"] + l2(x @ p["A"]) @ p["W"], LOW),
-    "with and without the scale": (lambda p, x: (lambda h: (l2(h) * p["g"]) @ p["W"] + l2(h) @ p["W"])(x @ p["A"]), LOW),
+    "with and without the scale": (
+        lambda p, x: (lambda h: (l2(h) * p["g"]) @ p["W"] + l2(h) @ p["W"])(x @ p["A"]),
+        LOW,
+    ),
     "a scaled and an unscaled half": (
         lambda p, x: (lambda h: jnp.where(x[:, :1] > 0, l2(h) * p["g"], h) @ p["W"])(x @ p["A"]),
         LOW,
     ),
-    "a loop of norms": (lambda p, x: lax.fori_loop(0, 2, lambda i, h: l2(h) * p["g"], x @ p["A"]) @ p["W"], LOW),
-    "columns of a weight normalised": (lambda p, x: (x @ p["A"]) @ (p["W"] / jnp.linalg.norm(p["W"], axis=0)), LOW),
+    "a loop of norms": (
+        lambda p, x: lax.fori_loop(0, 2, lambda i, h: l2(h) * p["g"], x @ p["A"]) @ p["W"],
+        LOW,
+    ),
+    "columns of a weight normalised": (
+        lambda p, x: (x @ p["A"]) @ (p["W"] / jnp.linalg.norm(p["W"], axis=0)),
+        LOW,
+    ),
     "summed with ones": (lambda p, x: (x @ p["A"]) @ jnp.ones((8, 3)), LOW),
 }
-LEGAL = {"a sum of weights", "a weight as a cast", "a norm with a scale", "a norm without an average", "a mean subtracted"}
+LEGAL = {
+    "a sum of weights",
+    "a weight as a cast",
+    "a norm with a scale",
+    "a norm without an average",
+    "a mean subtracted",
+}
 """Where a fold or a rotation is legal, and must be found; elsewhere it must be refused, or be exact all the same."""
 
 
@@ -176,10 +245,14 @@ def test_what_says_nothing_new_goes_without_loss_or_no_fold_is_claimed(name):
     for axis in net.axes:
         for slot in (*axis.producers, *axis.consumers):
             leaf, dimension = slot.rsplit(":", 1)
-            old, new = (np.moveaxis(np.asarray(tree[leaf]), int(dimension), 0) for tree in (params, small))
+            old, new = (
+                np.moveaxis(np.asarray(tree[leaf]), int(dimension), 0) for tree in (params, small)
+            )
             rows = {row.tobytes() for row in old.reshape(len(old), -1)}
             whole = old.shape[1:] == new.shape[1:]
-            assert not whole or all(row.tobytes() in rows for row in new.reshape(len(new), -1)), slot
+            assert not whole or all(row.tobytes() in rows for row in new.reshape(len(new), -1)), (
+                slot
+            )
 
 
 def test_axes_that_nothing_produces_are_refused():
@@ -194,7 +267,11 @@ def test_axes_that_nothing_produces_are_refused():
 
 def test_integer_and_complex_leaves():
     apply = lambda p, x: jax.nn.relu(x @ p["A"] + p["a"]) @ (p["q"].astype(jnp.float32) * 0.1)
-    params = {"A": TWINS["A"], "a": TWINS["a"], "q": np.random.default_rng(0).integers(-9, 9, (8, 5)).astype(np.int8)}
+    params = {
+        "A": TWINS["A"],
+        "a": TWINS["a"],
+        "q": np.random.default_rng(0).integers(-9, 9, (8, 5)).astype(np.int8),
+    }
     net = jc.trace(apply, params, X)
     small = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [X], progress=False))
     assert small["q"].shape == (4, 5)
@@ -205,7 +282,9 @@ def test_integer_and_complex_leaves():
 
 
 def test_an_axis_times_itself_is_refused():
-    apply = lambda p, x: (lambda a: (a[:, :, None] * a[:, None, :]).reshape(-1, 64) @ p["o"])(x @ p["A"])
+    apply = lambda p, x: (lambda a: (a[:, :, None] * a[:, None, :]).reshape(-1, 64) @ p["o"])(
+        x @ p["A"]
+    )
     params = {"A": noise(3, 8), "o": noise(64, 2)}
     net = jc.trace(apply, params, X)
     assert len(net.axes) == 0
@@ -231,10 +310,17 @@ BIASES = {
     "a row of a leaf": lambda p, x: scanned({**p, "b": p["B"][0]}, x) + (p["B"][1] ** 2).sum(),
     "used once more": lambda p, x: scanned({**p, "b": p["B"][0]}, x, (p["B"][0] ** 2).sum()),
     "in two branches": lambda p, x: (
-        lax.cond(x[0, 0] > 0, lambda h: h @ p["W"] + p["v"], lambda h: h @ p["V"] + p["v"], jax.nn.relu(x @ p["A"])) @ p["C"]
+        lax.cond(
+            x[0, 0] > 0,
+            lambda h: h @ p["W"] + p["v"],
+            lambda h: h @ p["V"] + p["v"],
+            jax.nn.relu(x @ p["A"]),
+        )
+        @ p["C"]
     ),
     "inside and outside": lambda p, x: (
-        jax.checkpoint(lambda h: h @ p["W"] + p["v"])(jax.nn.relu(x @ p["A"])) @ p["C"] + jnp.sin(p["v"]).sum()
+        jax.checkpoint(lambda h: h @ p["W"] + p["v"])(jax.nn.relu(x @ p["A"])) @ p["C"]
+        + jnp.sin(p["v"]).sum()
     ),
 }
 
@@ -244,10 +330,13 @@ def test_a_bias_that_is_used_elsewhere_carries_no_mean(name):
     """It would be changed there as well: channels that are constant must go without loss, or no bias may be claimed."""
     shapes = {"A": (3, 8), "W": (8, 8), "V": (8, 8), "C": (8, 2), "B": (2, 8), "v": (8,)}
     params = {
-        key: jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32) for i, (key, shape) in enumerate(shapes.items())
+        key: jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
+        for i, (key, shape) in enumerate(shapes.items())
     }
     x = jnp.asarray(np.random.default_rng(9).normal(size=(40, 3)), jnp.float32)
     net = jc.trace(BIASES[name], params, x)
-    assert not any("v:0" in site.bias[0] or "B:1" in site.bias[0] for site in net.structure.sites.values())
+    assert not any(
+        "v:0" in site.bias[0] or "B:1" in site.bias[0] for site in net.structure.sites.values()
+    )
     small = jc.rotate_and_prune(net, keep=1 / 2)(params, net.calibrate(params, [x], progress=False))
     assert jnp.isfinite(net(small, x)).all()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text.test_words import make
 
+from jaxcompress.documents.batches import buckets, embed, encode, hidden_states
 from jaxcompress.models.bert import Bert, BertConfig
-from jaxcompress.text.batches import buckets, embed, encode, hidden_states
 
 lengths = st.lists(st.integers(1, 70), min_size=1, max_size=60)
 
@@ -40,14 +40,23 @@ def test_no_length_is_beyond_what_an_encoder_takes():
 
 def test_a_seed_mixes():
     texts = [np.arange(1, 5)] * 64
-    one, other = (np.concatenate([b.index for b in buckets(texts, tokens=64, seed=seed)]) for seed in (0, 1))
+    one, other = (
+        np.concatenate([b.index for b in buckets(texts, tokens=64, seed=seed)]) for seed in (0, 1)
+    )
     assert not np.array_equal(one, other)
 
 
 def test_texts_are_cut_with_their_special_tokens_in_place():
     tokenizer = make()
     (long,), (short,) = encode(tokenizer, ["bag face " * 20], 6), encode(tokenizer, ["bag"])
-    assert [tokenizer.id_to_token(i) for i in long] == ["[CLS]", "bag", "face", "bag", "face", "[SEP]"]
+    assert [tokenizer.id_to_token(i) for i in long] == [
+        "[CLS]",
+        "bag",
+        "face",
+        "bag",
+        "face",
+        "[SEP]",
+    ]
     assert len(short) == 3
     assert tokenizer.truncation is None
 
@@ -55,11 +64,21 @@ def test_texts_are_cut_with_their_special_tokens_in_place():
 def test_an_embedding_does_not_depend_on_its_company():
     tokenizer = make()
     ids = encode(tokenizer, ["bag face " * n for n in (1, 3, 8, 12)])
-    model = Bert(BertConfig(tokenizer.get_vocab_size(), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    model = Bert(
+        BertConfig(
+            tokenizer.get_vocab_size(),
+            16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
+    )
     params = model.init(jax.random.key(0), ids[0][None])["params"]
     apply = lambda params, ids, mask: model.apply({"params": params}, ids, mask)
     together = embed(apply, params, ids, tokens=64, progress=False)
-    alone = np.concatenate([jax.jit(apply)(params, text[None], jnp.ones((1, len(text)), bool)) for text in ids])
+    alone = np.concatenate(
+        [jax.jit(apply)(params, text[None], jnp.ones((1, len(text)), bool)) for text in ids]
+    )
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -74,7 +93,14 @@ def test_hidden_states_are_kept_text_by_text(tmp_path):
     tokenizer = make()
     ids = encode(tokenizer, ["bag face " * n for n in (1, 3, 8, 12, 2)])
     model = Bert(
-        BertConfig(tokenizer.get_vocab_size(), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pooling="none")
+        BertConfig(
+            tokenizer.get_vocab_size(),
+            16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            pooling="none",
+        )
     )
     params = model.init(jax.random.key(0), ids[0][None])["params"]
     calls = []
@@ -83,12 +109,17 @@ def test_hidden_states_are_kept_text_by_text(tmp_path):
         calls.append(ids.shape)
         return model.apply({"params": params}, ids, mask)
 
-    found, kept = (hidden_states(apply, params, ids, file, progress=False) for file in (None, tmp_path / "states.npy"))
+    found, kept = (
+        hidden_states(apply, params, ids, file, progress=False)
+        for file in (None, tmp_path / "states.npy")
+    )
     count = len(calls)
     again = hidden_states(apply, params, ids, tmp_path / "states.npy", progress=False)
     assert len(calls) == count  # it was there
     assert [each.name for each in tmp_path.iterdir()] == ["states.npy"]
     for batch in buckets(ids, tokens=64, seed=0):
-        expected = np.where(batch.mask[..., None], model.apply({"params": params}, *batch.inputs), 0)
+        expected = np.where(
+            batch.mask[..., None], model.apply({"params": params}, *batch.inputs), 0
+        )
         for states in (found, kept, again):
             np.testing.assert_allclose(states.of(batch), expected, atol=2e-3)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text.test_words import make
 
-from jaxcompress.text import documents
-from jaxcompress.text.documents import Document, html_text, passages, read_documents
+from jaxcompress.documents import reading as documents
+from jaxcompress.documents.reading import Document, html_text, passages, read_documents
 
 PAGE = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body><nav><a href=x>Home</a> | Next</nav>
 <h1>Owls &amp; others</h1><p>They see
@@ -33,16 +33,28 @@ def test_a_folder_with_its_subfolders(tmp_path):
     (tmp_path / "z.txt").write_bytes("\ufeffwith a mark\r\nand lines\r\n".encode())
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "picture.png").write_bytes(b"\0\1")
-    expected = [("a.html", "x"), ("b/c.MD", "# Title\n\nText."), ("z.txt", "with a mark\nand lines")]
+    expected = [
+        ("a.html", "x"),
+        ("b/c.MD", "# Title\n\nText."),
+        ("z.txt", "with a mark\nand lines"),
+    ]
     assert read(tmp_path) == [Document(*each) for each in expected]
     assert read(tmp_path / "z.txt") == [Document("z.txt", "with a mark\nand lines")]
 
 
 def test_a_file_of_lines(tmp_path):
     path = tmp_path / "all.jsonl"
-    lines = [{"title": "Owls", "text": "They see."}, {"text": "No title."}, {"name": "id 3", "text": "id 3 is here"}]
+    lines = [
+        {"title": "Owls", "text": "They see."},
+        {"text": "No title."},
+        {"name": "id 3", "text": "id 3 is here"},
+    ]
     path.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
-    expected = [("Owls", "Owls\n\nThey see."), ("all.jsonl:3", "No title."), ("id 3", "id 3 is here")]
+    expected = [
+        ("Owls", "Owls\n\nThey see."),
+        ("all.jsonl:3", "No title."),
+        ("id 3", "id 3 is here"),
+    ]
     assert read(path) == [Document(*each) for each in expected]
 
 
@@ -66,7 +78,8 @@ def test_what_is_no_text_is_named(tmp_path, monkeypatch, files, words):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [("{", "line 2 is not JSON"), ("[1]", 'line 2 has no "text"'), ('{"text": 3}', 'no "text"')]
+    ("line", "words"),
+    [("{", "line 2 is not JSON"), ("[1]", 'line 2 has no "text"'), ('{"text": 3}', 'no "text"')],
 )
 def test_lines_that_do_not_fit_are_named(tmp_path, line, words):
     path = tmp_path / "all.jsonl"
@@ -88,11 +101,16 @@ def test_the_standard_library_is_a_corpus():
     texts = [document.text for document in found]
     assert len(found) > 3000
     assert len(set(texts)) == len(texts)
-    assert any(document.name == "heapq.heappush" or document.name == "textwrap.dedent" for document in found)
+    assert any(
+        document.name == "heapq.heappush" or document.name == "textwrap.dedent"
+        for document in found
+    )
 
 
 blocks = st.lists(
-    st.lists(st.text("abcdefgh", min_size=1, max_size=12), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=6
+    st.lists(st.text("abcdefgh", min_size=1, max_size=12), min_size=1, max_size=12).map(" ".join),
+    min_size=1,
+    max_size=6,
 )
 
 

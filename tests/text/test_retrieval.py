@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from jaxcompress.text.retrieval import compare, fidelity, ranks, search
+from jaxcompress.documents.retrieval import compare, fidelity, ranks, search
 
 
 def test_ranks_are_what_sorting_gives():
     rng = np.random.default_rng(0)
     questions, passages = rng.standard_normal((30, 8)), rng.standard_normal((50, 8))
     right = rng.integers(0, 50, 30)
-    for question, target, rank in zip(questions, right, ranks(questions, passages, right), strict=True):
+    for question, target, rank in zip(
+        questions, right, ranks(questions, passages, right), strict=True
+    ):
         order, scores = search(question, passages, 50)
         assert order[rank - 1] == target
         assert (np.diff(scores) <= 0).all()
@@ -26,7 +28,9 @@ def test_intervals_hold_what_they_should():
     rng, held = np.random.default_rng(0), 0
     for seed in range(100):
         before = np.where(rng.random(300) < 0.6, 1, 3)
-        after = np.where((before == 1) & (rng.random(300) < 0.7) | (before == 3) & (rng.random(300) < 0.15), 1, 3)
+        after = np.where(
+            (before == 1) & (rng.random(300) < 0.7) | (before == 3) & (rng.random(300) < 0.15), 1, 3
+        )
         share, low, high = compare(before, after, draws=300, seed=seed).recall_kept
         assert low <= share <= high
         held += low <= (0.6 * 0.7 + 0.4 * 0.15) / 0.6 <= high

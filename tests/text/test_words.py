@@ -10,23 +10,56 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from jaxcompress.documents.words import restrict_tokenizer, word_counts, words_to_keep
 from jaxcompress.models.bert import Bert, BertConfig
-from jaxcompress.text.words import restrict_tokenizer, word_counts, words_to_keep
 
 LETTERS = "abcdefgh"
-WORDS = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{c}" for c in LETTERS)]
-WORDS += ["ab", "abc", "##bc", "##cd", "cab", "bad", "face", "##ade", "##ed", "bag", "dead", "deaf", "head", "##ache", "fade"]
+WORDS = [
+    "[PAD]",
+    "[unused0]",
+    "[unused1]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *LETTERS,
+    *(f"##{c}" for c in LETTERS),
+]
+WORDS += [
+    "ab",
+    "abc",
+    "##bc",
+    "##cd",
+    "cab",
+    "bad",
+    "face",
+    "##ade",
+    "##ed",
+    "bag",
+    "dead",
+    "deaf",
+    "head",
+    "##ache",
+    "fade",
+]
 
 
 def make(processor: str = "template") -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     ends = [("[CLS]", 4), ("[SEP]", 5)]
-    template = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends)
+    template = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
+    )
     other = processors.BertProcessing(ends[1], ends[0])
-    tokenizer.post_processor = {"template": template, "bert": other, "sequence": processors.Sequence([template])}[processor]
+    tokenizer.post_processor = {
+        "template": template,
+        "bert": other,
+        "sequence": processors.Sequence([template]),
+    }[processor]
     return tokenizer
 
 
@@ -35,7 +68,9 @@ texts = st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=1, max_size=
 
 @settings(deadline=None, max_examples=100)
 @given(documents=st.lists(texts, min_size=1, max_size=5), other=texts, reserve=st.integers(0, 20))
-def test_a_text_whose_pieces_stay_is_cut_as_before_and_any_other_is_spelled(documents, other, reserve):
+def test_a_text_whose_pieces_stay_is_cut_as_before_and_any_other_is_spelled(
+    documents, other, reserve
+):
     whole = make()
     kept = words_to_keep(whole, word_counts(whole, documents), reserve=reserve)
     small = restrict_tokenizer(whole, kept)
@@ -43,7 +78,9 @@ def test_a_text_whose_pieces_stay_is_cut_as_before_and_any_other_is_spelled(docu
         assert small.encode(text).tokens == whole.encode(text).tokens
         assert [kept[index] for index in small.encode(text).ids] == whole.encode(text).ids
     assert "[UNK]" not in small.encode(other).tokens
-    spelled = "".join(token.removeprefix("##") for token in small.encode(other, add_special_tokens=False).tokens)
+    spelled = "".join(
+        token.removeprefix("##") for token in small.encode(other, add_special_tokens=False).tokens
+    )
     assert spelled == other.replace(" ", "")
     assert small.get_vocab_size() == len(kept)
 
@@ -64,18 +101,26 @@ def test_embeddings_are_equal_to_the_bit():
     whole, text = make(), "bad dead face"
     kept = words_to_keep(whole, word_counts(whole, [text]))
     small = restrict_tokenizer(whole, kept)
-    config = BertConfig(len(WORDS), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = BertConfig(
+        len(WORDS), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     ids, fewer = (jnp.array([each.encode(text).ids]) for each in (whole, small))
     params = Bert(config).init(jax.random.key(0), ids)["params"]
     cut = params | {"words": {"embedding": params["words"]["embedding"][kept]}}
-    other = BertConfig(len(kept), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    np.testing.assert_array_equal(Bert(config).apply({"params": params}, ids), Bert(other).apply({"params": cut}, fewer))
+    other = BertConfig(
+        len(kept), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    np.testing.assert_array_equal(
+        Bert(config).apply({"params": params}, ids), Bert(other).apply({"params": cut}, fewer)
+    )
 
 
 def test_the_reserve_is_ranked_and_leaves_placeholders_out():
     whole = make()
     counts = word_counts(whole, ["bag bag bag", "head head", "fade"])
-    named = lambda **options: {whole.id_to_token(i) for i in words_to_keep(whole, counts, **options)}
+    named = lambda **options: {
+        whole.id_to_token(i) for i in words_to_keep(whole, counts, **options)
+    }
     least = named(at_least=4)
     assert least == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{c}" for c in LETTERS)}
     assert named(at_least=3) - least == {"bag"}
@@ -98,4 +143,6 @@ def test_what_does_not_fit_is_named():
         restrict_tokenizer(whole, [3, 2, 1])
     with pytest.raises(ValueError, match=r"leaves out \[PAD\]"):
         restrict_tokenizer(whole, np.arange(1, len(WORDS)))
-    assert json.loads(whole.to_str())["model"]["vocab"]["bag"] == WORDS.index("bag")  # the given one is as it was
+    assert json.loads(whole.to_str())["model"]["vocab"]["bag"] == WORDS.index(
+        "bag"
+    )  # the given one is as it was

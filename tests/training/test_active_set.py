@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import hypergeom
 
 import jaxcompress as jc
-import jaxcompress.training.judging
-from jaxcompress.analysis.margins import is_right, rate_of_change, signed_margins, total_bounds
-from jaxcompress.training.judging import filled
+import jaxcompress.classifiers.ranking
+from jaxcompress.classifiers.margins import is_right, rate_of_change, signed_margins, total_bounds
+from jaxcompress.classifiers.ranking import filled
 
 rng = np.random.default_rng(0)
 COUNT = 3_000
@@ -25,7 +25,10 @@ def apply(params, x):
 
 
 SHAPES = {"a": (16, 32), "b": (32, 32), "c": (32, 5)}
-START = {name: jnp.asarray(rng.normal(size=s) * (2 / s[0]) ** 0.5, jnp.float32) for name, s in SHAPES.items()}
+START = {
+    name: jnp.asarray(rng.normal(size=s) * (2 / s[0]) ** 0.5, jnp.float32)
+    for name, s in SHAPES.items()
+}
 PARAMS = jc.fit(
     jc.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=400, batch_size=100, progress=False
 ).params  # fmt: skip
@@ -37,7 +40,10 @@ PLACE = {row.tobytes(): place for place, row in enumerate(X)}
 
 
 def noise(scale):
-    return jax.tree.map(lambda leaf: leaf + scale * jax.random.normal(jax.random.key(leaf.shape[0]), leaf.shape), PARAMS)
+    return jax.tree.map(
+        lambda leaf: leaf + scale * jax.random.normal(jax.random.key(leaf.shape[0]), leaf.shape),
+        PARAMS,
+    )
 
 
 def table(logits):
@@ -54,7 +60,10 @@ def overturned(which):
 
 FAR = np.abs(ACTIVE.margins) > np.quantile(np.abs(ACTIVE.margins), 0.7)
 COMPACTIONS = {
-    **{f"rotate {keep}": jc.rotate_and_prune(NET, keep)(PARAMS, MOMENTS) for keep in (0.8, 0.5, 0.2)},
+    **{
+        f"rotate {keep}": jc.rotate_and_prune(NET, keep)(PARAMS, MOMENTS)
+        for keep in (0.8, 0.5, 0.2)
+    },
     **{f"coarsen {factor}": jc.coarsen(NET, factor)(PARAMS, MOMENTS) for factor in (1.5, 4)},
     **{f"hashed {keep}": jc.hashed(keep)(PARAMS) for keep in (0.9, 0.3)},
     **{f"factored {keep}": jc.factored(keep)(PARAMS) for keep in (0.7, 0.3)},
@@ -85,7 +94,9 @@ TRUTH = {name: float(is_right(logits_of(each), Y).mean()) for name, each in ALL.
 
 
 def judge(candidates=ALL, active=ACTIVE, **options):
-    return jc.evaluate_compactions(candidates, active, **{"evaluations": 0.1, "progress": False} | options)
+    return jc.evaluate_compactions(
+        candidates, active, **{"evaluations": 0.1, "progress": False} | options
+    )
 
 
 def seeded(seed, **options):
@@ -100,16 +111,24 @@ def test_bounds_contain_the_truth(evaluations):
         assert sum(row.evaluations for row in found.rows) <= np.ceil(evaluations * COUNT) * len(ALL)
         for name, truth in TRUTH.items():
             row = found[name]
-            assert row.certain[0] - 1e-9 <= row.confident[0] - 1e-9 <= truth <= row.confident[1] + 1e-9 <= row.certain[1] + 2e-9, (
-                name
-            )
+            assert (
+                row.certain[0] - 1e-9
+                <= row.confident[0] - 1e-9
+                <= truth
+                <= row.confident[1] + 1e-9
+                <= row.certain[1] + 2e-9
+            ), name
             assert row.confident[0] - 1e-9 <= row.accuracy <= row.confident[1] + 1e-9
 
 
 def test_everything_seen_is_the_truth():
     for row in judge(evaluations=1.0).rows:
         assert row.certain == row.confident == pytest.approx((TRUTH[row.name],) * 2)
-        assert (row.accuracy, row.error, row.evaluations) == (pytest.approx(TRUTH[row.name]), 0.0, COUNT)
+        assert (row.accuracy, row.error, row.evaluations) == (
+            pytest.approx(TRUTH[row.name]),
+            0.0,
+            COUNT,
+        )
 
 
 def garbage(features, logits, labels, index, seen):
@@ -121,10 +140,12 @@ def garbage(features, logits, labels, index, seen):
 def test_estimates_are_unbiased(expect, monkeypatch):
     """The mean of 25 draws is within 4 of its standard errors of the truth, for every candidate; and they say how far off."""
     if expect is not None:
-        monkeypatch.setattr(jaxcompress.training.judging, "right_chances", expect)
+        monkeypatch.setattr(jaxcompress.classifiers.ranking, "right_chances", expect)
     draws = [judge(active=seeded(seed), evaluations=0.06) for seed in range(25)]
     for name, truth in TRUTH.items():
-        each, accuracy, error = np.array([(found[name].unbiased, found[name].accuracy, found[name].error) for found in draws]).T
+        each, accuracy, error = np.array(
+            [(found[name].unbiased, found[name].accuracy, found[name].error) for found in draws]
+        ).T
         assert abs(each.mean() - truth) <= 4 * max(each.std() / 25**0.5, 1e-6) + 1e-9, name
         assert error.mean() >= 0.7 * each.std(), name
         assert (np.abs(accuracy - each) <= 2 * error + 1e-9).all(), name
@@ -157,9 +178,16 @@ def test_the_first_look_is_the_same_for_all_but_for_what_is_certified():
 
 def test_what_is_expected_brings_accuracies_nearer():
     """By a quarter of the squared error at least, over usable compactions; what the original alone expects does not."""
-    usable = {name: each for name, each in COMPACTIONS.items() if 0.8 < TRUTH[name] < TRUTH["noise 0.0"]}
+    usable = {
+        name: each for name, each in COMPACTIONS.items() if 0.8 < TRUTH[name] < TRUTH["noise 0.0"]
+    }
     draws = [judge(usable, seeded(seed)) for seed in range(30)]
-    gaps = np.array([[(row.accuracy - TRUTH[row.name], row.unbiased - TRUTH[row.name]) for row in found.rows] for found in draws])
+    gaps = np.array(
+        [
+            [(row.accuracy - TRUTH[row.name], row.unbiased - TRUTH[row.name]) for row in found.rows]
+            for found in draws
+        ]
+    )
     accuracy, unbiased = np.square(gaps).mean((0, 1))
     assert accuracy < 0.75 * unbiased
 
@@ -212,7 +240,9 @@ def test_without_labels_it_is_agreement():
 
 def test_margins_are_those_of_the_logits_and_sorted():
     top = np.sort(LOGITS, 1)
-    np.testing.assert_allclose(np.abs(ACTIVE.margins[ACTIVE.right]), (top[:, -1] - top[:, -2])[ACTIVE.right], atol=1e-5)
+    np.testing.assert_allclose(
+        np.abs(ACTIVE.margins[ACTIVE.right]), (top[:, -1] - top[:, -2])[ACTIVE.right], atol=1e-5
+    )
     assert (np.sign(ACTIVE.margins) == np.where(ACTIVE.right, 1, -1)).all()
     assert (np.diff(np.abs(ACTIVE.margins)[ACTIVE.active]) >= 0).all()
     assert set(ACTIVE.active) == set(np.flatnonzero(np.abs(ACTIVE.margins) <= 1.0))
@@ -242,7 +272,9 @@ def test_few_examples_and_one_label(count):
     active = jc.active_set(NET, PARAMS, (X[:count], np.full(count, 3)), 0.5, progress=False)
     found = judge({"same": PARAMS, "noise": noise(0.3)}, active, evaluations=1.0)
     for row, params in ((found["same"], PARAMS), (found["noise"], noise(0.3))):
-        assert row.accuracy == pytest.approx((np.asarray(NET(params, X[:count])).argmax(1) == 3).mean())
+        assert row.accuracy == pytest.approx(
+            (np.asarray(NET(params, X[:count])).argmax(1) == 3).mean()
+        )
 
 
 @pytest.mark.parametrize("expected", [0.001, 0.3])
@@ -252,7 +284,10 @@ def test_totals_are_bounded_with_their_risk(sizes, expected):
     sizes = np.array(sizes)
     drawn, signs, risk = (sizes + 1) // 2, np.array([1, -1])[: len(sizes)], 0.1
     outcomes = list(itertools.product(*[range(n + 1) for n in drawn]))
-    bounds = [total_bounds(np.array(each), drawn, sizes, np.full(len(sizes), expected), signs, risk) for each in outcomes]
+    bounds = [
+        total_bounds(np.array(each), drawn, sizes, np.full(len(sizes), expected), signs, risk)
+        for each in outcomes
+    ]
     for truth in itertools.product(*[range(0, size + 1, 1 + size // 10) for size in sizes]):
         chance = np.array([np.prod(hypergeom.pmf(each, sizes, truth, drawn)) for each in outcomes])
         missed = np.array([not low <= np.sum(signs * truth) <= high for low, high in bounds])
@@ -308,8 +343,14 @@ def test_refusals():
         ({"evaluations": 0.001}, "raise evaluations to"),
         ({"certified": {"none": 1.0}}, "expected a candidate's name"),
         ({"candidates": {"far": noise(0.3)}, "certified": {"far": 0.5}}, "is certified to move"),
-        ({"candidates": {"NaN": ADVERSARIES["NaN"]}, "certified": {"NaN": 0.5}}, "is certified to move"),
-        ({"candidates": {"three": lambda x: x[:, :3]}}, "'three' gives 3 classes, expected the original's 5"),
+        (
+            {"candidates": {"NaN": ADVERSARIES["NaN"]}, "certified": {"NaN": 0.5}},
+            "is certified to move",
+        ),
+        (
+            {"candidates": {"three": lambda x: x[:, :3]}},
+            "'three' gives 3 classes, expected the original's 5",
+        ),
         ({"candidates": {"short": lambda x: x[:3]}}, "'short' gave an array of shape"),
     ):
         with pytest.raises(ValueError, match=why):

@@ -29,12 +29,18 @@ def test_at_both_ends_of_the_temperature():
     """Hot, the gradient is that of logits less their mean; at 1 with labels alone it is cross entropy."""
     slope = lambda loss, batch: jax.grad(loss)(STUDENT, batch, None)
     centred = lambda z: z - z.mean(1, keepdims=True)
-    squared = lambda params, batch, key: jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
+    squared = lambda params, batch, key: (
+        jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
+    )
     hot = slope(jc.distillation(mlp, temperature=1e3), (X, SAID))
-    for one, two in zip(jax.tree.leaves(hot), jax.tree.leaves(slope(squared, (X, SAID))), strict=True):
+    for one, two in zip(
+        jax.tree.leaves(hot), jax.tree.leaves(slope(squared, (X, SAID))), strict=True
+    ):
         np.testing.assert_allclose(one, two, rtol=0.02, atol=0.02 * float(jnp.abs(two).max()))
     hard = slope(jc.distillation(mlp, hard=1.0), (X, Y, SAID))
-    for one, two in zip(jax.tree.leaves(hard), jax.tree.leaves(slope(jc.cross_entropy(mlp), (X, Y))), strict=True):
+    for one, two in zip(
+        jax.tree.leaves(hard), jax.tree.leaves(slope(jc.cross_entropy(mlp), (X, Y))), strict=True
+    ):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
@@ -43,23 +49,33 @@ def test_the_teacher_itself_is_the_minimum(temperature):
     loss = jc.distillation(mlp, temperature=temperature)
     assert float(loss(TEACHER, (X, SAID), None)) == pytest.approx(0, abs=1e-4)
     assert float(loss(STUDENT, (X, SAID), None)) > 0.1
-    assert all(float(jnp.abs(leaf).max()) < 1e-3 for leaf in jax.tree.leaves(jax.grad(loss)(TEACHER, (X, SAID), None)))
+    assert all(
+        float(jnp.abs(leaf).max()) < 1e-3
+        for leaf in jax.tree.leaves(jax.grad(loss)(TEACHER, (X, SAID), None))
+    )
 
 
 def test_the_parts_add_up():
-    parts = [float(jc.distillation(mlp, temperature=2.0, hard=share)(STUDENT, (X, Y, SAID), None)) for share in (0.0, 0.3, 1.0)]
+    parts = [
+        float(jc.distillation(mlp, temperature=2.0, hard=share)(STUDENT, (X, Y, SAID), None))
+        for share in (0.0, 0.3, 1.0)
+    ]
     assert parts[1] == pytest.approx(0.7 * parts[0] + 0.3 * parts[2], rel=1e-5)
 
 
 def test_smoothing_is_a_mixture_of_labels():
     soft = 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4
     smooth = jc.cross_entropy(mlp, smoothing=0.1)
-    assert float(smooth(STUDENT, (X, Y), None)) == pytest.approx(float(jc.cross_entropy(mlp)(STUDENT, (X, soft), None)), rel=1e-5)
+    assert float(smooth(STUDENT, (X, Y), None)) == pytest.approx(
+        float(jc.cross_entropy(mlp)(STUDENT, (X, soft), None)), rel=1e-5
+    )
 
 
 def test_hidden_states_of_another_width_come_to_agree():
     def both(params, x):
-        hidden = jax.nn.relu(jax.nn.relu(x @ params["w0"] + params["b0"]) @ params["w1"] + params["b1"])
+        hidden = jax.nn.relu(
+            jax.nn.relu(x @ params["w0"] + params["b0"]) @ params["w1"] + params["b1"]
+        )
         return hidden @ params["w2"], hidden
 
     said, hidden = jc.outputs(both, TEACHER, X, progress=False)
@@ -67,7 +83,15 @@ def test_hidden_states_of_another_width_come_to_agree():
     given = dict(optimizer=optax.adam(0.01), steps=150, batch_size=256, progress=False)
     after = [
         float(
-            alignment(both(jc.fit(jc.distillation(both, states=weight), STUDENT, (X, said, hidden), **given).params, X)[1], hidden)
+            alignment(
+                both(
+                    jc.fit(
+                        jc.distillation(both, states=weight), STUDENT, (X, said, hidden), **given
+                    ).params,
+                    X,
+                )[1],
+                hidden,
+            )
         )
         for weight in (1e-6, 10.0)
     ]
@@ -87,7 +111,9 @@ def test_students_learn_what_the_teacher_says_of_new_inputs():
     """Its probabilities, which labels say nothing of."""
     given = dict(optimizer=optax.adam(0.01), steps=300, batch_size=64, progress=False)
     fresh = np.random.default_rng(2).normal(size=(4_000, 5)).astype(np.float32)
-    apart = lambda params: float(jc.distillation(mlp, temperature=1.0)(params, (fresh, mlp(TEACHER, fresh)), None))
+    apart = lambda params: float(
+        jc.distillation(mlp, temperature=1.0)(params, (fresh, mlp(TEACHER, fresh)), None)
+    )
     soft = jc.fit(jc.distillation(mlp, temperature=2.0), STUDENT, (X, SAID), **given).params
     hard = jc.fit(jc.cross_entropy(mlp), STUDENT, (X, Y), **given).params
     assert apart(soft) < 0.3 * apart(hard)

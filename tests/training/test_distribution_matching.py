@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxcompress as jc
-from jaxcompress.training.realization_along import random_points
+from jaxcompress.classifiers.realization_along import random_points
 
 
 def sphere(x):
@@ -22,14 +22,19 @@ def relus(key, x):
 
 X = random_points((np.zeros(5), np.ones(5)), 400, seed=0)
 FOUND = jc.realize_along(sphere, X, 0.05, neighbours=4, progress=False)
-GIVEN = dict(optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 200)), steps=200, progress=False)
+GIVEN = dict(
+    optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 200)), steps=200, progress=False
+)
 
 
 def discrepancy(realized):
     """The distance of the feature means, over networks that no step has seen."""
     of = lambda key: sum(
         jnp.mean(
-            (relus(key, FOUND.given[FOUND.given_labels == c]).mean(0) - relus(key, realized.points[realized.labels == c]).mean(0))
+            (
+                relus(key, FOUND.given[FOUND.given_labels == c]).mean(0)
+                - relus(key, realized.points[realized.labels == c]).mean(0)
+            )
             ** 2
         )
         for c in (0, 1)
@@ -46,7 +51,9 @@ def test_features_of_new_networks_come_nearer_to_the_data(members):
 
 def test_labels_stay_and_points_stay_in_the_box():
     few = FOUND.coarsened(sphere, 6, members=True)
-    moved = jc.match_distribution(few, sphere, relus, optimizer=optax.sgd(50.0), steps=20, progress=False, domain=(0.1, 0.9))
+    moved = jc.match_distribution(
+        few, sphere, relus, optimizer=optax.sgd(50.0), steps=20, progress=False, domain=(0.1, 0.9)
+    )
     inside = (moved.points >= 0.1).all(1) & (moved.points <= 0.9).all(1)
     kept = (moved.points == few.points).all(1)
     assert (inside | kept).all()
@@ -81,9 +88,13 @@ def test_bad_input(features, change, error, match):
 
 def test_a_class_of_the_border_only_stays():
     given = dataclasses.replace(
-        FOUND.coarsened(sphere, 2), points=np.float32([[0.5] * 5, [0.0] * 5, [1.0] * 5]), labels=np.int32([1, 0, 7])
+        FOUND.coarsened(sphere, 2),
+        points=np.float32([[0.5] * 5, [0.0] * 5, [1.0] * 5]),
+        labels=np.int32([1, 0, 7]),
     )
-    given = dataclasses.replace(given, weights=np.float64([0.5, 0.5, 0]), cells=np.where(FOUND.given_labels == 1, 0, 1))
+    given = dataclasses.replace(
+        given, weights=np.float64([0.5, 0.5, 0]), cells=np.where(FOUND.given_labels == 1, 0, 1)
+    )
     classify = lambda x: np.where((x == 1).all(1), 7, sphere(x)).astype(np.int32)
     moved = jc.match_distribution(given, classify, relus, **GIVEN, domain=(0, 1))
     np.testing.assert_array_equal(moved.points[2], given.points[2])

@@ -10,10 +10,16 @@ import optax
 import pytest
 
 import jaxcompress as jc
+from jaxcompress.documents.batches import buckets, embed, hidden_states
+from jaxcompress.documents.distillation import (
+    batches_with,
+    distillation_loss,
+    embedding_loss,
+    similarity_loss,
+    state_loss,
+)
+from jaxcompress.documents.retrieval import fidelity
 from jaxcompress.models.bert import Bert, BertConfig, pool
-from jaxcompress.text.batches import buckets, embed, hidden_states
-from jaxcompress.text.retrieval import fidelity
-from jaxcompress.training.encoder_distillation import batches_with, distillation_loss, embedding_loss, similarity_loss, state_loss
 from jaxcompress.training.stream import fit_stream
 
 RNG = np.random.default_rng(0)
@@ -30,42 +36,73 @@ def test_a_cut_encoder_recovers_on_texts_alone():
     teacher = embed(apply, PARAMS, TEXTS, progress=False)
     batches = buckets(TEXTS, tokens=256, seed=0)
     net = jc.trace(apply, PARAMS, *batches[0].inputs)
-    moments = net.calibrate(PARAMS, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, progress=False)
+    moments = net.calibrate(
+        PARAMS, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, progress=False
+    )
     small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, moments)
     similar = lambda params: fidelity(teacher, embed(net, params, TEXTS, progress=False))
     before = similar(small)
     stream = batches_with(batches, teacher)
     for bank in (teacher, None):
         loss = distillation_loss(net, bank)
-        state = fit_stream(loss, small, stream, optimizer=optax.adam(3e-3), steps=60, progress=False)
+        state = fit_stream(
+            loss, small, stream, optimizer=optax.adam(3e-3), steps=60, progress=False
+        )
         assert 1 - similar(state.params) < 0.5 * (1 - before)
 
 
 def test_hidden_states_teach_more_than_embeddings_alone():
     config = dataclasses.replace(MODEL.config, pooling="none")
     hidden = lambda params, ids, mask: Bert(config).apply({"params": params}, ids, mask)
-    batches, teacher = buckets(TEXTS, tokens=256, seed=0), embed(apply, PARAMS, TEXTS, progress=False)
+    batches, teacher = (
+        buckets(TEXTS, tokens=256, seed=0),
+        embed(apply, PARAMS, TEXTS, progress=False),
+    )
     net = jc.trace(hidden, PARAMS, *batches[0].inputs)
-    small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, net.calibrate(PARAMS, [b.inputs for b in batches], progress=False))
+    small = jc.rotate_and_prune(net, keep=1 / 4)(
+        PARAMS, net.calibrate(PARAMS, [b.inputs for b in batches], progress=False)
+    )
     states = hidden_states(hidden, PARAMS, TEXTS, progress=False)
     error = lambda params: float(
-        np.mean([state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask) for b in batches])
+        np.mean(
+            [
+                state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask)
+                for b in batches
+            ]
+        )
     )
     found = {}
     for weight in (0.0, 1.0):
         loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
         state = fit_stream(
-            loss, small, batches_with(batches, teacher, states), optimizer=optax.adam(3e-3), steps=60, progress=False
+            loss,
+            small,
+            batches_with(batches, teacher, states),
+            optimizer=optax.adam(3e-3),
+            steps=60,
+            progress=False,
         )
         found[weight] = error(state.params)
     assert found[1.0] < 0.8 * found[0.0] < error(small)
 
 
 def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
-    loss, stream = distillation_loss(apply), batches_with(buckets(TEXTS, tokens=256), np.eye(16)[RNG.integers(0, 16, 60)])
+    loss, stream = (
+        distillation_loss(apply),
+        batches_with(buckets(TEXTS, tokens=256), np.eye(16)[RNG.integers(0, 16, 60)]),
+    )
     optimizer = optax.MultiSteps(optax.adam(1e-3), every_k_schedule=3)
     saved = []
-    whole = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=8, progress=False, watch=saved.append, every=0.0)
+    whole = fit_stream(
+        loss,
+        PARAMS,
+        stream,
+        optimizer=optimizer,
+        steps=8,
+        progress=False,
+        watch=saved.append,
+        every=0.0,
+    )
     assert [int(state.step) for state in saved][-1] == 8
     half = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=5, progress=False)
     again = fit_stream(loss, None, stream, optimizer=optimizer, steps=8, progress=False, state=half)
@@ -85,25 +122,36 @@ def test_gradients_that_are_gathered_are_those_of_the_larger_batch():
         steps=3,
         progress=False,
     )
-    whole = fit_stream(loss, jnp.zeros(4), lambda step: x, optimizer=optax.sgd(0.1), steps=1, progress=False)
+    whole = fit_stream(
+        loss, jnp.zeros(4), lambda step: x, optimizer=optax.sgd(0.1), steps=1, progress=False
+    )
     np.testing.assert_allclose(parts.params, whole.params, rtol=1e-5)
 
 
 def test_padding_rows_count_nowhere():
-    student, teacher = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in RNG.standard_normal((2, 5, 8)).astype(np.float32))
+    student, teacher = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in RNG.standard_normal((2, 5, 8)).astype(np.float32)
+    )
     weight = jnp.array([1.0, 1, 1, 0, 0])
     for loss in (embedding_loss, similarity_loss):
-        np.testing.assert_allclose(loss(student, teacher, weight=weight), loss(student[:3], teacher[:3]), rtol=1e-5)
+        np.testing.assert_allclose(
+            loss(student, teacher, weight=weight), loss(student[:3], teacher[:3]), rtol=1e-5
+        )
         assert loss(teacher, teacher, weight=weight) == 0
         assert np.isfinite(jax.grad(loss)(student, teacher, weight=weight)).all()
 
 
 def test_similarities_are_the_divergence_by_its_formula():
-    student, teacher, bank = (RNG.standard_normal((n, 8)).astype(np.float32) / 3 for n in (4, 4, 20))
+    student, teacher, bank = (
+        RNG.standard_normal((n, 8)).astype(np.float32) / 3 for n in (4, 4, 20)
+    )
     shares = lambda x: (e := np.exp(x @ bank.T / 0.2)) / e.sum(1, keepdims=True)
     p, q = shares(teacher), shares(student)
     expected = 0.04 * (p * np.log(p / q)).sum(1).mean()
-    np.testing.assert_allclose(similarity_loss(student, teacher, bank, temperature=0.2), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        similarity_loss(student, teacher, bank, temperature=0.2), expected, rtol=1e-4
+    )
 
 
 def test_states_are_matched_through_the_map():
@@ -121,8 +169,19 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="no batches"):
         batches_with([], np.ones((3, 2)))
     with pytest.raises(TypeError, match="only float leaves"):
-        fit_stream(lambda p, b, k: 0.0, {"a": jnp.arange(3)}, lambda step: None, optimizer=optax.sgd(1.0), steps=1)
+        fit_stream(
+            lambda p, b, k: 0.0,
+            {"a": jnp.arange(3)},
+            lambda step: None,
+            optimizer=optax.sgd(1.0),
+            steps=1,
+        )
     with pytest.raises(ValueError, match="not finite at step 0"):
         fit_stream(
-            lambda p, b, k: jnp.sum(p) * jnp.nan, jnp.ones(2), lambda step: 0.0, optimizer=optax.sgd(1.0), steps=3, progress=False
+            lambda p, b, k: jnp.sum(p) * jnp.nan,
+            jnp.ones(2),
+            lambda step: 0.0,
+            optimizer=optax.sgd(1.0),
+            steps=3,
+            progress=False,
         )

@@ -25,7 +25,11 @@ def apply(params, x):
 def fresh(width, classes=4):
     up, bias, down = jax.random.split(jax.random.key(0), 3)
     normal = jax.random.normal
-    return {"up": 3 * normal(up, (2, width)), "bias": normal(bias, (width,)), "down": normal(down, (width, classes)) / width**0.5}
+    return {
+        "up": 3 * normal(up, (2, width)),
+        "bias": normal(bias, (width,)),
+        "down": normal(down, (width, classes)) / width**0.5,
+    }
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -52,7 +56,9 @@ def test_too_few_units_say_so_and_keep_the_best():
 
 def test_compact_parameters():
     params = fresh(32) | {"down": jc.factored(keep=3 / 4)(fresh(32)["down"])}
-    fitted = jc.fit_exactly(apply, params, realized(KINDS["two classes"], 1 / 8), steps=600, rounds=2, progress=False)
+    fitted = jc.fit_exactly(
+        apply, params, realized(KINDS["two classes"], 1 / 8), steps=600, rounds=2, progress=False
+    )
     assert jax.tree.structure(fitted.params) == jax.tree.structure(params)
     assert fitted.agreement.max() > max(0.9, fitted.agreement[0])
 

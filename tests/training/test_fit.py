@@ -19,12 +19,26 @@ DENSE = {"w": 0.1 * matrix(12, 3, seed=2), "b": jnp.zeros(3)}
 def train(params, steps=40, state=None, y=Y, **options):
     schedule = optax.cosine_decay_schedule(0.05, 40)
     return jc.fit(
-        LOSS, params, (X, y), optimizer=optax.adam(schedule), steps=steps, batch_size=16, state=state, progress=False, **options
+        LOSS,
+        params,
+        (X, y),
+        optimizer=optax.adam(schedule),
+        steps=steps,
+        batch_size=16,
+        state=state,
+        progress=False,
+        **options,
     )
 
 
 @pytest.mark.parametrize(
-    "transform", [jc.identity(), jc.hashed(keep=1 / 2), jc.factored(keep=3 / 4), jc.vocabulary(keep=1 / 2, atoms="learned")]
+    "transform",
+    [
+        jc.identity(),
+        jc.hashed(keep=1 / 2),
+        jc.factored(keep=3 / 4),
+        jc.vocabulary(keep=1 / 2, atoms="learned"),
+    ],
 )
 @pytest.mark.parametrize("targets", [Y, np.eye(3, dtype=np.float32)[Y]], ids=["hard", "soft"])
 def test_it_learns(transform, targets):
@@ -46,24 +60,37 @@ def test_resuming_is_exact(stop, tmp_path):
     whole, half = train(params), train(params, steps=stop)
     jc.save(tmp_path / "state.safetensors", half)
     again = train(params, state=jc.load(tmp_path / "state.safetensors", like=half))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True)
+    )
 
 
 def test_given_parameters_survive():
     params = jax.tree.map(jnp.array, DENSE)
     train(params)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(DENSE), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(DENSE), strict=True)
+    )
 
 
 def test_each_epoch_is_another_permutation():
-    epochs = [np.concatenate([examples_at(jnp.int32(4 * e + s), 8, 2, jnp.uint32(3)) for s in range(4)]).tolist() for e in range(3)]
+    epochs = [
+        np.concatenate(
+            [examples_at(jnp.int32(4 * e + s), 8, 2, jnp.uint32(3)) for s in range(4)]
+        ).tolist()
+        for e in range(3)
+    ]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_keys_differ_at_each_step():
     loss = lambda p, batch, key: jnp.sum(p) * 0 + jax.random.uniform(key)
-    state = jc.fit(loss, jnp.zeros(2), X, optimizer=optax.sgd(1.0), steps=5, batch_size=4, progress=False)
+    state = jc.fit(
+        loss, jnp.zeros(2), X, optimizer=optax.sgd(1.0), steps=5, batch_size=4, progress=False
+    )
     assert len(set(np.asarray(state.losses).tolist())) == 5
 
 
@@ -75,6 +102,14 @@ def test_bad_input():
     with pytest.raises(ValueError, match="between 1 and the 60 examples"):
         jc.fit(LOSS, DENSE, (X, Y), optimizer=optax.sgd(1.0), steps=1, batch_size=61)
     with pytest.raises(ValueError, match="not finite at step 0"):
-        jc.fit(LOSS, DENSE, (X * np.nan, Y), optimizer=optax.sgd(1.0), steps=1, batch_size=4, progress=False)
+        jc.fit(
+            LOSS,
+            DENSE,
+            (X * np.nan, Y),
+            optimizer=optax.sgd(1.0),
+            steps=1,
+            batch_size=4,
+            progress=False,
+        )
     with pytest.raises(ValueError, match="already taken 3 steps"):
         train(DENSE, steps=2, state=train(DENSE, steps=3))

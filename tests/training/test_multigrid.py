@@ -10,7 +10,7 @@ from networks.test_oracle import close, network, outputs
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.training.carrying import carried, slots
+from jaxcompress.training.optimizer_state import carried, slots
 from jaxcompress.transforms.resolution import thin
 
 X = np.asarray(matrix(96, 5))
@@ -29,7 +29,10 @@ def train(levels=LEVELS, optimizer=None, **options):
 
 def equal(one, two):
     assert jax.tree.structure(one) == jax.tree.structure(two)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
 
 
 def test_sizes_grow_and_costs_with_them():
@@ -54,7 +57,9 @@ def test_resuming_is_exact(stop, tmp_path):
 
 def test_one_level_is_fit():
     optimizer = optax.adam(0.01)
-    fitted = jc.fit(LOSS, PARAMS, (X, Y), optimizer=optimizer, steps=20, batch_size=16, progress=False)
+    fitted = jc.fit(
+        LOSS, PARAMS, (X, Y), optimizer=optimizer, steps=20, batch_size=16, progress=False
+    )
     equal(train(((1, 20),), optimizer).params, fitted.params)
 
 
@@ -72,8 +77,12 @@ OPTIMIZERS = {
     "a trace of steps": optax.chain(optax.adam(0.1), optax.trace(0.9)),
     "several steps": optax.MultiSteps(optax.adam(0.1), 2),
     "injected": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
-    "adam for weights": optax.multi_transform({"w": optax.adam(0.01), "b": optax.sgd(0.01, momentum=0.9)}, BIASES),
-    "adam for biases": optax.multi_transform({"b": optax.adam(0.01), "w": optax.sgd(0.01, momentum=0.9)}, BIASES),
+    "adam for weights": optax.multi_transform(
+        {"w": optax.adam(0.01), "b": optax.sgd(0.01, momentum=0.9)}, BIASES
+    ),
+    "adam for biases": optax.multi_transform(
+        {"b": optax.adam(0.01), "w": optax.sgd(0.01, momentum=0.9)}, BIASES
+    ),
 }
 NOT_EXACT = {"clipped adam"}
 """Whose gradients are divided by a norm over all parameters, which a refined network has another of."""
@@ -84,7 +93,9 @@ def refined_state_is_right(name, optimizer, tol=2e-4):
     model, net = network(name) if name else (None, NET)
     params, inputs = (model.params, model.inputs) if model else (PARAMS, (X,))
     total = lambda params: sum(
-        jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(net(params, *inputs)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+        jnp.sum(jnp.sin(leaf))
+        for leaf in jax.tree.leaves(net(params, *inputs))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
     )
     change = jc.refine(net, 2)
     states = []
@@ -97,12 +108,16 @@ def refined_state_is_right(name, optimizer, tol=2e-4):
     found = carried(optimizer, states[0], params, change, slots(optimizer, params))
     assert jax.tree.structure(found) == jax.tree.structure(states[1])
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(states[1]), strict=True):
-        np.testing.assert_allclose(one, two, rtol=tol, atol=tol * max(float(jnp.abs(two).max()), 1e-2))
+        np.testing.assert_allclose(
+            one, two, rtol=tol, atol=tol * max(float(jnp.abs(two).max()), 1e-2)
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in NOT_EXACT])
 def test_a_state_is_what_the_refined_network_gives(name):
-    refined_state_is_right(None, OPTIMIZERS[name], *[5e-3] * (name == "rmsprop"))  # whose epsilon is inside the root
+    refined_state_is_right(
+        None, OPTIMIZERS[name], *[5e-3] * (name == "rmsprop")
+    )  # whose epsilon is inside the root
 
 
 @pytest.mark.parametrize("name", ["encoder_linen", "encoder_rms", "convnet", "lstm"])
@@ -115,12 +130,19 @@ def test_the_function_is_kept_from_level_to_level(name):
     """Steps of no length show it: what the coarsest level computes is what the last does."""
     model, net = network(name)
     loss = lambda params, batch, key: sum(
-        jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(net(params, *model.inputs)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+        jnp.sum(jnp.sin(leaf))
+        for leaf in jax.tree.leaves(net(params, *model.inputs))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
     )
-    given = dict(optimizer=optax.sgd(0.0), levels=((4, 1), (2, 1), (1, 1)), batch_size=1, progress=False)
+    given = dict(
+        optimizer=optax.sgd(0.0), levels=((4, 1), (2, 1), (1, 1)), batch_size=1, progress=False
+    )
     state = jc.multigrid(net, loss, model.params, np.zeros((1, 1)), **given)
     assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, model.params)
-    close(outputs(model, net(state.params, *model.inputs)), outputs(model, net(thin(net, 4)(model.params), *model.inputs)))
+    close(
+        outputs(model, net(state.params, *model.inputs)),
+        outputs(model, net(thin(net, 4)(model.params), *model.inputs)),
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -148,7 +170,9 @@ def test_what_it_starts_from_has_the_variance_of_the_whole():
     small = thin(net, 4)(params)
     assert small["w1"].shape == (128, 128)
     for name in ("w1", "w2"):
-        assert float(jnp.var(small[name])) == pytest.approx(4 * float(jnp.var(params[name])), rel=0.1)
+        assert float(jnp.var(small[name])) == pytest.approx(
+            4 * float(jnp.var(params[name])), rel=0.1
+        )
     outputs = [float(jnp.var(net(each, X))) for each in (params, small)]
     assert outputs[1] == pytest.approx(outputs[0], rel=0.3)
 
@@ -180,7 +204,13 @@ def test_refusals():
     assert not seen
     with pytest.raises(ValueError, match="is compact"):
         jc.multigrid(
-            NET, LOSS, jc.at("w0", jc.hashed(1 / 2))(PARAMS), (X, Y), optimizer=optax.sgd(0.1), levels=LEVELS, batch_size=8
+            NET,
+            LOSS,
+            jc.at("w0", jc.hashed(1 / 2))(PARAMS),
+            (X, Y),
+            optimizer=optax.sgd(0.1),
+            levels=LEVELS,
+            batch_size=8,
         )
     with pytest.raises(ValueError, match="has already taken 17 steps"):
         train(((1, 3),), state=train(until=17))
@@ -188,7 +218,9 @@ def test_refusals():
     for levels, state in ((((2, 10), (1, 15)), train(until=3)), (LEVELS, whole)):
         with pytest.raises(ValueError, match="go on with the levels that it began with"):
             train(levels, state=state)
-    fitted = jc.fit(LOSS, PARAMS, (X, Y), optimizer=optax.sgd(0.1), steps=1, batch_size=16, progress=False)
+    fitted = jc.fit(
+        LOSS, PARAMS, (X, Y), optimizer=optax.sgd(0.1), steps=1, batch_size=16, progress=False
+    )
     with pytest.raises(TypeError, match="a MultigridState; got FitState"):
         train(state=fitted)
     model, net = network("encoder_linen")
@@ -207,7 +239,9 @@ def test_training_at_any_resolution_serves_the_coarse_ones():
     losses = {}
     for name, loss in (("full", LOSS), ("any", jc.at_any_resolution(NET, LOSS, (1, 2, 4)))):
         params = jc.fit(loss, PARAMS, (x, y), **given).params
-        losses[name] = [float(LOSS(jc.coarsen(NET, factor)(params), (x, y), None)) for factor in (1, 4)]
+        losses[name] = [
+            float(LOSS(jc.coarsen(NET, factor)(params), (x, y), None)) for factor in (1, 4)
+        ]
     assert losses["any"][1] < losses["full"][1] - 0.1
     with pytest.raises(ValueError, match="give it a key"):
         jc.at_any_resolution(NET, LOSS)(PARAMS, (x, y), None)

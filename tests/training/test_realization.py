@@ -9,9 +9,9 @@ import pytest
 from scipy import ndimage
 
 import jaxcompress as jc
-from jaxcompress.training import realization
-from jaxcompress.training.mesh import MeshClassifier
-from jaxcompress.training.tree import Tree
+from jaxcompress.classifiers import realization
+from jaxcompress.classifiers.mesh import MeshClassifier
+from jaxcompress.classifiers.tree import Tree
 
 CELLS = {1: 512, 2: 128, 3: 64, 4: 16}
 """Along each axis of the grid, by dimension; a coarse cell has 8 of them or, in four dimensions, 4."""
@@ -19,7 +19,9 @@ COARSE = {1: 64, 2: 16, 3: 8, 4: 4}
 
 
 def half(x):
-    return (x @ np.arange(1, x.shape[1] + 1) > 0.45 * sum(range(1, x.shape[1] + 1))).astype(np.int32)
+    return (x @ np.arange(1, x.shape[1] + 1) > 0.45 * sum(range(1, x.shape[1] + 1))).astype(
+        np.int32
+    )
 
 
 def ball(x):
@@ -42,7 +44,9 @@ def tail(x):
     """A disc and a tail of two cells, far thinner than a coarse cell."""
     away = np.abs(x[:, 1:] - 0.5).max(1, initial=0) < 1 / CELLS[x.shape[1]]
     middle = [0.3, 0.4, 0.4, 0.4][: x.shape[1]]
-    return np.int32((np.linalg.norm(x - middle, axis=1) < 0.25) | (away & (x[:, 0] > 0.3) & (x[:, 0] < 0.9)))
+    return np.int32(
+        (np.linalg.norm(x - middle, axis=1) < 0.25) | (away & (x[:, 0] > 0.3) & (x[:, 0] < 0.9))
+    )
 
 
 def huge(x):
@@ -57,7 +61,9 @@ def constant(x):
     return np.full(len(x), 3)
 
 
-CLASSIFIERS = {each.__name__: each for each in (half, ball, shells, board, boxes, tail, huge, huger, constant)}
+CLASSIFIERS = {
+    each.__name__: each for each in (half, ball, shells, board, boxes, tail, huge, huger, constant)
+}
 KNOWN = {f"{name}, {d}": (each, d) for name, each in CLASSIFIERS.items() for d in CELLS}
 
 
@@ -86,7 +92,9 @@ def field(d, seed, classes=3, scale=0.15):
 
 def perceptron(d, seed):
     keys = jax.random.split(jax.random.key(seed), 3)
-    up, down, bias = (jax.random.normal(k, shape) for k, shape in zip(keys, ((d, 32), (32, 4), (32,))))
+    up, down, bias = (
+        jax.random.normal(k, shape) for k, shape in zip(keys, ((d, 32), (32, 4), (32,)))
+    )
     return jax.jit(lambda x: jnp.argmax(jnp.tanh((x - 0.5) @ up * 4 + bias) @ down, 1))
 
 
@@ -103,8 +111,12 @@ def laws(found, classify):
     assert np.array_equal(found.mesh.cell(centres), cells)
     assert np.allclose(found.weights, np.bincount(cells, sizes.prod(1)))
     assert (found.weights > found.sizes.prod(1) * (1 - 1e-9)).all()
-    corner = np.rint((found.points - found.mesh.low) / found.sizes - 0.5)  # of the box that holds the point
-    held = np.abs(found.points - found.mesh.low - (corner + 0.5) * found.sizes) <= found.sizes * (0.5 + 1e-5)
+    corner = np.rint(
+        (found.points - found.mesh.low) / found.sizes - 0.5
+    )  # of the box that holds the point
+    held = np.abs(found.points - found.mesh.low - (corner + 0.5) * found.sizes) <= found.sizes * (
+        0.5 + 1e-5
+    )
     assert held.all()
     assert len(found.points) <= found.queries
 
@@ -143,7 +155,11 @@ def test_pieces_are_exact_or_missed_whole(d, seed):
         inner = ndimage.binary_erosion(labels == each, np.ones((CELLS[d] // coarse,) * d))
         holds = np.unique(pieces[inner])
         assert (right[holds - 1] == 1).all()
-        kept, large, missed = kept + int((right == 1).sum()), large + len(holds), missed + int((right == 0).sum())
+        kept, large, missed = (
+            kept + int((right == 1).sum()),
+            large + len(holds),
+            missed + int((right == 0).sum()),
+        )
     assert kept > 0
     assert large > 0
     assert kept + missed > 3
@@ -193,11 +209,16 @@ def test_jnd_that_varies(d, trees):
     laws(found, ball)
     borders_are_small(trees.pop(), jnd)
     assert len(found.points) < len(realized(ball, d, jnd=0.01, coarse=8).points)
-    assert realized(ball, d, jnd=lambda x: np.full(len(x), 1 / 32)).queries == realized(ball, d, jnd=1 / 32).queries
+    assert (
+        realized(ball, d, jnd=lambda x: np.full(len(x), 1 / 32)).queries
+        == realized(ball, d, jnd=1 / 32).queries
+    )
 
 
 def test_jnd_of_each_dimension():
-    found = jc.realize(lambda x: half(x / [8, 1]), ([0, 0], [8, 1]), (0.5, 0.01), coarse=(16, 4), progress=False)
+    found = jc.realize(
+        lambda x: half(x / [8, 1]), ([0, 0], [8, 1]), (0.5, 0.01), coarse=(16, 4), progress=False
+    )
     smallest = found.sizes.min(0)
     assert (smallest <= [0.5, 0.01]).all()
     assert (2 * smallest > [0.5, 0.01]).any()
@@ -209,7 +230,10 @@ def test_few_cells_are_asked_that_no_border_touches(d):
     """Whoever asks on both sides of every border asks at least for the cells that touch it."""
     for classify in (half, ball, perceptron(d, 0), perceptron(d, 1)):
         labels = np.asarray(classify(grid(d))).reshape((CELLS[d],) * d)
-        touched = [ndimage.maximum_filter1d(labels, 3, axis) != ndimage.minimum_filter1d(labels, 3, axis) for axis in range(d)]
+        touched = [
+            ndimage.maximum_filter1d(labels, 3, axis) != ndimage.minimum_filter1d(labels, 3, axis)
+            for axis in range(d)
+        ]
         least = np.any(touched, 0).sum()
         found = realized(classify, d, coarse=8)
         assert np.array_equal(found.mesh(grid(d)), labels.ravel())
@@ -224,7 +248,9 @@ def test_calls_grow_with_the_levels_not_with_the_cells():
         found = realized(lambda x, seen=seen: seen.append(0) or ball(x), 2, jnd=1 / n, coarse=8)
         laws(found, ball)
         assert found.complete
-        assert found.queries < 64 + 1.25 * 8 * 0.35 * 2**0.5 * n  # cells on both sides of a circle: 4 sqrt(2) r n on each
+        assert (
+            found.queries < 64 + 1.25 * 8 * 0.35 * 2**0.5 * n
+        )  # cells on both sides of a circle: 4 sqrt(2) r n on each
         calls.append(len(seen))
     assert calls[1] < 3 * calls[0]
 
@@ -338,14 +364,18 @@ def test_labels_of_64_bits(classify):
     with pytest.raises(TypeError, match="jax_enable_x64"):
         jax.jit(found.mesh)(grid(2))
     with jax.enable_x64(True):
-        assert np.array_equal(jax.jit(lambda mesh, x: mesh(x))(found.mesh, grid(2)), classify(grid(2)))
+        assert np.array_equal(
+            jax.jit(lambda mesh, x: mesh(x))(found.mesh, grid(2)), classify(grid(2))
+        )
 
 
 def test_a_label_for_each_cell_allocates_no_columns():
     """More classes than memory has columns for: every coarse cell is a class of its own."""
     found = realized(lambda x: np.floor(x * 16).astype(np.int64) @ [10**12, 1], 2, coarse=32)
     assert len(found.classes) == 256
-    assert np.array_equal(found.mesh(grid(2)), np.floor(grid(2) * 16).astype(np.int64) @ [10**12, 1])
+    assert np.array_equal(
+        found.mesh(grid(2)), np.floor(grid(2) * 16).astype(np.int64) @ [10**12, 1]
+    )
 
 
 def test_one_class_gives_the_coarse_cells():
@@ -382,8 +412,16 @@ ERRORS = {
     "Python integers": (dict(classify=lambda x: np.array([2**70] * len(x))), TypeError, "tuples"),
     "a scalar": (dict(classify=lambda x: 3), ValueError, "shape"),
     "too few labels": (dict(classify=lambda x: half(x)[1:]), ValueError, "shape"),
-    "three dimensions of labels": (dict(classify=lambda x: np.zeros((len(x), 1, 1), int)), ValueError, "shape"),
-    "two types": (dict(classify=lambda x: half(x).astype("i4" if x[0, 0] < 0.1 else "i8"), batch_size=1), ValueError, "one type"),
+    "three dimensions of labels": (
+        dict(classify=lambda x: np.zeros((len(x), 1, 1), int)),
+        ValueError,
+        "shape",
+    ),
+    "two types": (
+        dict(classify=lambda x: half(x).astype("i4" if x[0, 0] < 0.1 else "i8"), batch_size=1),
+        ValueError,
+        "one type",
+    ),
     "no volume": (dict(domain=([0, 0], [1, 0])), ValueError, "low < high"),
     "not finite": (dict(domain=([0, 0], [1, np.inf])), ValueError, "finite"),
     "unequal": (dict(domain=([0, 0], [1])), ValueError, "shapes"),
@@ -393,12 +431,24 @@ ERRORS = {
     "jnd NaN": (dict(jnd=np.nan), ValueError, "positive"),
     "jnd of another shape": (dict(jnd=(0.1, 0.1, 0.1)), ValueError, "jnd has the shape"),
     "jnd too fine": (dict(jnd=1e-8), ValueError, "float32"),
-    "a function too fine": (dict(domain=unit(1), jnd=lambda x: np.full(len(x), 1e-8)), ValueError, "float32"),
-    "a function of another shape": (dict(jnd=lambda x: x), ValueError, "jnd gave an array of shape"),
+    "a function too fine": (
+        dict(domain=unit(1), jnd=lambda x: np.full(len(x), 1e-8)),
+        ValueError,
+        "float32",
+    ),
+    "a function of another shape": (
+        dict(jnd=lambda x: x),
+        ValueError,
+        "jnd gave an array of shape",
+    ),
     "a function below 0": (dict(jnd=lambda x: x[:, 0] - 0.5), ValueError, "positive everywhere"),
     "jnd finer than any float": (dict(jnd=1e-25), ValueError, "float32"),
     "a small budget": (dict(budget=63), ValueError, "more than the budget of 63"),
-    "a budget of floats": (dict(budget=100.0), ValueError, r"budget must be a whole number of questions or None, got 100\.0"),
+    "a budget of floats": (
+        dict(budget=100.0),
+        ValueError,
+        r"budget must be a whole number of questions or None, got 100\.0",
+    ),
     "as wide as float32": (dict(domain=([-3e38] * 2, [3e38] * 2), jnd=1e37), ValueError, "finite"),
     "coarse 0": (dict(coarse=0), ValueError, "coarse"),
     "coarse of another length": (dict(coarse=(2, 2, 2)), ValueError, "coarse"),
@@ -406,7 +456,11 @@ ERRORS = {
     "soft of another shape": (dict(soft=lambda x: x[:, 0]), ValueError, "soft"),
     "soft NaN": (dict(soft=lambda x: x * np.nan), ValueError, "soft"),
     "soft without classes": (dict(soft=lambda x: x[:, :0]), ValueError, "soft"),
-    "soft of two lengths": (dict(soft=lambda x: np.ones((len(x), 2 + (x[0, 0] < 0.5))), batch_size=1), ValueError, "classes after"),
+    "soft of two lengths": (
+        dict(soft=lambda x: np.ones((len(x), 2 + (x[0, 0] < 0.5))), batch_size=1),
+        ValueError,
+        "classes after",
+    ),
 }
 
 
@@ -438,7 +492,9 @@ def test_an_infinite_jnd_gives_the_coarse_cells():
 def test_very_fine_borders_take_few_calls(classify, calls, most):
     """Borders of 4,000 cells are followed from many places at once, and no coarser grid is asked anew."""
     made = []
-    found = jc.realize(lambda x: made.append(len(x)) or classify(x), unit(2), 1 / 4096, coarse=8, progress=False)
+    found = jc.realize(
+        lambda x: made.append(len(x)) or classify(x), unit(2), 1 / 4096, coarse=8, progress=False
+    )
     assert len(made) <= calls
     assert found.queries <= most
     x = np.random.default_rng(0).uniform(size=(20_000, 2)).astype(np.float32)

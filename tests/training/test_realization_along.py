@@ -8,11 +8,11 @@ import pytest
 from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.training.asking import Asker
-from jaxcompress.training.condensing import condensed
-from jaxcompress.training.edges import Asked, checked_at_midpoints
-from jaxcompress.training.k_means import k_means, means
-from jaxcompress.training.realization_along import random_points
+from jaxcompress.classifiers.bisection import Asked, checked_at_midpoints
+from jaxcompress.classifiers.condensation import condensed
+from jaxcompress.classifiers.k_means import k_means, means
+from jaxcompress.classifiers.queries import Asker
+from jaxcompress.classifiers.realization_along import random_points
 
 NETWORKS = {d: mlp_params((d, 16, 16, 4), seed=d) for d in (2, 5, 20)}
 
@@ -22,13 +22,18 @@ def logits(params, x):
     return mlp(params, x - 0.5)
 
 
-MIDDLE = {d: np.asarray(logits(NETWORKS[d], np.random.default_rng(0).uniform(size=(500, d)))).mean(0) for d in NETWORKS}
+MIDDLE = {
+    d: np.asarray(logits(NETWORKS[d], np.random.default_rng(0).uniform(size=(500, d)))).mean(0)
+    for d in NETWORKS
+}
 
 
 CLASSIFIERS = {
     "half space": lambda x: np.int64(x.sum(1) > x.shape[1] / 2),
     "sphere": lambda x: np.int32(((x - 0.5) ** 2).sum(1) < x.shape[1] / 12),
-    "network": lambda x: (np.asarray(logits(NETWORKS[x.shape[1]], x)) - MIDDLE[x.shape[1]]).argmax(1),
+    "network": lambda x: (np.asarray(logits(NETWORKS[x.shape[1]], x)) - MIDDLE[x.shape[1]]).argmax(
+        1
+    ),
     "pairs": lambda x: np.stack([x[:, 0] > 0.4, x[:, 1] > 0.6], axis=1).astype(np.int32),
 }
 CASES = [
@@ -62,7 +67,10 @@ def realized(name, d, points=None, classify=None, **options):
     options = dict(jnd=0.03, neighbours=5, batch_size=256, progress=False) | options
     jnd = options.pop("jnd")
     return jc.realize_along(
-        classify or CLASSIFIERS[name], uniform(d, 300 if d < 20 else 150) if points is None else points, jnd, **options
+        classify or CLASSIFIERS[name],
+        uniform(d, 300 if d < 20 else 150) if points is None else points,
+        jnd,
+        **options,
     )
 
 
@@ -102,7 +110,11 @@ def test_pairs_straddle_and_what_is_kept_labels_all(name, d, options):
     np.testing.assert_array_equal(found.labels[found.cells], found.given_labels)
     assert found.weights.sum() == pytest.approx(1)
     assert found.enough <= len(found.given)
-    assert found.bounds == {"training points": None, "given points": found.enough, "borders": len(found.points)}
+    assert found.bounds == {
+        "training points": None,
+        "given points": found.enough,
+        "borders": len(found.points),
+    }
     if "domain" in options:
         assert found.points.min() >= 0
         assert found.points.max() <= 1
@@ -143,9 +155,13 @@ def test_a_finer_jnd_halves_on():
 def islands(share, rng, count=3_000):
     """A graph on the line whose edges hide another class at a share of the midpoints."""
     hidden = rng.permutation(np.arange(count) < share * count)
-    points = np.stack([np.repeat(np.arange(count), 2), np.tile([0, 1], count)], axis=1).astype(np.float32)
+    points = np.stack([np.repeat(np.arange(count), 2), np.tile([0, 1], count)], axis=1).astype(
+        np.float32
+    )
     classify = lambda x: np.where((x[:, 1] == 0.5) & hidden[np.int64(x[:, 0])], 1, 0)
-    asked = Asked(Asker("test", classify, 512, None, type("Bar", (), {"update": lambda self, n: None})()), 2)
+    asked = Asked(
+        Asker("test", classify, 512, None, type("Bar", (), {"update": lambda self, n: None})()), 2
+    )
     asked.ask(points)
     return asked, np.arange(2 * count).reshape(-1, 2), int(hidden.sum())
 
@@ -157,7 +173,9 @@ def test_the_bound_on_hidden_classes_holds(share, confidence):
     right, checks, tolerance = [], [], 0.01
     for seed in range(200):
         asked, edges, hidden = islands(share, np.random.default_rng(seed))
-        halves, checked, found, bound = checked_at_midpoints(asked, edges, confidence, tolerance, np.random.default_rng(seed + 999))
+        halves, checked, found, bound = checked_at_midpoints(
+            asked, edges, confidence, tolerance, np.random.default_rng(seed + 999)
+        )
         assert len(halves) == 2 * found
         assert bound <= tolerance
         assert checked <= len(edges)
@@ -173,7 +191,11 @@ def test_the_bound_on_hidden_classes_holds(share, confidence):
 @pytest.mark.parametrize("tolerance", [0.0, 1e-9])
 def test_without_tolerance_all_are_checked(tolerance):
     asked, edges, hidden = islands(0.02, np.random.default_rng(0))
-    assert checked_at_midpoints(asked, edges, 0.95, tolerance, np.random.default_rng(1))[1:] == (len(edges), hidden, 0.0)
+    assert checked_at_midpoints(asked, edges, 0.95, tolerance, np.random.default_rng(1))[1:] == (
+        len(edges),
+        hidden,
+        0.0,
+    )
 
 
 def test_islands_inside_edges_become_classes():
@@ -213,10 +235,14 @@ def test_repeated_points_weigh_more():
     once, more = realized("half space", 2, points), realized("half space", 2, twice)
     np.testing.assert_array_equal(once.points, more.points)
     assert once.queries == more.queries
-    np.testing.assert_allclose(more.given_weights * 131, 1 + (np.arange(100) < 30) + (np.arange(100) == 0))
+    np.testing.assert_allclose(
+        more.given_weights * 131, 1 + (np.arange(100) < 30) + (np.arange(100) == 0)
+    )
 
 
-@pytest.mark.parametrize(("name", "d"), [("half space", 2), ("sphere", 5), ("network", 20), ("pairs", 5)])
+@pytest.mark.parametrize(
+    ("name", "d"), [("half space", 2), ("sphere", 5), ("network", 20), ("pairs", 5)]
+)
 @pytest.mark.parametrize("per_class", [1, 7, 10**6])
 def test_coarsened(name, d, per_class):
     classify = CLASSIFIERS[name]
@@ -228,7 +254,9 @@ def test_coarsened(name, d, per_class):
     np.testing.assert_array_equal(coarse.labels, classify(coarse.points))
     np.testing.assert_array_equal(coarse.labels[coarse.cells], found.given_labels)
     np.testing.assert_allclose(coarse.soft, soft(coarse.points))
-    np.testing.assert_allclose(np.bincount(coarse.cells, found.given_weights, len(coarse.points)), coarse.weights)
+    np.testing.assert_allclose(
+        np.bincount(coarse.cells, found.given_weights, len(coarse.points)), coarse.weights
+    )
     assert coarse.weights.sum() == pytest.approx(1)
     # each is the mean of its cell, or a given point
     total, centres = means(found.given, found.given_weights, coarse.cells, len(coarse.points))
@@ -236,11 +264,18 @@ def test_coarsened(name, d, per_class):
     is_given = (coarse.points[:, None] == found.given[None]).all(2).any(1)
     assert (is_mean | is_given)[total > 0].all()
     inside = found.coarsened(classify, per_class, members=True)
-    assert (inside.points[:, None] == np.concatenate([found.given, found.points])[None]).all(2).any(1).all()
+    assert (
+        (inside.points[:, None] == np.concatenate([found.given, found.points])[None])
+        .all(2)
+        .any(1)
+        .all()
+    )
     np.testing.assert_array_equal(inside.labels, classify(inside.points))
     assert inside.queries == found.queries
     # cells are joined, never cut; and once more
-    assert len(np.unique(np.stack([found.cells, coarse.cells]), axis=1).T) == len(np.unique(found.cells))
+    assert len(np.unique(np.stack([found.cells, coarse.cells]), axis=1).T) == len(
+        np.unique(found.cells)
+    )
     assert len(coarse.coarsened(classify, 1).points) == len(found.classes)
 
 
@@ -249,7 +284,9 @@ def test_means_that_are_of_another_class_become_members():
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     disc = lambda x: np.int32(np.hypot(*x.T) < 0.6)
-    found = jc.realize_along(disc, np.concatenate([circle, 0.5 * circle, 0.3 * circle]), 0.01, progress=False)
+    found = jc.realize_along(
+        disc, np.concatenate([circle, 0.5 * circle, 0.3 * circle]), 0.01, progress=False
+    )
     coarse = found.coarsened(disc, 1)
     np.testing.assert_allclose(np.sort(np.hypot(*coarse.points.T)), [0, 1], atol=0.1)
 
@@ -262,16 +299,22 @@ def test_condensed_points_label_all(d, classes):
     kept, cells = condensed(points, targets)
     np.testing.assert_array_equal(targets[kept][cells], targets)
     np.testing.assert_array_equal(nearest_labels(points[kept], np.arange(len(kept)), points), cells)
-    apart = np.where(targets[:, None] == np.arange(classes), 10, 0) + points[:, :1]  # far from each other: one of each is enough
+    apart = (
+        np.where(targets[:, None] == np.arange(classes), 10, 0) + points[:, :1]
+    )  # far from each other: one of each is enough
     assert len(condensed(apart, targets)[0]) == classes
 
 
 def test_k_means_is_better_than_chance():
     rng = np.random.default_rng(0)
-    points = np.concatenate([centre + 0.1 * rng.normal(size=(50, 4)) for centre in 3 * rng.normal(size=(6, 4))])
+    points = np.concatenate(
+        [centre + 0.1 * rng.normal(size=(50, 4)) for centre in 3 * rng.normal(size=(6, 4))]
+    )
     weights = rng.uniform(0.5, 1.5, len(points))
     cluster = k_means(points, weights, 6, rounds=50, rng=rng)
-    spread = lambda cluster: np.sum(weights[:, None] * (points - means(points, weights, cluster, 6)[1][cluster]) ** 2)
+    spread = lambda cluster: np.sum(
+        weights[:, None] * (points - means(points, weights, cluster, 6)[1][cluster]) ** 2
+    )
     assert spread(cluster) < 0.2 * spread(rng.integers(6, size=len(points)))
     assert np.unique(k_means(np.ones((5, 2)), np.ones(5), 3, rounds=9, rng=rng)).tolist() == [0]
 
@@ -290,14 +333,24 @@ def test_charts_find_borders_that_lie_off_the_data():
 def test_a_student_learns_from_it():
     found = realized("half space", 2).coarsened(CLASSIFIERS["half space"], 10)
     params = mlp_params((2, 16, 16, 2))
-    fitted = jc.fit_exactly(lambda p, x: mlp(p, 4 * x - 2), params, found, steps=200, rounds=0, progress=False)
+    fitted = jc.fit_exactly(
+        lambda p, x: mlp(p, 4 * x - 2), params, found, steps=200, rounds=0, progress=False
+    )
     assert fitted.agreement.max() > 0.9
 
 
-@pytest.mark.parametrize("said", [np.float32, lambda x: x[:, None], lambda x: x[:-1], lambda x: np.full(len(x), np.nan)])
+@pytest.mark.parametrize(
+    "said", [np.float32, lambda x: x[:, None], lambda x: x[:-1], lambda x: np.full(len(x), np.nan)]
+)
 def test_wrong_labels(said):
     with pytest.raises((TypeError, ValueError), match="realize_along: classify gave"):
-        realized("", 2, classify=lambda x: said(np.int32(x[:, :1] > 0.5)[..., None] if said is not np.float32 else x[:, 0]))
+        realized(
+            "",
+            2,
+            classify=lambda x: said(
+                np.int32(x[:, :1] > 0.5)[..., None] if said is not np.float32 else x[:, 0]
+            ),
+        )
 
 
 @pytest.mark.parametrize(
@@ -346,7 +399,10 @@ def test_pictures(name, d):
     for each in (found, found.coarsened(CLASSIFIERS[name], 5)):
         (ax,) = jc.plots.realized_along(each).axes
         given, kept, border = ax.collections
-        assert (len(given.get_offsets()), len(kept.get_offsets())) == (len(each.given), len(each.points))
+        assert (len(given.get_offsets()), len(kept.get_offsets())) == (
+            len(each.given),
+            len(each.points),
+        )
         assert len(border.get_paths()) == len(each.border)
         assert len(ax.get_legend().get_texts()) == len(each.classes) + 1
         images = jc.plots.realized_along(each, image=(d, 1), count=3, pairs=2)

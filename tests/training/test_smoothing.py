@@ -17,13 +17,19 @@ PARAMS = mlp_params((5, 32, 32, 3))
 NET = jc.trace(mlp, PARAMS, X)
 
 
-@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_by_hand", "encoder_linen", "fused_qkv", "convnet", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["mlp_by_hand", "encoder_by_hand", "encoder_linen", "fused_qkv", "convnet", "lstm"]
+)
 def test_it_is_finite_and_has_a_slope(name):
     """On axes under norms, in heads, in a flattening and in fused kernels."""
     model, net = network(name)
-    found, gradient = jax.jit(jax.value_and_grad(lambda params: jc.variation(net, params), allow_int=True))(model.params)
+    found, gradient = jax.jit(
+        jax.value_and_grad(lambda params: jc.variation(net, params), allow_int=True)
+    )(model.params)
     assert 0 < float(found) < np.inf
-    floats = [leaf for leaf in jax.tree.leaves(gradient) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [
+        leaf for leaf in jax.tree.leaves(gradient) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in floats)
     assert any(float(jnp.abs(leaf).max()) > 0 for leaf in floats)
 
@@ -35,16 +41,30 @@ def test_what_it_is_zero_for():
     gradient = jax.grad(lambda params: jc.variation(NET, params))(alike)
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
     t = jnp.arange(32.0)
-    line = {"w0": jnp.ones((5, 1)) * t, "b0": t, "w1": t[:, None] + t, "b1": t, "w2": t[:, None] * jnp.ones(3), "b2": jnp.zeros(3)}
+    line = {
+        "w0": jnp.ones((5, 1)) * t,
+        "b0": t,
+        "w1": t[:, None] + t,
+        "b1": t,
+        "w2": t[:, None] * jnp.ones(3),
+        "b2": jnp.zeros(3),
+    }
     assert float(jc.variation(NET, line, degree=2)) < 1e-6 < float(jc.variation(NET, line))
-    plain = PARAMS | {name: jnp.zeros_like(leaf) for name, leaf in PARAMS.items() if name.startswith("b")}
-    assert float(jc.variation(NET, jc.refine(NET, 2)(plain))) == pytest.approx(float(jc.variation(NET, plain)) / 2, rel=1e-4)
+    plain = PARAMS | {
+        name: jnp.zeros_like(leaf) for name, leaf in PARAMS.items() if name.startswith("b")
+    }
+    assert float(jc.variation(NET, jc.refine(NET, 2)(plain))) == pytest.approx(
+        float(jc.variation(NET, plain)) / 2, rel=1e-4
+    )
 
 
 def test_biases_near_zero_are_not_blown_up():
     """They count in the unit of their kernel: the slope stays small however small they are."""
     for size in (0.0, 1e-6, 1e-3):
-        params = {name: size * leaf / jnp.std(leaf) if name.startswith("b") else leaf for name, leaf in PARAMS.items()}
+        params = {
+            name: size * leaf / jnp.std(leaf) if name.startswith("b") else leaf
+            for name, leaf in PARAMS.items()
+        }
         gradient = jax.grad(lambda params: jc.variation(NET, params, degree=2))(params)
         assert float(jnp.abs(gradient["b0"]).max()) < 1
 
@@ -55,19 +75,31 @@ def test_in_half_precision_and_with_a_schedule():
     assert {leaf.dtype for leaf in jax.tree.leaves(update)} == {jnp.dtype(jnp.bfloat16)}
     penalised = optax.inject_hyperparams(lambda strength: jc.add_variation(NET, strength))
     optimizer = optax.chain(penalised(strength=optax.linear_schedule(0.0, 0.1, 10)), optax.sgd(0.1))
-    state = jc.fit(jc.cross_entropy(NET), PARAMS, (X, Y), optimizer=optimizer, steps=5, batch_size=64, progress=False)
+    state = jc.fit(
+        jc.cross_entropy(NET),
+        PARAMS,
+        (X, Y),
+        optimizer=optimizer,
+        steps=5,
+        batch_size=64,
+        progress=False,
+    )
     assert np.isfinite(np.asarray(state.losses)).all()
 
 
 def test_order_is_less_variation():
     for degree in (1, 2):
-        assert float(jc.variation(NET, jc.order(NET)(PARAMS), degree=degree)) < float(jc.variation(NET, PARAMS, degree=degree))
+        assert float(jc.variation(NET, jc.order(NET)(PARAMS), degree=degree)) < float(
+            jc.variation(NET, PARAMS, degree=degree)
+        )
 
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_as_a_step_of_optax_it_is_a_term_of_the_loss(degree):
     loss = jc.cross_entropy(NET)
-    penalised = lambda params, batch, key: loss(params, batch, key) + 0.1 * jc.variation(NET, params, degree=degree)
+    penalised = lambda params, batch, key: (
+        loss(params, batch, key) + 0.1 * jc.variation(NET, params, degree=degree)
+    )
     given = dict(steps=20, batch_size=64, progress=False)
     one = jc.fit(penalised, PARAMS, (X, Y), optimizer=optax.sgd(0.1), **given).params
     both = optax.chain(jc.add_variation(NET, 0.1, degree=degree), optax.sgd(0.1))
@@ -82,7 +114,15 @@ def test_networks_are_trained_to_be_coarsened(degree, strength):
     loss, after = jc.cross_entropy(NET), {}
     for each in (0.0, strength):
         optimizer = optax.chain(jc.add_variation(NET, each, degree=degree), optax.adam(0.01))
-        params = jc.fit(loss, jc.order(NET)(PARAMS), (X, Y), optimizer=optimizer, steps=600, batch_size=64, progress=False).params
+        params = jc.fit(
+            loss,
+            jc.order(NET)(PARAMS),
+            (X, Y),
+            optimizer=optimizer,
+            steps=600,
+            batch_size=64,
+            progress=False,
+        ).params
         moments = NET.calibrate(params, [X], progress=False)
         coarse = jc.chain(jc.order(NET), jc.coarsen(NET, 2))(params, moments)
         rough = float(np.mean(list(jc.smoothness(NET, params, moments).values())))

@@ -23,7 +23,10 @@ def nearest(x, targets, seed):
 
     def predict(inputs):
         distance = ((inputs[:, None] - x) ** 2).sum(2)
-        own = [distance[:, targets.argmax(1) == each].min(1, initial=9.0) for each in range(targets.shape[1])]
+        own = [
+            distance[:, targets.argmax(1) == each].min(1, initial=9.0)
+            for each in range(targets.shape[1])
+        ]
         return -30 * np.sqrt(np.stack(own, 1))
 
     return predict
@@ -67,7 +70,10 @@ def test_points_are_drawn_in_proportion_to_the_square_of_the_divergence():
     squares = divergence(targets, nearest(x[start], targets[start], 0)(x)) ** 2
     squares[start] = 0
     given = dict(rounds=2, start=start, progress=False)
-    drawn = [jc.teaching_set(nearest, x, targets, 3, seed=seed, **given).indices[2] for seed in range(1000)]
+    drawn = [
+        jc.teaching_set(nearest, x, targets, 3, seed=seed, **given).indices[2]
+        for seed in range(1000)
+    ]
     counts = np.bincount(drawn, minlength=40)
     assert not counts[start].any()
     often = np.flatnonzero(1000 * squares / squares.sum() > 5)
@@ -80,7 +86,9 @@ def test_points_are_drawn_in_proportion_to_the_square_of_the_divergence():
 @pytest.mark.parametrize("seed", range(3))
 def test_chosen_points_teach_more_than_random_ones(seed):
     found = jc.teaching_set(nearest, X, HARD, 120, rounds=12, seed=seed, progress=False)
-    random = [disagreement(np.random.default_rng(each).permutation(len(X))[:120]) for each in range(20)]
+    random = [
+        disagreement(np.random.default_rng(each).permutation(len(X))[:120]) for each in range(20)
+    ]
     assert disagreement(found.indices) < 0.8 * np.min(random)
 
 
@@ -89,7 +97,9 @@ def test_start_is_kept_and_the_first_part_has_all_classes():
     found = jc.teaching_set(nearest, X, HARD, 30, start=start, progress=False)
     np.testing.assert_array_equal(found.indices[:3], start)
     first = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
-    np.testing.assert_array_equal(np.bincount(LABELS[first.indices[first.round == 0]]), [2, 2, 2, 2])
+    np.testing.assert_array_equal(
+        np.bincount(LABELS[first.indices[first.round == 0]]), [2, 2, 2, 2]
+    )
     again = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False, batch_size=100)
     np.testing.assert_array_equal(first.indices, again.indices)
 
@@ -107,19 +117,27 @@ def test_all_points_and_images():
     found = jc.teaching_set(nearest, X[:50], HARD[:50], 50, progress=False)
     np.testing.assert_array_equal(np.sort(found.indices), np.arange(50))
     assert re.fullmatch(
-        r"TeachingSet\(50 of 50 points in 8 rounds; students agree on \d+\.\d\d % to \d+\.\d\d % of all\)", repr(found)
+        r"TeachingSet\(50 of 50 points in 8 rounds; students agree on \d+\.\d\d % to \d+\.\d\d % of all\)",
+        repr(found),
     )
     one = jc.teaching_set(nearest, X[:50], HARD[:50], 9, rounds=1, progress=False)
     assert repr(one) == "TeachingSet(9 of 50 points in 1 round)"
-    flat = lambda x, t, seed: lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
+    flat = lambda x, t, seed: (
+        lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
+    )
     images = jc.teaching_set(flat, X[:50].reshape(-1, 1, 2), HARD[:50], 20, progress=False)
-    np.testing.assert_array_equal(images.indices, jc.teaching_set(nearest, X[:50], HARD[:50], 20, progress=False).indices)
+    np.testing.assert_array_equal(
+        images.indices, jc.teaching_set(nearest, X[:50], HARD[:50], 20, progress=False).indices
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(targets=LABELS), r"got \(1500,\) for 1500 points: for integer labels give jax\.nn\.one_hot"),
+        (
+            dict(targets=LABELS),
+            r"got \(1500,\) for 1500 points: for integer labels give jax\.nn\.one_hot",
+        ),
         (dict(targets=HARD[:9]), r"got \(9, 4\) for 1500 points"),
         (dict(targets=HARD[:, :1]), "2 classes at least"),
         (dict(targets=np.log(SOFT)), "sum to 1, got rows that do not: take a softmax"),
@@ -147,8 +165,14 @@ def test_bad_input_is_refused_before_any_work(given, message):
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (lambda x: np.zeros(len(x)), r"predict gave an array of shape \(4096,\) for 4096 examples: expected logits \(4096, 4\)$"),
-        (lambda x: np.zeros((len(x), 3)), r"shape \(4096, 3\) for 4096 examples: expected logits \(4096, 4\)$"),
+        (
+            lambda x: np.zeros(len(x)),
+            r"predict gave an array of shape \(4096,\) for 4096 examples: expected logits \(4096, 4\)$",
+        ),
+        (
+            lambda x: np.zeros((len(x), 3)),
+            r"shape \(4096, 3\) for 4096 examples: expected logits \(4096, 4\)$",
+        ),
         (lambda x: np.full((len(x), 4), np.inf), "not finite: the student diverged"),
     ],
 )

@@ -31,9 +31,21 @@ def trained_mlp(widths=(8, 64, 96, 4), seed=0):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_division_is_the_best_for_convex_curves(seed):
     rng = np.random.default_rng(seed)
-    errors = [np.sort(rng.exponential(size=6))[::-1].cumsum()[::-1] * scale for scale in (1, 10, 0.1)]
-    errors = [np.append(np.sort(np.diff(np.append(0, np.sort(e)))).cumsum()[::-1], 0) for e in errors]
-    counts = JointCounts(5, [Counts([np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)])], [3])
+    errors = [
+        np.sort(rng.exponential(size=6))[::-1].cumsum()[::-1] * scale for scale in (1, 10, 0.1)
+    ]
+    errors = [
+        np.append(np.sort(np.diff(np.append(0, np.sort(e)))).cumsum()[::-1], 0) for e in errors
+    ]
+    counts = JointCounts(
+        5,
+        [
+            Counts(
+                [np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)]
+            )
+        ],
+        [3],
+    )
     for target in (15, 22, 30, 40):
         choice = allocate(errors, counts, target)
         assert counts.total(choice) <= target
@@ -42,12 +54,19 @@ def test_the_division_is_the_best_for_convex_curves(seed):
         best = min(total(options) for options in every if counts.total(options) <= target)
         # Lagrangian choices are the best for the numbers they take; a step of one item is what is lost at most
         assert total(choice) <= best + max(np.abs(np.diff(e)).max() for e in errors)
-        found, equal = divide(errors, counts, target, lambda item, keep: max(0, round(keep * 7) - 1))
+        found, equal = divide(
+            errors, counts, target, lambda item, keep: max(0, round(keep * 7) - 1)
+        )
         assert equal is None or total(found) <= equal
 
 
 def test_a_total_out_of_reach_is_refused_with_what_can_be_reached():
-    counts = AxisCounts({"w": (Layout("a", 4), Layout("b", 5))}, {"w": 1.0}, {"a": np.arange(1, 5), "b": np.arange(1, 6)}, {})
+    counts = AxisCounts(
+        {"w": (Layout("a", 4), Layout("b", 5))},
+        {"w": 1.0},
+        {"a": np.arange(1, 5), "b": np.arange(1, 6)},
+        {},
+    )
     assert counts.total([3, 4]) == 20
     assert counts.along(0, [3, 1]).tolist() == [2, 4, 6, 8]
     with pytest.raises(ValueError, match="cannot be reached: 1 stay"):
@@ -55,7 +74,12 @@ def test_a_total_out_of_reach_is_refused_with_what_can_be_reached():
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in MODELS if name not in ("convnet_train", "encoder_linen", "mlp_nnx", "mlp_equinox")]
+    "name",
+    [
+        name
+        for name in MODELS
+        if name not in ("convnet_train", "encoder_linen", "mlp_nnx", "mlp_equinox")
+    ],
 )
 def test_the_plan_counts_what_the_tree_stores(name):
     """In every model, and no more than the total; the transform does what its plan says."""
@@ -91,7 +115,11 @@ def test_errors_are_as_predicted_and_less_than_those_of_equal_keeps():
         ours = error(jc.rotate_and_prune(net, plan.keeps)(params, moments))
         assert 0.4 < ours / plan.error < 2.5
         sizes = lambda keep: jc.stored_numbers(jc.rotate_and_prune(net, keep)(params, moments))
-        keeps = [keep for keep in np.linspace(0.05, 0.65, 25) if sizes(float(keep)) <= total * jc.stored_numbers(params)]
+        keeps = [
+            keep
+            for keep in np.linspace(0.05, 0.65, 25)
+            if sizes(float(keep)) <= total * jc.stored_numbers(params)
+        ]
         assert ours < error(jc.rotate_and_prune(net, float(keeps[-1]))(params, moments))
 
 
@@ -105,7 +133,9 @@ def test_the_prediction_is_exact_for_the_last_cut_of_a_linear_network():
     moments = net.calibrate(params, [x] * 200, sensitivity=True, progress=False)
     shrink = jc.rotate_and_prune(net, jc.budget(0.3))
     plan, small = shrink.plan(params, moments), shrink(params, moments)
-    np.testing.assert_allclose(jnp.mean((net(small, x) - linear(params, x)) ** 2), plan.error, rtol=0.05)
+    np.testing.assert_allclose(
+        jnp.mean((net(small, x) - linear(params, x)) ** 2), plan.error, rtol=0.05
+    )
 
 
 def test_pairs_and_heads_have_curves_too():
@@ -166,7 +196,9 @@ def test_compress_is_one_percentage():
     _, params, x, moments = trained_mlp()
     net, small = jc.compress(mlp, params, [x[:1000], x[1000:]], 1 / 4, progress=False)
     assert 0.245 < jc.stored_numbers(small) / jc.stored_numbers(params) <= 0.25
-    by_hand = jc.chain(jc.rotate_and_prune(net, jc.budget(1 / 4)), jc.reconstruct(net, [x], progress=False))(params, moments)
+    by_hand = jc.chain(
+        jc.rotate_and_prune(net, jc.budget(1 / 4)), jc.reconstruct(net, [x], progress=False)
+    )(params, moments)
     gap = lambda small: float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
     assert gap(small) == pytest.approx(gap(by_hand), rel=0.1)
     with pytest.raises(ValueError, match="there are no batches"):
@@ -201,8 +233,14 @@ def test_matrices_meet_a_total_and_lose_no_more_than_equal_keeps(form, informed)
         assert plan.stored[1] / plan.stored[0] == pytest.approx(met, rel=0.03)
         assert plan.uniform is None or plan.error <= plan.uniform
         if informed and form == "factored":
-            error = lambda tree: float(jnp.mean((mlp(jc.materialize(tree), x) - mlp(params, x)) ** 2))
-            keeps = [keep for keep in np.linspace(0.2, 0.7, 20) if total_of(form, keep, params, moments) <= plan.stored[1] * 1.001]
+            error = lambda tree: float(
+                jnp.mean((mlp(jc.materialize(tree), x) - mlp(params, x)) ** 2)
+            )
+            keeps = [
+                keep
+                for keep in np.linspace(0.2, 0.7, 20)
+                if total_of(form, keep, params, moments) <= plan.stored[1] * 1.001
+            ]
             assert error(small) < error(jc.at("w*", FORMS[form](float(keeps[-1])))(params, moments))
 
 
@@ -213,7 +251,10 @@ def total_of(form, keep, params, moments):
 def test_curves_are_the_errors_of_the_fits():
     """With a formula (factored) and interpolated (hashed, where every table size is another draw), in the metric of the inputs."""
     rng = np.random.default_rng(0)
-    matrix, x = rng.normal(size=(24, 32)).astype(np.float32), rng.normal(size=(500, 24)) * np.linspace(0.1, 2, 24)
+    matrix, x = (
+        rng.normal(size=(24, 32)).astype(np.float32),
+        rng.normal(size=(500, 24)) * np.linspace(0.1, 2, 24),
+    )
     metric = x.T @ x / 500
     for transform, tolerance in ((jc.factored(1.0), 1e-4), (jc.hashed(1.0), 0.2)):
         keeps, errors = transform.curve(matrix, metric, "w")
@@ -221,14 +262,18 @@ def test_curves_are_the_errors_of_the_fits():
         assert (np.diff(errors) <= 1e-9).all()
         for keep in (0.2, 0.4, 0.7):
             index = int(np.searchsorted(keeps, keep))
-            array = transform.fit(matrix, int(np.floor(keeps[index] * matrix.size * (1 + 1e-9))), metric, "w")
+            array = transform.fit(
+                matrix, int(np.floor(keeps[index] * matrix.size * (1 + 1e-9))), metric, "w"
+            )
             gap = matrix - np.asarray(array.materialize(), np.float64)
             np.testing.assert_allclose(errors[index], np.sum(gap * (metric @ gap)), rtol=tolerance)
 
 
 def test_a_chain_of_budgets_multiplies():
     net, params, _, moments = trained_mlp((32, 64, 96, 16))
-    recipe = jc.chain(jc.rotate_and_prune(net, jc.budget(1 / 2)), jc.at("w*", jc.factored(jc.budget(1 / 2))))
+    recipe = jc.chain(
+        jc.rotate_and_prune(net, jc.budget(1 / 2)), jc.at("w*", jc.factored(jc.budget(1 / 2)))
+    )
     small = recipe(params, moments)
     assert 0.24 < jc.stored_numbers(small) / jc.stored_numbers(params) <= 0.25
 
@@ -259,7 +304,9 @@ def test_a_stack_is_the_sum_of_its_matrices():
     params = {"w": jnp.stack([large, jax.random.normal(keys[2], (16, 16))])}
     transform = jc.factored(jc.budget(1 / 2), axes=jc.MatrixAxes((1,), (2,)))
     gap = transform(params)["w"].materialize() - params["w"]
-    np.testing.assert_allclose(jnp.sum(gap**2) / jnp.sum(params["w"] ** 2), transform.plan(params).error, rtol=1e-3)
+    np.testing.assert_allclose(
+        jnp.sum(gap**2) / jnp.sum(params["w"] ** 2), transform.plan(params).error, rtol=1e-3
+    )
 
 
 def test_sizes_are_divisible():
@@ -300,7 +347,9 @@ def test_a_metric_gets_the_best_of_its_plans(form, total):
     ways = {
         "rotate": lambda rule: jc.rotate_and_prune(net, rule),
         "factored": lambda rule: jc.at("w*", jc.factored(rule)),
-        "together": lambda rule: jc.together(jc.rotate_and_prune(net, rule, axes="w0:1"), jc.at("w2", jc.factored(rule))),
+        "together": lambda rule: jc.together(
+            jc.rotate_and_prune(net, rule, axes="w0:1"), jc.at("w2", jc.factored(rule))
+        ),
     }
     metric, seen = accuracy_like(net, params, x), []
 
@@ -318,7 +367,9 @@ def test_a_metric_gets_the_best_of_its_plans(form, total):
     assert str(plan).count("errors: ") == 1
     small = shrink(params, moments)
     assert metric(small) == pytest.approx(max(seen), rel=1e-4)
-    assert metric(small) >= metric(ways[form](jc.budget(total))(params, moments)) - 1e-4 * abs(max(seen))
+    assert metric(small) >= metric(ways[form](jc.budget(total))(params, moments)) - 1e-4 * abs(
+        max(seen)
+    )
 
 
 def test_an_active_set_is_a_metric():
@@ -333,13 +384,19 @@ def test_an_active_set_is_a_metric():
 
 def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
-    with pytest.raises(TypeError, match=r"a function of parameters to a number, or a jc\.active_set; got float"):
+    with pytest.raises(
+        TypeError, match=r"a function of parameters to a number, or a jc\.active_set; got float"
+    ):
         jc.budget(0.5, metric=0.9)
     for value in (float("nan"), np.ones(2), "a", 1j, None):
         with pytest.raises(ValueError, match="expected a finite number"):
-            jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small, value=value: value))(params, moments)
+            jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small, value=value: value))(
+                params, moments
+            )
     with pytest.raises(KeyError, match="another") as raised:
-        jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small: small["another"]))(params, moments)
+        jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small: small["another"]))(
+            params, moments
+        )
     assert "in the metric of a budget" in "".join(raised.value.__notes__)
 
 

@@ -9,12 +9,17 @@ import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
 
 KERNEL = jax.random.normal(jax.random.key(0), (8, 6))
-PARAMS = {"a": {"kernel": KERNEL, "bias": jnp.ones(6)}, "b": {"kernel": KERNEL.T, "value": KERNEL, "ids": np.arange(4)}}
+PARAMS = {
+    "a": {"kernel": KERNEL, "bias": jnp.ones(6)},
+    "b": {"kernel": KERNEL.T, "value": KERNEL, "ids": np.arange(4)},
+}
 
 
 def compact(tree):
     return sorted(
-        jc.arrays.paths.leaf_name(p) for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0] if is_compact(x)
+        jc.arrays.paths.leaf_name(p)
+        for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]
+        if is_compact(x)
     )
 
 
@@ -49,17 +54,25 @@ def test_nested_fits_use_the_pushed_metric():
     metric = jc.second_moments(jax.random.normal(jax.random.key(1), (50, 8)) * jnp.arange(1.0, 9))
     nest = jc.chain(jc.vocabulary(keep=1 / 2), jc.at("codes", jc.hashed(keep=1 / 2)))
     with_moments, without = nest(KERNEL, metric), nest(KERNEL)
-    error = lambda a: float(jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize()))))
+    error = lambda a: float(
+        jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize())))
+    )
     assert error(with_moments) < error(without)
-    slope = jax.grad(lambda a: jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize()))))(with_moments)
-    assert float(jnp.abs(slope.codes.table).max()) < 1e-3 * float(jnp.sum(KERNEL * (metric @ KERNEL)))
+    slope = jax.grad(
+        lambda a: jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize())))
+    )(with_moments)
+    assert float(jnp.abs(slope.codes.table).max()) < 1e-3 * float(
+        jnp.sum(KERNEL * (metric @ KERNEL))
+    )
 
 
 def test_partition_labels_each_leaf_once():
     table = {"small": jc.hashed(keep=1 / 4), "same": jc.identity()}
     labels = {"a": "small", "b": {"kernel": "same", "value": "small", "ids": "same"}}
     assert compact(jc.partition(table, labels)(PARAMS)) == ["a/kernel", "b/value"]
-    assert compact(jc.partition(table, lambda params: jax.tree.map(lambda _: "small", params))(PARAMS)) == [
+    assert compact(
+        jc.partition(table, lambda params: jax.tree.map(lambda _: "small", params))(PARAMS)
+    ) == [
         "a/kernel",
         "b/kernel",
         "b/value",
@@ -79,11 +92,15 @@ def test_a_mapping_gives_each_leaf_its_keep():
 
 
 def test_recipes_print_and_compare():
-    recipe = jc.chain(jc.at("a/*", jc.hashed(keep=1 / 8, block=2)), jc.identity(), jc.factored(energy=0.9))
+    recipe = jc.chain(
+        jc.at("a/*", jc.hashed(keep=1 / 8, block=2)), jc.identity(), jc.factored(energy=0.9)
+    )
     assert repr(recipe) == "chain(at('a/*', hashed(keep=0.125, block=2)), factored(energy=0.9))"
     assert recipe == jc.chain(jc.at("a/*", jc.hashed(keep=1 / 8, block=2)), jc.factored(energy=0.9))
     assert (
-        jc.vocabulary(1 / 2, atoms=np.eye(8)) == jc.vocabulary(1 / 2, atoms=np.eye(8)) != jc.vocabulary(1 / 2, atoms=np.eye(8, 4))
+        jc.vocabulary(1 / 2, atoms=np.eye(8))
+        == jc.vocabulary(1 / 2, atoms=np.eye(8))
+        != jc.vocabulary(1 / 2, atoms=np.eye(8, 4))
     )
 
 
@@ -92,7 +109,11 @@ BAD = {
     "keep above 1": (lambda: jc.factored(keep=8), ValueError, "keep must be in"),
     "keep of nothing": (lambda: jc.factored(), ValueError, "either keep or energy"),
     "energy": (lambda: jc.factored(energy=2), ValueError, "energy must be in"),
-    "no match": (lambda: jc.at("c/kernel", jc.hashed(1 / 2))(PARAMS), ValueError, "matches no leaf; there are: a/bias, a/kernel"),
+    "no match": (
+        lambda: jc.at("c/kernel", jc.hashed(1 / 2))(PARAMS),
+        ValueError,
+        "matches no leaf; there are: a/bias, a/kernel",
+    ),
     "grid": (
         lambda: jc.at("a/kernel", jc.vocabulary(1 / 2, grid=(3, 3)))(PARAMS),
         ValueError,
@@ -103,23 +124,63 @@ BAD = {
         ValueError,
         "basis='sine' is unknown: .* 'step', 'linear', 'cubic'",
     ),
-    "atoms": (lambda: jc.vocabulary(1 / 2, atoms="wavelet"), ValueError, "atoms='wavelet' is unknown: expected one of 'dct'"),
-    "atoms' shape": (lambda: jc.vocabulary(1, atoms=np.ones((3, 2)))(KERNEL), ValueError, r"shape \(3, 2\), expected \(8, atoms\)"),
-    "integer leaf": (lambda: jc.at("b/ids", jc.hashed(1 / 2))(PARAMS), TypeError, "b/ids was picked by name.*int64"),
-    "vector": (lambda: jc.at("a/bias", jc.hashed(1 / 2))(PARAMS), TypeError, "1 dimensions .* of unknown roles.*axes="),
-    "NaN": (lambda: jc.hashed(1 / 2)({"w": KERNEL.at[1, 2].set(jnp.nan)}), ValueError, "w contains NaN or infinity"),
-    "unreachable": (lambda: jc.factored(1 / 10)({"w": KERNEL}), ValueError, "w: rank 1 takes 14 numbers.*least keep .* is 0.2"),
+    "atoms": (
+        lambda: jc.vocabulary(1 / 2, atoms="wavelet"),
+        ValueError,
+        "atoms='wavelet' is unknown: expected one of 'dct'",
+    ),
+    "atoms' shape": (
+        lambda: jc.vocabulary(1, atoms=np.ones((3, 2)))(KERNEL),
+        ValueError,
+        r"shape \(3, 2\), expected \(8, atoms\)",
+    ),
+    "integer leaf": (
+        lambda: jc.at("b/ids", jc.hashed(1 / 2))(PARAMS),
+        TypeError,
+        "b/ids was picked by name.*int64",
+    ),
+    "vector": (
+        lambda: jc.at("a/bias", jc.hashed(1 / 2))(PARAMS),
+        TypeError,
+        "1 dimensions .* of unknown roles.*axes=",
+    ),
+    "NaN": (
+        lambda: jc.hashed(1 / 2)({"w": KERNEL.at[1, 2].set(jnp.nan)}),
+        ValueError,
+        "w contains NaN or infinity",
+    ),
+    "unreachable": (
+        lambda: jc.factored(1 / 10)({"w": KERNEL}),
+        ValueError,
+        "w: rank 1 takes 14 numbers.*least keep .* is 0.2",
+    ),
     "moments": (
         lambda: jc.factored(1 / 2)({"w": KERNEL}, {"w": jnp.eye(6)}),
         ValueError,
         r"w: its moments have shape \(6, 6\), expected \(8, 8\)",
     ),
-    "moments' names": (lambda: jc.factored(1 / 2)({"w": KERNEL}, {"v": jnp.eye(8)}), ValueError, r"lack: \['v'\]"),
-    "moments' NaN": (lambda: jc.factored(1 / 2)({"w": KERNEL}, {"w": jnp.eye(8) * jnp.nan}), ValueError, "moments contain NaN"),
-    "inputs' NaN": (lambda: jc.second_moments(np.full((2, 3), np.nan)), ValueError, "NaN or infinity"),
+    "moments' names": (
+        lambda: jc.factored(1 / 2)({"w": KERNEL}, {"v": jnp.eye(8)}),
+        ValueError,
+        r"lack: \['v'\]",
+    ),
+    "moments' NaN": (
+        lambda: jc.factored(1 / 2)({"w": KERNEL}, {"w": jnp.eye(8) * jnp.nan}),
+        ValueError,
+        "moments contain NaN",
+    ),
+    "inputs' NaN": (
+        lambda: jc.second_moments(np.full((2, 3), np.nan)),
+        ValueError,
+        "NaN or infinity",
+    ),
     "no inputs": (lambda: jc.second_moments(np.ones((0, 3))), ValueError, "at least one example"),
     "not a transform": (lambda: jc.chain(jc.hashed), TypeError, "chain expects transforms such as"),
-    "axes": (lambda: jc.hashed(1 / 2, axes=jc.MatrixAxes(0, 2))(jnp.ones((2, 3, 4))), ValueError, "does not fit an array of 3"),
+    "axes": (
+        lambda: jc.hashed(1 / 2, axes=jc.MatrixAxes(0, 2))(jnp.ones((2, 3, 4))),
+        ValueError,
+        "does not fit an array of 3",
+    ),
     "under jit": (lambda: jax.jit(jc.hashed(1 / 2))(KERNEL), TypeError, "outside jax.jit"),
 }
 
@@ -134,7 +195,13 @@ def test_bad_input_is_refused_by_name(case):
 def test_initialize_has_the_given_variance():
     params = {"w": 0.3 * jax.random.normal(jax.random.key(0), (64, 48)), "b": jnp.zeros(48)}
     nest = jc.at("w", jc.chain(jc.vocabulary(keep=1 / 2), jc.at("codes", jc.hashed(keep=1 / 4))))
-    for transform in (jc.hashed(1 / 8), jc.vocabulary(1 / 4, atoms="learned"), jc.factored(1 / 2), jc.convolved(1 / 4), nest):
+    for transform in (
+        jc.hashed(1 / 8),
+        jc.vocabulary(1 / 4, atoms="learned"),
+        jc.factored(1 / 2),
+        jc.convolved(1 / 4),
+        nest,
+    ):
         fresh = jc.initialize(jax.random.key(1), transform, params)
         other = jc.initialize(jax.random.key(2), transform, params)
         dense = fresh["w"].materialize()

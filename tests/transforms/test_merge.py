@@ -20,8 +20,20 @@ def merged(params, threshold=0.999, apply=mlp, count=400):
 
 def test_groups_of_duplicates_of_any_size_vanish():
     params = mlp_params((5, 8, 6, 3))
-    twin = params["w0"].at[:, 4:7].set(params["w0"][:, :1] * jnp.array([1, 2, 0.5])).at[:, 7].set(params["w0"][:, 1])
-    bias = params["b0"].at[4:7].set(params["b0"][0] * jnp.array([1, 2, 0.5])).at[7].set(params["b0"][1])
+    twin = (
+        params["w0"]
+        .at[:, 4:7]
+        .set(params["w0"][:, :1] * jnp.array([1, 2, 0.5]))
+        .at[:, 7]
+        .set(params["w0"][:, 1])
+    )
+    bias = (
+        params["b0"]
+        .at[4:7]
+        .set(params["b0"][0] * jnp.array([1, 2, 0.5]))
+        .at[7]
+        .set(params["b0"][1])
+    )
     small, gap = merged({**params, "w0": twin, "b0": bias})
     assert small["w0"].shape == (5, 4)
     assert gap < 1e-5
@@ -29,7 +41,10 @@ def test_groups_of_duplicates_of_any_size_vanish():
 
 def test_constant_units_go_into_the_biases():
     params = mlp_params((5, 8, 6, 3))
-    still = {"w0": params["w0"].at[:, 5:].set(0), "b0": params["b0"].at[5:].set(jnp.array([1.0, -1.0, 3.0]))}
+    still = {
+        "w0": params["w0"].at[:, 5:].set(0),
+        "b0": params["b0"].at[5:].set(jnp.array([1.0, -1.0, 3.0])),
+    }
     small, gap = merged({**params, **still})
     assert small["w0"].shape == (5, 5)
     assert gap < 1e-5
@@ -50,21 +65,30 @@ def test_what_differs_stays_and_thresholds_order():
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     same = jc.merge(net, 1.0)(params, moments)
-    moving = [int((part.cov[0].diagonal() > 0).sum()) for part in (moments["w0:1"], moments["w1:1"])]
-    assert [same["w0"].shape[1], same["w1"].shape[1]] == moving  # units that never change are in the biases
+    moving = [
+        int((part.cov[0].diagonal() > 0).sum()) for part in (moments["w0:1"], moments["w1:1"])
+    ]
+    assert [
+        same["w0"].shape[1],
+        same["w1"].shape[1],
+    ] == moving  # units that never change are in the biases
     sizes, errors = [], []
     for threshold in (0.95, 0.8, 0.5):
         small = jc.merge(net, threshold, axes="w0")(params, moments)
         sizes.append(small["w0"].shape[1])
         errors.append(error(net, params, small, (x,)))
         groups = moments["w0:1"].groups(threshold)
-        assert sizes[-1] >= 24 - sum(len(group) - 1 for group in groups)  # chains of neighbours are no group
+        assert sizes[-1] >= 24 - sum(
+            len(group) - 1 for group in groups
+        )  # chains of neighbours are no group
     assert sizes == sorted(sizes, reverse=True)
     assert errors[0] < errors[-1]
     assert sizes[-1] < 24
 
 
-@pytest.mark.parametrize("name", ["convnet", "encoder_by_hand", "encoder_rms", "lstm", "stacked_scan", "gru"])
+@pytest.mark.parametrize(
+    "name", ["convnet", "encoder_by_hand", "encoder_rms", "lstm", "stacked_scan", "gru"]
+)
 def test_every_kind_of_network(name):
     """Windows, heads, loops and layers; the moments follow, and the small network runs."""
     model, net, inputs, moments = calibrated(name)
@@ -91,7 +115,10 @@ def test_refusals():
 def test_one_kernel_at_several_places_takes_one_fold():
     rng = np.random.default_rng(0)
     up = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-    params = {"up": jnp.concatenate([up, 2 * up], 1), "down": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}
+    params = {
+        "up": jnp.concatenate([up, 2 * up], 1),
+        "down": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32),
+    }
 
     def apply(p, x, z):
         first, second = jnp.maximum(x @ p["up"], 0), 0.01 * jnp.sin(30 * (z @ p["up"]))

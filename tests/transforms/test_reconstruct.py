@@ -14,7 +14,10 @@ from jaxcompress.arrays.paths import named_leaves
 
 
 def pruned_mlp(keep=1 / 2):
-    params, x = mlp_params((5, 24, 16, 3)), np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32)
+    params, x = (
+        mlp_params((5, 24, 16, 3)),
+        np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32),
+    )
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     return net, params, x, moments, jc.rotate_and_prune(net, keep)
@@ -23,10 +26,14 @@ def pruned_mlp(keep=1 / 2):
 def test_kernels_and_biases_are_the_least_squares_solutions_layer_after_layer():
     net, params, x, moments, prune = pruned_mlp()
     plain = prune(params, moments)
-    better, after = jc.chain(prune, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)).apply(params, moments)
+    better, after = jc.chain(
+        prune, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)
+    ).apply(params, moments)
     affine = lambda p, layer, h: h @ p[f"w{layer}"] + p[f"b{layer}"]
     relu = lambda h: np.maximum(h, 0)
-    p, q = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, better))
+    p, q = (
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, better)
+    )
     np.testing.assert_array_equal(better["w0"], plain["w0"])  # its inputs are as they were
     kept = [int(np.abs(p["w0"] - column[:, None]).sum(0).argmin()) for column in q["w0"].T]
     first = relu(affine(q, 0, x))
@@ -66,8 +73,21 @@ def gain(name, keep=1 / 2, count=256):
     return [error(net, model.params, small, inputs) for small in (plain, better)]
 
 
-ALIKE = ["fused_gate_and_up", "rotary_attention", "weight_norm", "dispatched_experts", "bidirectional_and_stacked", "counted_loop"]
-ALIKE += ["nested_calls", "custom_product", "linear_recurrence", "graph_network", "stacked_and_tiled"]
+ALIKE = [
+    "fused_gate_and_up",
+    "rotary_attention",
+    "weight_norm",
+    "dispatched_experts",
+    "bidirectional_and_stacked",
+    "counted_loop",
+]
+ALIKE += [
+    "nested_calls",
+    "custom_product",
+    "linear_recurrence",
+    "graph_network",
+    "stacked_and_tiled",
+]
 """Models whose kernels are of a kind that another model has: they are left out, for time."""
 
 
@@ -83,9 +103,14 @@ def test_maps_of_outputs_are_followed_through_a_chain():
     net, params, x, moments, _ = pruned_mlp()
     cut = lambda keep, axes="**": jc.rotate_and_prune(net, keep, axes=axes)
     again = jc.reconstruct(net, [x], progress=False)
-    once, twice = jc.chain(cut(1 / 2), again), jc.chain(cut(3 / 4, "w1"), again, cut(2 / 3), again, cut(3 / 4, "w0"), again)
+    once, twice = (
+        jc.chain(cut(1 / 2), again),
+        jc.chain(cut(3 / 4, "w1"), again, cut(2 / 3), again, cut(3 / 4, "w0"), again),
+    )
     assert twice(params, moments)["w1"].shape == once(params, moments)["w1"].shape == (12, 8)
-    errors = [error(net, params, small, (x,)) for small in (once(params, moments), twice(params, moments))]
+    errors = [
+        error(net, params, small, (x,)) for small in (once(params, moments), twice(params, moments))
+    ]
     assert errors[1] < 1.3 * errors[0]
     fresh = jc.chain(cut(1 / 2), jc.recalibrate(net, [x], progress=False), again)(params, moments)
     close(fresh, once(params, moments), 1e-3)
@@ -93,7 +118,9 @@ def test_maps_of_outputs_are_followed_through_a_chain():
 
 def test_compact_kernels_stay():
     net, params, x, moments, prune = pruned_mlp()
-    recipe = jc.chain(prune, jc.at("w1", jc.hashed(1 / 2)), jc.reconstruct(net, [x], progress=False))
+    recipe = jc.chain(
+        prune, jc.at("w1", jc.hashed(1 / 2)), jc.reconstruct(net, [x], progress=False)
+    )
     small = recipe(params, moments)
     assert isinstance(small["w1"], jc.HashedArray)
     without = jc.chain(*recipe.transforms[:2])(params, moments)
@@ -104,21 +131,29 @@ def test_padding_and_samples():
     """What lies in the padding changes nothing; half of the places of every example are enough."""
     key = jax.random.split(jax.random.key(0), 3)
     shapes = {"a": (5, 16), "b": (16, 12), "c": (12, 3)}
-    params = {name: jax.random.normal(k, shape) for k, (name, shape) in zip(key, shapes.items(), strict=True)}
+    params = {
+        name: jax.random.normal(k, shape)
+        for k, (name, shape) in zip(key, shapes.items(), strict=True)
+    }
 
     def apply(p, x, mask):
         h = jax.nn.relu(x @ p["a"])
         return jax.nn.relu(h @ p["b"]) @ p["c"] * mask[..., None]
 
     rng = np.random.default_rng(0)
-    x, mask = rng.normal(size=(200, 8, 5)).astype(np.float32), np.broadcast_to(np.arange(8) < 5, (200, 8)).astype(np.float32)
+    x, mask = (
+        rng.normal(size=(200, 8, 5)).astype(np.float32),
+        np.broadcast_to(np.arange(8) < 5, (200, 8)).astype(np.float32),
+    )
     junk = np.where(mask[..., None] > 0, x, 100)
     net = jc.trace(apply, params, x, mask)
     prune, given = jc.rotate_and_prune(net, 1 / 2), dict(mask=lambda x, mask: mask, progress=False)
 
     def small(x, **options):
         moments = net.calibrate(params, [(x, mask)], **given)
-        return jc.chain(prune, jc.reconstruct(net, [(x, mask)], **given, **options))(params, moments)
+        return jc.chain(prune, jc.reconstruct(net, [(x, mask)], **given, **options))(
+            params, moments
+        )
 
     close(small(x), small(junk), 1e-3)
     plain = prune(params, net.calibrate(params, [(x, mask)], **given))
@@ -147,9 +182,14 @@ def test_original_weights_that_are_compact():
     net, params, x, _, _ = pruned_mlp()
     compact = {**params, "w2": jc.factored(1 / 2)(params["w2"])}
     moments = net.calibrate(compact, [x], progress=False)
-    small = jc.chain(jc.rotate_and_prune(net, 1 / 2, axes="w0"), jc.reconstruct(net, [x], progress=False))(compact, moments)
+    small = jc.chain(
+        jc.rotate_and_prune(net, 1 / 2, axes="w0"), jc.reconstruct(net, [x], progress=False)
+    )(compact, moments)
     assert isinstance(small["w2"], jc.FactoredArray)
-    assert float(jnp.linalg.norm(net(small, x) - net(compact, x)) / jnp.linalg.norm(net(compact, x))) < 0.3
+    assert (
+        float(jnp.linalg.norm(net(small, x) - net(compact, x)) / jnp.linalg.norm(net(compact, x)))
+        < 0.3
+    )
 
 
 def test_an_original_that_is_small_already():
@@ -166,7 +206,9 @@ def test_a_convolution_that_was_too_wide_to_measure():
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 10, jnp.float32)
     params = {"a": draw(1, 1, 3, 64), "w": draw(3, 3, 64, 8), "b": draw(8)}
     numbers = ("NHWC", "HWIO", "NHWC")
-    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    conv = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=numbers
+    )
     x = draw(4, 6, 6, 3) * 10
     net = jc.trace(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["w"]) + p["b"], params, x)
     moments = net.calibrate(params, [x], max_dim=300, progress=False)
@@ -180,13 +222,23 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
     net, params, x, moments, _ = pruned_mlp()
     shrink = jc.at("w[01]", jc.factored(0.6))
     plain, better = (
-        chain(params, moments) for chain in (shrink, jc.chain(shrink, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)))
+        chain(params, moments)
+        for chain in (
+            shrink,
+            jc.chain(shrink, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)),
+        )
     )
     assert jc.stored_numbers(plain) == jc.stored_numbers(better)
-    p, q = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jc.materialize(tree)) for tree in (params, better))
+    p, q = (
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jc.materialize(tree))
+        for tree in (params, better)
+    )
     relu = lambda h: np.maximum(h, 0)
     first, met = relu(x @ p["w0"] + p["b0"]), relu(x @ q["w0"] + q["b0"])
-    for layer, given, wanted in ((0, x, x @ p["w0"] + p["b0"]), (1, met, first @ p["w1"] + p["b1"])):
+    for layer, given, wanted in (
+        (0, x, x @ p["w0"] + p["b0"]),
+        (1, met, first @ p["w1"] + p["b1"]),
+    ):
         design = np.hstack([given, np.ones((len(given), 1))])
         fitted = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
         centred = fitted - fitted.mean(0)
@@ -195,7 +247,9 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
         best = (left[:, :rank] * values[:rank]) @ right[:rank] + fitted.mean(0)
         left_over = lambda outputs, wanted=wanted: np.sum((outputs - wanted) ** 2)
         least = left_over(best)
-        np.testing.assert_allclose(left_over(given @ q[f"w{layer}"] + q[f"b{layer}"]), least, rtol=2e-3)
+        np.testing.assert_allclose(
+            left_over(given @ q[f"w{layer}"] + q[f"b{layer}"]), least, rtol=2e-3
+        )
         if layer:
             assert left_over(met @ np.asarray(plain["w1"].materialize()) + p["b1"]) > 1.1 * least
     assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
@@ -205,13 +259,21 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
 def test_kernels_of_low_rank_in_every_layout(name):
     """Heads and sizes apart, fused, (out, in): ranks, layouts and dtypes stay, and outputs come nearer."""
     model, net, inputs, moments = calibrated(name)
-    shrink = jc.at(lambda path, leaf: path in net.matrix_axes and leaf.ndim > 1, jc.factored(0.6, axes=net.matrix_axes))
+    shrink = jc.at(
+        lambda path, leaf: path in net.matrix_axes and leaf.ndim > 1,
+        jc.factored(0.6, axes=net.matrix_axes),
+    )
     plain = shrink(model.params, moments)
     better = jc.reconstruct(net, [inputs], progress=False)(plain, moments)
     changed = 0
     for (_, before), (_, after) in zip(named_leaves(plain), named_leaves(better), strict=True):
         if isinstance(before, jc.FactoredArray):
-            assert (before.rank, before.shape, before.axes, before.dtype) == (after.rank, after.shape, after.axes, after.dtype)
+            assert (before.rank, before.shape, before.axes, before.dtype) == (
+                after.rank,
+                after.shape,
+                after.axes,
+                after.dtype,
+            )
             changed += not np.array_equal(before.materialize(), after.materialize())
     assert changed > 1
     assert error(net, model.params, better, inputs) < error(net, model.params, plain, inputs)

@@ -12,10 +12,10 @@ from networks.test_replay import mlp, mlp_params
 from transforms.test_rotation import calibrated, error
 
 import jaxcompress as jc
-from jaxcompress.arrays.convolved import BASES
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.transforms.order import SEARCHES, distances, length, roughness
+from jaxcompress.arrays.spline import BASES
 from jaxcompress.transforms.resolution import dual, prolongation
+from jaxcompress.transforms.seriation import SEARCHES, distances, length, roughness
 
 REFUSING = {"weight_norm": "passes a nonlinear function before it is used"}
 """Models no axis of which can be resized, and why."""
@@ -32,7 +32,10 @@ def test_refining_changes_no_function_and_coarsening_undoes_it(name):
     model, net = network(name)
     wide = jc.refine(net, 2)(model.params)
     assert jc.stored_numbers(wide) > jc.stored_numbers(model.params)
-    close(outputs(model, net(wide, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+    close(
+        outputs(model, net(wide, *model.inputs)),
+        outputs(model, model.apply(model.params, *model.inputs)),
+    )
     same(jc.coarsen(net, 2)(wide), model.params)
 
 
@@ -53,19 +56,31 @@ def test_gradients_pass_a_change_of_resolution():
     params, small = model.params, down(model.params)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(net(down(p), *model.inputs) ** 2)))(params)
     inner = jax.grad(lambda p: jnp.sum(net(p, *model.inputs) ** 2))(small)
-    total = lambda one, two: sum(float(jnp.vdot(a, b)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
-    np.testing.assert_allclose(total(gradient, params), total(inner, small), rtol=1e-4)  # <D' g, p> = <g, D p>
+    total = lambda one, two: sum(
+        float(jnp.vdot(a, b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+    np.testing.assert_allclose(
+        total(gradient, params), total(inner, small), rtol=1e-4
+    )  # <D' g, p> = <g, D p>
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
 def test_split_channels_differ_in_what_reads_them_alone(name):
     model, net = network(name)
     whole, split = jc.refine(net, 2)(model.params), jc.refine(net, 2, split=0.5)(model.params)
-    close(outputs(model, net(split, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+    close(
+        outputs(model, net(split, *model.inputs)),
+        outputs(model, model.apply(model.params, *model.inputs)),
+    )
     same(jc.coarsen(net, 2)(split), model.params)
     consumers = {slot.rsplit(":", 1)[0] for axis in net.axes for slot in axis.consumers}
     names = [name for name, _ in named_leaves(whole)]
-    differ = {n for n, one, two in zip(names, *map(jax.tree.leaves, (whole, split)), strict=True) if bool(jnp.any(one != two))}
+    differ = {
+        n
+        for n, one, two in zip(names, *map(jax.tree.leaves, (whole, split)), strict=True)
+        if bool(jnp.any(one != two))
+    }
     assert differ
     assert differ <= consumers or any(axis.pair for axis in net.axes)
 
@@ -95,7 +110,12 @@ def test_any_factor_where_no_norm_is(factor):
     wide = jc.refine(net, factor)(params)
     assert wide["w0"].shape == (5, round(8 * factor))
     assert error(net, params, wide, (x,)) < 1e-6
-    same(jc.coarsen(net, {"w0:1": Fraction(round(8 * factor), 8), "w1:1": Fraction(round(6 * factor), 6)})(wide), params)
+    same(
+        jc.coarsen(
+            net, {"w0:1": Fraction(round(8 * factor), 8), "w1:1": Fraction(round(6 * factor), 6)}
+        )(wide),
+        params,
+    )
 
 
 def test_a_norm_takes_whole_factors(caplog):
@@ -137,7 +157,11 @@ def test_any_basis_keeps_a_linear_function(basis):
     wide = jc.refine(net, 5 / 3, basis=basis)(model.params)
     close(net(wide, *model.inputs), model.apply(model.params, *model.inputs))
     same(
-        jc.coarsen(net, {axis.key: Fraction(round(axis.size * 5 / 3), axis.size) for axis in net.axes}, basis=basis)(wide),
+        jc.coarsen(
+            net,
+            {axis.key: Fraction(round(axis.size * 5 / 3), axis.size) for axis in net.axes},
+            basis=basis,
+        )(wide),
         model.params,
     )
 
@@ -146,7 +170,11 @@ def smooth_network(units):
     """A network whose hidden axis is a function of t, sampled."""
     t = (np.arange(units) + 0.5) / units
     kernel = np.stack([np.cos(2 * t + phase) for phase in range(4)])
-    return {"w": jnp.float32(kernel), "b": jnp.float32(np.sin(3 * t)), "v": jnp.float32(np.exp(-t)[:, None] * [[1, -2]] / units)}
+    return {
+        "w": jnp.float32(kernel),
+        "b": jnp.float32(np.sin(3 * t)),
+        "v": jnp.float32(np.exp(-t)[:, None] * [[1, -2]] / units),
+    }
 
 
 def test_smoother_bases_go_to_the_continuum():
@@ -157,7 +185,10 @@ def test_smoother_bases_go_to_the_continuum():
     net = jc.trace(apply, coarse, x)
     wide = {basis: jc.refine(net, 4, basis=basis)(coarse) for basis in BASES}
     inside = slice(8, -8)  # the last two cells at the ends have no neighbours to go by
-    errors = {basis: float(jnp.linalg.norm((params["w"] - fine["w"])[:, inside])) for basis, params in wide.items()}
+    errors = {
+        basis: float(jnp.linalg.norm((params["w"] - fine["w"])[:, inside]))
+        for basis, params in wide.items()
+    }
     assert errors["linear"] < errors["step"] / 10
     assert errors["cubic"] < errors["linear"] / 10
     assert all(error(net, coarse, params, (x,)) < 0.01 for params in wide.values())
@@ -172,18 +203,29 @@ def test_smoother_bases_go_to_the_continuum():
 
 
 @pytest.mark.parametrize("method", SEARCHES)
-@pytest.mark.parametrize("name", ["mlp_by_hand", "encoder_linen", "grouped_convolutions", "fused_qkv"])
+@pytest.mark.parametrize(
+    "name", ["mlp_by_hand", "encoder_linen", "grouped_convolutions", "fused_qkv"]
+)
 def test_order_changes_no_function(name, method):
     model, net = network(name)
     permuted = jc.order(net, method)(model.params)
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (permuted, model.params)), strict=True))
-    close(outputs(model, model.apply(permuted, *model.inputs)), outputs(model, model.apply(model.params, *model.inputs)))
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any()
+        for a, b in zip(*map(jax.tree.leaves, (permuted, model.params)), strict=True)
+    )
+    close(
+        outputs(model, model.apply(permuted, *model.inputs)),
+        outputs(model, model.apply(model.params, *model.inputs)),
+    )
 
 
 def test_orders_find_a_line():
     rng = np.random.default_rng(0)
     t = np.sort(rng.uniform(0, 1, 60))
-    for width, least in ((3.0, 1.001), (0.05, 1.6)):  # a line, and one that is hardly seen but between neighbours
+    for width, least in (
+        (3.0, 1.001),
+        (0.05, 1.6),
+    ):  # a line, and one that is hardly seen but between neighbours
         curve = np.exp(-((t[:, None] - np.linspace(0, 1, 400)) ** 2) / width**2)
         mixed = rng.permutation(60)
         apart = distances(curve[mixed] @ curve[mixed].T)
@@ -191,7 +233,9 @@ def test_orders_find_a_line():
         for name, search in SEARCHES.items():
             found = search(apart)
             assert sorted(found) == list(range(60))
-            if name != "spectral" or width > 1:  # a graph's vector puts clusters in a row, not what is inside them
+            if (
+                name != "spectral" or width > 1
+            ):  # a graph's vector puts clusters in a row, not what is inside them
                 assert length(found, apart) <= least * true
 
 
@@ -224,4 +268,7 @@ def test_bad_arguments():
         jc.refine(params, 2)
     with pytest.raises(ValueError, match="matches no hidden axis"):
         jc.coarsen(net, 2, axes="w9")(params)
-    assert repr(jc.coarsen(net, {"w0*": 2}, basis="cubic")) == "coarsen(<2 hidden axes>, factor={'w0*': 2}, basis='cubic')"
+    assert (
+        repr(jc.coarsen(net, {"w0*": 2}, basis="cubic"))
+        == "coarsen(<2 hidden axes>, factor={'w0*': 2}, basis='cubic')"
+    )

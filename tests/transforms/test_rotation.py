@@ -14,7 +14,9 @@ from jaxcompress.transforms.selection import System, greedy
 
 
 def error(net, params, small, inputs):
-    before, after = (np.asarray(jax.tree.leaves(net(p, *inputs))[0], np.float64) for p in (params, small))
+    before, after = (
+        np.asarray(jax.tree.leaves(net(p, *inputs))[0], np.float64) for p in (params, small)
+    )
     return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
 
@@ -43,7 +45,10 @@ def with_redundant_units(kind):
 
 @pytest.mark.parametrize("kind", ["duplicate", "scaled duplicate", "constant"])
 def test_redundant_units_vanish(kind):
-    params, x = with_redundant_units(kind), np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    params, x = (
+        with_redundant_units(kind),
+        np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32),
+    )
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     small = jc.rotate_and_prune(net, 1 / 2, axes="w0")(params, moments)
@@ -56,7 +61,10 @@ def test_linearly_dependent_units_vanish():
     """Half of a linear axis depends on the other half, by any combination, of either sign."""
     params = mlp_params((5, 8, 6, 3))
     mix = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4)), jnp.float32)
-    params |= {"w0": params["w0"].at[:, 4:].set(params["w0"][:, :4] @ mix), "b0": params["b0"].at[4:].set(params["b0"][:4] @ mix)}
+    params |= {
+        "w0": params["w0"].at[:, 4:].set(params["w0"][:, :4] @ mix),
+        "b0": params["b0"].at[4:].set(params["b0"][:4] @ mix),
+    }
     linear = lambda p, x: jax.nn.relu((x @ p["w0"] + p["b0"]) @ p["w1"] + p["b1"]) @ p["w2"]
     x = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
     net = jc.trace(linear, params, x)
@@ -70,7 +78,10 @@ def test_dependent_features_after_a_nonlinearity_vanish():
     """Units whose activations, not weights, are dependent: relu(z) - relu(-z) = z, with three of them kept."""
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.normal(size=(5, 1)), jnp.float32)
-    params = {"up": jnp.concatenate([w, -w, 2 * w, -0.5 * w], axis=1), "down": jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)}
+    params = {
+        "up": jnp.concatenate([w, -w, 2 * w, -0.5 * w], axis=1),
+        "down": jnp.asarray(rng.normal(size=(4, 2)), jnp.float32),
+    }
     apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
     x = rng.normal(size=(100, 5)).astype(np.float32)
     net = jc.trace(apply, params, x)
@@ -91,7 +102,13 @@ def test_every_model_is_pruned_and_runs(name):
     assert jax.tree.structure(small) == jax.tree.structure(model.params)
     lost = error(net, model.params, small, inputs)
     chance = [
-        error(net, model.params, jc.rotate_and_prune(net, 3 / 4, method="random", seed=s)(model.params), inputs) for s in range(3)
+        error(
+            net,
+            model.params,
+            jc.rotate_and_prune(net, 3 / 4, method="random", seed=s)(model.params),
+            inputs,
+        )
+        for s in range(3)
     ]
     assert lost < np.median(chance)
     assert np.isfinite(lost)
@@ -99,12 +116,17 @@ def test_every_model_is_pruned_and_runs(name):
     again = jc.rotate_and_prune(net, 3 / 4)(small, after)
     assert np.isfinite(error(net, model.params, again, inputs))
     assert jc.rotate_and_prune(net, 1)(model.params, moments) is not model.params
-    close(net(jc.rotate_and_prune(net, 1)(model.params, moments), *inputs), net(model.params, *inputs))
+    close(
+        net(jc.rotate_and_prune(net, 1)(model.params, moments), *inputs), net(model.params, *inputs)
+    )
 
 
 def test_moments_follow_a_chain():
     """After one axis is cut the carried moments are exact for it, and their shapes fit everywhere."""
-    params, x = mlp_params((5, 8, 6, 3)), np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    params, x = (
+        mlp_params((5, 8, 6, 3)),
+        np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32),
+    )
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     small, carried = jc.rotate_and_prune(net, 1 / 2, axes="w0").apply(params, moments)
@@ -115,21 +137,33 @@ def test_moments_follow_a_chain():
 
 
 def test_a_fold_beats_the_selection_alone():
-    params, x = mlp_params((5, 40, 30, 3)), np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    params, x = (
+        mlp_params((5, 40, 30, 3)),
+        np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32),
+    )
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     lost = {
-        m: error(net, params, jc.rotate_and_prune(net, 1 / 2, method=m)(params, moments), (x,)) for m in ("auto", "magnitude", "l1")
+        m: error(net, params, jc.rotate_and_prune(net, 1 / 2, method=m)(params, moments), (x,))
+        for m in ("auto", "magnitude", "l1")
     }
     assert lost["auto"] < 0.2 * min(lost["magnitude"], lost["l1"])
 
 
 def test_rotations_beat_selections_where_they_are_legal():
-    for name in ("linear_mlp", "linear_rms"):  # several cuts at once: only a wide margin is no matter of luck
+    for name in (
+        "linear_mlp",
+        "linear_rms",
+    ):  # several cuts at once: only a wide margin is no matter of luck
         model, net, inputs, moments = calibrated(name)
         keep = {axis.key: 0.6 for axis in net.axes if axis.kind in ("linear", "rms")}
         lost = {
-            m: error(net, model.params, jc.rotate_and_prune(net, keep, method=m)(model.params, moments), inputs)
+            m: error(
+                net,
+                model.params,
+                jc.rotate_and_prune(net, keep, method=m)(model.params, moments),
+                inputs,
+            )
             for m in ("auto", "select")
         }
         assert lost["auto"] < lost["select"], (name, lost)
@@ -154,7 +188,9 @@ def test_queries_and_keys_at_the_rank_of_their_product():
     for block in params["blocks"]:
         for name in ("wq", "bq"):
             block[name] = block[name].reshape(*block[name].shape[:-1], 3, 4)
-            block[name][..., 2:] = block[name][..., :2] @ np.array([[0.3, -1.0], [0.8, 0.2]], np.float32)
+            block[name][..., 2:] = block[name][..., :2] @ np.array(
+                [[0.3, -1.0], [0.8, 0.2]], np.float32
+            )
             block[name] = block[name].reshape(*block[name].shape[:-2], 12)
     inputs = model.resize(64, 6)
     moments = net.calibrate(params, [inputs], progress=False)
@@ -169,7 +205,11 @@ def test_weights_alone():
     small = jc.rotate_and_prune(net, 3 / 4)(model.params)
     assert error(net, model.params, small, inputs) < 0.2
     assert "keep=0.75" in repr(jc.rotate_and_prune(net, 3 / 4))
-    assert jc.rotate_and_prune(net, 3 / 4) == jc.rotate_and_prune(net, 3 / 4) != jc.rotate_and_prune(net, 1 / 2)
+    assert (
+        jc.rotate_and_prune(net, 3 / 4)
+        == jc.rotate_and_prune(net, 3 / 4)
+        != jc.rotate_and_prune(net, 1 / 2)
+    )
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -213,7 +253,9 @@ def test_illegal_maps_are_refused_with_their_reason():
             jc.rotate_and_prune(net, 1 / 2, axes=axes, method="rotate")(model.params)
     model, net = network("linear_mlp")
     assert jc.rotate_and_prune(net, 1 / 2, method="rotate")(model.params) is not None
-    with pytest.raises(ValueError, match=r"layers_2/kernel:1 is refused: it is visible in the outputs"):
+    with pytest.raises(
+        ValueError, match=r"layers_2/kernel:1 is refused: it is visible in the outputs"
+    ):
         jc.rotate_and_prune(net, 1 / 2, axes="params/layers_2/kernel")(model.params)
 
 
@@ -230,13 +272,18 @@ def test_heads_that_nothing_shows_are_left():
 
 
 def test_recalibration_in_a_chain():
-    params, x = mlp_params((5, 16, 12, 3)), np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    params, x = (
+        mlp_params((5, 16, 12, 3)),
+        np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32),
+    )
     net = jc.trace(mlp, params, x)
     moments = net.calibrate(params, [x], progress=False)
     first, second = (jc.rotate_and_prune(net, 1 / 4, axes=axes) for axes in ("w0", "w1"))
     fresh = jc.recalibrate(net, [x], progress=False)
     small, after = jc.chain(first, fresh, second).apply(params, moments)
-    np.testing.assert_allclose(after["w0:1"].cov, net.calibrate(small, [x], progress=False)["w0:1"].cov, atol=1e-4)
+    np.testing.assert_allclose(
+        after["w0:1"].cov, net.calibrate(small, [x], progress=False)["w0:1"].cov, atol=1e-4
+    )
     with pytest.raises(TypeError, match="axes="):
         jc.at("w0", fresh)
     with pytest.raises(TypeError, match="give a list"):
@@ -244,7 +291,10 @@ def test_recalibration_in_a_chain():
 
 
 def test_energy_gives_the_least_size_that_keeps_a_share():
-    params, x = mlp_params((5, 24, 16, 3)), np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    params, x = (
+        mlp_params((5, 24, 16, 3)),
+        np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32),
+    )
     linear = lambda p, x: (x @ p["w0"]) @ p["w1"]
     params = {name: params[name] for name in ("w0", "w1")}
     net = jc.trace(linear, params, x)
@@ -260,7 +310,10 @@ def test_energy_gives_the_least_size_that_keeps_a_share():
     assert error(net, params, fewer, (x,)) ** 2 > 0.1
     assert sizes == sorted(sizes)
     assert sizes[-1] == 5  # the inputs have five directions
-    assert repr(jc.rotate_and_prune(net, energy=0.9)) == "rotate_and_prune(<1 hidden axes>, energy=0.9)"
+    assert (
+        repr(jc.rotate_and_prune(net, energy=0.9))
+        == "rotate_and_prune(<1 hidden axes>, energy=0.9)"
+    )
     for both in ({}, {"keep": 0.5, "energy": 0.5}):
         with pytest.raises(ValueError, match="either keep or energy"):
             jc.rotate_and_prune(net, **both)
@@ -283,17 +336,23 @@ def test_few_vectors_are_not_learned_by_heart(caplog):
     other = matrix(500, 8, seed=11)
     net = jc.trace(apply, params, other)
     prune = jc.rotate_and_prune(net, keep=1 / 2)
-    lost = lambda small: float(jnp.linalg.norm(net(small, other) - apply(params, other)) / jnp.linalg.norm(apply(params, other)))
+    lost = lambda small: float(
+        jnp.linalg.norm(net(small, other) - apply(params, other))
+        / jnp.linalg.norm(apply(params, other))
+    )
     errors = [lost(prune(params))]
     for count in (4, 24, 400):
-        errors.append(lost(prune(params, net.calibrate(params, [matrix(count, 8, seed=12)], progress=False))))
+        errors.append(
+            lost(prune(params, net.calibrate(params, [matrix(count, 8, seed=12)], progress=False)))
+        )
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 2
     assert "measured on 24 vectors, fewer than its 48 channels" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "up", "down", "others"), [("stacked_scan", "w1", "w2", ("b1",)), ("experts", "up", "down", ("bias",))]
+    ("name", "up", "down", "others"),
+    [("stacked_scan", "w1", "w2", ("b1",)), ("experts", "up", "down", ("bias",))],
 )
 def test_every_layer_and_every_expert_keeps_units_of_its_own(name, up, down, others):
     """Half of each layer's units are twins of the others, in an order that differs from layer to layer: all twins go."""
@@ -301,16 +360,29 @@ def test_every_layer_and_every_expert_keeps_units_of_its_own(name, up, down, oth
     whole = model.params
     params = dict(whole["layers"]) if name == "stacked_scan" else dict(whole)
     count, _, width = params[up].shape
-    twins = [np.random.default_rng(layer).permutation(width) % (width // 2) for layer in range(count)]
+    twins = [
+        np.random.default_rng(layer).permutation(width) % (width // 2) for layer in range(count)
+    ]
     for leaf in (up, *others):
-        params[leaf] = jnp.stack([params[leaf][layer][..., order] for layer, order in enumerate(twins)])
+        params[leaf] = jnp.stack(
+            [params[leaf][layer][..., order] for layer, order in enumerate(twins)]
+        )
     params = {**whole, "layers": params} if name == "stacked_scan" else params
-    x = (jnp.asarray(np.random.default_rng(9).normal(size=(400, *model.inputs[0].shape[1:])), jnp.float32),)
+    x = (
+        jnp.asarray(
+            np.random.default_rng(9).normal(size=(400, *model.inputs[0].shape[1:])), jnp.float32
+        ),
+    )
     (axis,) = [
-        each for each in net.axes if any(slot.split(":")[0].endswith(up) for slot in each.producers) and each.kind == "elementwise"
+        each
+        for each in net.axes
+        if any(slot.split(":")[0].endswith(up) for slot in each.producers)
+        and each.kind == "elementwise"
     ]
     assert axis.fibres
-    small = jc.rotate_and_prune(net, keep=1 / 2, axes=axis.key)(params, net.calibrate(params, [x], progress=False))
+    small = jc.rotate_and_prune(net, keep=1 / 2, axes=axis.key)(
+        params, net.calibrate(params, [x], progress=False)
+    )
     close(net(small, *x), model.apply(params, *x), 1e-4)
     kept = small["layers"][up] if name == "stacked_scan" else small[up]
     assert kept.shape[-1] == width // 2

@@ -12,7 +12,9 @@ PARAMS = {"words": {"embedding": jnp.arange(12.0).reshape(4, 3)}, "bias": jnp.on
 def test_rows_that_stay_are_the_same():
     cut = jc.select_rows("**/embedding", np.array([1, 3]))
     small = cut(PARAMS)
-    np.testing.assert_array_equal(small["words"]["embedding"], PARAMS["words"]["embedding"][jnp.array([1, 3])])
+    np.testing.assert_array_equal(
+        small["words"]["embedding"], PARAMS["words"]["embedding"][jnp.array([1, 3])]
+    )
     np.testing.assert_array_equal(small["bias"], PARAMS["bias"])
     assert cut == jc.select_rows("**/embedding", [1, 3])
     both = jc.chain(cut, jc.at("**/embedding", jc.factored(keep=5 / 6)))(PARAMS)

@@ -1,0 +1,1 @@
+"""What flows along hidden axes, gathered in one pass over data."""

@@ -1,0 +1,119 @@
+"""What the library takes from unstable corners of JAX, in one place.
+
+Run with jax 0.5.3, 0.10.2 and 0.12.0 (tests/networks). Everything else goes through `jax.make_jaxpr` and `jax.extend.core`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+INLINED = {
+    "pjit": "jaxpr",
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "core_closed_call": "call_jaxpr",
+    "xla_call": "call_jaxpr",
+}
+"""Primitives that only call a jaxpr, and the parameter that holds it."""
+
+REMAT = frozenset({"checkpoint", "remat", "remat2"})
+CUSTOM = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+RANDOM = frozenset(
+    {
+        "random_bits",
+        "random_seed",
+        "random_wrap",
+        "random_unwrap",
+        "random_fold_in",
+        "random_split",
+        "threefry2x32",
+    }
+)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """A jaxpr, open or closed, and its constants."""
+    return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, [])
+
+
+def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on: trees of operands
+    return len(consts), len(carry)
+
+
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, core.Literal)
+
+
+def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
+    """Run one equation on operands; always a list."""
+    bind_params = primitive.get_bind_params(params)
+    if isinstance(bind_params, tuple):  # before jax 0.7: functions first, then the parameters
+        functions, rest = bind_params
+        result = primitive.bind(*functions, *operands, **rest)
+    else:
+        result = primitive.bind(*operands, **bind_params)
+    return list(result) if primitive.multiple_results else [result]
+
+
+def where(equation: Any) -> str:
+    """File, line and function of the user's code that made an equation, of no installed package; empty when not known."""
+    info, frames = equation.source_info, []
+    for known in (
+        info,
+        getattr(info, "traceback", None),
+    ):  # what the private helper takes differs from version to version
+        with contextlib.suppress(Exception):
+            from jax._src import source_info_util
+
+            frames = frames or list(source_info_util.user_frames(known))  # type: ignore[arg-type]
+    outside = [frame for frame in frames if "site-packages" not in frame.file_name] or frames
+    if not outside:
+        return ""
+    frame = outside[0]
+    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line} ({frame.function_name.rsplit('.', 1)[-1]})"
+
+
+@contextlib.contextmanager
+def context_of(equation: Any) -> Iterator[None]:
+    """The name scope and the compilation context that an equation was traced under."""
+    with contextlib.ExitStack() as stack:
+        manager = getattr(getattr(equation, "ctx", None), "manager", None)
+        if manager is not None:
+            stack.enter_context(manager)
+        scope = str(getattr(equation.source_info, "name_stack", ""))
+        if scope:
+            stack.enter_context(jax.named_scope(scope))
+        yield
+
+
+def checkpointed(function: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
+    """`jax.checkpoint` as an equation's parameters say."""
+    return jax.checkpoint(
+        function, prevent_cse=params.get("prevent_cse", True), policy=params.get("policy")
+    )
+
+
+def flops(program: Any, *arguments: Any) -> float:
+    """What XLA counts for one call of a function, or of a program that is lowered or compiled already."""
+    stage = (
+        program
+        if hasattr(program, "cost_analysis")
+        else jax.jit(program).lower(*arguments).compile()
+    )
+    costs = stage.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    return float((costs or {}).get("flops", float("nan")))

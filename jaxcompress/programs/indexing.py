@@ -1,0 +1,237 @@
+"""Rules of indexing: look-ups, windows at computed places, and scattered writes.
+
+What is taken or written whole passes, as the features of an embedding do; along what an index picks from, positions are opaque.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcompress.programs.algebra import Kind, mark
+from jaxcompress.programs.arithmetic import agreed
+from jaxcompress.programs.program import Step
+from jaxcompress.programs.rules import (
+    Analysis,
+    Contraction,
+    Replay,
+    bind_with,
+    copy_facts,
+    is_zero,
+    merge_facts,
+    register,
+)
+
+
+def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    if replay.tap is None or step.note is None:
+        return replay_rows(step, operands, replay)
+    replay.tap.see(step.note, operands, step)
+    return [replay.tap.feel(step.note, step, replay_rows(step, operands, replay)[0])]
+
+
+def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """What is picked, of a compact table without making it dense where that is possible."""
+    table, indices = operands
+    operand = step.inputs[0]
+    if (
+        hasattr(table, "materialize")
+        and rows_only(step)
+        and table.ndim == 2
+        and table.axes.ndim == 2
+    ):
+        rows = indices[..., 0]
+        mode = step.params["mode"]
+        if mode != lax.GatherScatterMode.FILL_OR_DROP:
+            rows = jnp.clip(rows, 0, table.shape[0] - 1)
+        else:  # take() counts negative rows from the end; this gather fills for them
+            rows = jnp.where(rows < 0, table.shape[0], rows)
+        if table.axes.inputs in ((-2,), (-1,)):
+            replay.tell(step, operand, "looked up")
+            return [table.take(rows)]
+    return replay_window(step, operands, replay)
+
+
+def replay_window(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """What is taken whole is taken whole at its present size."""
+    source = step.inputs[0]
+    sizes = tuple(
+        replay.size(dim) if dim is not None and size == full else size
+        for dim, size, full in zip(
+            source.dims, step.params["slice_sizes"], source.shape, strict=True
+        )
+    )
+    return bind_with(step, operands, replay, slice_sizes=sizes)
+
+
+def rows_only(step: Step) -> bool:
+    """Whether a gather picks whole rows of a matrix, one for each index, as an embedding does."""
+    numbers, shape = step.params["dimension_numbers"], step.inputs[0].shape
+    rank = len(step.outputs[0].shape)
+    return (
+        len(shape) == 2
+        and tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and tuple(numbers.offset_dims) == (rank - 1,)
+        and tuple(step.params["slice_sizes"]) == (1, shape[1])
+    )
+
+
+@register("gather", replay=replay_gather)
+def gather(step: Step, analysis: Analysis) -> None:
+    """Dimensions that are taken whole pass and are produced; indexed ones are opaque."""
+    merge_facts(step)
+    table, indices = step.inputs
+    (out,) = step.outputs
+    numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    window = [
+        index
+        for index in range(len(table.shape))
+        if index not in numbers.collapsed_slice_dims and index not in batching
+    ]
+    for position, index in zip(numbers.offset_dims, window, strict=True):
+        if sizes[index] == table.shape[index] and index not in numbers.start_index_map:
+            copy_facts(out, position, table, index)
+        elif sizes[index] == table.shape[index] == 1:
+            continue
+        else:
+            analysis.freeze(step, table.dims[index], "part of it is picked by an index")
+            out.dims[position] = analysis.fresh(out.shape[position])
+            analysis.freeze(step, out.dims[position], "it is a part picked by an index")
+    for index in numbers.start_index_map:
+        analysis.freeze(
+            step, table.dims[index], "its positions are picked by an index, as in an embedding"
+        )
+    rest = [position for position in range(len(out.shape)) if position not in numbers.offset_dims]
+    sources = [index for index in range(len(indices.shape) - 1)]
+    for position, index in zip(rest, sources, strict=True):
+        out.dims[position] = indices.dims[index]
+        if index in index_batching:
+            partner = batching[index_batching.index(index)]
+            analysis.unify(step, table.dims[partner], indices.dims[index])
+            out.dims[position] = table.dims[partner]
+            out.slots[position] = table.slots[partner]
+            mark(out.dims[position], Kind.ELEMENTWISE)
+    if table.from_params:
+        for index in window:
+            analysis.role(table.slots[index], "produce")
+        for index in numbers.start_index_map:
+            analysis.role(table.slots[index], "look-up")
+        if rows_only(step) and indices.data:
+            slots, columns = table.slots[0], tuple(dim for dim in table.dims[1:] if dim is not None)
+            leaf = min((name for name, _ in slots), default="?")
+            key = (
+                step.note
+                if isinstance(step.note, str)
+                else analysis.count(leaf, analysis.contractions)
+            )
+            step.note = key
+            analysis.contractions[key] = Contraction(
+                key, 1, (), (slots,), (), rows=table.shape[0], produced=columns
+            )
+
+
+@register("dynamic_slice", replay=replay_window)
+def dynamic_slice(step: Step, analysis: Analysis) -> None:
+    merge_facts(step)
+    source, (out,) = step.inputs[0], step.outputs
+    for index, size in enumerate(step.params["slice_sizes"]):
+        if size == source.shape[index]:
+            copy_facts(out, index, source, index)
+            continue
+        analysis.freeze(
+            step, source.dims[index], "a part of it is cut out at a place that is computed"
+        )
+        out.dims[index] = analysis.fresh(size)
+        analysis.freeze(
+            step, out.dims[index], "it is a part of another axis, at a place that is computed"
+        )
+    if source.from_params:
+        for slots in source.slots:
+            analysis.role(slots, "produce")
+
+
+@register("dynamic_update_slice")
+def dynamic_update_slice(step: Step, analysis: Analysis) -> None:
+    merge_facts(step)
+    source, update, (out,) = step.inputs[0], step.inputs[1], step.outputs
+    for index, size in enumerate(update.shape):
+        copy_facts(out, index, source, index)
+        out.slots[index] |= update.slots[index]
+        analysis.joined([source, update], index, source.dims[index])
+        out.scaled[index] = agreed([source.scaled[index], update.scaled[index]])
+        out.constant[index] = source.constant[index] and update.constant[index]
+        if size == source.shape[index]:
+            analysis.unify(step, source.dims[index], update.dims[index])
+        else:
+            analysis.freeze(
+                step, source.dims[index], "a part of it is overwritten at a place that is computed"
+            )
+            analysis.freeze(step, update.dims[index], "it overwrites a part of another axis")
+
+
+WRITES = ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
+
+
+@register(*WRITES)
+def scatter(step: Step, analysis: Analysis) -> None:
+    """Dimensions that are written whole pass; those that an index picks from are opaque."""
+    merge_facts(step)
+    (source, indices, update), (out,) = step.inputs, step.outputs
+    numbers = step.params["dimension_numbers"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "scatter_indices_batching_dims", ()))
+    window = [
+        index
+        for index in range(len(source.shape))
+        if index not in (*numbers.inserted_window_dims, *batching)
+    ]
+    for index in range(len(source.shape)):
+        copy_facts(out, index, source, index)
+        out.constant[index] = False
+    for position, index in zip(numbers.update_window_dims, window, strict=True):
+        if (
+            update.shape[position] == source.shape[index]
+            and index not in numbers.scatter_dims_to_operand_dims
+        ):
+            analysis.unify(step, source.dims[index], update.dims[position])
+            out.slots[index] |= update.slots[position]
+            out.scaled[index] = agreed([source.scaled[index], update.scaled[position]])
+            out.constant[index] = source.constant[index] and update.constant[position]
+            moves = (source.constant[index], update.constant[position])
+            still = source if moves == (True, False) else update if moves == (False, True) else None
+            if (still is not None and not is_zero(still)) or step.name.removeprefix("scatter-") in (
+                "mul",
+                "min",
+                "max",
+            ):
+                mark(source.dims[index], Kind.ELEMENTWISE)
+            for value, place, other in ((source, index, update), (update, position, source)):
+                if value.from_params and other.data:
+                    analysis.role(value.slots[place], "shift")
+        else:
+            analysis.freeze(
+                step, update.dims[position], "it is written into a part of another axis"
+            )
+            analysis.freeze(step, source.dims[index], "a part of it is written at an index")
+    for index in numbers.scatter_dims_to_operand_dims:
+        analysis.freeze(
+            step,
+            source.dims[index],
+            "its positions are written by an index, as sums over a graph's edges are",
+        )
+    rest = [
+        position
+        for position in range(len(update.shape))
+        if position not in numbers.update_window_dims
+    ]
+    for position, index in zip(rest, range(len(indices.shape) - 1), strict=True):
+        analysis.unify(step, update.dims[position], indices.dims[index])
+        if index in index_batching:
+            analysis.unify(
+                step, source.dims[batching[index_batching.index(index)]], indices.dims[index]
+            )

@@ -1,1 +1,0 @@
-"""Documents, their words, and finding them again."""
