@@ -1,6 +1,6 @@
 """One file for a tree of parameters: safetensors, with the tree's structure as JSON beside the tensors.
 
-Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.realize`, `jc.realize_along` and `jc.teaching_set`
+Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.classifiers.realize`, `jc.classifiers.realize_along` and `jc.classifiers.teaching_set`
 give come back by themselves, to the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`,
 a tree of the same structure. No pickle, no code runs on loading. A file holds the stored numbers and a header of a few hundred
 bytes a leaf.
@@ -77,7 +77,7 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
 
     Args:
         path: the file, usually ending in `.safetensors`.
-        params: a tree of arrays, compact arrays, results such as `jc.Realized`, plain numbers and None.
+        params: a tree of arrays, compact arrays, results such as `jc.classifiers.Realized`, plain numbers and None.
 
     Raises:
         TypeError: for a leaf or a key that cannot be written; nothing is written then.

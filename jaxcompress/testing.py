@@ -49,7 +49,7 @@ def check_array(array: CompactArray, *, export: bool = True) -> None:
         f"dtype: the array says {array.dtype}, materialize gives {dense.dtype}",
     )
     _require(
-        array.ndim == array.axes.ndim,
+        array.ndim == array.matrix_axes.ndim,
         f"check_array takes an unstacked array, got shape {array.shape}",
     )
     _check_count(array)
@@ -97,7 +97,7 @@ def check_transform(transform: Transform, params: Any, moments: Any = None) -> N
                 same,
                 f"meaning: {name} changed from {old[name].shape} {old[name].dtype} to {leaf.shape} {leaf.dtype}",
             )
-        if is_compact(leaf) and leaf.ndim == leaf.axes.ndim:
+        if is_compact(leaf) and leaf.ndim == leaf.matrix_axes.ndim:
             check_array(leaf, export=False)
     _require(
         stored_numbers(small) <= stored_numbers(params),
@@ -167,14 +167,17 @@ def _check_count(array: CompactArray) -> None:
 
 
 def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
-    sizes = tuple(dense.shape[axis] for axis in array.axes.inputs)
+    sizes = tuple(dense.shape[axis] for axis in array.matrix_axes.inputs)
     for axes, count in (
-        (array.axes, sizes),
-        (array.axes.swapped(), tuple(dense.shape[axis] for axis in array.axes.outputs)),
+        (array.matrix_axes, sizes),
+        (
+            array.matrix_axes.swapped(),
+            tuple(dense.shape[axis] for axis in array.matrix_axes.outputs),
+        ),
     ):
         x = _noise((3, *count), 1)
         _close(matmul(x, array, axes), matmul(x, dense, axes), f"meaning: matmul(x, A) over {axes}")
-    if array.axes.ndim != 2:
+    if array.matrix_axes.ndim != 2:
         return
     rows, columns = dense.shape
     for shape in ((rows,), (2, 3, rows)):
@@ -260,7 +263,7 @@ def _check_stack(array: CompactArray) -> None:
         "stack: materialize of three layers; write it with leading '...' dimensions",
     )
     x = _noise((3, 4, array.matrix_shape[0]), 8)
-    plain = stack.axes.to_matrix(dense)
+    plain = stack.matrix_axes.to_matrix(dense)
     product = lambda a, x: a._multiply(x)
     _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
     _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)

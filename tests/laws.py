@@ -25,9 +25,9 @@ TRANSFORMS = {
     "vocabulary, learned look-ups": jc.vocabulary(keep=3 / 4, atoms="learned", lookups=1),
     "factored": jc.factored(keep=3 / 4),
     "factored by energy": jc.factored(energy=0.7),
-    "convolved": jc.convolved(keep=1 / 2),
-    "convolved, linear": jc.convolved(keep=1 / 2, basis="linear"),
-    "convolved, cubic": jc.convolved(keep=1 / 2, basis="cubic"),
+    "convolved": jc.spline(keep=1 / 2),
+    "convolved, linear": jc.spline(keep=1 / 2, basis="linear"),
+    "convolved, cubic": jc.spline(keep=1 / 2, basis="cubic"),
     "toeplitz": jc.toeplitz((2, 3), grid=(4, 3)),
     "toeplitz, padded": jc.toeplitz((4, 3), grid=(4, 3), pad=(1, 0)),
     "dct, codes hashed": jc.chain(
@@ -37,8 +37,8 @@ TRANSFORMS = {
         jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))
     ),
     "convolved twice": jc.chain(
-        jc.convolved(keep=1 / 2),
-        jc.at(("samples", "**/samples"), jc.convolved(keep=1 / 2, axes=jc.MatrixAxes(1, 0))),
+        jc.spline(keep=1 / 2),
+        jc.at(("samples", "**/samples"), jc.spline(keep=1 / 2, matrix_axes=jc.MatrixAxes(1, 0))),
     ),
 }
 """A transform for every form, and nested ones; each fits matrices of 12 inputs."""

@@ -48,7 +48,7 @@ def test_round_trip(tmp_path):
 def test_other_containers_need_like(tmp_path):
     path = tmp_path / "state.safetensors"
     module = eqx.filter(eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)), eqx.is_array)
-    small = jc.at(jc.matrices, jc.hashed(keep=1 / 2, axes=jc.MatrixAxes(1, 0)))(module)
+    small = jc.at(jc.matrices, jc.hashed(keep=1 / 2, matrix_axes=jc.MatrixAxes(1, 0)))(module)
     state = {"params": small, "opt": optax.adam(1e-3).init(small)}
     jc.save(path, state)
     with pytest.raises(ValueError, match=r"holds a .* pass like="):
@@ -127,10 +127,10 @@ def test_realized_classifiers_come_back(tmp_path, kind):
 
     soft = lambda x: np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
     x = np.random.default_rng(0).uniform(size=(50, 2)).astype(np.float32)
-    box = jc.realize(
+    box = jc.classifiers.realize(
         classify, ([0, 0], [1, 1]), 1 / 16, soft=soft, training_points=7, progress=False
     )
-    along = jc.realize_along(classify, x, 0.1, neighbours=4, progress=False)
+    along = jc.classifiers.realize_along(classify, x, 0.1, neighbours=4, progress=False)
     tree = {
         "box": box,
         "rest": [along, along.coarsened(classify, 3), box.mesh, {"kernel": jnp.ones(3)}],
@@ -152,7 +152,7 @@ def test_realized_classifiers_come_back(tmp_path, kind):
 
 
 def test_a_record_that_is_not_known_here(tmp_path, monkeypatch):
-    mesh = jc.realize(
+    mesh = jc.classifiers.realize(
         lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 8, progress=False
     ).mesh
     jc.save(tmp_path / "mesh.safetensors", {"mesh": mesh})

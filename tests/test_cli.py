@@ -41,7 +41,7 @@ def test_recipes_meet_the_budget():
     (x, _), _ = tour.load_digits(0)
     params = tour.MLP(tour.WIDTHS).init(jax.random.key(0), x[:1])["params"]
     net = jc.trace(lambda p, x: tour.MLP(tour.WIDTHS).apply({"params": p}, x), params, x[:1])
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     for keep in (1 / 2, 1 / 32):
         for name, recipe in tour.recipes(net, params, moments).items():
             small = recipe(keep)(params, moments)

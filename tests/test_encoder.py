@@ -100,7 +100,7 @@ def test_clustered_kernels_are_put_together_once(model):
         jc.clustered(3 / 4),
     )
     small = encoder.replace(params=change(encoder.params))
-    assert isinstance(small.params["layer_0"]["up"]["kernel"], jc.ClusteredArray)
+    assert isinstance(small.params["layer_0"]["up"]["kernel"], jc.arrays.ClusteredArray)
     ready = small.ready
     assert ready is small.ready
     np.testing.assert_array_equal(

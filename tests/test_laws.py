@@ -34,10 +34,10 @@ def test_wide_arrays_and_other_layouts_keep_the_laws(name):
         "clustered": jc.clustered,
         "vocabulary, dct": jc.vocabulary,
         "factored": jc.factored,
-        "convolved": jc.convolved,
+        "convolved": jc.spline,
     }[name]
-    check_array(kernel(3 / 4, axes=swapped)(matrix(9, 12)), export=False)
-    heads = kernel(3 / 4, axes=jc.MatrixAxes(inputs=0, outputs=(1, 2)))(matrix(12, 3, 4))
+    check_array(kernel(3 / 4, matrix_axes=swapped)(matrix(9, 12)), export=False)
+    heads = kernel(3 / 4, matrix_axes=jc.MatrixAxes(inputs=0, outputs=(1, 2)))(matrix(12, 3, 4))
     assert heads.shape == (12, 3, 4)
     check_array(heads, export=False)
     assert out_in({"w": matrix(12, 9)})["w"].T.shape == (9, 12)
@@ -99,7 +99,7 @@ def test_a_vector_of_moments_is_their_diagonal(name):
     if (
         name == "vocabulary, learned"
     ):  # such inputs have no directions to learn: the weight's are, at the best rank
-        best = jc.FactoredArray.fit(np.asarray(dense), 3, metric=often).materialize()
+        best = jc.arrays.FactoredArray.fit(np.asarray(dense), 3, metric=often).materialize()
         np.testing.assert_allclose(one, best, atol=1e-4)
         assert weighted_error(dense, one, np.diag(often)) < weighted_error(
             dense, other, np.diag(often)
@@ -121,7 +121,7 @@ def test_full_resolution_is_the_identity(shape, metric):
         jc.vocabulary(1),
         jc.vocabulary(1, atoms="random"),
         jc.factored(1),
-        *(jc.convolved(1, basis=basis) for basis in BASES),
+        *(jc.spline(1, basis=basis) for basis in BASES),
     ):
         if "block" in repr(transform) and np.prod(shape) < 3:
             continue
@@ -145,7 +145,7 @@ def test_any_shape_seed_and_keep(m, n, seed, data):
         jc.vocabulary(numbers / (m * n), atoms="random", seed=seed),
         jc.vocabulary(numbers / (m * n), lookups=1),
         jc.factored(numbers / (m * n)),
-        jc.convolved(numbers / (m * n), basis=BASES[m % 3]),
+        jc.spline(numbers / (m * n), basis=BASES[m % 3]),
     ):
         try:
             array = transform(dense)

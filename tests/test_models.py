@@ -61,10 +61,10 @@ def by_hand():
 
 
 @pytest.mark.parametrize("make", [linen, nnx_module, equinox, haiku, by_hand])
-@pytest.mark.parametrize("form", [jc.hashed, jc.vocabulary, jc.factored, jc.convolved])
+@pytest.mark.parametrize("form", [jc.hashed, jc.vocabulary, jc.factored, jc.spline])
 def test_unmodified_models(make, form):
     apply, params, axes = make()
-    small = jc.at(jc.matrices, form(keep=1 / 2, axes=axes))(params)
+    small = jc.at(jc.matrices, form(keep=1 / 2, matrix_axes=axes))(params)
     compact = {name: leaf for name, leaf in named_leaves(small) if is_compact(leaf)}
     assert len(compact) == 2
     assert not any("value" in name for name in compact)
@@ -76,7 +76,7 @@ def test_unmodified_models(make, form):
         updates, state = optimizer.update(jax.grad(loss)(small), state)
         small = optax.apply_updates(small, updates)
     assert float(loss(small)) < before
-    exact = jc.at(jc.matrices, form(keep=1, axes=axes))(params)
+    exact = jc.at(jc.matrices, form(keep=1, matrix_axes=axes))(params)
     chex.assert_trees_all_close(apply(jc.materialize(exact), X), apply(params, X), atol=1e-5)
 
 
@@ -91,11 +91,11 @@ def test_attention_kernels_and_stacked_layers():
     attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)
     params = attention.init(jax.random.key(0), jnp.ones((1, 3, 12)))
     axes = {"**/out/kernel": jc.MatrixAxes((0, 1), 2), "**/kernel": jc.MatrixAxes(0, (1, 2))}
-    small = jc.at("**/kernel", jc.factored(keep=3 / 4, axes=axes))(params)
+    small = jc.at("**/kernel", jc.factored(keep=3 / 4, matrix_axes=axes))(params)
     out = attention.apply(jc.materialize(small), jnp.ones((1, 3, 12)))
     assert out.shape == (1, 3, 12)
     stack = jax.random.normal(jax.random.key(1), (5, 12, 16))
-    layers = jc.hashed(keep=1 / 4, axes=jc.MatrixAxes(1, 2))(stack)
+    layers = jc.hashed(keep=1 / 4, matrix_axes=jc.MatrixAxes(1, 2))(stack)
     assert layers.shape == stack.shape
     assert layers.stored_numbers == 5 * 48
     chex.assert_trees_all_close(

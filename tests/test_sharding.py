@@ -16,7 +16,7 @@ place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
 w = jax.random.normal(jax.random.key(0), (32, 24))
 x = jax.random.normal(jax.random.key(1), (16, 32))
 program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum((x @ a) ** 2)))
-for transform in (jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 / 2), jc.convolved(1 / 3)):
+for transform in (jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 / 2), jc.spline(1 / 3)):
     array = transform(w)
     value, gradient = program(array, x)
     # every child divided along a dimension that the devices divide, the batch as well

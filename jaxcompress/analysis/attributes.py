@@ -1,7 +1,7 @@
 """Why a network does not simply find its attributes: what learned atoms look like, and what they need to be learned from.
 
 A vocabulary of features is designed, and then knows before any example that neighbouring pixels are alike; or it is learned, and
-has to find that in the examples. `roughness` says at which frequencies atoms have their power, `shrinking` what training with fewer
+has to find that in the examples. `mean_frequency` says at which frequencies atoms have their power, `shrinking` what training with fewer
 and fewer examples does to the error and to its gap between seen and unseen ones, `overlap` how much of one set of features another
 one has.
 
@@ -23,7 +23,7 @@ from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 
 
-def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
+def mean_frequency(atoms: Any, grid: Sequence[int]) -> np.ndarray:
     """The mean frequency of each atom's power, as a share of the highest: 0 for a constant, about half for white noise.
 
     Args:
@@ -38,9 +38,9 @@ def roughness(atoms: Any, grid: Sequence[int]) -> np.ndarray:
 
     Example:
         >>> import numpy as np
-        >>> from jaxcompress.analysis.attributes import roughness
+        >>> from jaxcompress.analysis.attributes import mean_frequency
         >>> alternating = np.indices((8, 8)).sum(0) % 2 - 0.5
-        >>> roughness(np.stack([np.ones(64), alternating.ravel()], axis=1), (8, 8)).round(2).tolist()
+        >>> mean_frequency(np.stack([np.ones(64), alternating.ravel()], axis=1), (8, 8)).round(2).tolist()
         [0.0, 0.93]
     """
     dense = np.asarray(materialize(atoms), np.float64)

@@ -177,7 +177,7 @@ def frontier(
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> w = jax.random.normal(jax.random.key(0), (32, 32))
         >>> error = lambda p: -float(jnp.linalg.norm(jc.materialize(p) - w))
-        >>> curve = jc.frontier({"hashed": jc.hashed, "factored": jc.factored}, w, error, [1/2, 1/64], progress=False)
+        >>> curve = jc.analysis.frontier({"hashed": jc.hashed, "factored": jc.factored}, w, error, [1/2, 1/64], progress=False)
         >>> [(p.recipe, p.numbers) for p in curve.points]
         [('hashed', 512), ('hashed', 16), ('factored', 496), ('factored', None)]
     """

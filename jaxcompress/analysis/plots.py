@@ -13,17 +13,12 @@ from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.analysis.weight_functions import WeightFunction
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
-from jaxcompress.classifiers.plots import decision_mesh, errors_by_cause, margins, realized_along
 from jaxcompress.networks.trace import Network
 from jaxcompress.plotting import figures, save, small
 
 __all__ = [
     "atoms",
-    "decision_mesh",
-    "errors_by_cause",
     "hidden_axes",
-    "margins",
-    "realized_along",
     "shrinking",
     "sketches",
     "weights_as_function",
@@ -157,7 +152,7 @@ def weights_as_function(
     The curve is the interlaced one, its first periods, one for each input; the surface is W(t_in, t_out) in grey to red and blue.
 
     Args:
-        function: of `jc.weight_functions`; of a stack the first kernel is drawn.
+        function: of `jc.analysis.weight_functions`; of a stack the first kernel is drawn.
         cells: how many cells an axis of the surface has; those that reach the full size are drawn as they are. The kernel itself
             comes last.
         basis: "step", "linear" or "cubic".
@@ -171,7 +166,7 @@ def weights_as_function(
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-        >>> functions = jc.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)
+        >>> functions = jc.analysis.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)
         >>> len(jc.plots.weights_as_function(functions["up"], (2, 4)).axes)
         6
     """

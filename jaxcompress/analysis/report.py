@@ -171,7 +171,9 @@ def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) ->
     if dense_old.shape == dense_new.shape and np.issubdtype(
         np.asarray(dense_old, np.float64).dtype, np.floating
     ):
-        axes = new.axes if is_compact(new) else old.axes if is_compact(old) else MATRIX
+        axes = (
+            new.matrix_axes if is_compact(new) else old.matrix_axes if is_compact(old) else MATRIX
+        )
         target, gap = (
             np.asarray(dense_old, np.float64),
             np.asarray(dense_old, np.float64) - np.asarray(dense_new, np.float64),
@@ -211,7 +213,7 @@ def _bytes(leaf: Any) -> int:
 
 def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, float] | None:
     """FLOPs of x @ W for each leaf, by row of a batch; the layout of the one is that of the other."""
-    axes = new.axes if is_compact(new) else old.axes if is_compact(old) else MATRIX
+    axes = new.matrix_axes if is_compact(new) else old.matrix_axes if is_compact(old) else MATRIX
     if (
         np.ndim(jax.tree.leaves(new)[0]) < 1
         or len(new.shape) != axes.ndim

@@ -98,7 +98,7 @@ def weight_functions(net: Network, params: Any) -> dict[str, WeightFunction]:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-        >>> jc.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)["up"]
+        >>> jc.analysis.weight_functions(jc.trace(apply, params, jnp.ones((5, 3))), params)["up"]
         WeightFunction(up: 3 values along t_in, 8 along up:1)
     """
     check_network("weight_functions", net)

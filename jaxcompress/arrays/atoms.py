@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.base import CompactArray, compact_array, static_field
 from jaxcompress.arrays.permutation import mix, permute
 
 NAMES = ("dct", "smooth", "random")
@@ -42,11 +42,11 @@ class DesignedAtoms(CompactArray):
         channels: how many inputs stand interlaced at each point of the grid.
     """
 
-    rule: str | Callable[[jax.Array], jax.Array] = static(default="dct")
-    grid: tuple[int, ...] = static(default=())
-    count: int = static(default=0)
-    seed: int = static(default=0)
-    channels: int = static(default=1)
+    rule: str | Callable[[jax.Array], jax.Array] = static_field(default="dct")
+    grid: tuple[int, ...] = static_field(default=())
+    count: int = static_field(default=0)
+    seed: int = static_field(default=0)
+    channels: int = static_field(default=1)
 
     def materialize(self) -> jax.Array:
         of_one = self._of_one_channel()

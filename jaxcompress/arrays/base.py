@@ -24,7 +24,7 @@ from jax import export
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes, StaticArray
 
 
-def static(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclasses.MISSING) -> Any:
+def static_field(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclasses.MISSING) -> Any:
     """A dataclass field that is part of the structure (a size, a seed), not of the stored numbers."""
     return dataclasses.field(default=default, kw_only=kw_only, metadata={"static": True})
 
@@ -35,14 +35,14 @@ registered: dict[str, type[CompactArray]] = {}
 Class = TypeVar("Class", bound=type)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
 def compact_array(cls: Class) -> Class:
     """Make a subclass of `CompactArray` a frozen dataclass that JAX, `jax.export` and flax know.
 
-    Fields are children (float arrays or other compact arrays) unless declared with `jc.static()`. The class
+    Fields are children (float arrays or other compact arrays) unless declared with `jc.static_field()`. The class
     writes one method, `materialize`, for the plain matrix `(..., m, n)` of dense children, where `...` are the
     leading dimensions that `vmap`, `scan` and stacking add to every child. The decorator expands nested
-    children before it and applies the layout (`axes`, `dims`) after it.
+    children before it and applies the layout (`matrix_axes`, `dims`) after it.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -159,7 +159,7 @@ def decode_static(value: Any) -> Any:
     return MatrixAxes(tuple(value["inputs"]), tuple(value["outputs"]))
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
 class _Fields:
     """Tells type checkers that subclasses are dataclasses."""
 
@@ -169,7 +169,7 @@ class CompactArray(_Fields):
     """The base of every compact array: a matrix that is stored in fewer numbers.
 
     Attributes:
-        axes: which trailing dimensions of the dense array are the matrix's inputs and outputs.
+        matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and outputs.
         dims: the sizes of those trailing dimensions; None where `materialize` alone tells them.
 
     The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype, stacking,
@@ -177,11 +177,11 @@ class CompactArray(_Fields):
     a compact array; call `jc.materialize` first, or `jc.matmul`.
     """
 
-    axes: MatrixAxes = static(default=MATRIX, kw_only=True)  # noqa: RUF009
-    dims: tuple[int, ...] | None = static(default=None, kw_only=True)
+    matrix_axes: MatrixAxes = static_field(default=MATRIX, kw_only=True)  # noqa: RUF009
+    dims: tuple[int, ...] | None = static_field(default=None, kw_only=True)
 
     _children: ClassVar[tuple[str, ...]] = ()
-    _statics: ClassVar[tuple[str, ...]] = ("axes", "dims")
+    _statics: ClassVar[tuple[str, ...]] = ("matrix_axes", "dims")
     linear_in: ClassVar[str | None] = None
     """The child in which `materialize` is linear (the first, unless a class says otherwise)."""
 
@@ -225,7 +225,7 @@ class CompactArray(_Fields):
 
     def materialize(self) -> jax.Array:
         """The dense array, in its layout. Costs the dense array's memory."""
-        return self.axes.from_matrix(self._matrix(), self.dims)
+        return self.matrix_axes.from_matrix(self._matrix(), self.dims)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -233,7 +233,7 @@ class CompactArray(_Fields):
         if self.dims is None:
             m, n = jax.eval_shape(self.__class__._matrix, self).shape[-2:]
             return m, n
-        return self.axes.matrix_shape(self.dims)
+        return self.matrix_axes.matrix_shape(self.dims)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -273,16 +273,18 @@ class CompactArray(_Fields):
             raise ValueError(
                 f"{self!r} is stacked: .T would move its leading dimensions last; use .mT"
             )
-        count = len(self.axes.inputs) + len(self.axes.outputs)
+        count = len(self.matrix_axes.inputs) + len(self.matrix_axes.outputs)
         dims = self.matrix_shape if self.dims is None else self.dims
-        return dataclasses.replace(self, axes=self.axes.reversed(count), dims=dims[::-1])
+        return dataclasses.replace(
+            self, matrix_axes=self.matrix_axes.reversed(count), dims=dims[::-1]
+        )
 
     @property
     def mT(self) -> CompactArray:
         """The transpose of the last two dimensions, leading dimensions kept."""
         self._require_matrix("mT")
         dims = self.matrix_shape if self.dims is None else self.dims
-        return dataclasses.replace(self, axes=self.axes.reversed(2), dims=dims[::-1])
+        return dataclasses.replace(self, matrix_axes=self.matrix_axes.reversed(2), dims=dims[::-1])
 
     def __rmatmul__(self, x: Any) -> jax.Array:
         self._require_matrix("x @ A")
@@ -292,7 +294,7 @@ class CompactArray(_Fields):
             raise ValueError(
                 f"x @ A contracts x's last dimension with {rows}, got x of shape {x.shape} and {self!r}"
             )
-        multiply = self._multiply if self.axes.inputs == (-2,) else self._multiply_transposed
+        multiply = self._multiply if self.matrix_axes.inputs == (-2,) else self._multiply_transposed
         return multiply(x) if x.ndim > 1 else multiply(x[None])[..., 0, :]
 
     def __matmul__(self, x: Any) -> jax.Array:
@@ -317,7 +319,7 @@ class CompactArray(_Fields):
             raise TypeError(
                 f"take expects integer rows, got {rows.dtype}: cast them, for instance with .astype(int)"
             )
-        if self._leading() or self.axes.inputs != (-2,):
+        if self._leading() or self.matrix_axes.inputs != (-2,):
             return jnp.take(self.materialize(), rows, axis=-2)
         count = self.shape[-2]
         rows = jnp.where(rows < 0, rows + count, rows)
@@ -358,10 +360,10 @@ class CompactArray(_Fields):
         return jax.linear_transpose(self._multiply, x)(y.astype(out.dtype))[0]
 
     def _require_matrix(self, operation: str) -> None:
-        if len(self.axes.inputs) != 1 or len(self.axes.outputs) != 1:
+        if len(self.matrix_axes.inputs) != 1 or len(self.matrix_axes.outputs) != 1:
             raise TypeError(
-                f"{operation} needs a matrix in the last two dimensions; {self!r} has {self.axes}: "
-                "use jc.matmul(x, A, axes=A.axes), which contracts the inputs"
+                f"{operation} needs a matrix in the last two dimensions; {self!r} has {self.matrix_axes}: "
+                "use jc.matmul(x, A, matrix_axes=A.matrix_axes), which contracts the inputs"
             )
 
 
@@ -406,38 +408,38 @@ def stored_numbers(params: Any) -> int:
     return sum(leaf.stored_numbers if is_compact(leaf) else int(np.size(leaf)) for leaf in leaves)
 
 
-def matmul(x: Any, w: Any, axes: MatrixAxes | None = None) -> jax.Array:
+def matmul(x: Any, w: Any, matrix_axes: MatrixAxes | None = None) -> jax.Array:
     """Contract inputs with a dense or compact weight, without materialising a compact one.
 
     Args:
         x: (..., *inputs): its last dimensions are the weight's input dimensions.
         w: a dense array or a `CompactArray`.
-        axes: which dimensions of `w` are inputs and outputs; by default `x @ w`, as numpy means it.
+        matrix_axes: which dimensions of `w` are inputs and outputs; by default `x @ w`, as numpy means it.
 
     Returns:
         (..., *outputs).
 
     Raises:
-        ValueError: when the shapes do not fit, or `axes` differs from a compact array's own.
+        ValueError: when the shapes do not fit, or `matrix_axes` differs from a compact array's own.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> kernel = jnp.ones((6, 2, 4))                       # attention: (model, heads, size)
-        >>> axes = jc.MatrixAxes(inputs=0, outputs=(1, 2))
-        >>> small = jc.factored(keep=1/2, axes=axes)(kernel)
-        >>> jc.matmul(jnp.ones((5, 6)), small, axes).shape
+        >>> matrix_axes = jc.MatrixAxes(inputs=0, outputs=(1, 2))
+        >>> small = jc.factored(keep=1/2, matrix_axes=matrix_axes)(kernel)
+        >>> jc.matmul(jnp.ones((5, 6)), small, matrix_axes).shape
         (5, 2, 4)
     """
-    if axes is None:
+    if matrix_axes is None:
         return x @ w
     x = jnp.asarray(x)
-    axes = axes.resolve(w.ndim)
-    dims = w.shape[w.ndim - axes.ndim :]
-    if w.ndim != axes.ndim:
+    matrix_axes = matrix_axes.resolve(w.ndim)
+    dims = w.shape[w.ndim - matrix_axes.ndim :]
+    if w.ndim != matrix_axes.ndim:
         raise ValueError(
-            f"matmul with axes takes an unstacked weight, got shape {w.shape} for {axes}: use jax.vmap over the stack"
+            f"matmul with axes takes an unstacked weight, got shape {w.shape} for {matrix_axes}: use jax.vmap over the stack"
         )
-    sizes = tuple(dims[axis] for axis in axes.inputs)
+    sizes = tuple(dims[axis] for axis in matrix_axes.inputs)
     count = len(sizes)
     if x.shape[x.ndim - count :] != sizes:
         raise ValueError(
@@ -445,13 +447,13 @@ def matmul(x: Any, w: Any, axes: MatrixAxes | None = None) -> jax.Array:
         )
     flat = x.reshape(*x.shape[: x.ndim - count], math.prod(sizes))
     if is_compact(w):
-        if axes not in (w.axes, w.axes.swapped()):
+        if matrix_axes not in (w.matrix_axes, w.matrix_axes.swapped()):
             raise ValueError(
-                f"matmul got axes {axes} for an array with {w.axes}: give its own axes or their exchange"
+                f"matmul got axes {matrix_axes} for an array with {w.matrix_axes}: give its own axes or their exchange"
             )
-        multiply = w._multiply if axes == w.axes else w._multiply_transposed
+        multiply = w._multiply if matrix_axes == w.matrix_axes else w._multiply_transposed
         out = multiply(flat[None] if flat.ndim == 1 else flat)
         out = out[0] if flat.ndim == 1 else out
     else:
-        out = flat @ axes.to_matrix(w)
-    return out.reshape(*x.shape[: x.ndim - count], *(dims[axis] for axis in axes.outputs))
+        out = flat @ matrix_axes.to_matrix(w)
+    return out.reshape(*x.shape[: x.ndim - count], *(dims[axis] for axis in matrix_axes.outputs))

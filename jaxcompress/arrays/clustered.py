@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static
+from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static_field
 from jaxcompress.arrays.layout import StaticArray
 from jaxcompress.arrays.projection import least_squares, per_matrix
 
@@ -41,7 +41,7 @@ class ClusteredArray(CompactArray):
     """
 
     runs: Any
-    index: StaticArray = static()
+    index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
         return self._gather(jnp.asarray(self.index.array, jnp.int32))

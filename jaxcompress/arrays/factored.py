@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.base import CompactArray, compact_array, static_field
 from jaxcompress.arrays.layout import StaticArray
 
 
@@ -35,8 +35,8 @@ class FactoredArray(CompactArray):
 
     lines: jax.Array
     mixing: jax.Array
-    chosen: StaticArray = static(default=StaticArray(np.zeros(0, bool)))
-    by_rows: bool = static(default=False)
+    chosen: StaticArray = static_field(default=StaticArray(np.zeros(0, bool)))
+    by_rows: bool = static_field(default=False)
 
     def materialize(self) -> jax.Array:
         if self._full:
@@ -133,7 +133,7 @@ class FactoredArray(CompactArray):
     def refit(self, matrix: np.ndarray, metric: np.ndarray | None = None) -> FactoredArray:
         """The product of this rank, with these axes and this dtype, nearest to another (..., m, n) matrix."""
         array = dataclasses.replace(
-            self.fit(matrix, self.rank, metric=metric), axes=self.axes, dims=self.dims
+            self.fit(matrix, self.rank, metric=metric), matrix_axes=self.matrix_axes, dims=self.dims
         )
         return jax.tree.map(lambda child: child.astype(self.dtype), array)
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.base import CompactArray, compact_array, static_field
 from jaxcompress.arrays.permutation import Seed, mix, permute
 from jaxcompress.arrays.projection import least_squares, per_matrix
 
@@ -41,9 +41,9 @@ class HashedArray(CompactArray):
     """
 
     table: jax.Array
-    seed: int = static(default=0)
-    block: int = static(default=1)
-    layout: str = static(default="random")
+    seed: int = static_field(default=0)
+    block: int = static_field(default=1)
+    layout: str = static_field(default="random")
 
     def _matrix(
         self,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static
+from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static_field
 from jaxcompress.arrays.layout import StaticArray
 from jaxcompress.arrays.projection import per_matrix, weigh
 
@@ -31,7 +31,7 @@ class LookupArray(CompactArray):
     """
 
     values: Any
-    index: StaticArray = static()
+    index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
         rows, n = self.matrix_shape

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.base import CompactArray, compact_array, static_field
 
 BASES = ("step", "linear", "cubic")
 
@@ -33,7 +33,7 @@ def check_basis(basis: str) -> None:
 
 
 @compact_array
-class ConvolvedArray(CompactArray):
+class SplineArray(CompactArray):
     """A matrix whose rows are periods of one function, known at q knots each.
 
     Attributes:
@@ -42,7 +42,7 @@ class ConvolvedArray(CompactArray):
     """
 
     samples: Any  # a compact array, or numbers
-    basis: str = static(default="step")
+    basis: str = static_field(default="step")
 
     def materialize(self) -> jax.Array:
         return self._refine(self.samples)
@@ -78,7 +78,7 @@ class ConvolvedArray(CompactArray):
         )
 
     @classmethod
-    def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> ConvolvedArray:
+    def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> SplineArray:
         """The samples with the least squared error; with steps they are means.
 
         Each row has samples of its own, so that the optimum is the same in every metric of the inputs.
@@ -181,7 +181,7 @@ def as_function(kernel: jax.Array) -> jax.Array:
     - **Hashed**: f is wrapped round a circle of K values, `f(t) = table[t mod K]`, so that inputs share. With the inputs at seeded
       places h1(i) of the circle instead of s i, and the outputs read at seeded places h2(j), each with a sign, it is
       `jc.hashed(layout="circular")`: a count sketch of the inputs, correlated with the table.
-    - **Coarsened**: f is known at q places a period and a step, hat or spline between them: `jc.convolved(q / n)`. Along the hidden
+    - **Coarsened**: f is known at q places a period and a step, hat or spline between them: `jc.spline(q / n)`. Along the hidden
       axis itself, in all kernels at once, the same is `jc.coarsen`, and its inverse `jc.refine`.
     - **Toeplitz**: s = 1, the inputs are not spaced out at all. f has m + n - 1 values, and a window is an f that is zero outside
       of it: `jc.toeplitz`, an ordinary convolution.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static
+from jaxcompress.arrays.base import CompactArray, compact_array, static_field
 from jaxcompress.arrays.projection import least_squares, per_matrix
 
 
@@ -33,10 +33,10 @@ class ToeplitzArray(CompactArray):
     """
 
     taps: jax.Array
-    grid: tuple[int, ...] = static(default=())
-    window: tuple[int, ...] = static(default=())
-    stride: tuple[int, ...] = static(default=())
-    pad: tuple[int, ...] = static(default=())
+    grid: tuple[int, ...] = static_field(default=())
+    window: tuple[int, ...] = static_field(default=())
+    stride: tuple[int, ...] = static_field(default=())
+    pad: tuple[int, ...] = static_field(default=())
 
     def materialize(self) -> jax.Array:
         # a row more than the grid has takes what stands on the zeros

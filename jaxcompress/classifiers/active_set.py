@@ -2,7 +2,7 @@
 
 Where every logit moves by at most e, an example whose signed margin s has |s| > 2 e keeps its answer; those within are the active
 set. Judged on it, and on a random part of the rest, a compaction costs a few percent of a pass over the data
-(`jc.evaluate_compactions`). The margins cost one pass of the original, once.
+(`jc.classifiers.rank_compactions`). The margins cost one pass of the original, once.
 
 Sources: active sets of constraints (Nocedal and Wright 2006, chapter 12); margins, Elsayed et al. 2018 (arXiv:1803.05598).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -94,14 +94,6 @@ class ActiveSet:
             found += group
         return [rng.permutation(each) for each in found]
 
-    def accuracies(self, candidates: Mapping[str, Any]) -> dict[str, float]:
-        """What `jc.evaluate_compactions` finds on a twentieth of the examples, on 100 at least; it makes the set a metric."""
-        from jaxcompress.classifiers.ranking import evaluate_compactions
-
-        share = min(1.0, max(0.05, 100 / len(self)))
-        found = evaluate_compactions(candidates, self, evaluations=share, progress=False)
-        return {name: found[name].accuracy for name in candidates}
-
     def __repr__(self) -> str:
         return (
             f"ActiveSet({len(self.active):,} of {len(self):,} examples have margins up to {2 * self.tolerance:g}; "
@@ -123,12 +115,12 @@ def active_set(
     """Find the examples that a compaction could overturn.
 
     Args:
-        net: `net(params, x) -> logits (n, classes)`: a `jc.Network`, or any function that jits.
+        net: `net(params, x) -> logits (n, classes)`: a `jc.networks.Network`, or any function that jits.
         params: the original parameters.
         data: (x, y): examples along the first dimension, and labels (examples,) as whole numbers; with y None what is judged is the
             agreement with the original.
         tolerance: how far logits are expected to move: where all move by less, only margins up to twice that can be overturned.
-            `jc.evaluate_compactions` starts from it and measures.
+            `jc.classifiers.rank_compactions` starts from it and measures.
         score: (examples,), another order: those with the lowest come first, such as `-rate_of_change(...)` of
             `jaxcompress.classifiers.margins`.
         seed: of the random parts that are drawn later. Who makes compactions after having looked at results takes another.
@@ -147,7 +139,7 @@ def active_set(
         >>> x = jax.random.normal(jax.random.key(0), (1000, 8))
         >>> apply = lambda p, x: x @ p
         >>> params = jax.random.normal(jax.random.key(1), (8, 3))
-        >>> jc.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
+        >>> jc.classifiers.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
         ActiveSet(141 of 1,000 examples have margins up to 0.5; accuracy 1.0000)
     """
     if isinstance(tolerance, bool) or not (

@@ -47,8 +47,8 @@ def match_distribution(
     """Move the points of each class until the mean of their features is that of the given points of the class.
 
     Args:
-        realized: what `jc.realize_along` found, `.coarsened` to as many points as wanted.
-        classify: as for `jc.realize_along`; it is asked at the new points.
+        realized: what `jc.classifiers.realize_along` found, `.coarsened` to as many points as wanted.
+        classify: as for `jc.classifiers.realize_along`; it is asked at the new points.
         features: `features(key, x (n, d)) -> (n, k)` float: the outputs of a random network, another one for each key, such as the
             student's hidden layer before training. Where the student is trained on moved or noisy inputs, let the key move all of x
             alike: it is the same for the points and for the data.
@@ -66,16 +66,16 @@ def match_distribution(
         none of the given points has stay where they are.
 
     Raises:
-        ValueError: for features of another shape or that are not finite, and as `jc.fit` and `jc.realize_along` do.
+        ValueError: for features of another shape or that are not finite, and as `jc.fit` and `jc.classifiers.realize_along` do.
         TypeError: for labels that are not integers, features that are not float.
 
     Example:
         >>> import jax, numpy as np, optax, jaxcompress as jc
         >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 10))
-        >>> few = jc.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False).coarsened(ball, per_class=5)
+        >>> few = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False).coarsened(ball, per_class=5)
         >>> relus = lambda key, x: jax.nn.relu(x @ jax.random.normal(key, (10, 50)))
-        >>> moved = jc.match_distribution(few, ball, relus, optimizer=optax.adam(0.02), steps=50, progress=False)
+        >>> moved = jc.classifiers.match_distribution(few, ball, relus, optimizer=optax.adam(0.02), steps=50, progress=False)
         >>> moved.points.shape, bool((moved.labels == few.labels).all())
         ((10, 10), True)
     """

@@ -84,7 +84,7 @@ def explain_errors(
         >>> x = np.random.default_rng(0).uniform(-1, 1, (1_200, 2))
         >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
         >>> line = lambda x: (np.asarray(x)[:, 0] > -0.5).astype(int)
-        >>> jc.explain_errors(line, (x[:1_000], y[:1_000]), (x[1_000:], y[1_000:]), progress=False)
+        >>> jc.classifiers.explain_errors(line, (x[:1_000], y[:1_000]), (x[1_000:], y[1_000:]), progress=False)
         ErrorReport(96 errors in 200, accuracy 0.52, on the training set 0.483)
           wrong labels                   0   0.0%
           over-divided                   0   0.0%

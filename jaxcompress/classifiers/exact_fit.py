@@ -75,7 +75,7 @@ def fit_exactly(
     Args:
         apply: `apply(params, x (n, d)) -> logits (n, classes)`, as many as `realized.classes` or more; the i-th is for the i-th.
         params: a tree of float leaves and compact arrays.
-        realized: from `jc.realize`. Every point counts alike, the volume of its cell does not.
+        realized: from `jc.classifiers.realize`. Every point counts alike, the volume of its cell does not.
         steps: of Adam, whose rate falls to zero by a cosine.
         rounds: of L-BFGS, at most.
         polish: steps of L-BFGS a round.
@@ -95,11 +95,11 @@ def fit_exactly(
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, jaxcompress as jc
         >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
-        >>> realized = jc.realize(disc, ([-1, -1], [1, 1]), jnd=1/16, progress=False)
+        >>> realized = jc.classifiers.realize(disc, ([-1, -1], [1, 1]), jnd=1/16, progress=False)
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
         >>> up, down = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 16), (16, 2)]))
         >>> params = {"up": up, "bias": jnp.zeros(16), "down": down / 4}
-        >>> jc.fit_exactly(apply, params, realized, steps=300, progress=False).exact
+        >>> jc.classifiers.fit_exactly(apply, params, realized, steps=300, progress=False).exact
         True
     """
     x, y = jnp.asarray(realized.points), jnp.asarray(realized.targets)
@@ -147,7 +147,7 @@ def fit_exactly(
         for stop in [] if done else [*range(every, steps, every), steps]:
             state = fit(
                 loss, params, (x, y, jnp.ones(len(x))), optimizer=optimizer, steps=stop, batch_size=size, seed=seed, state=state,
-                every=every, progress=False,
+                callback_steps=every, progress=False,
             )  # fmt: skip
             if done := agrees(state.params, stop):
                 break

@@ -6,7 +6,7 @@ A compaction moves logits in a way that depends on them: the change is regressed
 
 on the examples that were seen. The margin m that this predicts misses by about `exp(a + b log(1 + |m|))`, and in units of that the
 misses are taken to be alike: the chance to be right is the share of seen misses that would leave m positive. Nothing that is
-promised rests on this (`jc.evaluate_compactions` corrects it), only how near an estimate comes. One small linear system a fit.
+promised rests on this (`jc.classifiers.rank_compactions` corrects it), only how near an estimate comes. One small linear system a fit.
 
 Sources: ridge regression, Hoerl and Kennard 1970; estimates assisted by a model, Breidt and Opsomer 2017 (doi:10.1214/16-STS589).
 """

@@ -98,14 +98,14 @@ def rate_of_change(
 
     Args:
         net: `net(params, x) -> logits (n, classes)`.
-        checkpoints: parameters at two steps or more, in order: what `watch=` of `jc.fit` sees.
+        checkpoints: parameters at two steps or more, in order: what `callback=` of `jc.fit` sees.
         data: (x, y), arrays of examples and of whole labels.
         batch_size: examples a call.
         progress: show a progress bar.
 
     Returns:
         (examples,): the largest change of the signed margin from one checkpoint to the next. `score=-rate_of_change(...)` of
-        `jc.active_set` puts those first that move most.
+        `jc.classifiers.active_set` puts those first that move most.
 
     Raises:
         ValueError: for fewer than two checkpoints, logits of another shape.

@@ -28,7 +28,7 @@ FINEST = 2**20
 class MeshClassifier:
     """Each point of a box to the label of its cell, by look-up.
 
-    A pytree, so that it goes through `jax.jit`; made by `jc.realize`. Points outside of the box are clamped to its border. A cell
+    A pytree, so that it goes through `jax.jit`; made by `jc.classifiers.realize`. Points outside of the box are clamped to its border. A cell
     has its lower faces, not its upper ones. Outside of jit it is numpy on the host, with no program to compile for each mesh, and
     gives the same cells.
 
@@ -42,7 +42,7 @@ class MeshClassifier:
 
     Example:
         >>> import jax, numpy as np, jaxcompress as jc
-        >>> found = jc.realize(lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 64, progress=False)
+        >>> found = jc.classifiers.realize(lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 64, progress=False)
         >>> jax.jit(found.mesh)(np.float32([[0.2, 0.5], [0.4, 0.5], [7.0, 0.5]])).tolist()
         [0, 1, 1]
     """

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.mesh import MeshClassifier
-from jaxcompress.classifiers.ranking import Judgement
+from jaxcompress.classifiers.ranking import Ranking
 from jaxcompress.classifiers.realization import Realized
 from jaxcompress.classifiers.realization_along import RealizedAlong
 from jaxcompress.classifiers.verdicts import ErrorReport
@@ -28,7 +28,7 @@ def decision_mesh(
     """Draw the decision regions of a classifier in two dimensions, with the boxes of its mesh at their several levels.
 
     Args:
-        found: of `jc.realize`, or its mesh.
+        found: of `jc.classifiers.realize`, or its mesh.
         ax: matplotlib axes to draw on; new ones by default.
         lines: draw the boxes' edges.
         path: also save the picture there.
@@ -41,7 +41,7 @@ def decision_mesh(
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> found = jc.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
+        >>> found = jc.classifiers.realize(lambda x: np.int32(x[:, 0] > x[:, 1]), ([0, 0], [1, 1]), 1 / 64, progress=False)
         >>> len(jc.plots.decision_mesh(found).collections[0].get_paths()) == len(found.mesh.boxes()[0])
         True
     """
@@ -87,7 +87,7 @@ def realized_along(
     overlap there.
 
     Args:
-        found: of `jc.realize_along`, or `.coarsened` from it.
+        found: of `jc.classifiers.realize_along`, or `.coarsened` from it.
         image: the height and the width of images, and their channels if there are any.
         count: how many points of a class are drawn as images.
         pairs: how many images on its border.
@@ -103,7 +103,7 @@ def realized_along(
         >>> import numpy as np, jaxcompress as jc
         >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 9))
-        >>> found = jc.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False).coarsened(ball, per_class=20)
+        >>> found = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False).coarsened(ball, per_class=20)
         >>> len(jc.plots.realized_along(found).axes), len(jc.plots.realized_along(found, image=(3, 3), count=5, pairs=1).axes)
         (1, 12)
     """
@@ -222,7 +222,7 @@ def errors_by_cause(
     one and a question mark where its neighbourhood disagrees. Points of a plane: the training set by class, the errors by cause.
 
     Args:
-        report: of `jc.explain_errors`.
+        report: of `jc.classifiers.explain_errors`.
         train, test: the (x, y) that it was made with.
         image: the height and the width of images, and their channels if there are any.
         classify: of points of a plane, to colour the regions.
@@ -241,7 +241,7 @@ def errors_by_cause(
         >>> x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
         >>> train, test = ((x[i], (x[i, 0] * x[i, 1] > 0).astype(int)) for i in (slice(200), slice(200, 300)))
         >>> line = lambda x: (np.asarray(x)[:, 0] > 0).astype(int)
-        >>> report = jc.explain_errors(line, train, test, progress=False)
+        >>> report = jc.classifiers.explain_errors(line, train, test, progress=False)
         >>> len(jc.plots.errors_by_cause(report, train, test, classify=line).axes)
         1
     """
@@ -309,13 +309,13 @@ def errors_by_cause(
 
 
 def margins(
-    active: ActiveSet, judgement: Judgement | None = None, *, path: str | Path | None = None
+    active: ActiveSet, judgement: Ranking | None = None, *, path: str | Path | None = None
 ) -> Any:
     """Draw the histogram of the signed margins with the active set marked, and what was found of compactions with their bounds.
 
     Args:
-        active: of `jc.active_set`.
-        judgement: of `jc.evaluate_compactions`; it gets a panel of its own, dots for the accuracies, thick bars for two standard
+        active: of `jc.classifiers.active_set`.
+        judgement: of `jc.classifiers.rank_compactions`; it gets a panel of its own, dots for the accuracies, thick bars for two standard
             errors of the unbiased ones, thin ones for the bounds that hold for all with its confidence.
         path: also save the picture there.
 
@@ -325,7 +325,7 @@ def margins(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x, params = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(100, 8), (8, 3)]))
-        >>> active = jc.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.5, progress=False)
+        >>> active = jc.classifiers.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.5, progress=False)
         >>> jc.plots.margins(active).get_xlabel()
         'signed margin'
     """

@@ -30,7 +30,7 @@ from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.expected_answers import right_chances
 from jaxcompress.classifiers.margins import is_right, logits_of, signed_margins, total_bounds
 from jaxcompress.classifiers.queries import check_batch_size
-from jaxcompress.networks.axes import Table
+from jaxcompress.tables import Table
 
 UNEXPECTED = 0.004
 """The share that is thought to be overturned whatever the margin: it sends some evaluations everywhere."""
@@ -54,7 +54,7 @@ class Judged:
             leave [0, 1].
         error: about the standard error of the unbiased one; the other is often nearer.
         certain: bounds that hold always: what was not seen, and is not certified, may be all right or all wrong.
-        confident: bounds that hold for all compactions at once with the confidence of the `Judgement`, whatever these are.
+        confident: bounds that hold for all compactions at once with the confidence of the `Ranking`, whatever these are.
         movement: the mean movement of the signed margins that was measured.
         evaluations: how many examples it was judged on.
     """
@@ -82,7 +82,7 @@ class Judged:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Judgement:
+class Ranking:
     """Compactions, the best first; prints, and shows as HTML in a notebook.
 
     Attributes:
@@ -124,7 +124,7 @@ class Judgement:
         return f"{self._table()._repr_html_()}<p>original: {self.original:.4f}</p>"
 
 
-def evaluate_compactions(
+def rank_compactions(
     candidates: Mapping[str, Any],
     active: ActiveSet,
     *,
@@ -133,7 +133,7 @@ def evaluate_compactions(
     certified: Mapping[str, float] | None = None,
     batch_size: int = 250,
     progress: bool = True,
-) -> Judgement:
+) -> Ranking:
     """Judge many compactions on few examples, and rank them.
 
     Every compaction is judged on a first random part, which is the same for all, then on more examples, chosen by how far its own
@@ -142,7 +142,7 @@ def evaluate_compactions(
 
     Args:
         candidates: by name, parameters that run through the same network, or functions of x to logits.
-        active: of `jc.active_set`.
+        active: of `jc.classifiers.active_set`.
         evaluations: the share of the examples, in (0, 1], on the average of all candidates. Evaluations of the original, which
             saw all of them once, are not counted.
         confidence: of the bounds named so, for all candidates at once. The guarantee is over the random draw, for candidates that
@@ -153,7 +153,7 @@ def evaluate_compactions(
         progress: show a progress bar.
 
     Returns:
-        A `Judgement`: `.rows` from the best on, `.best`, and `judgement[name]`. Wherever logits are NaN the answer is wrong.
+        A `Ranking`: `.rows` from the best on, `.best`, and `judgement[name]`. Wherever logits are NaN the answer is wrong.
 
     Raises:
         ValueError: for no candidates, shares out of range, too few evaluations for the strata, logits of another shape, a certified
@@ -162,14 +162,14 @@ def evaluate_compactions(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x, params = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(4000, 8), (8, 3)]))
-        >>> active = jc.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.25, progress=False)
+        >>> active = jc.classifiers.active_set(lambda p, x: x @ p, params, (x, None), tolerance=0.25, progress=False)
         >>> noisy = lambda scale: params + scale * jax.random.normal(jax.random.key(2), params.shape)
-        >>> found = jc.evaluate_compactions({f"{s:g}": noisy(s) for s in (0.4, 0.1, 0.2)}, active, progress=False)
+        >>> found = jc.classifiers.rank_compactions({f"{s:g}": noisy(s) for s in (0.4, 0.1, 0.2)}, active, progress=False)
         >>> [row.name for row in found.rows]
         ['0.1', '0.2', '0.4']
     """
     certified = dict(certified or {})
-    check_batch_size("evaluate_compactions", batch_size)
+    check_batch_size("rank_compactions", batch_size)
     check(candidates, active, evaluations, confidence, certified)
     budget = math.ceil(evaluations * len(active) - 1e-9)
     strata = active.strata
@@ -179,7 +179,7 @@ def evaluate_compactions(
     needed = first + 2 * len(strata)
     if budget < min(needed, len(active)):
         raise ValueError(
-            f"evaluate_compactions: {evaluations:g} of {len(active):,} examples are {budget} evaluations, and {len(strata)} strata "
+            f"rank_compactions: {evaluations:g} of {len(active):,} examples are {budget} evaluations, and {len(strata)} strata "
             f"need {needed}: raise evaluations to {min(needed / len(active), 1):.3g}"
         )
     run = jax.jit(active.net)
@@ -216,9 +216,7 @@ def evaluate_compactions(
             rest = seen.unseen(pools[name])
             seen.look(rest, divided(count, rest, need(active, rest, seen.movement), 2), bar)
     rows = [seen.judged(pools[name], (1 - confidence) / len(runs)) for name, seen in runs.items()]
-    return Judgement(
-        tuple(sorted(rows, key=lambda row: -row.accuracy)), active.accuracy, confidence
-    )
+    return Ranking(tuple(sorted(rows, key=lambda row: -row.accuracy)), active.accuracy, confidence)
 
 
 class Seen:
@@ -262,7 +260,7 @@ class Seen:
             return
         labels, base = self.active.labels[index], self.active.logits[index]
         logits = logits_of(
-            f"evaluate_compactions: {self.name!r}",
+            f"rank_compactions: {self.name!r}",
             self.apply,
             self.active.x,
             index,
@@ -271,7 +269,7 @@ class Seen:
         )
         if logits.shape != base.shape:
             raise ValueError(
-                f"evaluate_compactions: {self.name!r} gives {logits.shape[1]} classes, expected the original's {base.shape[1]}"
+                f"rank_compactions: {self.name!r} gives {logits.shape[1]} classes, expected the original's {base.shape[1]}"
             )
         with np.errstate(invalid="ignore"):
             moved, shift = (
@@ -280,7 +278,7 @@ class Seen:
             )
         if self.bound is not None and not moved <= self.bound + rounding(self.active):
             raise ValueError(
-                f"evaluate_compactions: {self.name!r} is certified to move logits by {self.bound:g} at most; one moved by {moved:g}"
+                f"rank_compactions: {self.name!r} is certified to move logits by {self.bound:g} at most; one moved by {moved:g}"
             )
         mean = float(np.where(np.isfinite(shift), shift, np.inf).mean())
         self.movement = (before * self.movement + len(index) * mean) / (before + len(index))
@@ -425,10 +423,10 @@ def check(
     candidates: Any, active: Any, evaluations: Any, confidence: Any, certified: Mapping[str, float]
 ) -> None:
     """Refuse what cannot be judged, before any work."""
-    who = "evaluate_compactions"
+    who = "rank_compactions"
     if not isinstance(active, ActiveSet):
         raise TypeError(
-            f"{who} takes an active set from jc.active_set, got {type(active).__name__}"
+            f"{who} takes an active set from jc.classifiers.active_set, got {type(active).__name__}"
         )
     if not isinstance(candidates, Mapping) or not candidates:
         raise ValueError(
@@ -450,3 +448,37 @@ def check(
             raise ValueError(
                 f"{who}: certified has {bound!r} for {name!r}; expected a candidate's name and a bound from 0 on"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyMetric:
+    """See `accuracy_metric`."""
+
+    active: ActiveSet
+
+    def __call__(self, candidates: Mapping[str, Any]) -> dict[str, float]:
+        """The estimated accuracy of each candidate's parameters."""
+        share = min(1.0, max(0.05, 100 / len(self.active)))
+        ranking = rank_compactions(candidates, self.active, evaluations=share, progress=False)
+        return {name: ranking[name].accuracy for name in candidates}
+
+
+def accuracy_metric(active: ActiveSet) -> AccuracyMetric:
+    """A metric for `jc.budget`: accuracy, estimated on a twentieth of the examples a plan.
+
+    Args:
+        active: of `jc.classifiers.active_set`; at least 100 of its examples are evaluated.
+
+    Returns:
+        A function from candidate parameters by name to their accuracies in [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> def apply(p, x):
+        ...     return x @ p
+        >>> x, params = jax.random.normal(jax.random.key(0), (1000, 8)), jnp.eye(8, 3)
+        >>> active = jc.classifiers.active_set(apply, params, (x, None), 0.25, progress=False)
+        >>> jc.classifiers.accuracy_metric(active)({"same": params})
+        {'same': 1.0}
+    """
+    return AccuracyMetric(active)

@@ -118,7 +118,7 @@ def realize(
     Example:
         >>> import numpy as np, jaxcompress as jc
         >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
-        >>> jc.realize(disc, ([-1, -1], [1, 1]), jnd=1/128, training_points=1000, progress=False)
+        >>> jc.classifiers.realize(disc, ([-1, -1], [1, 1]), jnd=1/128, training_points=1000, progress=False)
         Realized(2 dimensions, 844 cells, 2 classes; 1,008 queries, 1.54 % of a grid;
         upper bounds: 844 cells, 1,000 training points)
     """
@@ -235,7 +235,7 @@ def _check_box(domain: Any, coarse: Any) -> tuple[np.ndarray, np.ndarray, tuple[
     if len(low) > 4:
         raise ValueError(
             f"realize: {len(low)} dimensions are too many for a mesh, which has at most 4: go along points "
-            "instead with jc.realize_along, or realize a few principal components"
+            "instead with jc.classifiers.realize_along, or realize a few principal components"
         )
     finite = np.isfinite(low).all() and np.isfinite(high).all()
     if not (finite and (high > low).all() and (high - low <= np.finfo(np.float32).max).all()):

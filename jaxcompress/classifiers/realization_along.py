@@ -98,7 +98,7 @@ class RealizedAlong(Labelled):
         """Cells of one label are joined, by weighted k-means of their means, until a class has so many.
 
         Args:
-            classify: as for `jc.realize_along`; it is asked at the new points.
+            classify: as for `jc.classifiers.realize_along`; it is asked at the new points.
             per_class: how many points a class has at most.
             members: take the given point nearest to a cell's mean always.
             soft: probabilities, asked at the new points.
@@ -111,7 +111,7 @@ class RealizedAlong(Labelled):
             them that is nearest to the mean. A class that has none of the given points has points of its border, of weight 0.
 
         Raises:
-            ValueError: for a number of points that is not positive, labels as in `jc.realize_along`.
+            ValueError: for a number of points that is not positive, labels as in `jc.classifiers.realize_along`.
             TypeError: for labels that are not integers.
         """
         who = "coarsened"
@@ -225,7 +225,7 @@ def realize_along(
         >>> import numpy as np, jaxcompress as jc
         >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 10))
-        >>> found = jc.realize_along(ball, x, jnd=0.1, neighbours=4, training_points=300, progress=False)
+        >>> found = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, training_points=300, progress=False)
         >>> len(found.border), found.queries
         (481, 3173)
         >>> found.coarsened(ball, per_class=20).points.shape

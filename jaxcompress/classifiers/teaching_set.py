@@ -112,7 +112,7 @@ def teaching_set(
         >>> def learn(x, targets, seed):
         ...     given = dict(optimizer=optax.adam(0.03), steps=300, batch_size=len(x), progress=False)
         ...     return lambda x, p=jc.fit(loss, params, (x, targets), **given).params: apply(p, x)
-        >>> found = jc.teaching_set(learn, x, targets, 100, rounds=5, progress=False)
+        >>> found = jc.classifiers.teaching_set(learn, x, targets, 100, rounds=5, progress=False)
         >>> len(found), len(set(found.indices.tolist())), bool(found.agreement[-1] > found.agreement[0])
         (100, 100, True)
     """

@@ -238,7 +238,7 @@ def check_budgets(few: Encoder, numbers: float, layers: int, settings: Settings)
     if change := narrow(first, settings.share_of_work * kernel_numbers(few)):
         change.plan(first.params)
     total = budget(min(numbers / float(stored_numbers(first.params)), 1.0))
-    clustered(total, axes=first.net.matrix_axes).plan(first.params, None, is_matrix)
+    clustered(total, matrix_axes=first.net.matrix_axes).plan(first.params, None, is_matrix)
 
 
 def passages_known(

@@ -105,7 +105,7 @@ def learn(
     )
     keep_state = lambda state: save(state_file, state)
     return fit_stream(
-        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, watch=keep_state,
+        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, callback=keep_state,
         progress=progress, description=description,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from jaxcompress.documents.encoder import Encoder
 from jaxcompress.documents.retrieval import fidelity
 from jaxcompress.documents.words import restrict_tokenizer, word_counts, words_to_keep
 from jaxcompress.models.bert import bypass, layer_states, without_layers
+from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import budget
@@ -172,9 +173,8 @@ def moments_of(encoder: Encoder, texts: Sequence[str], seed: int, *, progress: b
         batch.inputs
         for batch in buckets(encoder.encode(chosen), longest=encoder.config.max_position_embeddings)
     ]
-    return encoder.net.calibrate(
-        encoder.params, inputs, mask=lambda ids, mask: mask, sensitivity=True, progress=progress
-    )
+    data = Calibration(inputs, mask=lambda ids, mask: mask)
+    return calibrate(encoder.net, encoder.params, data, sensitivity=True, progress=progress)
 
 
 def shrink(
@@ -227,5 +227,5 @@ def store(
     if share >= 1:
         return encoder
     moments = moments_of(encoder, texts, seed, progress=progress)
-    change = at(is_matrix, form(budget(share), axes=encoder.net.matrix_axes))
+    change = at(is_matrix, form(budget(share), matrix_axes=encoder.net.matrix_axes))
     return encoder.replace(params=change(encoder.params, moments))

@@ -27,12 +27,13 @@ from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.models.mlp import MLP
+from jaxcompress.moments.calibration import calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import cross_entropy, fit
 from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
-from jaxcompress.transforms.forms import convolved, energy_by_rank, factored, hashed
+from jaxcompress.transforms.forms import energy_by_rank, factored, hashed, spline
 from jaxcompress.transforms.leafwise import Unreachable
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.vocabulary import vocabulary
@@ -166,7 +167,7 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
         rows = {first: 64, middle: 256, last: 10}
         q = largest(lambda q: sum(count * rows[name] for name, count in counts(q).items()), keep)
         forms = {
-            n: convolved(count / 256, axes=backwards if n == last else None)
+            n: spline(count / 256, matrix_axes=backwards if n == last else None)
             for n, count in counts(q).items()
         }
         return chain(*(at(name, form) for name, form in forms.items()))
@@ -204,7 +205,7 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
         "hashed": hashing,
         "vocabulary (DCT)": cosines,
         "factored": factoring,
-        "convolved": convolving,
+        "spline": convolving,
         "DCT, codes hashed": cosines_hashed,
         "factored, factors hashed": factors_hashed,
     }
@@ -287,7 +288,7 @@ def run(
 
     long = optax.adam(optax.cosine_decay_schedule(2e-3, TRAINING_STEPS))
     params = learn(params, TRAINING_STEPS, long)
-    moments = net.calibrate(params, [train[0]], progress=False)
+    moments = calibrate(net, params, [train[0]], progress=False)
     total = stored_numbers(params)
     cost, accuracy = evaluate(params)
     dense = Cell("dense 64-256-256-10", 1, total, None, accuracy, cost)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
+from jaxcompress.moments.masks import Rows
 from jaxcompress.moments.windows import moved, patches, places_of, windows_at
+from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Kind, atoms
-
-if TYPE_CHECKING:
-    from jaxcompress.moments.masks import Rows
-    from jaxcompress.networks.trace import Found
-    from jaxcompress.programs.program import Step
-    from jaxcompress.programs.rules import Contraction
+from jaxcompress.programs.program import Step
+from jaxcompress.programs.rules import Contraction
 
 MAX_DIM = 4096
 """Contractions of more inputs keep the diagonal alone."""
@@ -34,7 +32,7 @@ class Taps:
 
     derivatives = False
 
-    def __init__(self, found: Found, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
+    def __init__(self, found: TracedProgram, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
         self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
         self.sums: dict[str, Any] = {}
         self.same: dict[Any, str] = {}  # the first contraction of some vectors

@@ -7,9 +7,10 @@ m^2 products a row for each contraction of m inputs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,42 +22,107 @@ from jaxcompress.moments.masks import rows
 from jaxcompress.moments.moments import Moments, Statistic
 from jaxcompress.moments.sensitivity import Senses
 from jaxcompress.networks.axes import Layout
+from jaxcompress.networks.trace import Network
 
-if TYPE_CHECKING:
-    from jaxcompress.networks.trace import Network
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Data that is run through a network, and which part of it is measured.
+
+    Attributes:
+        batches: an iterable; a batch is an array or the tuple of `apply`'s inputs.
+        inputs: from a batch to the input or the tuple of inputs, where batches hold more.
+        mask: from the inputs to weights of examples or positions, such as `lambda ids, mask: mask`;
+            zero leaves padding out. Its axes are located in the activations, wherever they lie.
+        sample: the fraction of every example's vectors (positions, patches) that is measured, in
+            (0, 1], at random places.
+    """
+
+    batches: Iterable[Any]
+    inputs: Callable[[Any], Any] | None = None
+    mask: Callable[..., Any] | None = None
+    sample: float = 1.0
+
+    @classmethod
+    def of(cls, batches: Iterable[Any] | Calibration) -> Calibration:
+        """Plain batches as a calibration with the defaults."""
+        return batches if isinstance(batches, Calibration) else cls(batches)
+
+    def check_rereadable(self, who: str) -> None:
+        """Refuse an iterator, which can be read only once."""
+        if iter(self.batches) is self.batches:
+            raise TypeError(
+                f"{who} reads its batches each time the chain runs: give a list, not an iterator"
+            )
+
+    def values(self, net: Network) -> Iterator[tuple[Any, ...]]:
+        """Every batch as the tuple of a network's inputs, refused by name where it does not fit."""
+        for number, batch in enumerate(self.batches):
+            yield check_batch(net, number, batch if self.inputs is None else self.inputs(batch))
 
 
 def calibrate(
     net: Network,
     params: Any,
-    batches: Iterable[Any],
-    inputs: Callable[[Any], Any] | None = None,
+    batches: Iterable[Any] | Calibration,
     *,
-    mask: Callable[..., Any] | None = None,
-    sample: float = 1.0,
     sensitivity: bool = False,
     max_dim: int = MAX_DIM,
     progress: bool = True,
 ) -> Moments:
-    """See `Network.calibrate`."""
+    """Gather what flows along a network's axes, in one pass over data.
+
+    Args:
+        net: from `jc.trace`.
+        params: the traced tree, dense, compact or pruned.
+        batches: an iterable of batches, each an array or the tuple of `apply`'s inputs; a
+            `jc.Calibration` where batches hold more, are padded, or a sample of them suffices.
+        sensitivity: also gather how sensitive the outputs are to each contraction, for
+            `jc.budget`; costs a backward pass.
+        max_dim: contractions of more inputs keep variances alone.
+        progress: show a progress bar.
+
+    Returns:
+        `Moments`, to be given to transforms; `moments[axis].plot()` shows an axis.
+
+    Raises:
+        ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+        >>> net = jc.trace(apply, params, x)
+        >>> moments = jc.calibrate(net, params, [x], progress=False)
+        >>> moments["up:1"].mean.shape
+        (1, 8)
+    """
+    data = Calibration.of(batches)
     sums: dict[str, Any] = {}
     shifts: dict[str, Any] = {}
     alike: dict[str, str] = {}
-    senses = Senses(net, mask, max_dim) if sensitivity else None
+    senses = Senses(net, data.mask, max_dim) if sensitivity else None
 
     @jax.jit
     def gather(params: Any, values: tuple[Any, ...], shifts: Any, number: Any) -> Any:
         found, _, _ = net._prepare(params, values)
-        taps = Taps(found, shifts, rows(found, values, mask, sample, number), max_dim)
+        taps = Taps(found, shifts, rows(found, values, data.mask, data.sample, number), max_dim)
         net._replay(params, *values, tap=taps)
         alike.update(taps.alike)
         return taps.sums
 
     number, running = -1, None
-    for number, batch in enumerate(
-        tqdm(batches, desc="calibrate", disable=not progress, leave=False)
+    for number, values in enumerate(
+        tqdm(
+            data.values(net),
+            desc="calibrate",
+            total=length(data.batches),
+            disable=not progress,
+            leave=False,
+        )
     ):
-        values = check_batch(net, number, batch if inputs is None else inputs(batch))
         if number == 0:
             shifts = means(gather(params, values, {}, number))
         found = gather(params, values, shifts, number)
@@ -78,6 +144,11 @@ def calibrate(
         {key: np.asarray(shift, np.float64) for key, shift in shifts.items()},
         gains,
     )
+
+
+def length(batches: Iterable[Any]) -> int | None:
+    """The number of batches where it is known, for a progress bar's estimate."""
+    return len(batches) if isinstance(batches, Sized) else None
 
 
 def means(sums: dict[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Container, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.moments.accumulators import Taps
-from jaxcompress.moments.calibration import check_batch
+from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.masks import Rows, rows
-
-if TYPE_CHECKING:
-    from jaxcompress.networks.trace import Network
-    from jaxcompress.programs.program import Step
+from jaxcompress.networks.trace import Network
+from jaxcompress.programs.program import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +134,15 @@ def gather(
     net: Network,
     before: Any,
     after: Any,
-    batches: Iterable[tuple[Any, ...]],
+    data: Calibration,
     key: str,
-    mask: Any = None,
-    sample: float = 1.0,
 ) -> Paired:
     """What a contraction meets in two versions of a network, over all batches."""
 
     @jax.jit
     def products(before: Any, after: Any, values: Any, number: Any) -> Any:
         (x, w), (y, _) = (
-            record(net, params, values, (key,), mask, sample, number)[key]
+            record(net, params, values, (key,), data.mask, data.sample, number)[key]
             for params in (before, after)
         )
         count = jnp.maximum(w.sum(), 1e-30)
@@ -156,7 +152,7 @@ def gather(
         return w.sum(), *means, covariance(y), covariance(x)
 
     total: Paired | None = None
-    for number, values in enumerate(batches):
+    for number, values in enumerate(data.values(net)):
         count, *parts = (
             np.asarray(part, np.float64) for part in products(before, after, values, number)
         )
@@ -164,11 +160,3 @@ def gather(
         total = found if total is None else total + found
     assert total is not None
     return total
-
-
-def checked(
-    net: Network, batches: Iterable[Any], inputs: Callable[[Any], Any] | None
-) -> Iterable[tuple[Any, ...]]:
-    """Batches as tuples of the function's inputs, refused by name where they do not fit."""
-    for number, batch in enumerate(batches):
-        yield check_batch(net, number, batch if inputs is None else inputs(batch))

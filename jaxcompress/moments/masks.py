@@ -11,17 +11,15 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, find, parts
 from jaxcompress.programs.program import build
 from jaxcompress.programs.rules import Analysis
-
-if TYPE_CHECKING:
-    from jaxcompress.networks.trace import Found
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +202,7 @@ def _factors(dim: Dim | None, size: int) -> list[tuple[Dim | None, int]]:
 
 
 def rows(
-    found: Found,
+    found: TracedProgram,
     values: tuple[Any, ...],
     mask: Callable[..., Any] | None,
     sample: float = 1.0,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,8 @@ from jaxcompress.moments.accumulators import Taps
 from jaxcompress.moments.masks import Rows, rows
 from jaxcompress.moments.moments import Statistic
 from jaxcompress.networks.axes import Layout, Site
-
-if TYPE_CHECKING:
-    from jaxcompress.networks.trace import Network
-    from jaxcompress.programs.program import Step
+from jaxcompress.networks.trace import Network
+from jaxcompress.programs.program import Step
 
 log = logging.getLogger(__name__)
 

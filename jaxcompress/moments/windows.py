@@ -7,14 +7,13 @@ is measured, only that share is cut out.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from jaxcompress.programs.program import Step
-    from jaxcompress.programs.rules import Contraction
+from jaxcompress.programs.program import Step
+from jaxcompress.programs.rules import Contraction
 
 
 def places_of(operands: list[Any], step: Step, max_dim: int) -> list[int] | None:

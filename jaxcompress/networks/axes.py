@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxcompress.arrays.layout import MatrixAxes
-from jaxcompress.arrays.paths import matches
+from jaxcompress.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,65 +134,6 @@ class Refused:
         return (self.axis, str(self.size), self.primitive, self.reason, self.where)
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Table:
-    """Rows that print as a table, show as HTML in a notebook, and are looked up by key."""
-
-    rows: tuple[Axis, ...] | tuple[Refused, ...] | tuple[Use, ...]
-    headers: tuple[str, ...]
-    empty: str = "none"
-
-    def __iter__(self) -> Iterator:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: str | int) -> Axis | Refused | Use:
-        """A row by its number or its key."""
-        if isinstance(key, int):
-            return self.rows[key]
-        found = [row for row in self.rows if row._cells()[0] == key]
-        if not found:
-            raise KeyError(
-                f"{key!r} is not in the table; there are: {', '.join(row._cells()[0] for row in self.rows) or 'none'}"
-            )
-        return found[0]
-
-    def keys(self) -> list[str]:
-        """The keys of the rows."""
-        return [row._cells()[0] for row in self.rows]
-
-    def matching(self, pattern: str) -> list:
-        """Rows whose key, with or without its dimension, matches a path pattern."""
-        return [
-            row
-            for row in self.rows
-            if matches(pattern, row._cells()[0])
-            or matches(pattern, row._cells()[0].rsplit(":", 1)[0])
-        ]
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return self.empty
-        cells = [self.headers, *(tuple(map(shorten, row._cells())) for row in self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(self.headers))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        line = lambda cells, tag: (
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-        )
-        body = "".join(line(row._cells(), "td") for row in self.rows)
-        return f"<table><thead>{line(self.headers, 'th')}</thead><tbody>{body}</tbody></table>"
-
-
 @dataclasses.dataclass(frozen=True)
 class Use:
     """How a network's program uses one compact array.
@@ -276,7 +216,7 @@ class Structure:
 
     @property
     def matrix_axes(self) -> dict[str, MatrixAxes]:
-        """For each weight which of its dimensions are inputs and outputs: an `axes=` for `jc.hashed` and the other forms."""
+        """For each weight which of its dimensions are inputs and outputs: a `matrix_axes=` for `jc.hashed` and the other forms."""
         found = {}
         for site in self.sites.values():
             for leaf, inputs in site.inputs.items():
@@ -412,14 +352,6 @@ def _infer(
                 f"{name} has size {size} in dimension {position}: {len(open_parts)} equal segments do not divide it"
             )
         _infer(sizes, frozen, open_parts[0], rest // len(open_parts), name, position, hold)
-
-
-def shorten(text: str) -> str:
-    """A long list as its first entry and how many more there are."""
-    first, *more = text.split(", ")
-    if len(text) <= 44 or not more or " " in first:
-        return text
-    return f"{first} +{len(more)}"
 
 
 AXES = ("axis", "size", "kind", "producers", "consumers", "per channel", "fibres")

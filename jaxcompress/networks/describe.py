@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from jaxcompress.networks.axes import (
     AXES,
@@ -21,13 +20,11 @@ from jaxcompress.networks.axes import (
     Structure,
     Table,
 )
+from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
 from jaxcompress.programs.arithmetic import MIXED
 from jaxcompress.programs.program import Slot
 from jaxcompress.programs.rules import Contraction
-
-if TYPE_CHECKING:
-    from jaxcompress.networks.trace import Found
 
 
 def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
@@ -40,7 +37,7 @@ def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
     return Layout("", root.size, root.split, tuple(layout_of(part, names) for part in root.parts))
 
 
-def describe(found: Found) -> Structure:
+def describe(found: TracedProgram) -> Structure:
     """What was found, as plain data."""
     names, analysis = found.names, found.analysis
     layouts = {
@@ -132,7 +129,7 @@ def describe(found: Found) -> Structure:
     )
 
 
-def site_of(found: Found, contraction: Contraction) -> Site:
+def site_of(found: TracedProgram, contraction: Contraction) -> Site:
     """A contraction as plain data."""
     bias, sign = found.analysis.biases.get(contraction.key, (frozenset(), 0))
     scales = set().union(*(found.analysis.scales.get(slot, set()) for slot in contraction.consumed))
@@ -151,7 +148,7 @@ def site_of(found: Found, contraction: Contraction) -> Site:
     )
 
 
-def inputs_of(found: Found, contraction: Contraction) -> dict[str, tuple[int, ...]]:
+def inputs_of(found: TracedProgram, contraction: Contraction) -> dict[str, tuple[int, ...]]:
     """For each leaf its dimensions that are contracted, in the contraction's order; none where they hold other things too."""
     inputs: dict[str, tuple[int, ...]] = {}
     for leaf in {name for slots in contraction.slots for name, _ in slots}:
@@ -193,7 +190,7 @@ APART = frozenset(
 """Primitives that an axis is opaque for, and yet what lies along it stays apart and in order, or loses the axis."""
 
 
-def companions(found: Found) -> dict[Dim, tuple[str, ...]]:
+def companions(found: TracedProgram) -> dict[Dim, tuple[str, ...]]:
     """For each axis the others that are present in every value that holds it."""
     common: dict[Dim, set[Dim]] = {}
     # positions along these are mixed or put in another order: what lies along them is not apart

@@ -7,8 +7,8 @@ one compiled program for each shape of its arguments, at the cost of the small n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,14 @@ import numpy as np
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.layout import MatrixAxes
-from jaxcompress.arrays.paths import leaf_name, named_leaves
-from jaxcompress.moments.accumulators import MAX_DIM
-from jaxcompress.moments.calibration import calibrate
-from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.axes import USES, Table, Use
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.axes import USES, Use
 from jaxcompress.networks.describe import describe
-from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
-from jaxcompress.programs.program import Program, Step, Value, build, prune
-from jaxcompress.programs.rules import Analysis, Replay
-
-
-class Found(NamedTuple):
-    """The analysis of a function at one set of shapes."""
-
-    program: Program
-    leaves: dict[str, Value]
-    analysis: Analysis
-    names: dict[Dim, str]  # of the atoms of all parameters
-    out_tree: Any
+from jaxcompress.networks.traced_program import TracedProgram, find_axes, weak
+from jaxcompress.programs.algebra import Dim
+from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.rules import Replay
+from jaxcompress.tables import Table
 
 
 class Network:
@@ -49,14 +38,14 @@ class Network:
         apply: Callable[..., Any],
         params: Any,
         inputs: tuple[Any, ...],
-        state: Mapping[str, str] | None,
+        state_outputs: Mapping[str, str] | None,
     ):
         self.apply = apply
-        self.state = dict(state or {})
+        self.state_outputs = dict(state_outputs or {})
         self.full = jax.tree.map(shape_of, params, is_leaf=is_compact)
         self.treedef = jax.tree.structure(self.full)
         self.overrides: dict[str, int] = {}
-        self._found: dict[Any, Found] = {}
+        self._found: dict[Any, TracedProgram] = {}
         self.inputs = jax.eval_shape(lambda *values: values, *inputs)
         found = self._analyse(self.full, self.inputs)
         self.structure = describe(found)
@@ -74,7 +63,7 @@ class Network:
 
     @property
     def matrix_axes(self) -> dict[str, MatrixAxes]:
-        """For each weight its inputs and outputs, to be given as `axes=` to `jc.hashed` and the other forms."""
+        """For each weight its inputs and outputs, to be given as `matrix_axes=` to `jc.hashed` and the other forms."""
         return self.structure.matrix_axes
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
@@ -102,42 +91,6 @@ class Network:
         other._run = jax.jit(other._replay)
         return other
 
-    def calibrate(
-        self,
-        params: Any,
-        batches: Iterable[Any],
-        inputs: Callable[[Any], Any] | None = None,
-        *,
-        mask: Callable[..., Any] | None = None,
-        sample: float = 1.0,
-        sensitivity: bool = False,
-        max_dim: int = MAX_DIM,
-        progress: bool = True,
-    ) -> Moments:
-        """Gather what flows along the axes, in one pass over data.
-
-        Args:
-            params: the traced tree, dense, compact or pruned.
-            batches: any iterable; a batch is an array or the tuple of `apply`'s inputs.
-            inputs: from a batch to the input or the tuple of inputs, where batches hold more.
-            mask: from the inputs to weights of examples or positions, such as `lambda ids, mask: mask`; zero leaves
-                padding out. Its axes are found again in the activations, wherever they lie there.
-            sample: the share of every example's vectors (positions, patches) that are measured, at random places.
-            sensitivity: also gather what every contraction means to the outputs, for `jc.budget`; a backward pass more.
-            max_dim: contractions of more inputs keep variances alone.
-            progress: show a progress bar.
-
-        Returns:
-            `Moments`: give them to transforms; `moments[axis].plot()` shows an axis.
-
-        Raises:
-            ValueError: for no batches, or a batch with NaN, of another arity or rank; it is named.
-        """
-        options = dict(
-            mask=mask, sample=sample, sensitivity=sensitivity, max_dim=max_dim, progress=progress
-        )
-        return calibrate(self, params, batches, inputs, **options)  # type: ignore[arg-type]
-
     def explain(self, params: Any, *inputs: Any) -> Table:
         """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""
         uses: dict[tuple[Any, ...], Use] = {}
@@ -160,7 +113,7 @@ class Network:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _analyse(self, params: Any, inputs: tuple[Any, ...]) -> Found:
+    def _analyse(self, params: Any, inputs: tuple[Any, ...]) -> TracedProgram:
         """The analysis for parameter and input shapes, cached."""
         leaves, _ = jax.tree.flatten((params, inputs))
         key = (
@@ -170,12 +123,12 @@ class Network:
         if key not in self._found:
             if len(self._found) > 16:
                 self._found.clear()
-            self._found[key] = find_axes(self.apply, params, inputs, self.state)
+            self._found[key] = find_axes(self.apply, params, inputs, self.state_outputs)
         return self._found[key]
 
     def _prepare(
         self, params: Any, inputs: tuple[Any, ...]
-    ) -> tuple[Found, dict[Dim, int], list[Any]]:
+    ) -> tuple[TracedProgram, dict[Dim, int], list[Any]]:
         """The analysis at the full shapes and the given dtypes, the present sizes, and the leaves."""
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
         if treedef != self.treedef:
@@ -225,7 +178,10 @@ def check_network(who: str, net: Any) -> None:
 
 
 def trace(
-    apply: Callable[..., Any], params: Any, *inputs: Any, state: Mapping[str, str] | None = None
+    apply: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    state_outputs: Mapping[str, str] | None = None,
 ) -> Network:
     """Find the hidden axes of a pure function.
 
@@ -233,14 +189,14 @@ def trace(
         apply: `apply(params, *inputs)`, pure, of any framework: closes over no arrays, no keys and no state.
         params: a pytree of arrays (or shapes, as `jax.eval_shape` gives them).
         *inputs: example inputs; shapes are enough.
-        state: where outputs are new values of parameters (batch statistics, caches): from the path of an output's
+        state_outputs: where outputs are new values of parameters (batch statistics, caches): from the path of an output's
             subtree to that of the parameters' subtree which it mirrors, such as `{"1/batch_stats": "batch_stats"}`.
 
     Returns:
         A `Network`: print its `axes` and `refused`, call it as `net(params, *inputs)`.
 
     Raises:
-        ValueError: for a state path that is not there.
+        ValueError: for a path that is not there.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -256,92 +212,9 @@ def trace(
         >>> net(small, jnp.ones((5, 3))).shape
         (5, 2)
     """
-    return Network(apply, params, inputs, state)
+    return Network(apply, params, inputs, state_outputs)
 
 
 def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jax.ShapeDtypeStruct(tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf), dtype)
-
-
-def weak(leaf: Any) -> bool:
-    return bool(getattr(leaf, "weak_type", False))
-
-
-def find_axes(
-    apply: Callable[..., Any], params: Any, inputs: tuple[Any, ...], state: Mapping[str, str]
-) -> Found:
-    """Trace a function at given shapes, and analyse it."""
-    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
-    program = prune(build(closed))
-    names = [name for name, _ in named_leaves(params)]
-    analysis = Analysis()
-    leaves: dict[str, Value] = {}
-    for index, value in enumerate(program.inputs):
-        value.dims = [Dim(size) if size > 1 else None for size in value.shape]
-        if index < len(names):
-            value.direct = True
-            value.slots = [
-                frozenset({(names[index], position)}) for position in range(len(value.shape))
-            ]
-            leaves[names[index]] = value
-            analysis.company.append(((), tuple(value.dims)))
-            continue
-        value.data = True
-        for dim in value.dims:
-            mark(dim, Kind.OPAQUE, Reason("input", "it is visible in the inputs"))
-    analysis.run(program)
-    mirrors = mirrored(out_shape, state, leaves)
-    for (path, _), value in zip(
-        jax.tree_util.tree_flatten_with_path(out_shape)[0], program.outputs, strict=True
-    ):
-        leaf = mirrors.get(leaf_name(path))
-        if leaf is not None and leaf.shape == value.shape:
-            for one, other in zip(leaf.dims, value.dims, strict=True):
-                if one is not None and other is not None:
-                    unify(
-                        one, other, Reason("output", "a mirrored output is laid out in another way")
-                    )
-            continue
-        for dim in value.dims:
-            mark(dim, Kind.OPAQUE, Reason("output", "it is visible in the outputs"))
-    for _, dims in analysis.company:
-        for dim in dims:
-            for atom in repeated(dim) if dim is not None else ():
-                mark(atom, Kind.OPAQUE, Reason("reshape", "it is multiplied with itself"))
-    return Found(
-        program, leaves, analysis, name_atoms(leaves, analysis), jax.tree.structure(out_shape)
-    )
-
-
-def mirrored(
-    out_shape: Any, state: Mapping[str, str], leaves: dict[str, Value]
-) -> dict[str, Value]:
-    """For each output that mirrors a parameter leaf, that leaf."""
-    outputs = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
-    found = {}
-    for output, target in state.items():
-        inside = [name for name in outputs if name == output or name.startswith(f"{output}/")]
-        if not inside:
-            raise ValueError(f"state: no output is at {output!r}; there are: {', '.join(outputs)}")
-        for name in inside:
-            leaf = target + name[len(output) :]
-            if leaf not in leaves:
-                raise ValueError(
-                    f"state: the output {name!r} mirrors no parameter {leaf!r}; there are: {', '.join(leaves)}"
-                )
-            found[name] = leaves[leaf]
-    return found
-
-
-def name_atoms(leaves: dict[str, Value], analysis: Analysis) -> dict[Dim, str]:
-    """A key for every axis that a parameter has: its first producing slot, else its first slot."""
-    slots: dict[Dim, list[tuple[bool, str]]] = {}
-    for name, value in leaves.items():
-        for position, dim in enumerate(value.dims):
-            inside = list(dict.fromkeys(atoms(dim))) if dim is not None else []
-            produces = bool(analysis.roles.get((name, position), set()) & {"produce"})
-            for index, atom in enumerate(inside):
-                suffix = f".{index}" if len(inside) > 1 else ""
-                slots.setdefault(atom, []).append((not produces, f"{name}:{position}{suffix}"))
-    return {atom: min(found, key=lambda each: each[0])[1] for atom, found in slots.items()}

@@ -117,19 +117,19 @@ def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -
     array, x = operands[side], operands[1 - side]
     if hasattr(x, "materialize"):
         x = replay.dense(step, x, step.inputs[1 - side])
-    lead = array.ndim - array.axes.ndim
+    lead = array.ndim - array.matrix_axes.ndim
     mine, theirs = contracting[side], contracting[1 - side]
     if tuple(batch[side]) != tuple(range(lead)):
         return None
     roles = {
-        frozenset(axis % array.ndim for axis in array.axes.inputs): (
-            array.axes.inputs,
-            array.axes.outputs,
+        frozenset(axis % array.ndim for axis in array.matrix_axes.inputs): (
+            array.matrix_axes.inputs,
+            array.matrix_axes.outputs,
             array._multiply,
         ),
-        frozenset(axis % array.ndim for axis in array.axes.outputs): (
-            array.axes.outputs,
-            array.axes.inputs,
+        frozenset(axis % array.ndim for axis in array.matrix_axes.outputs): (
+            array.matrix_axes.outputs,
+            array.matrix_axes.inputs,
             array._multiply_transposed,
         ),
     }

@@ -40,7 +40,7 @@ def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
         hasattr(table, "materialize")
         and rows_only(step)
         and table.ndim == 2
-        and table.axes.ndim == 2
+        and table.matrix_axes.ndim == 2
     ):
         rows = indices[..., 0]
         mode = step.params["mode"]
@@ -48,7 +48,7 @@ def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
             rows = jnp.clip(rows, 0, table.shape[0] - 1)
         else:  # take() counts negative rows from the end; this gather fills for them
             rows = jnp.where(rows < 0, table.shape[0], rows)
-        if table.axes.inputs in ((-2,), (-1,)):
+        if table.matrix_axes.inputs in ((-2,), (-1,)):
             replay.tell(step, operand, "looked up")
             return [table.take(rows)]
     return replay_window(step, operands, replay)

@@ -38,18 +38,20 @@ def replay_transpose(step: Step, operands: list[Any], replay: Replay) -> list[An
 
 def transposed(array: Any, order: tuple[int, ...]) -> Any:
     """A compact array with its dimensions in another order, or None when a stack dimension would move."""
-    lead = array.ndim - array.axes.ndim
+    lead = array.ndim - array.matrix_axes.ndim
     if tuple(order[:lead]) != tuple(range(lead)):
         return None
     trailing = [source - array.ndim for source in order[lead:]]
-    where = {source: index - array.axes.ndim for index, source in enumerate(trailing)}
+    where = {source: index - array.matrix_axes.ndim for index, source in enumerate(trailing)}
     dims = array.shape[lead:]
     axes = dataclasses.replace(
-        array.axes,
-        inputs=tuple(where[axis] for axis in array.axes.inputs),
-        outputs=tuple(where[axis] for axis in array.axes.outputs),
+        array.matrix_axes,
+        inputs=tuple(where[axis] for axis in array.matrix_axes.inputs),
+        outputs=tuple(where[axis] for axis in array.matrix_axes.outputs),
     )
-    return dataclasses.replace(array, axes=axes, dims=tuple(dims[source] for source in trailing))
+    return dataclasses.replace(
+        array, matrix_axes=axes, dims=tuple(dims[source] for source in trailing)
+    )
 
 
 @register("transpose", replay=replay_transpose)
@@ -129,12 +131,15 @@ def replay_reshape(step: Step, operands: list[Any], replay: Replay) -> list[Any]
 
 def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
     """A compact array in another shape, or None when a group of dimensions mixes its inputs, outputs or stack."""
-    lead = array.ndim - array.axes.ndim
+    lead = array.ndim - array.matrix_axes.ndim
     if tuple(shape[:lead]) != tuple(array.shape[:lead]):
         return None
     old, new = array.shape[lead:], shape[lead:]
-    order = [axis % array.axes.ndim for axis in array.axes.inputs + array.axes.outputs]
-    count = len(array.axes.inputs)
+    order = [
+        axis % array.matrix_axes.ndim
+        for axis in array.matrix_axes.inputs + array.matrix_axes.outputs
+    ]
+    count = len(array.matrix_axes.inputs)
     targets: dict[int, list[int]] = {}
     for sources, results in groups(old, new):
         ranks = [order.index(source) for source in sources]
@@ -150,8 +155,8 @@ def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
         sides[rank >= count].extend(index - len(new) for index in targets[rank])
     if not sides[0] or not sides[1]:
         return None
-    axes = dataclasses.replace(array.axes, inputs=tuple(sides[0]), outputs=tuple(sides[1]))
-    return dataclasses.replace(array, axes=axes, dims=tuple(new))
+    axes = dataclasses.replace(array.matrix_axes, inputs=tuple(sides[0]), outputs=tuple(sides[1]))
+    return dataclasses.replace(array, matrix_axes=axes, dims=tuple(new))
 
 
 def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -31,7 +31,7 @@ def at_any_resolution(
 
     Args:
         net: from `jc.trace`.
-        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.cross_entropy(net)`.
+        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.training.cross_entropy(net)`.
         factors: how many times fewer channels, one of them each time; 1 is all of them. Afterwards
             `jc.coarsen(net, factor)(params)` is a network for these factors and for those in between.
         basis, axes: as for `jc.coarsen`.
@@ -48,7 +48,7 @@ def at_any_resolution(
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((5, 3))
         >>> net = jc.trace(apply, params, x)
-        >>> loss = jc.at_any_resolution(net, jc.cross_entropy(net), (1, 2))
+        >>> loss = jc.training.at_any_resolution(net, jc.training.cross_entropy(net), (1, 2))
         >>> jax.grad(loss)(params, (x, jnp.zeros(5, int)), jax.random.key(0))["up"].shape
         (3, 8)
     """

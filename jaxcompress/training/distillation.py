@@ -23,7 +23,7 @@ from jaxcompress.training.batches import in_batches
 from jaxcompress.training.fit import Loss, check_length
 
 
-def distillation(
+def distillation_loss(
     apply: Callable[..., Any], *, temperature: float = 4.0, hard: float = 0.0, states: float = 0.0
 ) -> Loss:
     """The loss of a student of a classifier, for `jc.fit`.
@@ -44,8 +44,8 @@ def distillation(
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxcompress as jc
         >>> apply, x = lambda p, x: x @ p, jax.random.normal(jax.random.key(0), (64, 3))
-        >>> said = jc.outputs(apply, jnp.eye(3), x, progress=False)  # the teacher's
-        >>> loss = jc.distillation(apply, temperature=2.0)
+        >>> said = jc.training.predict(apply, jnp.eye(3), x, progress=False)  # the teacher's
+        >>> loss = jc.training.distillation_loss(apply, temperature=2.0)
         >>> state = jc.fit(
         ...     loss, jnp.zeros((3, 3)), (x, said), optimizer=optax.adam(0.05), steps=200, batch_size=64, progress=False
         ... )
@@ -106,7 +106,7 @@ def alignment(one: jax.Array, two: jax.Array) -> jax.Array:
     )
 
 
-def outputs(
+def predict(
     apply: Callable[..., Any],
     params: Any,
     x: Any,
@@ -133,7 +133,7 @@ def outputs(
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> jc.outputs(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((7, 3)), batch_size=4, progress=False).shape
+        >>> jc.training.predict(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((7, 3)), batch_size=4, progress=False).shape
         (7, 2)
     """
     count = check_length("outputs", x)

@@ -66,7 +66,7 @@ def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> loss = jc.cross_entropy(lambda p, x: x @ p)
+        >>> loss = jc.training.cross_entropy(lambda p, x: x @ p)
         >>> round(float(loss(jnp.zeros((3, 2)), (jnp.ones((5, 3)), jnp.zeros(5, int)), None)), 4)
         0.6931
     """
@@ -100,15 +100,15 @@ def fit(
     batch_size: int,
     seed: int = 0,
     state: FitState | None = None,
-    watch: Callable[[FitState], None] | None = None,
-    every: int | None = None,
+    callback: Callable[[FitState], None] | None = None,
+    callback_steps: int | None = None,
     progress: bool = True,
     description: str = "fit",
 ) -> FitState:
     """Train parameters, dense or compact, by any optax optimizer.
 
     Args:
-        loss: `loss(params, batch, key) -> scalar`, for instance `jc.cross_entropy(apply)`; the key differs at each step.
+        loss: `loss(params, batch, key) -> scalar`, for instance `jc.training.cross_entropy(apply)`; the key differs at each step.
         params: a tree of float leaves and compact arrays.
         data: a tree of arrays whose first dimension is the examples, such as `(x, y)`.
         optimizer: any optax transformation, with any schedule.
@@ -117,8 +117,8 @@ def fit(
         seed: the order of the examples and the keys of the loss.
         state: go on from here; `params` is then ignored. A run resumed with the same arguments is bit-equal to
             one that never stopped.
-        watch: called with the state now and then and at the end: to judge it, or to write it to a file.
-        every: steps between calls of `watch`, and between looks at the loss; some twentieth of the run by default.
+        callback: called with the state now and then and at the end: to judge it, or to write it to a file.
+        callback_steps: steps between calls of `callback`, and between looks at the loss; some twentieth of the run by default.
         progress: show a progress bar.
         description: the words in front of the bar.
 
@@ -132,20 +132,20 @@ def fit(
     Example:
         >>> import jax.numpy as jnp, optax, jaxcompress as jc
         >>> x = jnp.eye(8); y = jnp.arange(8) % 2
-        >>> loss = jc.cross_entropy(lambda p, x: x @ p)
+        >>> loss = jc.training.cross_entropy(lambda p, x: x @ p)
         >>> state = jc.fit(loss, jnp.zeros((8, 2)), (x, y), optimizer=optax.sgd(1.0), steps=20, batch_size=4, progress=False)
         >>> state
         FitState(step 20, loss 0.3826)
     """
-    check_fit("fit", params, data, steps, batch_size, every)
+    check_fit("fit", params, data, steps, batch_size, callback_steps)
     data = jax.tree.map(jnp.asarray, data)
     current = begun("fit", params, optimizer, steps, state)
     with tqdm(
         total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False
     ) as bar:
         return advanced(
-            loss, current, data, steps, optimizer=optimizer, batch_size=batch_size, seed=seed, bar=bar, watch=watch,
-            every=every or pieces(steps),
+            loss, current, data, steps, optimizer=optimizer, batch_size=batch_size, seed=seed, bar=bar, callback=callback,
+            callback_steps=callback_steps or pieces(steps),
         )  # fmt: skip
 
 
@@ -163,12 +163,12 @@ def advanced(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     seed: int,
-    every: int,
+    callback_steps: int,
     bar: Any,
     who: str = "fit",
-    watch: Callable[[FitState], None] | None = None,
+    callback: Callable[[FitState], None] | None = None,
 ) -> FitState:
-    """A state after step `stop`, in pieces that end at the multiples of `every`; it gives the buffers of the given one away."""
+    """A state after step `stop`, in pieces that end at the multiples of `callback_steps`; it gives the buffers of the given one away."""
     done, params, opt_state, losses = (
         int(state.step),
         state.params,
@@ -177,7 +177,7 @@ def advanced(
     )
     examples = len(jax.tree.leaves(data)[0])
     while done < stop:
-        count = min(every - done % every, stop - done)
+        count = min(callback_steps - done % callback_steps, stop - done)
         params, opt_state, new = _run(
             params,
             opt_state,
@@ -195,8 +195,8 @@ def advanced(
         done += count
         bar.update(count)
         bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
-        if watch is not None:  # a copy, since the loop gives its buffers away
-            watch(
+        if callback is not None:  # a copy, since the loop gives its buffers away
+            callback(
                 jax.tree.map(
                     jnp.array,
                     FitState(
@@ -259,7 +259,7 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
 
 
 def check_fit(
-    who: str, params: Any, data: Any, steps: int, batch_size: int, every: int | None
+    who: str, params: Any, data: Any, steps: int, batch_size: int, callback_steps: int | None
 ) -> None:
     """Refuse what cannot be trained, before any work."""
     check_params(who, params)
@@ -270,8 +270,10 @@ def check_fit(
         )
     if steps < 0:
         raise ValueError(f"{who}: steps must not be negative, got {steps}")
-    if every is not None and not (isinstance(every, int) and every >= 1):
-        raise ValueError(f"{who}: every must be a whole number of steps from 1 on, got {every}")
+    if callback_steps is not None and not (isinstance(callback_steps, int) and callback_steps >= 1):
+        raise ValueError(
+            f"{who}: callback_steps must be a whole number of steps from 1 on, got {callback_steps}"
+        )
 
 
 def check_length(who: str, data: Any) -> int:

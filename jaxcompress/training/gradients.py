@@ -85,7 +85,7 @@ def gradient_statistics(
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> x, y = jnp.eye(2)[jnp.array([0, 1, 0, 1])], jnp.array([0, 1, 0, 1])
-        >>> jc.gradient_statistics(jc.cross_entropy(lambda p, x: x @ p), jnp.zeros((2, 2)), (x, y), progress=False)
+        >>> jc.training.gradient_statistics(jc.training.cross_entropy(lambda p, x: x @ p), jnp.zeros((2, 2)), (x, y), progress=False)
         GradientStatistics(4 examples, noise scale 2, agreement 0.333, mean length 0.707)
     """
     check_params("gradient_statistics", params)
@@ -185,7 +185,7 @@ def curvature(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> bowl = lambda p, batch, key: (p[0] ** 2 + 3 * p[1] ** 2) / 2
-        >>> jc.curvature(bowl, jnp.ones(2), jnp.zeros(4), jax.random.key(0), batch_size=4, progress=False)
+        >>> jc.training.curvature(bowl, jnp.ones(2), jnp.zeros(4), jax.random.key(0), batch_size=4, progress=False)
         Curvature(largest=3.0, smallest=1.0, trace=4.0, error=0.0)
     """
     check_params("curvature", params)

@@ -89,8 +89,8 @@ def multigrid(
     seed: int = 0,
     state: MultigridState | None = None,
     until: int | None = None,
-    watch: Callable[[MultigridState], None] | None = None,
-    every: int | None = None,
+    callback: Callable[[MultigridState], None] | None = None,
+    callback_steps: int | None = None,
     progress: bool = True,
     description: str = "multigrid",
 ) -> MultigridState:
@@ -98,7 +98,7 @@ def multigrid(
 
     Args:
         net: from `jc.trace`, at the full sizes.
-        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.cross_entropy(net)`.
+        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.training.cross_entropy(net)`.
         params: fresh parameters at the full sizes; the first level starts from a part of their channels.
         data: as for `jc.fit`.
         optimizer: any optax transformation that keeps a number for each parameter, or none; its schedule runs through all levels.
@@ -110,8 +110,8 @@ def multigrid(
         seed: the order of the examples, the keys of the loss, and what tells channels apart.
         state: go on from here; a run resumed with the same arguments is bit-equal to one that never stopped, on a CPU.
         until: stop after so many steps of the whole run; `state` goes on.
-        watch: called with the state now and then and at every level's end: to judge it, or to write it to a file.
-        every: steps between calls of `watch`; some twentieth of the run by default.
+        callback: called with the state now and then and at every level's end: to judge it, or to write it to a file.
+        callback_steps: steps between calls of `callback`; some twentieth of the run by default.
         progress: show a progress bar, with the level, the loss and the FLOPs spent.
         description: the words in front of it.
 
@@ -129,7 +129,7 @@ def multigrid(
         >>> up, down, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, 16), (16, 2), (64, 3)]))
         >>> net = jc.trace(apply, {"up": up, "down": down / 4}, x)
         >>> state = jc.multigrid(
-        ...     net, jc.cross_entropy(net), {"up": up, "down": down / 4}, (x, jnp.argmax(x[:, :2], 1)), optimizer=optax.adam(1e-2),
+        ...     net, jc.training.cross_entropy(net), {"up": up, "down": down / 4}, (x, jnp.argmax(x[:, :2], 1)), optimizer=optax.adam(1e-2),
         ...     levels=((4, 40), (1, 20)), batch_size=16, progress=False,
         ... )
         >>> state.params["up"].shape, int(state.step), bool(state.losses[-1] < state.losses[0])
@@ -137,7 +137,7 @@ def multigrid(
     """
     run = Run(net, loss, optimizer, check_levels(levels), axes, split, seed)
     total = sum(steps for _, steps in run.levels)
-    check_fit("multigrid", params, data, total, batch_size, every)
+    check_fit("multigrid", params, data, total, batch_size, callback_steps)
     for name, leaf in named_leaves(params):
         if is_compact(leaf):
             raise ValueError(
@@ -175,17 +175,17 @@ def multigrid(
                 optimizer=optimizer,
                 batch_size=batch_size,
                 seed=seed,
-                every=every or pieces(total),
+                callback_steps=callback_steps or pieces(total),
                 bar=counted,
                 who="multigrid",
             )
             seen = (
                 None
-                if watch is None
-                else lambda state, counted=counted: watch(counted.state(state))
+                if callback is None
+                else lambda state, counted=counted: callback(counted.state(state))
             )
             current = counted.state(
-                advanced(loss, current, data, min(end, stop), watch=seen, **given)
+                advanced(loss, current, data, min(end, stop), callback=seen, **given)
             )
     return current
 

@@ -51,10 +51,10 @@ def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jax.random.normal(jax.random.key(0), (3, 64)), "down": jnp.ones((64, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
-        >>> ordered = jc.order(net)(params)
-        >>> bool(0 < jc.variation(net, ordered) < jc.variation(net, params) < 3)
+        >>> ordered = jc.seriate(net)(params)
+        >>> bool(0 < jc.training.variation(net, ordered) < jc.training.variation(net, params) < 3)
         True
-        >>> gradient = jax.grad(lambda p: jc.variation(net, p))(params)
+        >>> gradient = jax.grad(lambda p: jc.training.variation(net, p))(params)
         >>> gradient["up"].shape
         (3, 64)
     """
@@ -79,7 +79,7 @@ def add_variation(
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.arange(16.0).reshape(8, 2)}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
-        >>> optimizer = optax.chain(optax.scale_by_adam(), jc.add_variation(net, 1e-2), optax.scale_by_learning_rate(1e-3))
+        >>> optimizer = optax.chain(optax.scale_by_adam(), jc.training.add_variation(net, 1e-2), optax.scale_by_learning_rate(1e-3))
         >>> updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
         >>> updates["down"].shape
         (8, 2)

@@ -35,8 +35,8 @@ def fit_stream(
     steps: int,
     seed: int = 0,
     state: FitState | None = None,
-    watch: Callable[[FitState], None] | None = None,
-    every: float = 60.0,
+    callback: Callable[[FitState], None] | None = None,
+    callback_seconds: float = 60.0,
     progress: bool = True,
     description: str = "fit",
 ) -> FitState:
@@ -51,8 +51,8 @@ def fit_stream(
         steps: how many steps the run has in all.
         seed: of the keys of the loss.
         state: go on from here; `params` is then ignored.
-        watch: called with the state now and then and at the end, for instance to write it to a file.
-        every: seconds between calls of `watch`.
+        callback: called with the state now and then and at the end, for instance to write it to a file.
+        callback_seconds: seconds between calls of `callback`.
         progress: show a progress bar.
         description: the words in front of it.
 
@@ -95,23 +95,23 @@ def fit_stream(
                 optimizer=optimizer,
             )
             fresh.append(value)
-            due = watch is not None and time.monotonic() - saved > every
+            due = callback is not None and time.monotonic() - saved > callback_seconds
             if len(fresh) == CHECKED or number + 1 == steps or due:
                 losses += map(float, fresh)
                 bar.update(len(fresh))
                 check_losses("fit_stream", losses[-len(fresh) :], len(losses) - len(fresh))
                 bar.set_postfix(loss=f"{np.mean(losses[-CHECKED:]):.4g}", refresh=False)
                 fresh = []
-            if due and watch is not None:
-                watch(
+            if due and callback is not None:
+                callback(
                     FitState(
                         params, opt_state, jnp.int32(number + 1), jnp.asarray(losses, jnp.float32)
                     )
                 )
                 saved = time.monotonic()
     state = FitState(params, opt_state, jnp.int32(steps), jnp.asarray(losses, jnp.float32))
-    if watch is not None:
-        watch(state)
+    if callback is not None:
+        callback(state)
     return state
 
 

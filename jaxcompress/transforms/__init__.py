@@ -1,1 +1,50 @@
-"""Params to params: transforms and the combinators that compose them."""
+"""Pure functions from parameters to smaller parameters, and what combines them."""
+
+from jaxcompress.transforms.base import Transform, second_moments
+from jaxcompress.transforms.budget import Budget, Metric, Plan, budget
+from jaxcompress.transforms.combinators import at, chain, identity, partition
+from jaxcompress.transforms.compress import compress
+from jaxcompress.transforms.forms import clustered, factored, hashed, spline, toeplitz
+from jaxcompress.transforms.initialize import initialize
+from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.recalibrate import recalibrate
+from jaxcompress.transforms.reconstruct import reconstruct
+from jaxcompress.transforms.resolution import coarsen, refine
+from jaxcompress.transforms.rotation import rotate_and_prune
+from jaxcompress.transforms.select_rows import select_rows
+from jaxcompress.transforms.seriation import roughness, seriate
+from jaxcompress.transforms.together import together
+from jaxcompress.transforms.vocabulary import vocabulary
+
+__all__ = [
+    "Budget",
+    "LeafTransform",
+    "Metric",
+    "Plan",
+    "Transform",
+    "at",
+    "budget",
+    "chain",
+    "clustered",
+    "coarsen",
+    "compress",
+    "factored",
+    "hashed",
+    "identity",
+    "initialize",
+    "merge",
+    "partition",
+    "recalibrate",
+    "reconstruct",
+    "refine",
+    "rotate_and_prune",
+    "roughness",
+    "second_moments",
+    "select_rows",
+    "seriate",
+    "spline",
+    "toeplitz",
+    "together",
+    "vocabulary",
+]

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxcompress.networks.axes import Table
+from jaxcompress.tables import Table
 from jaxcompress.transforms.allocation import Counts, JointCounts, alternatives, divide
 
 OF = ("numbers", "channels")
+
+Metric: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, float]]
+"""Scores of several candidate parameters by name, higher is better. They are scored together so that
+a metric may compare them on the same examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Budget:
 
     total: float
     of: str = "numbers"
-    metric: Any = None
+    metric: Metric | None = None
 
     def __repr__(self) -> str:
         metric = (
@@ -41,24 +45,25 @@ class Budget:
         )
 
 
-def budget(total: float, *, of: str = "numbers", metric: Any = None) -> Budget:
+def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:
     """A rule that goes wherever a keep goes: one share of all stored numbers, divided where it costs the outputs least.
 
     Args:
         total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met within 2 %.
         of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each counting one.
-        metric: what chooses among up to four plans of this total: a function of the small parameters to a number, the more the
-            better, or a `jc.active_set`, which sees a twentieth of its examples a plan on average. On data that judge nothing
-            later. None takes the least sum of predicted errors. `.plan(...).scores` are what it gave.
+        metric: chooses among up to four plans of this total: a function from a mapping of their
+            small parameters by name to a mapping of scores, higher is better, such as
+            `jc.classifiers.accuracy_metric(active)`. Give it data that is not used for evaluation
+            later. None takes the least sum of predicted errors. `.plan(...).scores` holds the scores.
 
     Returns:
         A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)` prints what it gives. Errors
-        are those of the network's outputs where the moments know them: `net.calibrate(..., sensitivity=True)`.
+        are those of the network's outputs where the moments know them: `jc.calibrate(..., sensitivity=True)`.
 
     Raises:
-        ValueError: for a total outside (0, 1]; when the transform is called, for one that it cannot reach, or a metric that is
-            not a finite number.
-        TypeError: for a metric that is neither.
+        ValueError: for a total outside (0, 1]; when the transform is called, for one that it cannot reach, or a metric whose
+            scores are not finite numbers.
+        TypeError: for a metric that is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -66,15 +71,16 @@ def budget(total: float, *, of: str = "numbers", metric: Any = None) -> Budget:
         >>> shapes, keys = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}, jax.random.split(jax.random.key(0), 3)
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
         >>> net, x = jc.trace(apply, params, jnp.ones((2, 4))), jax.random.normal(keys[0], (500, 4))
-        >>> moments = net.calibrate(params, [x], sensitivity=True, progress=False)
+        >>> moments = jc.calibrate(net, params, [x], sensitivity=True, progress=False)
         >>> shrink = jc.rotate_and_prune(net, jc.budget(1/2))
         >>> shrink.plan(params, moments).stored
         (352.0, 174.0)
 
         A network of the same size that agrees with the original most often, by an active set:
 
-        >>> active = jc.active_set(net, params, (x, None), tolerance=0.5, progress=False)
-        >>> sure = jc.rotate_and_prune(net, jc.budget(1/2, metric=active))
+        >>> active = jc.classifiers.active_set(net, params, (x, None), tolerance=0.5, progress=False)
+        >>> metric = jc.classifiers.accuracy_metric(active)
+        >>> sure = jc.rotate_and_prune(net, jc.budget(1/2, metric=metric))
         >>> list(sure.plan(params, moments).scores)
         ['errors', 'errors^0.5', 'equal keeps']
     """
@@ -84,9 +90,9 @@ def budget(total: float, *, of: str = "numbers", metric: Any = None) -> Budget:
         )
     if of not in OF:
         raise ValueError(f"of={of!r} is unknown: expected one of {', '.join(map(repr, OF))}")
-    if not (metric is None or callable(metric) or hasattr(metric, "accuracies")):
+    if metric is not None and not callable(metric):
         raise TypeError(
-            f"budget: metric must be a function of parameters to a number, or a jc.active_set; got {type(metric).__name__}"
+            f"budget: metric must be a function from candidates by name to their scores, got {type(metric).__name__}"
         )
     return Budget(float(total), of, metric)
 
@@ -119,7 +125,7 @@ class Plan:
         shares: a row for each axis or matrix.
         stored: all numbers before and after.
         uniform: the predicted error of equal keeps at the same total, or None where none reaches it.
-        scores: what a metric gave to the plans that it chose from, by name.
+        scores: a metric's scores of the plans that it chose from, by name.
     """
 
     shares: tuple[Share, ...]
@@ -203,27 +209,26 @@ def joint(parts: Sequence[Items], before: float) -> Items:
     )
 
 
-def scored(metric: Any, candidates: Mapping[str, Any]) -> dict[str, float]:
-    """What a metric, or an active set, gives to parameters by name."""
-    judge = getattr(metric, "accuracies", None)
+def scored(metric: Metric, candidates: Mapping[str, Any]) -> dict[str, float]:
+    """A metric's scores of candidate parameters, checked."""
     try:
-        found = (
-            judge(candidates)
-            if judge
-            else {name: metric(small) for name, small in candidates.items()}
-        )
+        scores = dict(metric(candidates))
     except Exception as error:
         error.add_note(
-            f"in the metric of a budget, {metric!r}: it must take the small parameters of this transform's network"
+            f"in the metric of a budget, {metric!r}: it must take a mapping from names to small parameters of this transform's network"
         )
         raise
-    for name, score in found.items():
+    if scores.keys() != candidates.keys():
+        raise ValueError(
+            f"budget: the metric scored {sorted(scores)}, expected a score for each of {sorted(candidates)}"
+        )
+    for name, score in scores.items():
         value = np.asarray(score)
         if value.ndim or value.dtype.kind in "OSUc" or not np.isfinite(float(score)):
             raise ValueError(
-                f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, the more the better"
+                f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, higher is better"
             )
-    return {name: float(score) for name, score in found.items()}
+    return {name: float(score) for name, score in scores.items()}
 
 
 def plan_for(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.transforms.budget import Budget, budget
 from jaxcompress.transforms.combinators import chain
-from jaxcompress.transforms.recalibrate import check_batches
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
 
@@ -20,13 +20,10 @@ from jaxcompress.transforms.rotation import rotate_and_prune
 def compress(
     apply: Callable[..., Any],
     params: Any,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Calibration,
     keep: float | Budget,
-    inputs: Callable[[Any], Any] | None = None,
     *,
-    mask: Callable[..., Any] | None = None,
-    sample: float = 1.0,
-    state: Mapping[str, str] | None = None,
+    state_outputs: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> tuple[Network, Any]:
     """Make a trained network smaller, to a share of its numbers, with unlabelled data alone.
@@ -34,10 +31,9 @@ def compress(
     Args:
         apply: `apply(params, *inputs)`, pure, of any framework.
         params: trained parameters.
-        batches: a list of batches of inputs; a batch is an array or the tuple of `apply`'s inputs.
+        batches: as for `jc.calibrate`; they are read more than once, so give a list, not an iterator.
         keep: the fraction of all numbers to keep, in (0, 1], or a `jc.budget` of them, which takes a metric.
-        inputs, mask, sample: as for `net.calibrate`.
-        state: as for `jc.trace`.
+        state_outputs: as for `jc.trace`.
         progress: show progress bars.
 
     Returns:
@@ -55,15 +51,15 @@ def compress(
         >>> jc.stored_numbers(small) / jc.stored_numbers(params) <= 1/2
         True
     """
-    check_batches("compress", batches)
+    data = Calibration.of(batches)
+    data.check_rereadable("compress")
     total = keep if isinstance(keep, Budget) else budget(keep)
-    first = next(iter(batches), None)
+    first = next(iter(data.batches), None)
     if first is None:
         raise ValueError("compress: there are no batches: give a list of at least one")
-    first = first if inputs is None else inputs(first)
-    net = trace(apply, params, *(first if isinstance(first, tuple) else (first,)), state=state)
-    moments = net.calibrate(
-        params, batches, inputs, mask=mask, sample=sample, sensitivity=True, progress=progress
-    )
-    again = reconstruct(net, batches, inputs, mask=mask, sample=sample, progress=progress)
-    return net, chain(rotate_and_prune(net, total), again)(params, moments)
+    first = first if data.inputs is None else data.inputs(first)
+    example = first if isinstance(first, tuple) else (first,)
+    net = trace(apply, params, *example, state_outputs=state_outputs)
+    moments = calibrate(net, params, data, sensitivity=True, progress=progress)
+    prune = rotate_and_prune(net, total)
+    return net, chain(prune, reconstruct(net, data, progress=progress))(params, moments)

@@ -1,4 +1,4 @@
-"""The forms a weight can be rewritten in: hashed, clustered, factored, convolved, toeplitz (and vocabulary.py).
+"""The forms a weight can be rewritten in: hashed, clustered, factored, spline, toeplitz (and vocabulary.py).
 
 Each turns a number of numbers into a size of its form and fits what it stores by least squares, in the metric of the
 inputs when moments are given. What a form means, stores and costs is said in the array's own file.
@@ -20,14 +20,14 @@ from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.projection import per_matrix, weigh
-from jaxcompress.arrays.spline import ConvolvedArray, check_basis
+from jaxcompress.arrays.spline import SplineArray, check_basis
 from jaxcompress.arrays.toeplitz import ToeplitzArray, positions
 from jaxcompress.transforms.leafwise import (
     Keep,
     LeafTransform,
     Unreachable,
-    check_axes,
     check_keep,
+    check_matrix_axes,
     squared,
 )
 
@@ -41,7 +41,7 @@ class Hashed(LeafTransform):
     block: int = 1
     layout: str = "random"
     seed_by: str = "path"
-    axes: Any = None
+    matrix_axes: Any = None
 
     def unit(self, m: int, n: int) -> int:
         return min(self.block, n)
@@ -71,7 +71,7 @@ class Clustered(LeafTransform):
     block: int | None = None
     most: int = MOST
     seed: int = 0
-    axes: Any = None
+    matrix_axes: Any = None
 
     def unit(self, m: int, n: int) -> int:
         return m
@@ -138,7 +138,7 @@ class Factored(LeafTransform):
 
     keep: Any = 1.0
     energy: Any = None
-    axes: Any = None
+    matrix_axes: Any = None
 
     def curve(
         self, matrix: np.ndarray, metric: np.ndarray | None, name: str
@@ -177,12 +177,12 @@ class Factored(LeafTransform):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Convolved(LeafTransform):
-    """See `convolved`."""
+class Spline(LeafTransform):
+    """See `spline`."""
 
     keep: Any
     basis: str = "step"
-    axes: Any = None
+    matrix_axes: Any = None
 
     uses_moments = False  # the optimum is the same in every metric
 
@@ -191,9 +191,9 @@ class Convolved(LeafTransform):
 
     def fit(
         self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
-    ) -> ConvolvedArray:
+    ) -> SplineArray:
         m, n = matrix.shape[-2:]
-        return ConvolvedArray.fit(
+        return SplineArray.fit(
             matrix,
             min(whole_units(numbers, m, "one knot in each input's period"), n),
             basis=self.basis,
@@ -209,7 +209,7 @@ class Toeplitz(LeafTransform):
     stride: tuple[int, ...]
     pad: tuple[int, ...]
     keep: Any = 1.0
-    axes: Any = None
+    matrix_axes: Any = None
 
     def fit(
         self, matrix: np.ndarray, numbers: int, metric: np.ndarray | None, name: str
@@ -229,7 +229,7 @@ def hashed(
     block: int = 1,
     layout: str = "random",
     seed_by: str = "path",
-    axes: Any = None,
+    matrix_axes: Any = None,
 ) -> LeafTransform:
     """Share weights by a hash: each entry is plus or minus one of `keep * m * n` numbers.
 
@@ -241,7 +241,7 @@ def hashed(
             made for m + n places, and a product is a correlation by Fourier transform where that is cheaper.
         seed_by: "path" for a hash of its own for each leaf, "shape" for one hash for leaves of equal shape, so that
             they can be stacked.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
         A transform to trees with `HashedArray` nodes (Chen et al. 2015, arXiv:1504.04788).
@@ -261,11 +261,16 @@ def hashed(
         raise ValueError(
             f"block={block} is for the random layout: in the circular one neighbours in the table are shared already"
         )
-    return Hashed(check_keep(keep), seed, block, layout, seed_by, check_axes(axes))
+    return Hashed(check_keep(keep), seed, block, layout, seed_by, check_matrix_axes(matrix_axes))
 
 
 def clustered(
-    keep: Keep, *, block: int | None = None, most: int = MOST, seed: int = 0, axes: Any = None
+    keep: Keep,
+    *,
+    block: int | None = None,
+    most: int = MOST,
+    seed: int = 0,
+    matrix_axes: Any = None,
 ) -> LeafTransform:
     """Share weights by clusters: each run of neighbours along the outputs is one of a few shared runs, found by k-means.
 
@@ -278,7 +283,7 @@ def clustered(
         block: the length of a run; by default that with the least predicted error.
         most: the most shared runs; by default as many as two bytes tell apart.
         seed: of k-means; every leaf mixes in its own path.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
         A transform to trees with `ClusteredArray` nodes (Jégou et al. 2011, doi:10.1109/TPAMI.2010.57).
@@ -291,11 +296,11 @@ def clustered(
     for name, value in {"block": block, "most": most}.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return Clustered(check_keep(keep), block, most, seed, check_axes(axes))
+    return Clustered(check_keep(keep), block, most, seed, check_matrix_axes(matrix_axes))
 
 
 def factored(
-    keep: Keep | None = None, *, energy: float | None = None, axes: Any = None
+    keep: Keep | None = None, *, energy: float | None = None, matrix_axes: Any = None
 ) -> LeafTransform:
     """Rotate each weight to its principal directions and cut: the best product of low rank.
 
@@ -304,7 +309,7 @@ def factored(
     Args:
         keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         energy: instead of `keep`, the share of the outputs' (or the weight's) squared norm to reach.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
         A transform to trees with `FactoredArray` nodes (Eckart and Young 1936; arXiv:2403.07378 for the metric).
@@ -320,30 +325,32 @@ def factored(
         raise ValueError(
             f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}"
         )
-    return Factored(1.0 if keep is None else check_keep(keep), energy, check_axes(axes))
+    return Factored(
+        1.0 if keep is None else check_keep(keep), energy, check_matrix_axes(matrix_axes)
+    )
 
 
-def convolved(keep: Keep, *, basis: str = "step", axes: Any = None) -> LeafTransform:
+def spline(keep: Keep, *, basis: str = "step", matrix_axes: Any = None) -> LeafTransform:
     """Read each weight as one function of one variable and sample it more coarsely.
 
     Each input's period, its row of the matrix, keeps `keep * n` knots, so neighbouring outputs share. Exchange the
-    roles in `axes` to coarsen along the inputs.
+    roles in `matrix_axes` to coarsen along the inputs.
 
     Args:
         keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions, or `jc.budget(total)`.
         basis: "step", "linear" (hats) or "cubic" (B-splines), from the knots to what lies between.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
-        A transform to trees with `ConvolvedArray` nodes; see `jc.as_function` for the idea.
+        A transform to trees with `SplineArray` nodes; see `jc.as_function` for the idea.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> jc.convolved(keep=1/4)(jnp.ones((16, 8)))
-        ConvolvedArray((16, 8) float32, 2 step knots a period, 32 stored = 1/4)
+        >>> jc.spline(keep=1/4)(jnp.ones((16, 8)))
+        SplineArray((16, 8) float32, 2 step knots a period, 32 stored = 1/4)
     """
     check_basis(basis)
-    return Convolved(check_keep(keep), basis, check_axes(axes))
+    return Spline(check_keep(keep), basis, check_matrix_axes(matrix_axes))
 
 
 def whole_numbers(name: str, value: Any, axes: int | None, least: int) -> tuple[int, ...]:
@@ -369,7 +376,7 @@ def toeplitz(
     grid: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     pad: int | Sequence[int] = 0,
-    axes: Any = None,
+    matrix_axes: Any = None,
 ) -> LeafTransform:
     """Share weights by translation: the outputs of a channel are one window of weights, moved along the inputs' grid.
 
@@ -382,7 +389,7 @@ def toeplitz(
         grid: the sizes of the axes that the inputs lie on, such as (28, 28).
         stride: how far the window moves, one number or one for each axis.
         pad: how many zeros stand around the inputs, likewise.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
         A transform to trees with `ToeplitzArray` nodes (LeCun et al. 1989, doi:10.1162/neco.1989.1.4.541).
@@ -410,7 +417,7 @@ def toeplitz(
             f"pad={options[1]} leaves positions where the window of {sizes} sees nothing but zeros"
         )
     positions(grid, sizes, *options)
-    return Toeplitz(sizes, grid, *options, axes=check_axes(axes))
+    return Toeplitz(sizes, grid, *options, matrix_axes=check_matrix_axes(matrix_axes))
 
 
 def whole_units(numbers: int, unit: int, what: str) -> int:

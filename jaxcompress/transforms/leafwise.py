@@ -40,10 +40,10 @@ Keep = float | Mapping[str, float] | Budget
 
 
 class LeafTransform(Transform):
-    """The base of transforms of single weights; a subclass is a frozen dataclass with `keep`, `axes` and `fit`."""
+    """The base of transforms of single weights; a subclass is a frozen dataclass with `keep`, `matrix_axes` and `fit`."""
 
     keep: Any
-    axes: Any
+    matrix_axes: Any
     uses_moments = True
     """Whether the fit depends on the metric of the inputs; where it does not, moments are not looked at."""
 
@@ -119,7 +119,7 @@ class LeafTransform(Transform):
         leaves = {
             name: leaf for name, leaf in named_leaves(params) if pick is None or pick(name, leaf)
         }
-        axes = PerLeaf(self.axes, "axes")
+        axes = PerLeaf(self.matrix_axes, "matrix_axes")
         leaves = {
             name: leaf for name, leaf in leaves.items() if why_not(leaf, axes.get(name)) is None
         }
@@ -174,7 +174,7 @@ class LeafTransform(Transform):
                     f"{self!r} divides a budget among several leaves: use it alone or in jc.at, with top-level leaves"
                 )
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
-        keeps, axes = PerLeaf(self.keep, "keep"), PerLeaf(self.axes, "axes")
+        keeps, axes = PerLeaf(self.keep, "keep"), PerLeaf(self.matrix_axes, "matrix_axes")
 
         def visit(name: str, leaf: Any, metric: Any) -> Any:
             path = join(scope.prefix, name)
@@ -247,7 +247,7 @@ def why_not(leaf: Any, axes: MatrixAxes | None) -> str | None:
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"it holds {leaf.dtype}, and only float weights are compacted: leave it out of the pattern"
     if axes is None and leaf.ndim != 2:
-        return f"it has {leaf.ndim} dimensions {leaf.shape} of unknown roles: say which with axes=jc.MatrixAxes(inputs, outputs)"
+        return f"it has {leaf.ndim} dimensions {leaf.shape} of unknown roles: say which with matrix_axes=jc.MatrixAxes(inputs, outputs)"
     return "it has no entries" if leaf.size == 0 else None
 
 
@@ -282,7 +282,7 @@ def compact_leaf(
         return leaf
     dtype, dims = jnp.result_type(leaf), tuple(leaf.shape)[len(leaf.shape) - axes.ndim :]
     return jax.tree.map(
-        lambda child: child.astype(dtype), dataclasses.replace(array, axes=axes, dims=dims)
+        lambda child: child.astype(dtype), dataclasses.replace(array, matrix_axes=axes, dims=dims)
     )
 
 
@@ -290,7 +290,7 @@ def read_matrix(
     transform: LeafTransform, where: str, leaf: Any, metric: Any, axes: MatrixAxes | None
 ) -> tuple[np.ndarray, np.ndarray | None, MatrixAxes]:
     """One weight as plain matrices (..., m, n), the metric of its inputs, and its axes."""
-    roles: MatrixAxes = axes or (leaf.axes if is_compact(leaf) else MATRIX)
+    roles: MatrixAxes = axes or (leaf.matrix_axes if is_compact(leaf) else MATRIX)
     dense = leaf.materialize() if is_compact(leaf) else leaf
     try:
         axes = roles.resolve(dense.ndim)
@@ -345,12 +345,12 @@ def check_keep(keep: Any) -> Any:
     return float(keep)
 
 
-def check_axes(axes: Any) -> Any:
+def check_matrix_axes(axes: Any) -> Any:
     """MatrixAxes, None, or a mapping of them as a tuple of pairs."""
     if isinstance(axes, Mapping):
-        return tuple((pattern, check_axes(value)) for pattern, value in axes.items())
+        return tuple((pattern, check_matrix_axes(value)) for pattern, value in axes.items())
     if axes is not None and not isinstance(axes, MatrixAxes):
         raise TypeError(
-            f"axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}"
+            f"matrix_axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}"
         )
     return axes

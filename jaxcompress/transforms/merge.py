@@ -42,9 +42,7 @@ class Merge(AxisTransform):
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         if work.moments is None:
-            raise ValueError(
-                "merge looks at activations: call it with the moments of net.calibrate"
-            )
+            raise ValueError("merge looks at activations: call it with the moments of jc.calibrate")
         why = why_not_fold(axis) or (
             "nothing was measured along it" if measured(work, axis) is None else None
         )
@@ -130,7 +128,7 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = net.calibrate(params, batches)`.
+        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`.
 
     Raises:
         ValueError: for a threshold outside (0, 1], a pattern without an axis; when called, without moments.
@@ -142,7 +140,7 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
         >>> params = {"up": jnp.concatenate([up, -up], 1), "down": jax.random.normal(jax.random.key(1), (8, 2))}
         >>> x = jax.random.normal(jax.random.key(2), (50, 3))
         >>> net = jc.trace(apply, params, x)
-        >>> small = jc.merge(net, 0.99)(params, net.calibrate(params, [x], progress=False))
+        >>> small = jc.merge(net, 0.99)(params, jc.calibrate(net, params, [x], progress=False))
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """

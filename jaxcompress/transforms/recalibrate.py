@@ -7,9 +7,10 @@ present sizes is better. Costs what `net.calibrate` costs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
+from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
@@ -20,10 +21,7 @@ class DataTransform(Transform):
     """The base of transforms that read data when they run."""
 
     net: Network
-    batches: Iterable[Any]
-    inputs: Callable[[Any], Any] | None = None
-    mask: Callable[..., Any] | None = None
-    sample: float = 1.0
+    data: Calibration
     progress: bool = True
     whole_network = True
 
@@ -35,38 +33,26 @@ class Recalibrate(DataTransform):
     """See `recalibrate`."""
 
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
-        options = dict(mask=self.mask, sample=self.sample, progress=self.progress)
-        if isinstance(moments, Moments) and moments.gains:
-            options["sensitivity"] = True
-        found = self.net.calibrate(params, self.batches, self.inputs, **options)  # type: ignore[arg-type]
+        sensitivity = isinstance(moments, Moments) and bool(moments.gains)
+        found = calibrate(
+            self.net, params, self.data, sensitivity=sensitivity, progress=self.progress
+        )
         if isinstance(moments, Moments):  # what the original was stays known
             found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
         return params, found
 
 
-def check_batches(what: str, batches: Iterable[Any]) -> None:
-    """Refuse what can be read only once."""
-    if iter(batches) is batches:
-        raise TypeError(
-            f"{what} reads its batches each time the chain runs: give a list, not an iterator"
-        )
-
-
 def recalibrate(
     net: Network,
-    batches: Iterable[Any],
-    inputs: Callable[[Any], Any] | None = None,
+    batches: Iterable[Any] | Calibration,
     *,
-    mask: Callable[..., Any] | None = None,
-    sample: float = 1.0,
     progress: bool = True,
 ) -> Transform:
     """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
 
     Args:
         net: from `jc.trace`.
-        batches: as for `net.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
-        inputs, mask, sample: as for `net.calibrate`.
+        batches: as for `jc.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
         progress: show a progress bar.
 
     Example:
@@ -80,5 +66,6 @@ def recalibrate(
         >>> moments["up:1"].mean.shape
         (1, 4)
     """
-    check_batches("recalibrate", batches)
-    return Recalibrate(net, batches, inputs, mask, sample, progress)
+    data = Calibration.of(batches)
+    data.check_rereadable("recalibrate")
+    return Recalibrate(net, data, progress)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,15 @@ from tqdm.auto import tqdm
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.moments.cross_moments import Paired, checked, gather, groups
+from jaxcompress.moments.calibration import Calibration
+from jaxcompress.moments.cross_moments import Paired, gather, groups
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.maps import apply_map
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
-from jaxcompress.transforms.recalibrate import DataTransform, check_batches
+from jaxcompress.transforms.recalibrate import DataTransform
 from jaxcompress.transforms.selection import SHRINK
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Reconstruct(DataTransform):
     def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
         if not isinstance(moments, Moments) or moments.reference is None:
             raise ValueError(
-                "reconstruct needs the moments of net.calibrate, which remember the original network"
+                "reconstruct needs the moments of jc.calibrate, which remember the original network"
             )
         work = Work(self.net.structure, params, moments)
         original = Original(self.net, moments)
@@ -62,7 +63,7 @@ class Reconstruct(DataTransform):
                 "reconstruct leaves %s: shared, stacked, grouped, compact or too wide",
                 ", ".join(left),
             )
-        values = next(iter(checked(self.net, self.batches, self.inputs)), None)
+        values = next(self.data.values(self.net), None)
         if values is None:
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
         gaps: dict[str, dict[str, np.ndarray]] = {}
@@ -70,10 +71,7 @@ class Reconstruct(DataTransform):
         always = {key for key, site in solvable.items() if low & set(site.leaves)}
         order = groups(self.net, original.params, params, values, tuple(solvable), always)
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
-            batches = checked(self.net, self.batches, self.inputs)
-            paired = gather(
-                self.net, original.params, work.params(), batches, group[0], self.mask, self.sample
-            )
+            paired = gather(self.net, original.params, work.params(), self.data, group[0])
             for key in group:
                 solve(work, solvable[key], original, paired, gaps)
                 met[key] = dataclasses.replace(
@@ -158,11 +156,8 @@ def solve(
 
 def reconstruct(
     net: Network,
-    batches: Iterable[Any],
-    inputs: Callable[[Any], Any] | None = None,
+    batches: Iterable[Any] | Calibration,
     *,
-    mask: Callable[..., Any] | None = None,
-    sample: float = 1.0,
     progress: bool = True,
 ) -> Transform:
     """Solve every kernel anew, layer after layer, towards what the original network computed on the same data.
@@ -173,8 +168,7 @@ def reconstruct(
 
     Args:
         net: from `jc.trace`.
-        batches: as for `net.calibrate`; they are read once for each layer, so give a list, not an iterator.
-        inputs, mask, sample: as for `net.calibrate`.
+        batches: as for `jc.calibrate`; they are read once for each layer, so give a list, not an iterator.
         progress: show a progress bar.
 
     Returns:
@@ -182,7 +176,7 @@ def reconstruct(
         are as carried (`jc.recalibrate` gathers all).
 
     Raises:
-        ValueError: when called, without the moments of `net.calibrate`, or for batches that do not fit.
+        ValueError: when called, without the moments of `jc.calibrate`, or for batches that do not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -192,12 +186,13 @@ def reconstruct(
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
         >>> x = jax.random.normal(keys[3], (500, 4))
         >>> net = jc.trace(apply, params, x)
-        >>> moments = net.calibrate(params, [x], progress=False)
+        >>> moments = jc.calibrate(net, params, [x], progress=False)
         >>> prune = jc.rotate_and_prune(net, keep=1/2)
         >>> better = jc.chain(prune, jc.reconstruct(net, [x], progress=False))
         >>> error = lambda small: float(jnp.mean((net(small, x) - apply(params, x)) ** 2))
         >>> error(better(params, moments)) < error(prune(params, moments))
         True
     """
-    check_batches("reconstruct", batches)
-    return Reconstruct(net, batches, inputs, mask, sample, progress)
+    data = Calibration.of(batches)
+    data.check_rereadable("reconstruct")
+    return Reconstruct(net, data, progress)

@@ -306,7 +306,7 @@ def refine(
 def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Coarsen:
     """Give hidden axes fewer channels: neighbours are averaged, and what reads them reads the average.
 
-    Neighbours should be alike: put `jc.order` in front. Undoes `refine` of the same basis.
+    Neighbours should be alike: put `jc.seriate` in front. Undoes `refine` of the same basis.
 
     Args:
         net: from `jc.trace`; only its axes are kept.
@@ -315,7 +315,7 @@ def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "*
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = net.calibrate(params, batches)`, and the consumers are
+        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`, and the consumers are
         fitted to what they see. Axes that cannot be averaged are left, with a note in the log; one that `axes` names raises.
 
     Raises:

@@ -231,7 +231,7 @@ def rotate_and_prune(
             whole blocks (1,405 neurons take longer than 1,536 of them in XLA on a CPU, 1,392 do not).
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = net.calibrate(params, batches)`. Without
+        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`. Without
         moments it sees the weights alone, and folds nothing.
 
     Raises:
@@ -246,7 +246,7 @@ def rotate_and_prune(
         >>> params = {"up": up, "bias": jnp.ones(8), "down": jax.random.normal(key, (8, 2))}
         >>> x = jax.random.normal(key, (50, 3))
         >>> net = jc.trace(apply, params, x)
-        >>> small = jc.rotate_and_prune(net, keep=1/2)(params, net.calibrate(params, [x], progress=False))
+        >>> small = jc.rotate_and_prune(net, keep=1/2)(params, jc.calibrate(net, params, [x], progress=False))
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """

@@ -29,7 +29,7 @@ METHODS = ("tour", "leaves", "spectral")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Order(AxisTransform):
+class Seriate(AxisTransform):
     """See `order`."""
 
     structure: Structure = dataclasses.field(hash=False)
@@ -59,14 +59,14 @@ def distances(moments: np.ndarray) -> np.ndarray:
     return found
 
 
-def roughness(moments: np.ndarray) -> float:
+def roughness_of(moments: np.ndarray) -> float:
     """The mean squared difference of neighbours, in units of that of any two: about 1 in random order, 0 where they are alike.
 
     Example:
         >>> import numpy as np
-        >>> from jaxcompress.transforms.seriation import roughness
+        >>> from jaxcompress.transforms.seriation import roughness_of
         >>> places = np.arange(50) / 50
-        >>> bool(roughness(np.cos(places[:, None] - places)) < 0.01)
+        >>> bool(roughness_of(np.cos(places[:, None] - places)) < 0.01)
         True
     """
     apart, d = distances(moments), len(moments)
@@ -145,7 +145,7 @@ def shortened(path: np.ndarray, apart: np.ndarray, rounds: int) -> np.ndarray:
 SEARCHES = {"tour": by_tour, "leaves": by_leaves, "spectral": by_spectrum}
 
 
-def order(net: Network, method: str = "tour", *, axes: str = "**") -> Order:
+def seriate(net: Network, method: str = "tour", *, axes: str = "**") -> Seriate:
     """Permute hidden axes so that neighbouring channels are alike; the function stays as it is.
 
     Args:
@@ -154,7 +154,7 @@ def order(net: Network, method: str = "tour", *, axes: str = "**") -> Order:
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = net.calibrate(params, batches)`; without moments alike
+        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`; without moments alike
         means alike in the producers' weights.
 
     Raises:
@@ -167,7 +167,7 @@ def order(net: Network, method: str = "tour", *, axes: str = "**") -> Order:
         >>> params = {"up": jnp.ones(5), "shift": shift, "down": jnp.ones((5, 1))}
         >>> x = jnp.linspace(-3, 3, 20)[:, None]
         >>> net = jc.trace(apply, params, x)
-        >>> jc.order(net)(params, net.calibrate(params, [x], progress=False))["shift"].tolist()
+        >>> jc.seriate(net)(params, jc.calibrate(net, params, [x], progress=False))["shift"].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
     """
     check_network("order", net)
@@ -175,16 +175,16 @@ def order(net: Network, method: str = "tour", *, axes: str = "**") -> Order:
         raise ValueError(
             f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
         )
-    return Order(net.structure, method, axes)
+    return Seriate(net.structure, method, axes)
 
 
-def smoothness(net: Network, params: Any, moments: Any = None) -> dict[str, float]:
+def roughness(net: Network, params: Any, moments: Any = None) -> dict[str, float]:
     """How rough each hidden axis is in its present order: about 1 in random order, 0 where neighbours are alike.
 
     Args:
         net: from `jc.trace`.
         params: its parameters.
-        moments: of `net.calibrate`; without them the producers' weights are looked at.
+        moments: of `jc.calibrate`; without them the producers' weights are looked at.
 
     Returns:
         For each axis the mean squared difference of neighbouring channels, in units of that of any two, averaged over fibres.
@@ -194,11 +194,11 @@ def smoothness(net: Network, params: Any, moments: Any = None) -> dict[str, floa
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> up = jnp.cumsum(jax.random.normal(jax.random.key(0), (3, 64)), 1)
         >>> net = jc.trace(apply, {"up": up, "down": jnp.ones((64, 1))}, jnp.ones((1, 3)))
-        >>> jc.smoothness(net, {"up": up, "down": jnp.ones((64, 1))})["up:1"] < 0.1
+        >>> jc.roughness(net, {"up": up, "down": jnp.ones((64, 1))})["up:1"] < 0.1
         True
     """
-    work = Order(net.structure).prepare(params, moments)
+    work = Seriate(net.structure).prepare(params, moments)
     return {
-        axis.key: float(np.mean([roughness(part) for part in values(work, axis)]))
+        axis.key: float(np.mean([roughness_of(part) for part in values(work, axis)]))
         for axis in net.structure.axes
     }

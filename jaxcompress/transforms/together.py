@@ -78,7 +78,7 @@ def together(*transforms: Transform) -> Together:
 
     Returns:
         A transform; `.plan(params, moments)` prints how it divides. The predicted errors of different kinds compare when the
-        moments know what the outputs feel: `net.calibrate(..., sensitivity=True)`.
+        moments know what the outputs feel: `jc.calibrate(..., sensitivity=True)`.
 
     Raises:
         ValueError: for budgets that differ, or none.
@@ -92,7 +92,7 @@ def together(*transforms: Transform) -> Together:
         >>> ids = jax.random.randint(keys[3], (100, 5), 0, 40)
         >>> net, total = jc.trace(apply, params, ids), jc.budget(3/4)
         >>> shrink = jc.together(jc.rotate_and_prune(net, total, axes="up"), jc.at("words", jc.factored(total)))
-        >>> small = shrink(params, net.calibrate(params, [ids], sensitivity=True, progress=False))
+        >>> small = shrink(params, jc.calibrate(net, params, [ids], sensitivity=True, progress=False))
         >>> 0.7 < jc.stored_numbers(small) / jc.stored_numbers(params) <= 0.75
         True
     """

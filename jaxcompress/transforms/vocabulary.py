@@ -20,8 +20,8 @@ from jaxcompress.transforms.leafwise import (
     Keep,
     LeafTransform,
     Unreachable,
-    check_axes,
     check_keep,
+    check_matrix_axes,
     squared,
 )
 
@@ -38,7 +38,7 @@ class Vocabulary(LeafTransform):
     grid: tuple[int, ...] | None = None
     lookups: int | None = None
     seed: int = 0
-    axes: Any = None
+    matrix_axes: Any = None
     channels: int = 1
 
     @property
@@ -124,7 +124,7 @@ def vocabulary(
     channels: int = 1,
     lookups: int | None = None,
     seed: int = 0,
-    axes: Any = None,
+    matrix_axes: Any = None,
 ) -> LeafTransform:
     """Write each weight as features of its inputs times codes: `W = atoms @ codes`.
 
@@ -141,7 +141,7 @@ def vocabulary(
         lookups: how many atoms each column is made of, chosen among all; their indices are stored and counted. By default each
             column is a mixture of all atoms, and `keep` says how many there are.
         seed: for "random", and for where learned atoms with look-ups start.
-        axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
+        matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out) for two by default.
 
     Returns:
         A transform to trees with `VocabularyArray` nodes (Denil et al. 2013, arXiv:1306.0543; look-ups, Bagherinezhad et al. 2017,
@@ -166,7 +166,9 @@ def vocabulary(
         raise ValueError(f"lookups must be a whole number of at least 1, got {lookups!r}")
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ValueError(f"channels must be a whole number of at least 1, got {channels!r}")
-    form = Vocabulary(check_keep(keep), atoms, grid, lookups, seed, check_axes(axes), channels)
+    form = Vocabulary(
+        check_keep(keep), atoms, grid, lookups, seed, check_matrix_axes(matrix_axes), channels
+    )
     if channels > 1 and not form.designed:
         raise ValueError(
             f"channels={channels} says how designed atoms are made; learned and given ones are what they are"

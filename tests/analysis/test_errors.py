@@ -10,7 +10,7 @@ from jaxcompress.classifiers.verdicts import AMBIGUOUS, CAUSES, judge
 
 
 def explain(classify, train, test, **options):
-    return jc.explain_errors(classify, train, test, progress=False, **options)
+    return jc.classifiers.explain_errors(classify, train, test, progress=False, **options)
 
 
 @pytest.mark.parametrize(("geometry", "d"), [("clusters", 8), ("rings", 2)])
@@ -259,14 +259,19 @@ def test_pictures():
     report = explain(classify, train, test)
     assert jc.plots.errors_by_cause(report, train, test, classify=classify).axes
     (ax,) = jc.plots.errors_by_cause(
-        jc.ErrorReport([], 1.0, 1.0, 5), train, (2 * test[0], test[1]), classify=classify
+        jc.classifiers.ErrorReport([], 1.0, 1.0, 5),
+        train,
+        (2 * test[0], test[1]),
+        classify=classify,
     ).axes
     regions = ax.collections[0].get_datalim(ax.transData)
     assert np.allclose([regions.p0, regions.p1], [2 * test[0].min(0), 2 * test[0].max(0)], atol=0.1)
     shown = jc.plots.errors_by_cause(report, train, test, image=(1, 2), count=2, near=1)
     assert len(shown.axes) == 4 * sum(count > 0 for count in report.counts.values())
     with pytest.raises(ValueError, match="no errors"):
-        jc.plots.errors_by_cause(jc.ErrorReport([], 1.0, 1.0, 5), train, test, image=(1, 2))
+        jc.plots.errors_by_cause(
+            jc.classifiers.ErrorReport([], 1.0, 1.0, 5), train, test, image=(1, 2)
+        )
     with pytest.raises(ValueError, match=r"given image="):
         jc.plots.errors_by_cause(report, (np.ones((4, 3)), train[1]), test)
 
@@ -330,4 +335,4 @@ def test_refusals(classify, given, kind, message):
 
 def test_unknown_causes_are_refused():
     with pytest.raises(ValueError, match="'bad luck' is no cause"):
-        jc.ErrorReport([], 1.0, 1.0, 5).of("bad luck")
+        jc.classifiers.ErrorReport([], 1.0, 1.0, 5).of("bad luck")

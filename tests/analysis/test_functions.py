@@ -13,7 +13,7 @@ from jaxcompress.arrays.spline import BASES
 )
 def test_every_kernel_is_a_function_on_its_axes(name):
     model, net = network(name)
-    found = jc.weight_functions(net, model.params)
+    found = jc.analysis.weight_functions(net, model.params)
     assert found.keys() == net.matrix_axes.keys()
     for function in found.values():
         m, n = function.values.shape[-2:]
@@ -26,17 +26,17 @@ def test_every_kernel_is_a_function_on_its_axes(name):
 
 
 def test_cells_are_the_form_and_the_map():
-    """Along the outputs they are `jc.convolved`; of refined parameters they lose nothing."""
+    """Along the outputs they are `jc.spline`; of refined parameters they lose nothing."""
     model, net = network("mlp_by_hand")
-    function = next(iter(jc.weight_functions(net, model.params).values()))
+    function = next(iter(jc.analysis.weight_functions(net, model.params).values()))
     kernel = function.values.astype(np.float32)
     n = kernel.shape[1]
     np.testing.assert_allclose(
         function.at(outputs=n // 2).values,
-        jc.convolved((n // 2) / n)(kernel).materialize(),
+        jc.spline((n // 2) / n)(kernel).materialize(),
         atol=1e-6,
     )
-    for name, wide in jc.weight_functions(net, jc.refine(net, 2)(model.params)).items():
+    for name, wide in jc.analysis.weight_functions(net, jc.refine(net, 2)(model.params)).items():
         cells = [
             size // 2 if key else None
             for size, key in zip(wide.values.shape, (wide.inputs, wide.outputs), strict=True)
@@ -46,12 +46,12 @@ def test_cells_are_the_form_and_the_map():
 
 def test_refusals():
     model, net = network("mlp_by_hand")
-    function = next(iter(jc.weight_functions(net, model.params).values()))
+    function = next(iter(jc.analysis.weight_functions(net, model.params).values()))
     with pytest.raises(ValueError, match="out of reach"):
         function.at(10_000)
     with pytest.raises(ValueError, match="is unknown"):
         function.at(2, basis="sinc")
     with pytest.raises(ValueError, match="not the traced parameters"):
-        jc.weight_functions(net, {"w": np.ones((2, 2))})
+        jc.analysis.weight_functions(net, {"w": np.ones((2, 2))})
     with pytest.raises(TypeError, match=r"takes a network from jc\.trace"):
-        jc.weight_functions(None, {})
+        jc.analysis.weight_functions(None, {})

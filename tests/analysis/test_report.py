@@ -48,7 +48,7 @@ def test_frontier(tmp_path):
         "factored": lambda keep: jc.at("a/kernel", jc.factored(keep)),
         "hashed": lambda keep: jc.at("a/kernel", jc.hashed(keep)),
     }
-    curve = jc.frontier(recipes, PARAMS, evaluate, [1 / 2, 1 / 4, 1 / 64], progress=False)
+    curve = jc.analysis.frontier(recipes, PARAMS, evaluate, [1 / 2, 1 / 4, 1 / 64], progress=False)
     assert len(curve.points) == 6
     assert curve.recipes == ("factored", "hashed")
     assert curve.points[2].quality is None
@@ -61,7 +61,7 @@ def test_frontier(tmp_path):
     assert (tmp_path / "frontier.png").stat().st_size > 5_000
     assert "<td>hashed</td>" in curve._repr_html_()
     with pytest.raises(ValueError, match="matches no leaf"):
-        jc.frontier(
+        jc.analysis.frontier(
             {"typo": lambda keep: jc.at("c", jc.hashed(keep))},
             PARAMS,
             evaluate,
@@ -69,5 +69,5 @@ def test_frontier(tmp_path):
             progress=False,
         )
     with pytest.raises(TypeError, match="expected a transform"):
-        jc.frontier({"none": lambda keep: None}, PARAMS, evaluate, [1 / 2], progress=False)
+        jc.analysis.frontier({"none": lambda keep: None}, PARAMS, evaluate, [1 / 2], progress=False)
     assert np.isfinite(curve.total)

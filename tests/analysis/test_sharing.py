@@ -7,7 +7,7 @@ import pytest
 from laws import matrix
 
 import jaxcompress as jc
-from jaxcompress.analysis.attributes import overlap, roughness, shrinking
+from jaxcompress.analysis.attributes import mean_frequency, overlap, shrinking
 from jaxcompress.analysis.sharing import (
     cost_of_sharing,
     effective_rank,
@@ -38,10 +38,10 @@ def test_entries_of_a_column_meet_more_often_where_runs_are_shared():
 def test_sketches_look_at_one_matrix_in_any_layout():
     x, y = np.asarray(matrix(2, 64))
     array = jc.hashed(1 / 4)(jnp.ones((64, 64)))
-    swapped = jc.hashed(1 / 4, axes=jc.MatrixAxes(1, 0))(jnp.ones((64, 64)))
+    swapped = jc.hashed(1 / 4, matrix_axes=jc.MatrixAxes(1, 0))(jnp.ones((64, 64)))
     assert sketches(array, x, y) == sketches(swapped, x, y)
     with pytest.raises(ValueError, match="take one of the stack"):
-        sketches(jc.hashed(1 / 4, axes=jc.MatrixAxes(1, 2))(jnp.ones((2, 4, 6))), x, y)
+        sketches(jc.hashed(1 / 4, matrix_axes=jc.MatrixAxes(1, 2))(jnp.ones((2, 4, 6))), x, y)
     with pytest.raises(ValueError, match="one count sketch for all"):
         sketches(jc.hashed(1 / 4, layout="circular")(jnp.ones((64, 64))), x, y)
 
@@ -94,14 +94,14 @@ def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
 
 def test_frequencies_of_atoms():
     cosines = jc.vocabulary(1, grid=(8, 8))(jnp.ones((64, 2))).atoms
-    found = roughness(cosines, (8, 8))
+    found = mean_frequency(cosines, (8, 8))
     assert found[0] < 1e-6
     assert (np.diff(found) >= -1e-6).all()
     assert found[-1] == pytest.approx(1, abs=1e-5)
-    noise = roughness(jax.random.normal(jax.random.key(0), (64, 200)), (8, 8))
+    noise = mean_frequency(jax.random.normal(jax.random.key(0), (64, 200)), (8, 8))
     assert noise.mean() == pytest.approx(found.mean(), rel=0.05)
     with pytest.raises(ValueError, match="9 points, but the atoms have 64 inputs"):
-        roughness(cosines, (3, 3))
+        mean_frequency(cosines, (3, 3))
 
 
 def test_overlap_of_features():

@@ -102,7 +102,7 @@ def compiled(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
     logits = lambda params, x: jnp.asarray(model.apply(params, x))
     return (
         model,
-        jc.cross_entropy(logits),
+        jc.training.cross_entropy(logits),
         jax.jit(lambda params, x: jnp.argmax(logits(params, x), -1)),
     )
 
@@ -273,7 +273,7 @@ def world(plant: str, geometry: str, d: int, seed: int, n: int = 1_500) -> World
     return PLANTS[plant](rng, GEOMETRIES[geometry](rng, d), n, seed)
 
 
-def tally(found: World, report: jc.ErrorReport) -> dict[str, int]:
+def tally(found: World, report: jc.classifiers.ErrorReport) -> dict[str, int]:
     """The verdicts on the errors that are the plant's work."""
     causes = [each.cause for each in report.verdicts if found.planted[each.index]]
     return {cause: causes.count(cause) for cause in report.counts}

@@ -35,7 +35,7 @@ def test_a_table_of_noise_is_stored_better_than_by_a_low_rank():
 
 def test_a_stack_shares_its_indices_and_not_its_runs():
     stack = matrix(3, 12, 8)
-    array = jc.clustered(1 / 2, block=4, axes=jc.MatrixAxes(1, 2))(stack)
+    array = jc.clustered(1 / 2, block=4, matrix_axes=jc.MatrixAxes(1, 2))(stack)
     assert array.shape == (3, 12, 8)
     assert array.runs.shape[0] == 3
     assert array.index.array.shape == (12, 2)

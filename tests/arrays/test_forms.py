@@ -46,7 +46,7 @@ def test_one_convolution_is_all_four_forms():
     wrapped = table[jnp.arange(m * n) % size]  # a circle of fewer values
     places = (n * np.arange(m)[:, None] + n - 1 - np.arange(n)) % size
     same(meet(x, wrapped, n, n), x @ table[places])
-    hashed = jc.HashedArray(table, seed=3, layout="circular", dims=(m, n))
+    hashed = jc.arrays.HashedArray(table, seed=3, layout="circular", dims=(m, n))
     (rows, row_signs), (columns, column_signs) = places_and_signs(m, n, size, jnp.uint32(3))
     circle = (
         jnp.zeros((5, size)).at[:, rows].add(x * row_signs)
@@ -54,7 +54,7 @@ def test_one_convolution_is_all_four_forms():
     turned = jnp.stack([jnp.roll(table, -int(place)) for place in columns], 1)
     same(circle @ turned * column_signs, x @ hashed)
 
-    coarse = jc.convolved(1 / 4)(kernel)
+    coarse = jc.spline(1 / 4)(kernel)
     steps = jc.as_function(coarse.materialize())
     same(
         steps.reshape(m, 2, n // 2),
@@ -64,19 +64,21 @@ def test_one_convolution_is_all_four_forms():
     same(meet(x, steps, n, n), x @ coarse)
 
     short = matrix(1, m + n - 1, seed=4)[0]  # the inputs side by side
-    toeplitz = jc.ToeplitzArray(short[:, None], (m,), (m + n - 1,), (1,), (n - 1,), dims=(m, n))
+    toeplitz = jc.arrays.ToeplitzArray(
+        short[:, None], (m,), (m + n - 1,), (1,), (n - 1,), dims=(m, n)
+    )
     same(meet(x, short, 1, n), x @ toeplitz)
     same(toeplitz.materialize(), scipy.linalg.toeplitz(short[n - 1 :], short[n - 1 :: -1]))
 
 
 def test_steps_never_cross_a_period():
-    coarse = jc.convolved(keep=3 / 7)(matrix(4, 7))
+    coarse = jc.spline(keep=3 / 7)(matrix(4, 7))
     assert coarse.samples.shape == (4, 3)
     dense = np.asarray(coarse.materialize())
     assert all(len(np.unique(row)) == 3 for row in dense)
     np.testing.assert_allclose(dense[:, :3].mean(1), matrix(4, 7)[:, :3].mean(1), atol=1e-6)
     assert (
-        flops(lambda x, a: x @ a, jnp.ones((8, 64)), jc.convolved(1 / 4)(matrix(64, 64)))
+        flops(lambda x, a: x @ a, jnp.ones((8, 64)), jc.spline(1 / 4)(matrix(64, 64)))
         < 1.1 * 2 * 8 * 64 * 16
     )
 
@@ -103,7 +105,7 @@ def test_splines_are_those_of_scipy(count, n):
 def test_smoother_bases_need_fewer_knots_for_what_is_smooth():
     smooth = jnp.sin(jnp.linspace(0, 6, 60))[None] * jnp.linspace(1, 2, 8)[:, None]
     errors = [
-        weighted_error(smooth, jc.convolved(1 / 5, basis=basis)(smooth).materialize())
+        weighted_error(smooth, jc.spline(1 / 5, basis=basis)(smooth).materialize())
         for basis in BASES
     ]
     assert errors[1] < errors[0] / 20
@@ -114,7 +116,7 @@ def test_smoother_bases_need_fewer_knots_for_what_is_smooth():
 @pytest.mark.parametrize("rank", [1, 7, 19])
 def test_the_pivot_is_well_conditioned(shape, rank):
     w = matrix(*shape)
-    array = jc.FactoredArray.fit(np.asarray(w), rank)
+    array = jc.arrays.FactoredArray.fit(np.asarray(w), rank)
     assert float(jnp.abs(array.mixing).max()) <= 1.1
     u, s, vt = np.linalg.svd(np.asarray(w, np.float64))
     np.testing.assert_allclose(array.materialize(), (u[:, :rank] * s[:rank]) @ vt[:rank], atol=5e-6)
@@ -124,7 +126,7 @@ def test_the_pivot_is_well_conditioned(shape, rank):
 
 def test_whitening_gives_the_least_output_error():
     w, metric = matrix(30, 20), moments(30)
-    array = jc.FactoredArray.fit(np.asarray(w), 5, metric=np.asarray(metric))
+    array = jc.arrays.FactoredArray.fit(np.asarray(w), 5, metric=np.asarray(metric))
     root = np.linalg.cholesky(np.asarray(metric, np.float64) + 1e-9 * np.eye(30)).T
     s = np.linalg.svd(root @ np.asarray(w, np.float64), compute_uv=False)
     np.testing.assert_allclose(
@@ -141,9 +143,9 @@ def test_factored_edge_cases():
     array = jc.factored(keep=3 / 4)(matrix(8, 6), dead)
     assert bool(jnp.isfinite(array.materialize()).all())
     stack = matrix(3, 10, 8)
-    joint = jc.factored(keep=1 / 2, axes=jc.MatrixAxes(1, 2))(stack)
+    joint = jc.factored(keep=1 / 2, matrix_axes=jc.MatrixAxes(1, 2))(stack)
     for layer in range(3):
-        alone = jc.FactoredArray.fit(np.asarray(stack[layer]), joint.rank)
+        alone = jc.arrays.FactoredArray.fit(np.asarray(stack[layer]), joint.rank)
         np.testing.assert_allclose(joint.materialize()[layer], alone.materialize(), atol=2e-5)
     assert (
         jc.factored(energy=0.5)(matrix(20, 20)).rank < jc.factored(energy=0.9)(matrix(20, 20)).rank
@@ -163,7 +165,7 @@ def test_cosines_are_scipys_and_orthonormal():
     assert order[0].tolist() == [0, 0]
     assert order[1].tolist() == [0, 1]
     random = np.asarray(
-        jc.DesignedAtoms("random", grid=(30,), count=11, seed=4, dims=(30, 11)).materialize()
+        jc.arrays.DesignedAtoms("random", grid=(30,), count=11, seed=4, dims=(30, 11)).materialize()
     )
     np.testing.assert_allclose(random.T @ random, np.eye(11), atol=1e-6)
 
@@ -187,9 +189,9 @@ def test_stacks_come_first():
     with pytest.raises(ValueError, match="a stack comes first"):
         jc.MatrixAxes(0, 2).resolve(3)
     assert jc.MatrixAxes(1, 2).resolve(3) == jc.MatrixAxes(-2, -1)
-    stacked = jc.hashed(1 / 2, axes=jc.MatrixAxes(1, 2))(matrix(2, 4, 6))
+    stacked = jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(1, 2))(matrix(2, 4, 6))
     with pytest.raises(ValueError, match=r"use \.mT"):
         _ = stacked.T
     assert stacked.mT.shape == (2, 6, 4)
     with pytest.raises(TypeError, match=r"jc\.matmul"):
-        _ = jnp.ones(4) @ jc.hashed(1 / 2, axes=jc.MatrixAxes(0, (1, 2)))(matrix(4, 2, 3))
+        _ = jnp.ones(4) @ jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(0, (1, 2)))(matrix(4, 2, 3))

@@ -25,7 +25,7 @@ GOLDEN_BLOCKS = [[0, 1, 2, 3, 4, 5, 0], [3, 4, 5, 0, 1, 2, 2], [0, 1, 2, 3, 4, 5
 
 def index_and_sign(m, n, size, **options):
     """Which number each entry uses, and its sign, read off the array itself."""
-    array = jc.HashedArray(jnp.arange(1.0, size + 1), dims=(m, n), **options)
+    array = jc.arrays.HashedArray(jnp.arange(1.0, size + 1), dims=(m, n), **options)
     dense = np.asarray(array.materialize()).round().astype(int)
     return np.abs(dense) - 1, np.sign(dense)
 
@@ -147,7 +147,9 @@ def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
     seed = jnp.uint32(7)
 
     def dense(x, table):
-        return x @ jc.HashedArray(table, seed=7, layout="circular", dims=(m, n)).materialize()
+        return (
+            x @ jc.arrays.HashedArray(table, seed=7, layout="circular", dims=(m, n)).materialize()
+        )
 
     def outputs_and_gradients(multiply):
         loss = lambda x, table: (jnp.sum((out := multiply(x, table)) ** 2), out)

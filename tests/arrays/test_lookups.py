@@ -38,7 +38,7 @@ def test_atoms_that_are_there_are_found():
 
 def test_the_search_beats_a_random_control():
     dense, metric = matrix(40, 60), moments(40)
-    found = jc.LookupArray.fit(np.asarray(dense), 4, metric=np.asarray(metric))
+    found = jc.arrays.LookupArray.fit(np.asarray(dense), 4, metric=np.asarray(metric))
     rng = np.random.default_rng(0)
     chosen = np.stack([rng.permutation(40)[:4] for _ in range(60)], axis=1)
     gram = np.asarray(metric, np.float64)
@@ -57,7 +57,7 @@ def test_the_search_beats_a_random_control():
 
 def test_a_stack_shares_its_rows_and_not_its_values():
     stack = np.asarray(matrix(3, 12, 8))
-    array = jc.LookupArray.fit(stack, 2)
+    array = jc.arrays.LookupArray.fit(stack, 2)
     assert (array.shape, array.values.shape, array.index.array.shape) == (
         (3, 12, 8),
         (3, 2, 8),
@@ -97,5 +97,7 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="2 look-ups a column and as many atoms take 424 numbers"):
         jc.vocabulary(1 / 4, atoms="learned", lookups=2)({"w": jnp.ones((12, 100))})
     assert "2 entries a column" in repr(
-        jc.LookupArray(jnp.ones((2, 3)), StaticArray(np.array([[0, 1, 2], [1, 2, 3]])), dims=(4, 3))
+        jc.arrays.LookupArray(
+            jnp.ones((2, 3)), StaticArray(np.array([[0, 1, 2], [1, 2, 3]])), dims=(4, 3)
+        )
     )

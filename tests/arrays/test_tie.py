@@ -62,7 +62,7 @@ def test_every_transform_changes_both_ends_alike():
     net = jc.trace(lambda tied, ids: apply(expand(tied), ids), tied, ids)
     (words,) = [axis for axis in net.axes if "words/embedding:1" in axis.producers]
     assert "words/embedding:1" in words.tied
-    moments = net.calibrate(tied, [ids], progress=False)
+    moments = jc.calibrate(net, tied, [ids], progress=False)
     small = jc.rotate_and_prune(net, keep=1 / 2)(tied, moments)
     whole = expand(small)
     assert whole["scores"]["kernel"].shape == (6, 20)

@@ -78,7 +78,7 @@ def test_a_window_that_costs_more_than_the_matrix_leaves_it():
 
 def test_given_atoms_of_a_stack_have_codes_each():
     atoms = np.asarray(matrix(2, 12, 4))
-    array = jc.VocabularyArray.fit(np.asarray(matrix(12, 16)), atoms)
+    array = jc.arrays.VocabularyArray.fit(np.asarray(matrix(12, 16)), atoms)
     assert array.codes.shape == (2, 4, 16)
 
 

@@ -107,7 +107,7 @@ def plain(encoder: Encoder, numbers: float) -> Change:
             if not cuts.is_matrix(name, leaf)
         )
         keep = (TOTAL - fixed) / (float(jc.stored_numbers(params)) - fixed)
-        return jc.at(cuts.is_matrix, jc.factored(keep, axes=encoder.net.matrix_axes))(params)
+        return jc.at(cuts.is_matrix, jc.factored(keep, matrix_axes=encoder.net.matrix_axes))(params)
 
     return change
 
@@ -227,11 +227,11 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
-    moments = net.calibrate(
-        large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask
+    moments = jc.calibrate(
+        net, large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask
     )
     shrink = jc.at(
-        lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, axes=net.matrix_axes)
+        lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, matrix_axes=net.matrix_axes)
     )
     answers = buckets(hidden.encode(faq_texts()[1][:200]), longest=benchmark.LENGTH)
     run, errors = jax.jit(net), {}

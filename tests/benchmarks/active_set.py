@@ -8,7 +8,7 @@ ties half, and the mean absolute error in points, each with how many times as ma
 for up to half of all); how often bounds were wrong. The tolerance and everything else in the library was chosen on the validation
 images, where `--validate` runs the same table.
 
-    active                     `jc.evaluate_compactions`, tolerance 1
+    active                     `jc.classifiers.rank_compactions`, tolerance 1
     active, unbiased           the unbiased estimate of the same draws
     active, tolerance 1/4, 4   chosen badly
     active, rate of change     examples in the order of how far their margins moved between the last four tenths of training
@@ -106,7 +106,9 @@ def levels(count: int) -> Callable[[Any], Any]:
     return each_kernel(rounded)
 
 
-def compactions(net: jc.Network, moments: jc.Moments) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+def compactions(
+    net: jc.networks.Network, moments: jc.moments.Moments
+) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """All that are judged, by name."""
     hidden = lambda transform: jc.at(("0/kernel", "1/kernel"), transform)
     for keep in (0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17, 0.15, 0.12, 0.1):
@@ -141,17 +143,17 @@ def answers(seed: int) -> dict[str, np.ndarray]:
     train, test = fashion.load()
     x, y = train.pixels[:-VALIDATION], train.labels[:-VALIDATION]
     judged = np.concatenate([train.pixels[-VALIDATION:], test.pixels])
-    plain = jc.cross_entropy(lambda params, pixels: logits(params, pixels))
+    plain = jc.training.cross_entropy(lambda params, pixels: logits(params, pixels))
     loss = lambda params, batch, key: plain(
         params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
     )
     seen = []
     params = jc.fit(
         loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
-        seed=seed, watch=lambda state: seen.append(state.params), every=STEPS // 10,
+        seed=seed, callback=lambda state: seen.append(state.params), callback_steps=STEPS // 10,
     ).params  # fmt: skip
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
-    moments = net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], progress=False)
+    moments = jc.calibrate(net, params, [to_unit(jnp.asarray(x[:5_000]))], progress=False)
     outputs = jax.jit(lambda params, pixels: logits(params, to_unit(pixels)))
     on_all = lambda params: np.concatenate(
         [np.asarray(outputs(params, part)) for part in np.split(judged, 10)]
@@ -222,7 +224,7 @@ def active(
         "both": np.abs(data.margins) / (data.change + np.median(data.change)),
     }
     given: dict[str, Any] = dict(score=scores[order], seed=seed, progress=False)
-    chosen = jc.active_set(
+    chosen = jc.classifiers.active_set(
         lambda table, x: table[x],
         data.original,
         (np.arange(len(data)), data.labels),
@@ -230,7 +232,7 @@ def active(
         **given,
     )
     lookups = {name: lambda x, table=table: table[x] for name, table in data.tables.items()}
-    found = jc.evaluate_compactions(lookups, chosen, evaluations=share, progress=False)
+    found = jc.classifiers.rank_compactions(lookups, chosen, evaluations=share, progress=False)
     if sum(row.evaluations for row in found.rows) > len(lookups) * np.ceil(share * len(data)):
         raise AssertionError("more evaluations than were allowed")
     rows = [found[name] for name in data.tables]

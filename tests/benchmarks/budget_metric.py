@@ -31,10 +31,10 @@ import jaxcompress as jc
 SIZES = (784, 200, 200, 200, 200, 10)
 STEPS, BATCH, RATE, HIDDEN = 4_000, 100, 2e-3, 0.1
 VALIDATION, SEEDS = 10_000, 3
-FORMS: dict[str, tuple[Callable[[jc.Network, Any], Any], tuple[float, ...]]] = {
+FORMS: dict[str, tuple[Callable[[jc.networks.Network, Any], Any], tuple[float, ...]]] = {
     "rotate_and_prune": (jc.rotate_and_prune, (0.3, 0.1, 0.04)),
     "factored": (
-        lambda net, total: jc.at("**/kernel", jc.factored(total, axes=net.matrix_axes)),
+        lambda net, total: jc.at("**/kernel", jc.factored(total, matrix_axes=net.matrix_axes)),
         (0.5, 0.2, 0.1),
     ),
 }
@@ -50,10 +50,10 @@ def data() -> tuple[Digits, Digits, Digits]:
 
 
 @cache
-def trained(seed: int) -> tuple[jc.Network, Any, jc.Moments]:
+def trained(seed: int) -> tuple[jc.networks.Network, Any, jc.moments.Moments]:
     """The network, its parameters and moments."""
     x, y = data()[0].pixels, data()[0].labels
-    plain = jc.cross_entropy(lambda params, pixels: logits(params, pixels))
+    plain = jc.training.cross_entropy(lambda params, pixels: logits(params, pixels))
     loss = lambda params, batch, key: plain(
         params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
     )
@@ -65,11 +65,13 @@ def trained(seed: int) -> tuple[jc.Network, Any, jc.Moments]:
     return (
         net,
         params,
-        net.calibrate(params, [to_unit(jnp.asarray(x[:5_000]))], sensitivity=True, progress=False),
+        jc.calibrate(
+            net, params, [to_unit(jnp.asarray(x[:5_000]))], sensitivity=True, progress=False
+        ),
     )
 
 
-def accuracy(net: jc.Network, images: Digits, params: Any) -> float:
+def accuracy(net: jc.networks.Network, images: Digits, params: Any) -> float:
     """The share of images that are classified rightly."""
     answers = jax.jit(lambda params, pixels: jnp.argmax(net(params, to_unit(pixels)), -1))
     right = [
@@ -85,7 +87,7 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     form, _ = FORMS[key["form"]]
     _, judge, test = data()
     seen = lambda params, pixels: net(params, to_unit(pixels))
-    active = jc.active_set(
+    active = jc.classifiers.active_set(
         seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False
     )
     metrics = {"no metric": None, "accuracy": partial(accuracy, net, judge), "active set": active}

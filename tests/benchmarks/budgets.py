@@ -33,7 +33,7 @@ JUDGED = 2_000
 """Test images on which the logits' error is measured."""
 
 
-def equal_keep(net: jc.Network, params: Any, total: float) -> float:
+def equal_keep(net: jc.networks.Network, params: Any, total: float) -> float:
     """The largest keep of all axes alike whose tree is no more than a share of all numbers; sizes alone are computed."""
     low, high, worth = 0.0, 1.0, total * jc.stored_numbers(params)
     for _ in range(40):

@@ -77,7 +77,7 @@ def timed(given: Iterator[jax.Array], consume: Callable[[Iterator[jax.Array]], A
     return np.diff(stamps)[1:].tolist()
 
 
-def products(net: jc.Network, w: Any) -> Callable[[], Any]:
+def products(net: jc.networks.Network, w: Any) -> Callable[[], Any]:
     """A function that makes, once each, the products of all that one batch's contractions meet."""
     sizes: list[tuple[int, ...]] = []
     rows = BATCH * WINDOW
@@ -105,14 +105,14 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def speeds(net: jc.Network, w: Any, text: np.ndarray) -> dict[str, float]:
+def speeds(net: jc.networks.Network, w: Any, text: np.ndarray) -> dict[str, float]:
     """Median seconds of a batch for each way."""
     forward, alone = jax.jit(apply), products(net, w)
     ways = {
         "forward": lambda given: [jax.block_until_ready(forward(w, batch)) for batch in given],
         "products": lambda given: [alone() for _ in given],
-        "calibrate": lambda given: net.calibrate(w, given, progress=False),
-        "sampled": lambda given: net.calibrate(w, given, sample=SAMPLE, progress=False),
+        "calibrate": lambda given: jc.calibrate(net, w, given, progress=False),
+        "sampled": lambda given: jc.calibrate(net, w, given, sample=SAMPLE, progress=False),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(ROUNDS), desc="rounds"):
@@ -121,11 +121,13 @@ def speeds(net: jc.Network, w: Any, text: np.ndarray) -> dict[str, float]:
     return {name: float(np.median(times)) for name, times in found.items()}
 
 
-def losses(net: jc.Network, w: Any, text: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+def losses(
+    net: jc.networks.Network, w: Any, text: np.ndarray, held_out: np.ndarray
+) -> dict[str, float]:
     """What measuring a share loses, at the same text."""
     count = len(text) // BATCH
     whole, part = (
-        net.calibrate(w, batches(text, count), sample=share, progress=False)
+        jc.calibrate(net, w, batches(text, count), sample=share, progress=False)
         for share in (1.0, SAMPLE)
     )
     gap = lambda a, b: np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
@@ -170,7 +172,8 @@ def main() -> None:
 
     def long_pass(tokens: int) -> dict[str, float]:
         count = tokens // (BATCH * WINDOW)
-        net.calibrate(
+        jc.calibrate(
+            net,
             w,
             tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"),
             sample=SAMPLE,

@@ -6,7 +6,7 @@ judge. The perceptron's weight decay was chosen out of two on the last 10,000 tr
 training was set in advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all channels,
 divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
 is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
-reconstruction, too), l1 and random are the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.order`
+reconstruction, too), l1 and random are the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.seriate`
 in each of its three ways, with the shares that "ours" has, in the order that training left, and without reconstruction. Then two
 speeds: the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a
 twelve-layer encoder.
@@ -155,7 +155,9 @@ def train(name: str, seed: int, data: Digits) -> Any:
     optimizer = optax.adamw(schedule, weight_decay=subject.decay)
     described = f"{name}, seed {seed}"
     if "batch_stats" not in variables:
-        loss = jc.cross_entropy(lambda params, pixels: module.apply(params, to_unit(pixels)))
+        loss = jc.training.cross_entropy(
+            lambda params, pixels: module.apply(params, to_unit(pixels))
+        )
         given = dict(
             optimizer=optimizer, steps=steps, batch_size=BATCH, seed=seed, description=described
         )
@@ -228,8 +230,8 @@ class Case:
             to_unit(batch)
             for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)
         ]
-        self.felt = self.net.calibrate(
-            self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False
+        self.felt = jc.calibrate(
+            self.net, self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False
         )
         self.moments = dataclasses.replace(self.felt, gains={})
         self.before = accuracy(self.net, self.params, judge)
@@ -248,7 +250,7 @@ class Case:
                 }
             equal = jc.coarsen(self.net, factor, axes=axes)
             equal = (
-                jc.chain(jc.order(self.net, way, axes=axes), equal)
+                jc.chain(jc.seriate(self.net, way, axes=axes), equal)
                 if (way := ORDERS[method])
                 else equal
             )

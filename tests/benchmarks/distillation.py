@@ -105,7 +105,7 @@ def teacher(seed: int, validate: bool) -> Any:
     )
     if not path.exists():
         train, _ = split(validate)
-        plain = jc.cross_entropy(logits)
+        plain = jc.training.cross_entropy(logits)
 
         def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
             moved, hiding = jax.random.split(key)
@@ -134,15 +134,18 @@ def task(
     """The loss of a column and the data that it is trained on."""
     kind, moving = column.removesuffix(", shifted"), column.endswith(", shifted")
     if not kind.startswith("soft"):
-        plain = jc.cross_entropy(on_bytes, smoothing=softness)
+        plain = jc.training.cross_entropy(on_bytes, smoothing=softness)
         move = lambda batch, key: (shifted(batch[0], key), batch[1]) if moving else batch
         return lambda params, batch, key: plain(params, move(batch, key), key), tuple(train)
     if kind == "soft, states":
-        said = jc.outputs(with_hidden, teaching, train.pixels)
-        return jc.distillation(with_hidden, temperature=softness, states=1.0), (train.pixels, *said)
-    soft = jc.distillation(on_bytes, temperature=softness)
+        said = jc.training.predict(with_hidden, teaching, train.pixels)
+        return jc.training.distillation_loss(with_hidden, temperature=softness, states=1.0), (
+            train.pixels,
+            *said,
+        )
+    soft = jc.training.distillation_loss(on_bytes, temperature=softness)
     if not moving:
-        return soft, (train.pixels, jc.outputs(on_bytes, teaching, train.pixels))
+        return soft, (train.pixels, jc.training.predict(on_bytes, teaching, train.pixels))
 
     def anew(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         images = shifted(batch[0], key)
@@ -154,7 +157,10 @@ def task(
 def wrong(params: Any, judge: Digits) -> int:
     """How many images."""
     return int(
-        np.sum(jc.outputs(on_bytes, params, judge.pixels, progress=False).argmax(1) != judge.labels)
+        np.sum(
+            jc.training.predict(on_bytes, params, judge.pixels, progress=False).argmax(1)
+            != judge.labels
+        )
     )
 
 
@@ -167,7 +173,7 @@ def student(key: dict[str, Any], watch: Callable[[Any], None] | None = None) -> 
         optimizer=one_cycle(key["rate"], STEPS), steps=STEPS, batch_size=BATCH, seed=key["seed"]
     )
     if watch:
-        given |= dict(watch=watch, every=50)
+        given |= dict(callback=watch, callback_steps=50)
     return jc.fit(
         loss,
         dense_params(jax.random.key(key["seed"]), STUDENT),
@@ -188,28 +194,32 @@ def why(key: dict[str, Any]) -> dict[str, Any]:
     """What a student's gradients are like on the way."""
     train, test = split(False)
     teaching = teacher(key["seed"], False)
-    said = jc.outputs(on_bytes, teaching, train.pixels, progress=False)
+    said = jc.training.predict(on_bytes, teaching, train.pixels, progress=False)
     sure = np.diff(np.sort(said, 1)[:, -2:], axis=1)[:, 0]
     near, others = (
         np.argsort(sure)[:500],
         np.random.default_rng(0).choice(len(sure), 1_000, replace=False),
     )
     loss, data = task(key["column"], key["softness"], teaching, train)
-    called, found = jc.outputs(on_bytes, teaching, test.pixels, progress=False).argmax(1), []
-    statistics = partial(jc.gradient_statistics, loss, batch_size=50, progress=False)
+    called, found = (
+        jc.training.predict(on_bytes, teaching, test.pixels, progress=False).argmax(1),
+        [],
+    )
+    statistics = partial(jc.training.gradient_statistics, loss, batch_size=50, progress=False)
 
     def look(state: Any) -> None:
         step = int(state.step)
         agree = float(
             np.mean(
-                jc.outputs(on_bytes, state.params, test.pixels, progress=False).argmax(1) == called
+                jc.training.predict(on_bytes, state.params, test.pixels, progress=False).argmax(1)
+                == called
             )
         )
         row: dict[str, Any] = {"step": step, "agree": round(100 * agree, 2)}
         if step in LOOKS:
             of = lambda index: jax.tree.map(lambda leaf: leaf[index], data)
             all_, close = statistics(state.params, of(others)), statistics(state.params, of(near))
-            bent = jc.curvature(
+            bent = jc.training.curvature(
                 loss, state.params, of(others), jax.random.key(0), steps=15, signs=5, progress=False
             )
             row |= {

@@ -1,4 +1,4 @@
-"""Why classifiers err: `jc.explain_errors` where the causes are known, and on Fashion-MNIST.
+"""Why classifiers err: `jc.classifiers.explain_errors` where the causes are known, and on Fashion-MNIST.
 
 Worlds: those of tests/analysis/worlds.py, in 2, 8 and 20 dimensions, 1,500 training and 1,500 test points each. A verdict is right
 when it names the plant whose work the error is; "ambiguous" is not right. Errors that are not the plant's work are left out, their
@@ -106,7 +106,7 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     if "condition" in key:
         train, classify = clothes(key["condition"], key["seed"])
         x, y = tested(key["condition"])
-        report = jc.explain_errors(classify, train, (x, y))
+        report = jc.classifiers.explain_errors(classify, train, (x, y))
         mended = np.asarray(clothes(CONDITIONS[key["condition"]], key["seed"])[1](x)) == y
         new = [each for each in report.verdicts if mended[each.index]]
         found = {
@@ -117,7 +117,7 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
         }
         return found | {"accuracy": report.accuracy, "train_accuracy": report.train_accuracy}
     found = world(key["plant"], key["geometry"], key["d"], key["seed"])
-    report = jc.explain_errors(found.classify, found.train, found.test)
+    report = jc.classifiers.explain_errors(found.classify, found.train, found.test)
     counts = tally(found, report)
     mine = runners_up([each for each in report.verdicts if found.planted[each.index]])
     return {
@@ -128,11 +128,11 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def causes(verdicts: list[jc.Verdict]) -> dict[str, int]:
+def causes(verdicts: list[jc.classifiers.Verdict]) -> dict[str, int]:
     return dict(Counter(each.cause for each in verdicts))
 
 
-def runners_up(verdicts: list[jc.Verdict]) -> dict[str, int]:
+def runners_up(verdicts: list[jc.classifiers.Verdict]) -> dict[str, int]:
     """What comes next where the verdict is "ambiguous"."""
     return dict(Counter(each.runner_up for each in verdicts if each.cause == "ambiguous"))
 
@@ -267,7 +267,7 @@ def main() -> None:
         for condition in CONDITIONS:
             train, classify = clothes(condition, SEEDS[0])
             test = tested(condition)
-            report = jc.explain_errors(classify, train, test)
+            report = jc.classifiers.explain_errors(classify, train, test)
             jc.plots.errors_by_cause(
                 report, train, test, image=(28, 28), path=args.plot / f"errors_{condition}.png"
             )

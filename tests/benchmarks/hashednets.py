@@ -113,7 +113,7 @@ class EdgesArray(jc.CompactArray):
     """
 
     values: jax.Array
-    seed: int = jc.static(default=0)
+    seed: int = jc.static_field(default=0)
 
     def materialize(self) -> jax.Array:
         m, n = self.matrix_shape
@@ -127,7 +127,7 @@ class EdgesArray(jc.CompactArray):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RandomEdges(jc.LeafTransform):
+class RandomEdges(jc.transforms.LeafTransform):
     """Remove edges at random until a share is left."""
 
     keep: float
@@ -253,7 +253,7 @@ def convolved(small: int, large: int) -> Column:
         knots = small if task.small else large
         hidden = task.widest(lambda hidden: task.inside(hidden, knots))
         return task.sizes(hidden), lambda seed: jc.at(
-            "0/kernel", jc.convolved(knots / PIXELS, axes=along_pixels)
+            "0/kernel", jc.spline(knots / PIXELS, matrix_axes=along_pixels)
         )
 
     return column
@@ -436,7 +436,7 @@ def one_cycle(rate: float, steps: int) -> optax.GradientTransformation:
 @cache  # one compiled loop for all seeds of a column
 def loss_of(dropout: float, temperature: float) -> Callable[..., jax.Array]:
     """Cross entropy at a temperature, with a share of the pixels hidden at each step."""
-    plain_loss = jc.cross_entropy(lambda params, x: logits(params, x) / temperature)
+    plain_loss = jc.training.cross_entropy(lambda params, x: logits(params, x) / temperature)
 
     def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         pixels, targets = batch

@@ -154,12 +154,12 @@ class Subject:
     depths: tuple[int, int]
 
     @cached_property
-    def net(self) -> jc.Network:
+    def net(self) -> jc.networks.Network:
         return jc.trace(self.apply, self.new(0), jnp.zeros((2, 784)))
 
     @cached_property
     def loss(self) -> Callable[..., jax.Array]:
-        plain = jc.cross_entropy(self.apply)
+        plain = jc.training.cross_entropy(self.apply)
         return lambda params, batch, key: plain(
             params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
         )
@@ -241,8 +241,8 @@ class Job:
             levels=levels,
             batch_size=BATCH,
             seed=self.seed,
-            watch=watch,
-            every=EVERY,
+            callback=watch,
+            callback_steps=EVERY,
         )
         return jc.multigrid(
             self.subject.net,
@@ -269,7 +269,9 @@ class Job:
                 optimizer.init(params),
                 is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState),
             )
-            start = jc.FitState(params, fresh, jnp.int32(done), jnp.zeros((done,), jnp.float32))
+            start = jc.training.FitState(
+                params, fresh, jnp.int32(done), jnp.zeros((done,), jnp.float32)
+            )
             cost = step_flops(loss, optimizer, start, tuple(self.data), BATCH)
             watch = lambda state, spent=spent, done=done, cost=cost: self.judge(
                 state.params, spent + cost * (int(state.step) - done)
@@ -279,8 +281,8 @@ class Job:
                 steps=done + count,
                 batch_size=BATCH,
                 seed=self.seed,
-                watch=watch,
-                every=EVERY,
+                callback=watch,
+                callback_steps=EVERY,
             )
             params = jc.fit(loss, params, tuple(self.data), state=start, **given).params
             done, spent = done + count, spent + cost * count
@@ -343,7 +345,7 @@ def speed(subject: Subject, rounds: int = 7, steps: int = 50) -> dict[int, float
     for turn, factor in itertools.product(range(rounds + 1), times):
         start = time.perf_counter()
         given: dict[str, Any] = dict(
-            optimizer=optimizer, steps=steps, batch_size=BATCH, every=steps, progress=False
+            optimizer=optimizer, steps=steps, batch_size=BATCH, callback_steps=steps, progress=False
         )
         jax.block_until_ready(jc.fit(subject.loss, begun[factor], tuple(train), **given).params)
         if turn:  # the first one compiles

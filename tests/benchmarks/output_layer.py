@@ -218,7 +218,7 @@ def factored(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> Any:
     m, n = kernel.shape
     if m * n > WIDE:
         return closed_form(kernel, rank, metric)
-    keep = min(1.0, math.ceil(jc.FactoredArray.numbers(m, n, rank)) / (m * n))
+    keep = min(1.0, math.ceil(jc.arrays.FactoredArray.numbers(m, n, rank)) / (m * n))
     moments = None if metric is None else {"kernel": jnp.asarray(metric, jnp.float32)}
     array = jc.factored(keep)({"kernel": jnp.asarray(kernel, jnp.float32)}, moments)["kernel"]
     assert array.rank == rank, (array.rank, rank)

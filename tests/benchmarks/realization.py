@@ -1,6 +1,6 @@
 """What it costs to know a decision border to h = 1/256, against a uniform grid, and students of what is known.
 
-First table: `jc.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256. Its questions at 1/256 as a
+First table: `jc.classifiers.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256. Its questions at 1/256 as a
 share of the 256^d of a grid; the floor, the cells of that grid with a face towards another label, which whoever asks on both sides
 of every border has to ask; the slope of log questions against log 1/h (a border's is d - 1), of all questions and of those beyond
 the coarse grid's; the cells of the grid and the share of 100,000 random points where the mesh is wrong and right; how many pieces
@@ -9,7 +9,7 @@ blobs are given by formulas. Perceptrons (two hidden layers of 64) are trained o
 principal components of MNIST's first 10,000 digits, three seeds.
 
 Second table: students of one hidden layer learn the moons' perceptron at h = 1/64 from the mesh's points, from as many uniform
-random points, or from as many as the mesh had questions: plainly, by cross entropy with the same steps, or by `jc.fit_exactly`.
+random points, or from as many as the mesh had questions: plainly, by cross entropy with the same steps, or by `jc.classifiers.fit_exactly`.
 Agreement with the teacher on the mesh's points and on 100,000 random ones. Some steps of `fit_exactly` are of L-BFGS, each of them
 several passes over all points, where the plain ones have a step of Adam.
 
@@ -96,7 +96,7 @@ def fresh(sizes: tuple[int, ...], seed: int) -> Any:
 
 
 def trained(params: Any, x: Any, y: Any, steps: int, seed: int) -> Any:
-    loss, rate = jc.cross_entropy(apply), optax.cosine_decay_schedule(1e-2, steps)
+    loss, rate = jc.training.cross_entropy(apply), optax.cosine_decay_schedule(1e-2, steps)
     size = min(len(x), 4096 if steps > 1500 else 512)
     state = jc.fit(
         loss, params, (x, y), optimizer=optax.adam(rate), steps=steps, batch_size=size, seed=seed, progress=False
@@ -122,8 +122,10 @@ def teacher(name: str, seed: int):
     return jax.jit(lambda x: jnp.argmax(apply(params, x), 1)), d, len(x)
 
 
-def realized(classify: Any, d: int, n: int, **options: Any) -> jc.Realized:
-    return jc.realize(classify, ([0] * d, [1] * d), 1 / n, coarse=COARSE, progress=False, **options)
+def realized(classify: Any, d: int, n: int, **options: Any) -> jc.classifiers.Realized:
+    return jc.classifiers.realize(
+        classify, ([0] * d, [1] * d), 1 / n, coarse=COARSE, progress=False, **options
+    )
 
 
 def uniform(count: int, d: int, seed: int) -> np.ndarray:
@@ -154,7 +156,7 @@ def costs(key: dict[str, Any]) -> dict[str, Any]:
     } | pieces(classify, d)
 
 
-def against_grid(classify: Any, found: jc.Realized, n: int) -> tuple[int, int]:
+def against_grid(classify: Any, found: jc.classifiers.Realized, n: int) -> tuple[int, int]:
     """Of all cells of the grid, how many have a face towards another label, and for how many the mesh has another one."""
     d = found.points.shape[1]
     labels, wrong = np.empty(n**d, np.int32), 0
@@ -198,7 +200,7 @@ def student(key: dict[str, Any]) -> dict[str, Any]:
     params, total = fresh((d, key["width"], 2), 10 + key["seed"]), ADAM + ROUNDS * POLISH
     exact = None
     if key["how"] == "exact":
-        fitted = jc.fit_exactly(
+        fitted = jc.classifiers.fit_exactly(
             apply,
             params,
             found,

@@ -14,13 +14,13 @@ used only where the column says so.
     moved              random real images pushed just across the border by the teacher's gradient (Heo et al. 2019), on both sides
     Gaussian           a Gaussian with the mean and covariance of all real images
     noise              uniform pixels
-    realized           jc.realize_along the real images, then coarsened
+    realized           jc.classifiers.realize_along the real images, then coarsened
     realized, weights  the same, with the weights of the cells
     medoids            the same cells, with the real image nearest to each mean in its place
     border             half of them so, half points of border pairs
     medoids, margin    half of them so, half the real images of which the teacher is least sure
-    matched            the medoids, moved by jc.match_distribution: features are the student's hidden layer before training
-    taught             jc.teaching_set: real images drawn where seven students, one after the other, differ from the teacher; their
+    matched            the medoids, moved by jc.classifiers.match_distribution: features are the student's hidden layer before training
+    taught             jc.classifiers.teaching_set: real images drawn where seven students, one after the other, differ from the teacher; their
                        seeds are not those of the students that are judged
     taught by others   the same, but the seven are dense, 784-100-10: does a set serve another kind of student?
     without data       realized, along smooth Gaussian images in the box of pixels: what is known is the bounds of the inputs, and
@@ -105,7 +105,7 @@ def teacher(validate: bool) -> Any:
     )
     if not path.exists():
         train, _ = split(validate)
-        plain = jc.cross_entropy(logits)
+        plain = jc.training.cross_entropy(logits)
         loss = lambda params, batch, key: plain(
             params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key
         )
@@ -126,7 +126,7 @@ said = jax.jit(logits)
 
 def ask(validate: bool, x: np.ndarray) -> np.ndarray:
     """The teacher's logits of images in [0, 1]."""
-    return jc.outputs(logits, teacher(validate), x, batch_size=1_000, progress=False)
+    return jc.training.predict(logits, teacher(validate), x, batch_size=1_000, progress=False)
 
 
 def classifier(validate: bool) -> Callable[[np.ndarray], np.ndarray]:
@@ -154,16 +154,18 @@ def smooth(count: int, seed: int) -> np.ndarray:
 
 
 @cache
-def realized(validate: bool, count: int | None, data: bool) -> jc.RealizedAlong:
+def realized(validate: bool, count: int | None, data: bool) -> jc.classifiers.RealizedAlong:
     """Along the images, or random ones: there nearly every edge has a border, and the budget leaves most of them as they are."""
     x = real(validate, count)[0]
     given: dict[str, Any] = dict(
         neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000
     )
     if data:
-        return jc.realize_along(classifier(validate), x, JND, **given)
+        return jc.classifiers.realize_along(classifier(validate), x, JND, **given)
     drawn = smooth(min(len(x), 5_000), seed=0)
-    return jc.realize_along(classifier(validate), drawn, JND, budget=2 * len(drawn), **given)
+    return jc.classifiers.realize_along(
+        classifier(validate), drawn, JND, budget=2 * len(drawn), **given
+    )
 
 
 def per_class_random(labels: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
@@ -229,7 +231,9 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     if column.startswith("taught"):
         given: dict[str, Any] = dict(rounds=ROUNDS, seed=100 + seed)
         learns = partial(learn, begin=windows if column == "taught" else dense)
-        found = jc.teaching_set(learns, x, np.asarray(jax.nn.softmax(z / TEMPERATURE)), n, **given)
+        found = jc.classifiers.teaching_set(
+            learns, x, np.asarray(jax.nn.softmax(z / TEMPERATURE)), n, **given
+        )
         return x[found.indices], None, len(x)
     if column == "herding":
         mine = [np.flatnonzero(labels == each) for each in range(10)]
@@ -264,7 +268,7 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     if column == "matched":
         optimizer = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, MATCHING["steps"]))
         given: dict[str, Any] = dict(domain=(0, 1), seed=seed, batch_size=1_000)
-        coarse = jc.match_distribution(
+        coarse = jc.classifiers.match_distribution(
             coarse, classifier(validate), hidden(), optimizer=optimizer, **MATCHING, **given
         )
     return coarse.points, coarse.weights if column == "realized, weights" else None, coarse.queries
@@ -273,7 +277,7 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
 @cache
 def coarsened(
     validate: bool, count: int | None, data: bool, m: int, members: bool, seed: int
-) -> jc.RealizedAlong:
+) -> jc.classifiers.RealizedAlong:
     return realized(validate, count, data).coarsened(
         classifier(validate), m, members=members, seed=seed, batch_size=1_000
     )
@@ -345,7 +349,7 @@ def student(
 def learn(
     x: np.ndarray, goal: np.ndarray, seed: int, begin: Callable[[int], Any]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A student for `jc.teaching_set`."""
+    """A student for `jc.classifiers.teaching_set`."""
     params = student(
         begin(seed),
         x,

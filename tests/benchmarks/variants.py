@@ -63,8 +63,8 @@ class OtherHash(jc.CompactArray):
     """A hash without signs, or one that throws each entry to any place, as in the paper, so that some are used more often."""
 
     table: jax.Array
-    signs: bool = jc.static(default=True)
-    balanced: bool = jc.static(default=True)
+    signs: bool = jc.static_field(default=True)
+    balanced: bool = jc.static_field(default=True)
 
     def materialize(self) -> jax.Array:
         m, n = self.matrix_shape

@@ -1254,7 +1254,7 @@ def gap(actual: Any, expected: Any) -> float:
 
 
 def law_4(
-    net: jc.Network, original: Callable[..., Any], params: Any, inputs: tuple[Any, ...]
+    net: jc.networks.Network, original: Callable[..., Any], params: Any, inputs: tuple[Any, ...]
 ) -> float | None:
     """A replayed small network against the full one with its maps embedded."""
     errors: list[float] = []
@@ -1305,7 +1305,7 @@ def examine(entry: Entry, debug: bool = False) -> dict[str, Any]:
     if not net.axes:
         return row | {"stored": 1.0, "flops": 1.0}
     batches = [made.draw(rng) for _ in range(BATCHES)]
-    moments = attempt("calibrate", lambda: net.calibrate(made.params, batches, progress=False))
+    moments = attempt("calibrate", lambda: jc.calibrate(net, made.params, batches, progress=False))
     shrink = attempt("transform", lambda: jc.rotate_and_prune(net, keep=KEEP))
     if shrink is None:
         return row

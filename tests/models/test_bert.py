@@ -314,7 +314,7 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
         "up/kernel:1": "elementwise",
     }
     small = jc.rotate_and_prune(net, keep=1 / 2)(
-        params, net.calibrate(params, [(IDS, MASK)], mask=lambda i, m: m, progress=False)
+        params, jc.calibrate(net, params, [(IDS, MASK)], mask=lambda i, m: m, progress=False)
     )
     assert jax.tree.map(jnp.shape, small["layer_1"]["attention"]["query"]) == {
         "kernel": (16, 2, 2),

@@ -16,7 +16,7 @@ from jaxcompress.moments import accumulators as taps
 def gathered(batches, **options):
     params = mlp_params((5, 8, 6, 3))
     net = jc.trace(mlp, params, jnp.ones((2, 5)))
-    return net, params, net.calibrate(params, batches, progress=False, **options)
+    return net, params, jc.calibrate(net, params, batches, progress=False, **options)
 
 
 def hidden(params, x):
@@ -53,7 +53,7 @@ def test_moments_merge():
     x = np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32)
     *_, whole = gathered([x])
     net, params, first = gathered([x[:30]])
-    second = net.calibrate(params, [x[30:]], progress=False)
+    second = jc.calibrate(net, params, [x[30:]], progress=False)
     both = first + second
     for axis in net.axes:
         key = axis.key
@@ -68,9 +68,9 @@ def test_padding_is_left_out():
     rng = np.random.default_rng(0)
     tokens, mask = rng.integers(0, 20, (4, 6)), np.ones((4, 6), np.int32)
     mask[:, 4:] = 0
-    short = net.calibrate(model.params, [(tokens[:, :4], mask[:, :4])], progress=False)
-    junk = net.calibrate(
-        model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False
+    short = jc.calibrate(net, model.params, [(tokens[:, :4], mask[:, :4])], progress=False)
+    junk = jc.calibrate(
+        net, model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False
     )
     # the first layer's queries read the embedded tokens alone, whatever comes behind them
     key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
@@ -100,7 +100,7 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
     mask = np.arange(6) < np.array([0, 6, 3, 1, 2])[:, None]
     x[~mask] = 1e6
     net = jc.trace(apply, params, x)
-    moments = net.calibrate(params, [x], mask=lambda x: x[..., 0] < 1e5, progress=False)
+    moments = jc.calibrate(net, params, [x], mask=lambda x: x[..., 0] < 1e5, progress=False)
     assert [round(moments.sites[key].count) for key in ("a#0", "b#0", "c#0", "d#0")] == [
         12,
         12,
@@ -116,15 +116,15 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
 def test_a_mask_that_is_not_found_is_told(caplog):
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     net = jc.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, np.ones((5, 3)))
-    net.calibrate(params, [np.ones((5, 3))], mask=lambda x: jnp.ones(7), progress=False)
+    jc.calibrate(net, params, [np.ones((5, 3))], mask=lambda x: jnp.ones(7), progress=False)
     assert "the mask's axes are not found in what a#0 contracts" in caplog.text
 
 
 def test_samples_take_a_share_of_every_example():
     model, net = network("encoder_by_hand")
     batches = [model.resize(16, 8) for _ in range(8)]
-    whole = net.calibrate(model.params, batches, progress=False)
-    half = net.calibrate(model.params, batches, sample=1 / 2, progress=False)
+    whole = jc.calibrate(net, model.params, batches, progress=False)
+    half = jc.calibrate(net, model.params, batches, sample=1 / 2, progress=False)
     pooled = net.structure.sites["classifier/w#0"].key
     assert half.sites[pooled].count == whole.sites[pooled].count == 128  # one vector an example
     np.testing.assert_allclose(half.sites[pooled].cov, whole.sites[pooled].cov, atol=1e-6)
@@ -134,10 +134,10 @@ def test_samples_take_a_share_of_every_example():
             whole.sites[key].second
         )
         assert 0 < gap < 0.25
-    again = net.calibrate(model.params, batches, sample=1 / 2, progress=False)
+    again = jc.calibrate(net, model.params, batches, sample=1 / 2, progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
     with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
-        net.calibrate(model.params, batches, sample=2, progress=False)
+        jc.calibrate(net, model.params, batches, sample=2, progress=False)
 
 
 def test_wide_inputs_keep_variances_and_say_so():
@@ -151,7 +151,7 @@ def test_wide_inputs_keep_variances_and_say_so():
 def test_stacked_layers_have_moments_of_their_own():
     model, net = network("stacked_scan")
     x = model.resize(50, 1)
-    moments = net.calibrate(model.params, [x], progress=False)
+    moments = jc.calibrate(net, model.params, [x], progress=False)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
     h = np.asarray(x[0], np.float64) @ params["first"]["w"] + params["first"]["b"]
     np.testing.assert_allclose(
@@ -163,7 +163,7 @@ def test_stacked_layers_have_moments_of_their_own():
 def test_embeddings_count_their_rows():
     model, net = network("embedding_mlp")
     tokens = np.array([[1, 1, 2], [0, 1, 5]])
-    moments = net.calibrate(model.params, [(tokens,)], progress=False)
+    moments = jc.calibrate(net, model.params, [(tokens,)], progress=False)
     ((leaf, counts),) = moments.counts.items()
     assert counts[:6].tolist() == [1, 3, 1, 0, 0, 1]
     np.testing.assert_allclose(moments.by_leaf()[leaf], counts / 6)
@@ -179,7 +179,7 @@ def test_embeddings_count_their_rows():
 
 def test_heads_and_pairs():
     model, net = network("encoder_by_hand")
-    moments = net.calibrate(model.params, [model.resize(20, 6)], progress=False)
+    moments = jc.calibrate(net, model.params, [model.resize(20, 6)], progress=False)
     value = next(axis for axis in net.axes if axis.fibres and not axis.pair)
     query = next(axis for axis in net.axes if axis.pair)
     assert moments[value.key].mean.shape == (3, 4)
@@ -193,7 +193,7 @@ def test_groups_are_of_either_sign():
     linear = lambda p, x: (x @ p["w0"] + p["b0"]) @ p["w1"]
     net = jc.trace(linear, {k: params[k] for k in ("w0", "b0", "w1")}, jnp.ones((2, 5)))
     x = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
-    moments = net.calibrate({k: params[k] for k in ("w0", "b0", "w1")}, [x], progress=False)
+    moments = jc.calibrate(net, {k: params[k] for k in ("w0", "b0", "w1")}, [x], progress=False)
     assert [1, 3, 5] in moments["w0:1"].groups(0.99)
 
 
@@ -259,7 +259,7 @@ def lengths_or_input(kind):
         "along a loop": (loop, mask, given),
     }[kind]
     net = jc.trace(apply, params, x, other)
-    return net.calibrate(params, [(x, other)], mask=rule, progress=False), x[mask > 0], mask
+    return jc.calibrate(net, params, [(x, other)], mask=rule, progress=False), x[mask > 0], mask
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,9 @@ def test_masks_of_every_origin(kind):
 def test_a_kernel_tied_with_its_transpose():
     params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 16)), jnp.float32)}
     net = jc.trace(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["w"].T, params, jnp.ones((5, 6)))
-    moments = net.calibrate(params, [np.eye(6, dtype=np.float32)], sensitivity=True, progress=False)
+    moments = jc.calibrate(
+        net, params, [np.eye(6, dtype=np.float32)], sensitivity=True, progress=False
+    )
     assert moments.by_leaf()["w"].shape == (6, 6)
     assert jc.rotate_and_prune(net, 1 / 2)(params, moments)["w"].shape == (6, 8)
 
@@ -314,7 +316,7 @@ def test_branches_and_loops_of_unknown_length_are_measured():
         jnp.abs(matrix(10, 3, seed=12)),
     ]
     net = jc.trace(apply, params, batches[0])
-    moments = net.calibrate(params, batches, sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, batches, sensitivity=True, progress=False)
     ends, turns = [], []
     for x in batches:
         z = x @ params["first"]
@@ -350,7 +352,7 @@ def test_groups_of_a_convolution_have_statistics_of_their_own():
     params = {"a": matrix(3, 12), "w": matrix(3, 3, 4, 12, seed=1), "b": matrix(12, 2, seed=2)}
     x = matrix(5, 6, 6, 3, seed=3)
     net = jc.trace(apply, params, x)
-    moments = net.calibrate(params, [x], sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, [x], sensitivity=True, progress=False)
     rows = np.asarray(jax.nn.relu(x @ params["a"]), np.float64).reshape(-1, 3, 4)
     found = moments.sites["w#0"]
     for group in range(3):
@@ -394,9 +396,9 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
         return jnp.moveaxis(jax.nn.relu(y), layout.index("C"), -1).mean((1, 2)) @ p["b"]
 
     net = jc.trace(apply, params, x)
-    found = [net.calibrate(params, [x], sample=1 / 4, progress=False).sites["w#0"]]
+    found = [jc.calibrate(net, params, [x], sample=1 / 4, progress=False).sites["w#0"]]
     monkeypatch.setattr(taps, "places_of", lambda *_: None)
-    found.append(net.calibrate(params, [x], sample=1 / 4, progress=False).sites["w#0"])
+    found.append(jc.calibrate(net, params, [x], sample=1 / 4, progress=False).sites["w#0"])
     assert found[0].count == found[1].count
     np.testing.assert_allclose(found[0].mean, found[1].mean, atol=1e-5)
     np.testing.assert_allclose(found[0].cov, found[1].cov, atol=1e-5)

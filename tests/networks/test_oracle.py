@@ -14,7 +14,7 @@ from jaxcompress.networks.maps import AxisMap, apply_map
 
 def network(name):
     model = MODELS[name]()
-    return model, jc.trace(model.apply, model.params, *model.inputs, state=model.state)
+    return model, jc.trace(model.apply, model.params, *model.inputs, state_outputs=model.state)
 
 
 def close(actual, expected, tol=2e-5):

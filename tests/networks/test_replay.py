@@ -168,9 +168,9 @@ def test_two_replays_in_a_row():
     """A pruned network can be traced and pruned again; the first network still runs what the second gives."""
     params, x = mlp_params((5, 8, 6, 3)), jax.random.normal(jax.random.key(0), (20, 5))
     net = jc.trace(mlp, params, x)
-    once = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [x], progress=False))
+    once = jc.rotate_and_prune(net, 1 / 2)(params, jc.calibrate(net, params, [x], progress=False))
     again = jc.trace(net, once, x)
-    twice = jc.rotate_and_prune(again, 1 / 2)(once, again.calibrate(once, [x], progress=False))
+    twice = jc.rotate_and_prune(again, 1 / 2)(once, jc.calibrate(again, once, [x], progress=False))
     assert twice["w1"].shape == (2, 2)  # 8 to 4 to 2, 6 to 3 to 2
     close(again(twice, x), mlp(twice, x), 1e-5)
     close(net(twice, x), mlp(twice, x), 1e-5)
@@ -183,7 +183,7 @@ FORMS = {
     "hashed": jc.hashed(1 / 2),
     "vocabulary": jc.vocabulary(1 / 2),
     "factored": jc.factored(3 / 4),
-    "convolved": jc.convolved(1 / 2),
+    "convolved": jc.spline(1 / 2),
 }
 
 
@@ -201,7 +201,7 @@ def test_a_compact_network_is_its_materialised_self(name, form):
 def test_stacked_layers_stay_compact_inside_a_scan():
     model, net = network("stacked_scan")
     axes = {"layers/w1": jc.MatrixAxes(1, 2), "layers/w2": jc.MatrixAxes(1, 2)}
-    small = jc.at("layers/w*", jc.factored(3 / 4, axes=axes))(model.params)
+    small = jc.at("layers/w*", jc.factored(3 / 4, matrix_axes=axes))(model.params)
     close(net(small, *model.inputs), model.apply(jc.materialize(small), *model.inputs), 1e-4)
     uses = net.explain(small)
     assert {use.how for use in uses} == {"contracted"}
@@ -244,7 +244,7 @@ def test_where_a_compact_array_is_contracted_and_where_not():
 def test_structural_contraction_costs_what_the_form_costs():
     kernel = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)}
     net = jc.trace(lambda p, x: x @ p["w"], kernel, jnp.ones((32, 256)))
-    small = jc.convolved(1 / 4)(kernel)
+    small = jc.spline(1 / 4)(kernel)
     assert flops(net, small, jnp.ones((32, 256))) < 1.1 * 2 * 32 * 256 * 64
 
 
@@ -252,7 +252,7 @@ def test_prune_then_compact_then_run():
     """The design's first example: half the channels, what is left in an eighth of the numbers."""
     model, net = network("mlp_linen")
     x = model.resize(64, 1)
-    moments = net.calibrate(model.params, [x], progress=False)
+    moments = jc.calibrate(net, model.params, [x], progress=False)
     shrink = jc.chain(
         jc.rotate_and_prune(net, keep=0.5), jc.at("**/kernel", jc.factored(keep=3 / 4))
     )
@@ -377,7 +377,7 @@ def test_refusals_say_why():
 
 def test_batch_statistics_are_mirrors():
     model = MODELS["convnet_train"]()
-    with_state = jc.trace(model.apply, model.params, *model.inputs, state=model.state)
+    with_state = jc.trace(model.apply, model.params, *model.inputs, state_outputs=model.state)
     without = jc.trace(model.apply, model.params, *model.inputs)
     assert len(with_state.axes) > len(without.axes)
     with pytest.raises(ValueError, match=r"no output is at '7'"):
@@ -416,9 +416,11 @@ def test_weights_are_compacted_by_the_networks_own_roles(name):
     """(out, in), three-dimensional and stacked kernels, and convolutions, with the axes that the network found."""
     model, net = network(name)
     weights = [leaf for leaf, axes in net.matrix_axes.items() if axes]
-    small = jc.at(tuple(weights), jc.factored(3 / 4, axes=net.matrix_axes))(model.params)
-    moments = net.calibrate(model.params, [model.inputs], progress=False)
-    fitted = jc.at(tuple(weights), jc.factored(3 / 4, axes=net.matrix_axes))(model.params, moments)
+    small = jc.at(tuple(weights), jc.factored(3 / 4, matrix_axes=net.matrix_axes))(model.params)
+    moments = jc.calibrate(net, model.params, [model.inputs], progress=False)
+    fitted = jc.at(tuple(weights), jc.factored(3 / 4, matrix_axes=net.matrix_axes))(
+        model.params, moments
+    )
     for tree in (small, fitted):
         close(net(tree, *model.inputs), model.apply(jc.materialize(tree), *model.inputs), 2e-4)
     hows = [use.how for use in net.explain(small)]

@@ -12,7 +12,7 @@ from jaxcompress.transforms.axiswise import Work
 
 
 def felt(net, params, inputs, turns):
-    return net.calibrate(params, [inputs] * turns, sensitivity=True, progress=False).gains
+    return jc.calibrate(net, params, [inputs] * turns, sensitivity=True, progress=False).gains
 
 
 def test_gains_are_the_jacobians_second_moments():
@@ -55,7 +55,7 @@ def test_a_table_that_is_looked_up_is_felt():
         keys[3], jnp.tile(jnp.arange(20), (40, 1)), axis=1, independent=True
     )[:, :7]
     net = jc.trace(apply, params, ids)
-    moments = net.calibrate(params, [ids] * 50, sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, [ids] * 50, sensitivity=True, progress=False)
     gain, often = moments.gains["words#0"].cov, moments.by_leaf()["words"]
     before, moved, predicted = apply(params, ids), [], []
     for seed in range(50):
@@ -73,7 +73,7 @@ def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name)
     """tr(G dW' S dW) against the outputs themselves: in loops, windows, attention; errors of rows are not quite independent."""
     model, net = network(name)
     inputs = model.resize(64, 6) if model.resize else model.inputs
-    moments = net.calibrate(model.params, [inputs] * 20, sensitivity=True, progress=False)
+    moments = jc.calibrate(net, model.params, [inputs] * 20, sensitivity=True, progress=False)
     before = jax.tree.leaves(outputs(model, net(model.params, *inputs)))[0]
     ratios = []
     flat, treedef = jax.tree_util.tree_flatten_with_path(model.params)
@@ -110,9 +110,9 @@ def test_gains_follow_the_maps(name):
     """Sizes fit after every map, and on a linear axis a cut network feels what its moments say."""
     model, net = network(name)
     inputs = model.resize(64, 6) if model.resize else model.inputs
-    moments = net.calibrate(model.params, [inputs], sensitivity=True, progress=False)
+    moments = jc.calibrate(net, model.params, [inputs], sensitivity=True, progress=False)
     small, carried = jc.rotate_and_prune(net, 3 / 4).apply(model.params, moments)
-    fresh = net.calibrate(small, [inputs], sensitivity=True, progress=False)
+    fresh = jc.calibrate(net, small, [inputs], sensitivity=True, progress=False)
     assert carried.gains.keys() == fresh.gains.keys()
     for key, gain in carried.gains.items():
         assert gain.cov.shape == fresh.gains[key].cov.shape
@@ -142,7 +142,7 @@ def test_outputs_without_floats_are_refused():
         lambda p, x: jnp.argmax(jax.nn.relu(x @ p["a"]) @ p["b"], -1), params, jnp.ones((5, 3))
     )
     with pytest.raises(ValueError, match="sensitivity needs outputs that are floats"):
-        net.calibrate(params, [jnp.ones((5, 3))], sensitivity=True, progress=False)
+        jc.calibrate(net, params, [jnp.ones((5, 3))], sensitivity=True, progress=False)
 
 
 def test_padding_is_not_felt():
@@ -158,7 +158,7 @@ def test_padding_is_not_felt():
     junk = np.where(mask[..., None] > 0, x, 100)
     net = jc.trace(lambda p, x, mask: jnp.tanh(jax.nn.relu(x @ p["a"]) @ p["b"]), params, x, mask)
     given = dict(mask=lambda x, mask: mask, sensitivity=True, progress=False)
-    ours, theirs = (net.calibrate(params, [(each, mask)], **given).gains for each in (x, junk))
+    ours, theirs = (jc.calibrate(net, params, [(each, mask)], **given).gains for each in (x, junk))
     for key, gain in ours.items():
         np.testing.assert_allclose(gain.cov, theirs[key].cov, rtol=1e-4, atol=1e-7)
         assert gain.count == 20 * 3 * 3
@@ -175,7 +175,7 @@ def test_a_derivative_that_is_nan_is_left_out_and_told(caplog):
     x = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
     x[0] = 0
     net = jc.trace(apply, params, x)
-    moments = net.calibrate(params, [x], sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, [x], sensitivity=True, progress=False)
     assert list(moments.gains) == ["b#0"]
     assert "NaN or infinite at a#0" in caplog.text
     assert jc.rotate_and_prune(net, jc.budget(1 / 2)).plan(params, moments).stored[1] <= 64
@@ -190,7 +190,7 @@ def test_dimensions_that_the_product_has_in_another_order():
     outer = lambda p, y: jnp.tanh(y * 0.1) @ p["v"]
     x = np.asarray(rng.normal(size=(400, 5)) + 1, np.float32)
     net = jc.trace(lambda p, x: outer(p, inner(p, x)), params, x)
-    moments = net.calibrate(params, [x] * 100, sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, [x] * 100, sensitivity=True, progress=False)
     jacobian = np.asarray(jax.vmap(jax.jacobian(lambda y: outer(params, y)))(inner(params, x)))
     expected = np.einsum("bzp,bzq->pq", jacobian, jacobian) / (400 * 3)
     order = [size * 2 + head for head in range(2) for size in range(3)]
@@ -210,7 +210,9 @@ def test_a_tied_kernel_is_felt_where_it_is_read():
     }
     x = np.asarray(rng.normal(size=(100, 6)), np.float32)
     net = jc.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["o"], params, x)
-    work = Work(net.structure, params, net.calibrate(params, [x], sensitivity=True, progress=False))
+    work = Work(
+        net.structure, params, jc.calibrate(net, params, [x], sensitivity=True, progress=False)
+    )
     axis = next(axis for axis in net.axes if axis.key == "w:1")
     kernel = np.asarray(params["w"], np.float64)
     np.testing.assert_allclose(
@@ -228,5 +230,7 @@ def test_loops_of_unknown_length_and_complex_outputs():
         lambda p, x: jnp.fft.fft(x @ p["a"] @ p["c"]),
     ):
         net = jc.trace(apply, params, jnp.ones((4, 5)))
-        gains = net.calibrate(params, [jnp.ones((4, 5))], sensitivity=True, progress=False).gains
+        gains = jc.calibrate(
+            net, params, [jnp.ones((4, 5))], sensitivity=True, progress=False
+        ).gains
         assert np.trace(gains["c#0"].cov) > 0

@@ -232,7 +232,7 @@ def test_what_says_nothing_new_goes_without_loss_or_no_fold_is_claimed(name):
     apply, params = EXACT[name]
     x = noise(64, 3, seed=20) if name != "a bias by position" else X
     net = jc.trace(apply, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     # of constant units one must stay where no bias carries them
     small = jc.rotate_and_prune(net, 5 / 8 if params is CONSTANT else 1 / 2)(params, moments)
     expected = apply(params, x)
@@ -273,7 +273,7 @@ def test_integer_and_complex_leaves():
         "q": np.random.default_rng(0).integers(-9, 9, (8, 5)).astype(np.int8),
     }
     net = jc.trace(apply, params, X)
-    small = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [X], progress=False))
+    small = jc.rotate_and_prune(net, 1 / 2)(params, jc.calibrate(net, params, [X], progress=False))
     assert small["q"].shape == (4, 5)
     assert small["q"].dtype == np.int8
     assert np.isfinite(np.asarray(net(small, X))).all()
@@ -295,7 +295,7 @@ def test_a_weight_times_a_constant_is_no_place_of_measurement():
     apply = lambda p, x: jax.nn.relu(x @ p["A"]) @ (p["W"] @ np.ones((5, 5), np.float32))
     params = {"A": noise(3, 8), "W": noise(8, 5)}
     net = jc.trace(apply, params, X)
-    moments = net.calibrate(params, [X], progress=False)
+    moments = jc.calibrate(net, params, [X], progress=False)
     jc.at("W", jc.factored(3 / 4))(params, moments)
     assert np.isfinite(np.asarray(net(jc.rotate_and_prune(net, 1 / 2)(params, moments), X))).all()
 
@@ -338,5 +338,7 @@ def test_a_bias_that_is_used_elsewhere_carries_no_mean(name):
     assert not any(
         "v:0" in site.bias[0] or "B:1" in site.bias[0] for site in net.structure.sites.values()
     )
-    small = jc.rotate_and_prune(net, keep=1 / 2)(params, net.calibrate(params, [x], progress=False))
+    small = jc.rotate_and_prune(net, keep=1 / 2)(
+        params, jc.calibrate(net, params, [x], progress=False)
+    )
     assert jnp.isfinite(net(small, x)).all()

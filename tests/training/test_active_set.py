@@ -30,11 +30,11 @@ START = {
     for name, s in SHAPES.items()
 }
 PARAMS = jc.fit(
-    jc.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=400, batch_size=100, progress=False
+    jc.training.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=400, batch_size=100, progress=False
 ).params  # fmt: skip
 NET = jc.trace(apply, PARAMS, X[:2])
-MOMENTS = NET.calibrate(PARAMS, [X[:500]], progress=False)
-ACTIVE = jc.active_set(NET, PARAMS, (X, Y), tolerance=0.5, progress=False)
+MOMENTS = jc.calibrate(NET, PARAMS, [X[:500]], progress=False)
+ACTIVE = jc.classifiers.active_set(NET, PARAMS, (X, Y), tolerance=0.5, progress=False)
 LOGITS = np.asarray(NET(PARAMS, X))
 PLACE = {row.tobytes(): place for place, row in enumerate(X)}
 
@@ -94,13 +94,13 @@ TRUTH = {name: float(is_right(logits_of(each), Y).mean()) for name, each in ALL.
 
 
 def judge(candidates=ALL, active=ACTIVE, **options):
-    return jc.evaluate_compactions(
+    return jc.classifiers.rank_compactions(
         candidates, active, **{"evaluations": 0.1, "progress": False} | options
     )
 
 
 def seeded(seed, **options):
-    return jc.active_set(NET, PARAMS, (X, Y), 0.5, seed=seed, progress=False, **options)
+    return jc.classifiers.active_set(NET, PARAMS, (X, Y), 0.5, seed=seed, progress=False, **options)
 
 
 @pytest.mark.parametrize("evaluations", [0.04, 0.1, 0.5])
@@ -229,7 +229,7 @@ def test_a_set_is_as_wide_as_what_moves():
 
 
 def test_without_labels_it_is_agreement():
-    active = jc.active_set(NET, PARAMS, (X, None), 0.5, progress=False)
+    active = jc.classifiers.active_set(NET, PARAMS, (X, None), 0.5, progress=False)
     assert active.accuracy == 1
     assert (active.margins >= 0).all()
     found = judge({"same": PARAMS, "noise": noise(0.1)}, active)
@@ -247,7 +247,7 @@ def test_margins_are_those_of_the_logits_and_sorted():
     assert (np.diff(np.abs(ACTIVE.margins)[ACTIVE.active]) >= 0).all()
     assert set(ACTIVE.active) == set(np.flatnonzero(np.abs(ACTIVE.margins) <= 1.0))
     assert sorted(np.concatenate(ACTIVE.strata)) == list(range(COUNT))
-    odd = jc.active_set(NET, PARAMS, (X, Y), 0.5, batch_size=701, progress=False)
+    odd = jc.classifiers.active_set(NET, PARAMS, (X, Y), 0.5, batch_size=701, progress=False)
     np.testing.assert_allclose(odd.margins, ACTIVE.margins, atol=1e-4)
     assert f"{len(ACTIVE.active):,} of 3,000" in repr(ACTIVE)
 
@@ -255,8 +255,8 @@ def test_margins_are_those_of_the_logits_and_sorted():
 def test_another_score_orders_and_keeps_every_promise():
     states = []
     jc.fit(
-        jc.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=90, batch_size=100, progress=False,
-        watch=lambda state: states.append(state.params), every=30,
+        jc.training.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=90, batch_size=100, progress=False,
+        callback=lambda state: states.append(state.params), callback_steps=30,
     )  # fmt: skip
     change = rate_of_change(NET, states, (X, Y), progress=False)
     each = np.array([signed_margins(np.asarray(NET(params, X)), Y) for params in states])
@@ -269,7 +269,9 @@ def test_another_score_orders_and_keeps_every_promise():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 def test_few_examples_and_one_label(count):
-    active = jc.active_set(NET, PARAMS, (X[:count], np.full(count, 3)), 0.5, progress=False)
+    active = jc.classifiers.active_set(
+        NET, PARAMS, (X[:count], np.full(count, 3)), 0.5, progress=False
+    )
     found = judge({"same": PARAMS, "noise": noise(0.3)}, active, evaluations=1.0)
     for row, params in ((found["same"], PARAMS), (found["noise"], noise(0.3))):
         assert row.accuracy == pytest.approx(
@@ -317,7 +319,7 @@ def test_it_prints_and_draws():
 def test_refusals():
     def refused(why, *given, kind=ValueError, **options):
         with pytest.raises(kind, match=why):
-            jc.active_set(*given, progress=False, **options)
+            jc.classifiers.active_set(*given, progress=False, **options)
 
     for tolerance in (0, -1.0, float("nan"), float("inf"), True, "1"):
         refused("tolerance must be a positive number", NET, PARAMS, (X, Y), tolerance)

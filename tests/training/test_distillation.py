@@ -13,14 +13,14 @@ from jaxcompress.training.distillation import alignment
 
 X = np.random.default_rng(0).normal(size=(256, 5)).astype(np.float32)
 TEACHER, STUDENT = mlp_params((5, 32, 32, 4)), mlp_params((5, 16, 16, 4), seed=1)
-SAID = jc.outputs(mlp, TEACHER, X, progress=False)
+SAID = jc.training.predict(mlp, TEACHER, X, progress=False)
 Y = SAID.argmax(1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 1_000])
 def test_outputs_are_those_of_one_call(batch_size):
     both = lambda params, x: {"logits": mlp(params, x["x"]), "x": x["x"]}
-    found = jc.outputs(both, TEACHER, {"x": X}, batch_size=batch_size, progress=False)
+    found = jc.training.predict(both, TEACHER, {"x": X}, batch_size=batch_size, progress=False)
     np.testing.assert_allclose(found["logits"], mlp(TEACHER, X), atol=1e-5)
     np.testing.assert_array_equal(found["x"], X)
 
@@ -32,21 +32,23 @@ def test_at_both_ends_of_the_temperature():
     squared = lambda params, batch, key: (
         jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
     )
-    hot = slope(jc.distillation(mlp, temperature=1e3), (X, SAID))
+    hot = slope(jc.training.distillation_loss(mlp, temperature=1e3), (X, SAID))
     for one, two in zip(
         jax.tree.leaves(hot), jax.tree.leaves(slope(squared, (X, SAID))), strict=True
     ):
         np.testing.assert_allclose(one, two, rtol=0.02, atol=0.02 * float(jnp.abs(two).max()))
-    hard = slope(jc.distillation(mlp, hard=1.0), (X, Y, SAID))
+    hard = slope(jc.training.distillation_loss(mlp, hard=1.0), (X, Y, SAID))
     for one, two in zip(
-        jax.tree.leaves(hard), jax.tree.leaves(slope(jc.cross_entropy(mlp), (X, Y))), strict=True
+        jax.tree.leaves(hard),
+        jax.tree.leaves(slope(jc.training.cross_entropy(mlp), (X, Y))),
+        strict=True,
     ):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
 def test_the_teacher_itself_is_the_minimum(temperature):
-    loss = jc.distillation(mlp, temperature=temperature)
+    loss = jc.training.distillation_loss(mlp, temperature=temperature)
     assert float(loss(TEACHER, (X, SAID), None)) == pytest.approx(0, abs=1e-4)
     assert float(loss(STUDENT, (X, SAID), None)) > 0.1
     assert all(
@@ -57,7 +59,11 @@ def test_the_teacher_itself_is_the_minimum(temperature):
 
 def test_the_parts_add_up():
     parts = [
-        float(jc.distillation(mlp, temperature=2.0, hard=share)(STUDENT, (X, Y, SAID), None))
+        float(
+            jc.training.distillation_loss(mlp, temperature=2.0, hard=share)(
+                STUDENT, (X, Y, SAID), None
+            )
+        )
         for share in (0.0, 0.3, 1.0)
     ]
     assert parts[1] == pytest.approx(0.7 * parts[0] + 0.3 * parts[2], rel=1e-5)
@@ -65,9 +71,9 @@ def test_the_parts_add_up():
 
 def test_smoothing_is_a_mixture_of_labels():
     soft = 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4
-    smooth = jc.cross_entropy(mlp, smoothing=0.1)
+    smooth = jc.training.cross_entropy(mlp, smoothing=0.1)
     assert float(smooth(STUDENT, (X, Y), None)) == pytest.approx(
-        float(jc.cross_entropy(mlp)(STUDENT, (X, soft), None)), rel=1e-5
+        float(jc.training.cross_entropy(mlp)(STUDENT, (X, soft), None)), rel=1e-5
     )
 
 
@@ -78,7 +84,7 @@ def test_hidden_states_of_another_width_come_to_agree():
         )
         return hidden @ params["w2"], hidden
 
-    said, hidden = jc.outputs(both, TEACHER, X, progress=False)
+    said, hidden = jc.training.predict(both, TEACHER, X, progress=False)
     before = float(alignment(both(STUDENT, X)[1], hidden))
     given = dict(optimizer=optax.adam(0.01), steps=150, batch_size=256, progress=False)
     after = [
@@ -86,7 +92,10 @@ def test_hidden_states_of_another_width_come_to_agree():
             alignment(
                 both(
                     jc.fit(
-                        jc.distillation(both, states=weight), STUDENT, (X, said, hidden), **given
+                        jc.training.distillation_loss(both, states=weight),
+                        STUDENT,
+                        (X, said, hidden),
+                        **given,
                     ).params,
                     X,
                 )[1],
@@ -112,24 +121,28 @@ def test_students_learn_what_the_teacher_says_of_new_inputs():
     given = dict(optimizer=optax.adam(0.01), steps=300, batch_size=64, progress=False)
     fresh = np.random.default_rng(2).normal(size=(4_000, 5)).astype(np.float32)
     apart = lambda params: float(
-        jc.distillation(mlp, temperature=1.0)(params, (fresh, mlp(TEACHER, fresh)), None)
+        jc.training.distillation_loss(mlp, temperature=1.0)(
+            params, (fresh, mlp(TEACHER, fresh)), None
+        )
     )
-    soft = jc.fit(jc.distillation(mlp, temperature=2.0), STUDENT, (X, SAID), **given).params
-    hard = jc.fit(jc.cross_entropy(mlp), STUDENT, (X, Y), **given).params
+    soft = jc.fit(
+        jc.training.distillation_loss(mlp, temperature=2.0), STUDENT, (X, SAID), **given
+    ).params
+    hard = jc.fit(jc.training.cross_entropy(mlp), STUDENT, (X, Y), **given).params
     assert apart(soft) < 0.3 * apart(hard)
 
 
 def test_refusals():
     for wrong in (dict(temperature=0.0), dict(hard=1.5), dict(states=-1.0)):
         with pytest.raises(ValueError, match="distillation: "):
-            jc.distillation(mlp, **wrong)
+            jc.training.distillation_loss(mlp, **wrong)
     with pytest.raises(ValueError, match="a batch is"):
-        jc.distillation(mlp, hard=0.5)(STUDENT, (X, SAID), None)
+        jc.training.distillation_loss(mlp, hard=0.5)(STUDENT, (X, SAID), None)
     with pytest.raises(ValueError, match="the teacher"):
-        jc.distillation(mlp)(STUDENT, (X, SAID[:, :2]), None)
+        jc.training.distillation_loss(mlp)(STUDENT, (X, SAID[:, :2]), None)
     with pytest.raises(ValueError, match="at least one"):
-        jc.outputs(mlp, TEACHER, X[:0])
+        jc.training.predict(mlp, TEACHER, X[:0])
     with pytest.raises(ValueError, match="first dimension"):
-        jc.outputs(lambda p, x: x.sum(0), TEACHER, X, progress=False)
+        jc.training.predict(lambda p, x: x.sum(0), TEACHER, X, progress=False)
     with pytest.raises(ValueError, match="smoothing"):
-        jc.cross_entropy(mlp, smoothing=1.0)
+        jc.training.cross_entropy(mlp, smoothing=1.0)

@@ -21,7 +21,7 @@ def relus(key, x):
 
 
 X = random_points((np.zeros(5), np.ones(5)), 400, seed=0)
-FOUND = jc.realize_along(sphere, X, 0.05, neighbours=4, progress=False)
+FOUND = jc.classifiers.realize_along(sphere, X, 0.05, neighbours=4, progress=False)
 GIVEN = dict(
     optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 200)), steps=200, progress=False
 )
@@ -45,13 +45,13 @@ def discrepancy(realized):
 @pytest.mark.parametrize("members", [False, True])
 def test_features_of_new_networks_come_nearer_to_the_data(members):
     few = FOUND.coarsened(sphere, 4, members=members)
-    moved = jc.match_distribution(few, sphere, relus, **GIVEN, domain=(0, 1))
+    moved = jc.classifiers.match_distribution(few, sphere, relus, **GIVEN, domain=(0, 1))
     assert discrepancy(moved) < 0.7 * discrepancy(few)
 
 
 def test_labels_stay_and_points_stay_in_the_box():
     few = FOUND.coarsened(sphere, 6, members=True)
-    moved = jc.match_distribution(
+    moved = jc.classifiers.match_distribution(
         few, sphere, relus, optimizer=optax.sgd(50.0), steps=20, progress=False, domain=(0.1, 0.9)
     )
     inside = (moved.points >= 0.1).all(1) & (moved.points <= 0.9).all(1)
@@ -65,7 +65,9 @@ def test_labels_stay_and_points_stay_in_the_box():
 
 def test_the_same_seed_gives_the_same_points():
     few = FOUND.coarsened(sphere, 3)
-    one, two = (jc.match_distribution(few, sphere, relus, **GIVEN).points for _ in range(2))
+    one, two = (
+        jc.classifiers.match_distribution(few, sphere, relus, **GIVEN).points for _ in range(2)
+    )
     np.testing.assert_array_equal(one, two)
 
 
@@ -83,7 +85,7 @@ def test_the_same_seed_gives_the_same_points():
 def test_bad_input(features, change, error, match):
     few = FOUND.coarsened(sphere, 3)
     with pytest.raises(error, match=match):
-        jc.match_distribution(few, sphere, features, **GIVEN | change)
+        jc.classifiers.match_distribution(few, sphere, features, **GIVEN | change)
 
 
 def test_a_class_of_the_border_only_stays():
@@ -96,6 +98,6 @@ def test_a_class_of_the_border_only_stays():
         given, weights=np.float64([0.5, 0.5, 0]), cells=np.where(FOUND.given_labels == 1, 0, 1)
     )
     classify = lambda x: np.where((x == 1).all(1), 7, sphere(x)).astype(np.int32)
-    moved = jc.match_distribution(given, classify, relus, **GIVEN, domain=(0, 1))
+    moved = jc.classifiers.match_distribution(given, classify, relus, **GIVEN, domain=(0, 1))
     np.testing.assert_array_equal(moved.points[2], given.points[2])
     assert moved.weights[2] == 0

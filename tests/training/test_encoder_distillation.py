@@ -36,8 +36,12 @@ def test_a_cut_encoder_recovers_on_texts_alone():
     teacher = embed(apply, PARAMS, TEXTS, progress=False)
     batches = buckets(TEXTS, tokens=256, seed=0)
     net = jc.trace(apply, PARAMS, *batches[0].inputs)
-    moments = net.calibrate(
-        PARAMS, [batch.inputs for batch in batches], mask=lambda ids, mask: mask, progress=False
+    moments = jc.calibrate(
+        net,
+        PARAMS,
+        [batch.inputs for batch in batches],
+        mask=lambda ids, mask: mask,
+        progress=False,
     )
     small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, moments)
     similar = lambda params: fidelity(teacher, embed(net, params, TEXTS, progress=False))
@@ -60,7 +64,7 @@ def test_hidden_states_teach_more_than_embeddings_alone():
     )
     net = jc.trace(hidden, PARAMS, *batches[0].inputs)
     small = jc.rotate_and_prune(net, keep=1 / 4)(
-        PARAMS, net.calibrate(PARAMS, [b.inputs for b in batches], progress=False)
+        PARAMS, jc.calibrate(net, PARAMS, [b.inputs for b in batches], progress=False)
     )
     states = hidden_states(hidden, PARAMS, TEXTS, progress=False)
     error = lambda params: float(
@@ -100,8 +104,8 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
         optimizer=optimizer,
         steps=8,
         progress=False,
-        watch=saved.append,
-        every=0.0,
+        callback=saved.append,
+        callback_seconds=0.0,
     )
     assert [int(state.step) for state in saved][-1] == 8
     half = fit_stream(loss, PARAMS, stream, optimizer=optimizer, steps=5, progress=False)

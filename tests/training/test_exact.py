@@ -15,7 +15,7 @@ KINDS = {
 
 
 def realized(classify, jnd=1 / 16):
-    return jc.realize(classify, ([-1, -1], [1, 1]), jnd, progress=False)
+    return jc.classifiers.realize(classify, ([-1, -1], [1, 1]), jnd, progress=False)
 
 
 def apply(params, x):
@@ -35,7 +35,7 @@ def fresh(width, classes=4):
 @pytest.mark.parametrize("name", KINDS)
 def test_full_agreement(name):
     found = realized(KINDS[name])
-    fitted = jc.fit_exactly(apply, fresh(32), found, steps=300, progress=False)
+    fitted = jc.classifiers.fit_exactly(apply, fresh(32), found, steps=300, progress=False)
     assert fitted.exact
     assert fitted.agreement[-1] == 1
     assert (fitted.agreement[:-1] < 1).all()  # it stopped there
@@ -45,7 +45,9 @@ def test_full_agreement(name):
 
 def test_too_few_units_say_so_and_keep_the_best():
     found = realized(KINDS["two classes"])
-    fitted = jc.fit_exactly(apply, fresh(1), found, steps=40, rounds=3, polish=5, progress=False)
+    fitted = jc.classifiers.fit_exactly(
+        apply, fresh(1), found, steps=40, rounds=3, polish=5, progress=False
+    )
     assert not fitted.exact
     agreed = np.mean(np.argmax(apply(fitted.params, found.points), 1) == found.targets)
     assert agreed == pytest.approx(fitted.agreement.max())
@@ -56,7 +58,7 @@ def test_too_few_units_say_so_and_keep_the_best():
 
 def test_compact_parameters():
     params = fresh(32) | {"down": jc.factored(keep=3 / 4)(fresh(32)["down"])}
-    fitted = jc.fit_exactly(
+    fitted = jc.classifiers.fit_exactly(
         apply, params, realized(KINDS["two classes"], 1 / 8), steps=600, rounds=2, progress=False
     )
     assert jax.tree.structure(fitted.params) == jax.tree.structure(params)
@@ -77,4 +79,6 @@ def test_errors(name):
     options, kind, match = ERRORS[name]
     given = {"params": fresh(4), "progress": False} | options
     with pytest.raises(kind, match=match):
-        jc.fit_exactly(apply, given.pop("params"), realized(KINDS["two classes"]), **given)
+        jc.classifiers.fit_exactly(
+            apply, given.pop("params"), realized(KINDS["two classes"]), **given
+        )

@@ -12,7 +12,7 @@ from jaxcompress.training.fit import examples_at
 
 X = np.asarray(matrix(60, 12))
 Y = np.argmax(X @ np.asarray(matrix(12, 3, seed=1)), axis=1)
-LOSS = jc.cross_entropy(lambda p, x: x @ p["w"] + p["b"])
+LOSS = jc.training.cross_entropy(lambda p, x: x @ p["w"] + p["b"])
 DENSE = {"w": 0.1 * matrix(12, 3, seed=2), "b": jnp.zeros(3)}
 
 

@@ -17,7 +17,7 @@ X = np.asarray(matrix(96, 5))
 Y = np.argmax(X @ np.asarray(matrix(5, 3, seed=1)), axis=1)
 PARAMS = mlp_params((5, 16, 12, 3))
 NET = jc.trace(mlp, PARAMS, X)
-LOSS = jc.cross_entropy(NET)
+LOSS = jc.training.cross_entropy(NET)
 LEVELS = ((4, 10), (2, 7), (1, 8))
 
 
@@ -159,7 +159,7 @@ def test_powers_are_found_by_trying():
     assert powers("adam") == powers("clipped adam") == powers("several steps") == [1, 2]
     assert powers("rmsprop") == [0, 2]
     assert powers("adagrad") == [2]
-    penalised = optax.chain(jc.add_variation(NET, 0.1), optax.adam(0.01))
+    penalised = optax.chain(jc.training.add_variation(NET, 0.1), optax.adam(0.01))
     assert np.isfinite(np.asarray(train(optimizer=penalised).losses)).all()
 
 
@@ -179,7 +179,7 @@ def test_what_it_starts_from_has_the_variance_of_the_whole():
 
 def test_a_watcher_sees_every_piece_and_may_keep_it():
     seen = []
-    whole = train(watch=seen.append, every=5)
+    whole = train(callback=seen.append, callback_steps=5)
     assert [int(state.step) for state in seen] == [5, 10, 15, 17, 20, 25]
     assert seen[0].params["w0"].shape == (5, 4)
     assert seen[-1].spent == whole.spent
@@ -200,7 +200,7 @@ def test_refusals():
             train(levels)
     seen = []
     with pytest.raises(ValueError, match="keeps an array of shape"):
-        train(optimizer=optax.adafactor(0.1, min_dim_size_to_factor=2), watch=seen.append)
+        train(optimizer=optax.adafactor(0.1, min_dim_size_to_factor=2), callback=seen.append)
     assert not seen
     with pytest.raises(ValueError, match="is compact"):
         jc.multigrid(
@@ -237,13 +237,16 @@ def test_training_at_any_resolution_serves_the_coarse_ones():
     y = np.argmax(np.sin(2 * x) @ np.asarray(matrix(5, 3, seed=1)), axis=1)
     given = dict(optimizer=optax.adam(0.01), steps=400, batch_size=64, progress=False)
     losses = {}
-    for name, loss in (("full", LOSS), ("any", jc.at_any_resolution(NET, LOSS, (1, 2, 4)))):
+    for name, loss in (
+        ("full", LOSS),
+        ("any", jc.training.at_any_resolution(NET, LOSS, (1, 2, 4))),
+    ):
         params = jc.fit(loss, PARAMS, (x, y), **given).params
         losses[name] = [
             float(LOSS(jc.coarsen(NET, factor)(params), (x, y), None)) for factor in (1, 4)
         ]
     assert losses["any"][1] < losses["full"][1] - 0.1
     with pytest.raises(ValueError, match="give it a key"):
-        jc.at_any_resolution(NET, LOSS)(PARAMS, (x, y), None)
+        jc.training.at_any_resolution(NET, LOSS)(PARAMS, (x, y), None)
     with pytest.raises(ValueError, match="needs factors"):
-        jc.at_any_resolution(NET, LOSS, ())
+        jc.training.at_any_resolution(NET, LOSS, ())

@@ -79,7 +79,7 @@ def grid(d, n=None):
 
 def realized(classify, d, **options):
     options = {"jnd": 1 / CELLS[d], "coarse": COARSE[d], "progress": False} | options
-    return jc.realize(classify, unit(d), **options)
+    return jc.classifiers.realize(classify, unit(d), **options)
 
 
 def field(d, seed, classes=3, scale=0.15):
@@ -216,7 +216,7 @@ def test_jnd_that_varies(d, trees):
 
 
 def test_jnd_of_each_dimension():
-    found = jc.realize(
+    found = jc.classifiers.realize(
         lambda x: half(x / [8, 1]), ([0, 0], [8, 1]), (0.5, 0.01), coarse=(16, 4), progress=False
     )
     smallest = found.sizes.min(0)
@@ -391,7 +391,9 @@ def test_one_class_gives_the_coarse_cells():
 def test_boxes_anywhere(levels):
     low, high = levels
     scaled = lambda x: ball(((x - low) / (high - low)).astype(np.float32))
-    found = jc.realize(scaled, ([low] * 2, [high] * 2), (high - low) / 64, progress=False)
+    found = jc.classifiers.realize(
+        scaled, ([low] * 2, [high] * 2), (high - low) / 64, progress=False
+    )
     assert np.array_equal(found.mesh(found.points), found.labels)
     assert found.queries == realized(ball, 2, jnd=1 / 64, coarse=8).queries
 
@@ -471,13 +473,13 @@ def test_errors(name):
     asked = []
     classify = given.pop("classify")
     with pytest.raises(kind, match=match):
-        jc.realize(lambda x: asked.append(x) or classify(x), **given)
+        jc.classifiers.realize(lambda x: asked.append(x) or classify(x), **given)
     assert not asked or "classify" in options or "soft" in options or callable(given["jnd"])
 
 
 def test_an_infinite_jnd_gives_the_coarse_cells():
     for jnd in (np.inf, (np.inf, 0.125)):
-        assert jc.realize(ball, unit(2), jnd, coarse=8, progress=False).queries == 64
+        assert jc.classifiers.realize(ball, unit(2), jnd, coarse=8, progress=False).queries == 64
 
 
 @pytest.mark.parametrize(
@@ -492,7 +494,7 @@ def test_an_infinite_jnd_gives_the_coarse_cells():
 def test_very_fine_borders_take_few_calls(classify, calls, most):
     """Borders of 4,000 cells are followed from many places at once, and no coarser grid is asked anew."""
     made = []
-    found = jc.realize(
+    found = jc.classifiers.realize(
         lambda x: made.append(len(x)) or classify(x), unit(2), 1 / 4096, coarse=8, progress=False
     )
     assert len(made) <= calls

@@ -66,7 +66,7 @@ class Recorder:
 def realized(name, d, points=None, classify=None, **options):
     options = dict(jnd=0.03, neighbours=5, batch_size=256, progress=False) | options
     jnd = options.pop("jnd")
-    return jc.realize_along(
+    return jc.classifiers.realize_along(
         classify or CLASSIFIERS[name],
         uniform(d, 300 if d < 20 else 150) if points is None else points,
         jnd,
@@ -202,7 +202,9 @@ def test_islands_inside_edges_become_classes():
     """Found at midpoints alone; coarsening keeps them."""
     points = np.linspace(0, 10, 11)[:, None]
     island = lambda x: np.int32(np.abs(x[:, 0] - 4.5) < 0.2)
-    found = jc.realize_along(island, points, 0.01, neighbours=2, tolerance=0.0, progress=False)
+    found = jc.classifiers.realize_along(
+        island, points, 0.01, neighbours=2, tolerance=0.0, progress=False
+    )
     assert found.hidden
     assert found.given_labels.max() == 0
     assert found.classes.tolist() == [0, 1]
@@ -211,7 +213,9 @@ def test_islands_inside_edges_become_classes():
     assert sorted(coarse.labels.tolist()) == [0, 1]
     assert coarse.weights[coarse.labels == 1].tolist() == [0]
     with pytest.raises(ValueError, match="no border"):
-        jc.realize_along(island, points[points[:, 0] != 4], 0.01, neighbours=1, progress=False)
+        jc.classifiers.realize_along(
+            island, points[points[:, 0] != 4], 0.01, neighbours=1, progress=False
+        )
 
 
 def test_runs_repeat_and_the_order_of_points_does_not_matter():
@@ -284,7 +288,7 @@ def test_means_that_are_of_another_class_become_members():
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     disc = lambda x: np.int32(np.hypot(*x.T) < 0.6)
-    found = jc.realize_along(
+    found = jc.classifiers.realize_along(
         disc, np.concatenate([circle, 0.5 * circle, 0.3 * circle]), 0.01, progress=False
     )
     coarse = found.coarsened(disc, 1)
@@ -333,7 +337,7 @@ def test_charts_find_borders_that_lie_off_the_data():
 def test_a_student_learns_from_it():
     found = realized("half space", 2).coarsened(CLASSIFIERS["half space"], 10)
     params = mlp_params((2, 16, 16, 2))
-    fitted = jc.fit_exactly(
+    fitted = jc.classifiers.fit_exactly(
         lambda p, x: mlp(p, 4 * x - 2), params, found, steps=200, rounds=0, progress=False
     )
     assert fitted.agreement.max() > 0.9

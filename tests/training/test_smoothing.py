@@ -24,7 +24,7 @@ def test_it_is_finite_and_has_a_slope(name):
     """On axes under norms, in heads, in a flattening and in fused kernels."""
     model, net = network(name)
     found, gradient = jax.jit(
-        jax.value_and_grad(lambda params: jc.variation(net, params), allow_int=True)
+        jax.value_and_grad(lambda params: jc.training.variation(net, params), allow_int=True)
     )(model.params)
     assert 0 < float(found) < np.inf
     floats = [
@@ -37,8 +37,8 @@ def test_it_is_finite_and_has_a_slope(name):
 def test_what_it_is_zero_for():
     """Equal channels, and with degree 2 channels on a line; twins vary half as often."""
     alike = jax.tree.map(jnp.ones_like, PARAMS)
-    assert float(jc.variation(NET, alike)) == 0
-    gradient = jax.grad(lambda params: jc.variation(NET, params))(alike)
+    assert float(jc.training.variation(NET, alike)) == 0
+    gradient = jax.grad(lambda params: jc.training.variation(NET, params))(alike)
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
     t = jnp.arange(32.0)
     line = {
@@ -49,12 +49,16 @@ def test_what_it_is_zero_for():
         "w2": t[:, None] * jnp.ones(3),
         "b2": jnp.zeros(3),
     }
-    assert float(jc.variation(NET, line, degree=2)) < 1e-6 < float(jc.variation(NET, line))
+    assert (
+        float(jc.training.variation(NET, line, degree=2))
+        < 1e-6
+        < float(jc.training.variation(NET, line))
+    )
     plain = PARAMS | {
         name: jnp.zeros_like(leaf) for name, leaf in PARAMS.items() if name.startswith("b")
     }
-    assert float(jc.variation(NET, jc.refine(NET, 2)(plain))) == pytest.approx(
-        float(jc.variation(NET, plain)) / 2, rel=1e-4
+    assert float(jc.training.variation(NET, jc.refine(NET, 2)(plain))) == pytest.approx(
+        float(jc.training.variation(NET, plain)) / 2, rel=1e-4
     )
 
 
@@ -65,18 +69,20 @@ def test_biases_near_zero_are_not_blown_up():
             name: size * leaf / jnp.std(leaf) if name.startswith("b") else leaf
             for name, leaf in PARAMS.items()
         }
-        gradient = jax.grad(lambda params: jc.variation(NET, params, degree=2))(params)
+        gradient = jax.grad(lambda params: jc.training.variation(NET, params, degree=2))(params)
         assert float(jnp.abs(gradient["b0"]).max()) < 1
 
 
 def test_in_half_precision_and_with_a_schedule():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
-    update = jc.add_variation(NET, jnp.float32(0.1)).update(half, optax.EmptyState(), half)[0]
+    update = jc.training.add_variation(NET, jnp.float32(0.1)).update(
+        half, optax.EmptyState(), half
+    )[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(update)} == {jnp.dtype(jnp.bfloat16)}
-    penalised = optax.inject_hyperparams(lambda strength: jc.add_variation(NET, strength))
+    penalised = optax.inject_hyperparams(lambda strength: jc.training.add_variation(NET, strength))
     optimizer = optax.chain(penalised(strength=optax.linear_schedule(0.0, 0.1, 10)), optax.sgd(0.1))
     state = jc.fit(
-        jc.cross_entropy(NET),
+        jc.training.cross_entropy(NET),
         PARAMS,
         (X, Y),
         optimizer=optimizer,
@@ -89,20 +95,20 @@ def test_in_half_precision_and_with_a_schedule():
 
 def test_order_is_less_variation():
     for degree in (1, 2):
-        assert float(jc.variation(NET, jc.order(NET)(PARAMS), degree=degree)) < float(
-            jc.variation(NET, PARAMS, degree=degree)
+        assert float(jc.training.variation(NET, jc.seriate(NET)(PARAMS), degree=degree)) < float(
+            jc.training.variation(NET, PARAMS, degree=degree)
         )
 
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_as_a_step_of_optax_it_is_a_term_of_the_loss(degree):
-    loss = jc.cross_entropy(NET)
+    loss = jc.training.cross_entropy(NET)
     penalised = lambda params, batch, key: (
-        loss(params, batch, key) + 0.1 * jc.variation(NET, params, degree=degree)
+        loss(params, batch, key) + 0.1 * jc.training.variation(NET, params, degree=degree)
     )
     given = dict(steps=20, batch_size=64, progress=False)
     one = jc.fit(penalised, PARAMS, (X, Y), optimizer=optax.sgd(0.1), **given).params
-    both = optax.chain(jc.add_variation(NET, 0.1, degree=degree), optax.sgd(0.1))
+    both = optax.chain(jc.training.add_variation(NET, 0.1, degree=degree), optax.sgd(0.1))
     two = jc.fit(loss, PARAMS, (X, Y), optimizer=both, **given).params
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -111,21 +117,23 @@ def test_as_a_step_of_optax_it_is_a_term_of_the_loss(degree):
 @pytest.mark.parametrize(("degree", "strength"), [(1, 0.2), (2, 0.03)])
 def test_networks_are_trained_to_be_coarsened(degree, strength):
     """Half of the channels by averages, against training without the penalty."""
-    loss, after = jc.cross_entropy(NET), {}
+    loss, after = jc.training.cross_entropy(NET), {}
     for each in (0.0, strength):
-        optimizer = optax.chain(jc.add_variation(NET, each, degree=degree), optax.adam(0.01))
+        optimizer = optax.chain(
+            jc.training.add_variation(NET, each, degree=degree), optax.adam(0.01)
+        )
         params = jc.fit(
             loss,
-            jc.order(NET)(PARAMS),
+            jc.seriate(NET)(PARAMS),
             (X, Y),
             optimizer=optimizer,
             steps=600,
             batch_size=64,
             progress=False,
         ).params
-        moments = NET.calibrate(params, [X], progress=False)
-        coarse = jc.chain(jc.order(NET), jc.coarsen(NET, 2))(params, moments)
-        rough = float(np.mean(list(jc.smoothness(NET, params, moments).values())))
+        moments = jc.calibrate(NET, params, [X], progress=False)
+        coarse = jc.chain(jc.seriate(NET), jc.coarsen(NET, 2))(params, moments)
+        rough = float(np.mean(list(jc.roughness(NET, params, moments).values())))
         after[each] = float(loss(coarse, (X, Y), None)), rough
     assert after[strength][0] < 0.7 * after[0.0][0]
     assert after[strength][1] < 0.8 * after[0.0][1]
@@ -133,12 +141,12 @@ def test_networks_are_trained_to_be_coarsened(degree, strength):
 
 def test_refusals():
     with pytest.raises(ValueError, match="degree must be"):
-        jc.variation(NET, PARAMS, degree=3)
+        jc.training.variation(NET, PARAMS, degree=3)
     with pytest.raises(ValueError, match="matches no hidden axis"):
-        jc.variation(NET, PARAMS, axes="nothing")
+        jc.training.variation(NET, PARAMS, axes="nothing")
     with pytest.raises(TypeError, match=r"takes a network from jc\.trace"):
-        jc.variation(mlp, PARAMS)
+        jc.training.variation(mlp, PARAMS)
     with pytest.raises(ValueError, match="strength must be"):
-        jc.add_variation(NET, -1.0)
+        jc.training.add_variation(NET, -1.0)
     with pytest.raises(ValueError, match="needs the parameters"):
-        jc.add_variation(NET, 1.0).update(PARAMS, optax.EmptyState())
+        jc.training.add_variation(NET, 1.0).update(PARAMS, optax.EmptyState())

@@ -49,7 +49,9 @@ def test_each_round_adds_what_its_student_misses(targets, size, rounds):
         asked.append(len(x))
         return nearest(x, t, seed)
 
-    found = jc.teaching_set(learn, X, targets, size, rounds=rounds, batch_size=256, progress=False)
+    found = jc.classifiers.teaching_set(
+        learn, X, targets, size, rounds=rounds, batch_size=256, progress=False
+    )
     assert len(found) == size == len(set(found.indices.tolist()))
     assert len(asked) == rounds - 1 == len(found.divergence) == len(found.agreement)
     assert (np.diff(found.round) >= 0).all()
@@ -71,7 +73,7 @@ def test_points_are_drawn_in_proportion_to_the_square_of_the_divergence():
     squares[start] = 0
     given = dict(rounds=2, start=start, progress=False)
     drawn = [
-        jc.teaching_set(nearest, x, targets, 3, seed=seed, **given).indices[2]
+        jc.classifiers.teaching_set(nearest, x, targets, 3, seed=seed, **given).indices[2]
         for seed in range(1000)
     ]
     counts = np.bincount(drawn, minlength=40)
@@ -85,7 +87,7 @@ def test_points_are_drawn_in_proportion_to_the_square_of_the_divergence():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_chosen_points_teach_more_than_random_ones(seed):
-    found = jc.teaching_set(nearest, X, HARD, 120, rounds=12, seed=seed, progress=False)
+    found = jc.classifiers.teaching_set(nearest, X, HARD, 120, rounds=12, seed=seed, progress=False)
     random = [
         disagreement(np.random.default_rng(each).permutation(len(X))[:120]) for each in range(20)
     ]
@@ -94,18 +96,20 @@ def test_chosen_points_teach_more_than_random_ones(seed):
 
 def test_start_is_kept_and_the_first_part_has_all_classes():
     start = np.array([5, 3, 8])
-    found = jc.teaching_set(nearest, X, HARD, 30, start=start, progress=False)
+    found = jc.classifiers.teaching_set(nearest, X, HARD, 30, start=start, progress=False)
     np.testing.assert_array_equal(found.indices[:3], start)
-    first = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
+    first = jc.classifiers.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
     np.testing.assert_array_equal(
         np.bincount(LABELS[first.indices[first.round == 0]]), [2, 2, 2, 2]
     )
-    again = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False, batch_size=100)
+    again = jc.classifiers.teaching_set(
+        nearest, X, HARD, 32, rounds=4, progress=False, batch_size=100
+    )
     np.testing.assert_array_equal(first.indices, again.indices)
 
 
 def test_it_comes_back_from_a_file(tmp_path):
-    found = jc.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
+    found = jc.classifiers.teaching_set(nearest, X, HARD, 32, rounds=4, progress=False)
     jc.save(tmp_path / "set.safetensors", {"chosen": found})
     again = jc.load(tmp_path / "set.safetensors")["chosen"]
     assert repr(again) == repr(found)
@@ -114,20 +118,23 @@ def test_it_comes_back_from_a_file(tmp_path):
 
 
 def test_all_points_and_images():
-    found = jc.teaching_set(nearest, X[:50], HARD[:50], 50, progress=False)
+    found = jc.classifiers.teaching_set(nearest, X[:50], HARD[:50], 50, progress=False)
     np.testing.assert_array_equal(np.sort(found.indices), np.arange(50))
     assert re.fullmatch(
         r"TeachingSet\(50 of 50 points in 8 rounds; students agree on \d+\.\d\d % to \d+\.\d\d % of all\)",
         repr(found),
     )
-    one = jc.teaching_set(nearest, X[:50], HARD[:50], 9, rounds=1, progress=False)
+    one = jc.classifiers.teaching_set(nearest, X[:50], HARD[:50], 9, rounds=1, progress=False)
     assert repr(one) == "TeachingSet(9 of 50 points in 1 round)"
     flat = lambda x, t, seed: (
         lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
     )
-    images = jc.teaching_set(flat, X[:50].reshape(-1, 1, 2), HARD[:50], 20, progress=False)
+    images = jc.classifiers.teaching_set(
+        flat, X[:50].reshape(-1, 1, 2), HARD[:50], 20, progress=False
+    )
     np.testing.assert_array_equal(
-        images.indices, jc.teaching_set(nearest, X[:50], HARD[:50], 20, progress=False).indices
+        images.indices,
+        jc.classifiers.teaching_set(nearest, X[:50], HARD[:50], 20, progress=False).indices,
     )
 
 
@@ -159,7 +166,9 @@ def test_bad_input_is_refused_before_any_work(given, message):
         raise AssertionError("was called")
 
     with pytest.raises(ValueError, match=message):
-        jc.teaching_set(learn, **(dict(x=X, targets=HARD, size=40, progress=False) | given))
+        jc.classifiers.teaching_set(
+            learn, **(dict(x=X, targets=HARD, size=40, progress=False) | given)
+        )
 
 
 @pytest.mark.parametrize(
@@ -178,4 +187,4 @@ def test_bad_input_is_refused_before_any_work(given, message):
 )
 def test_students_that_are_none(logits, message):
     with pytest.raises(ValueError, match=message):
-        jc.teaching_set(lambda x, targets, seed: logits, X, HARD, 40, progress=False)
+        jc.classifiers.teaching_set(lambda x, targets, seed: logits, X, HARD, 40, progress=False)

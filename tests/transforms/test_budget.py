@@ -25,7 +25,7 @@ def trained_mlp(widths=(8, 64, 96, 4), seed=0):
         params[name] = jnp.asarray(u * (s * np.arange(1, len(s) + 1) ** -power) @ vt, jnp.float32)
     x = np.random.default_rng(seed).normal(size=(2000, widths[0])).astype(np.float32)
     net = jc.trace(mlp, params, x)
-    return net, params, x, net.calibrate(params, [x], sensitivity=True, progress=False)
+    return net, params, x, jc.calibrate(net, params, [x], sensitivity=True, progress=False)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -130,7 +130,7 @@ def test_the_prediction_is_exact_for_the_last_cut_of_a_linear_network():
     params = {name: params[name] for name in ("w0", "w1")}
     x = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
     net = jc.trace(linear, params, x)
-    moments = net.calibrate(params, [x] * 200, sensitivity=True, progress=False)
+    moments = jc.calibrate(net, params, [x] * 200, sensitivity=True, progress=False)
     shrink = jc.rotate_and_prune(net, jc.budget(0.3))
     plan, small = shrink.plan(params, moments), shrink(params, moments)
     np.testing.assert_allclose(
@@ -140,7 +140,7 @@ def test_the_prediction_is_exact_for_the_last_cut_of_a_linear_network():
 
 def test_pairs_and_heads_have_curves_too():
     model, net, inputs, moments = calibrated("encoder_by_hand")
-    moments = net.calibrate(model.params, [inputs], sensitivity=True, progress=False)
+    moments = jc.calibrate(net, model.params, [inputs], sensitivity=True, progress=False)
     plan = jc.rotate_and_prune(net, jc.budget(0.7)).plan(model.params, moments)
     pairs = [axis.key for axis in net.axes if axis.pair]
     assert set(pairs) <= set(plan.keeps)
@@ -216,7 +216,7 @@ FORMS = {
     "factored": jc.factored,
     "hashed": jc.hashed,
     "vocabulary": lambda keep: jc.vocabulary(keep, atoms="learned"),
-    "convolved": jc.convolved,
+    "convolved": jc.spline,
 }
 
 
@@ -302,7 +302,7 @@ def test_a_stack_is_the_sum_of_its_matrices():
     keys = jax.random.split(jax.random.key(0), 3)
     large = 10 * jax.random.normal(keys[0], (16, 1)) @ jax.random.normal(keys[1], (1, 16))
     params = {"w": jnp.stack([large, jax.random.normal(keys[2], (16, 16))])}
-    transform = jc.factored(jc.budget(1 / 2), axes=jc.MatrixAxes((1,), (2,)))
+    transform = jc.factored(jc.budget(1 / 2), matrix_axes=jc.MatrixAxes((1,), (2,)))
     gap = transform(params)["w"].materialize() - params["w"]
     np.testing.assert_allclose(
         jnp.sum(gap**2) / jnp.sum(params["w"] ** 2), transform.plan(params).error, rtol=1e-3
@@ -374,7 +374,7 @@ def test_a_metric_gets_the_best_of_its_plans(form, total):
 
 def test_an_active_set_is_a_metric():
     net, params, x, moments = trained_mlp()
-    active = jc.active_set(net, params, (x, None), tolerance=0.5, progress=False)
+    active = jc.classifiers.active_set(net, params, (x, None), tolerance=0.5, progress=False)
     rule = jc.budget(0.2, metric=active)
     assert repr(rule) == "budget(0.2, metric=ActiveSet)"
     plan = jc.rotate_and_prune(net, rule).plan(params, moments)

@@ -43,9 +43,9 @@ def test_patterns(pattern, picked):
 def test_a_pattern_meets_a_node_before_its_children():
     coded = jc.at("a/kernel", jc.vocabulary(keep=1 / 2))(PARAMS)
     again = jc.at("a/**", jc.hashed(keep=1 / 4))(coded)
-    assert isinstance(again["a"]["kernel"], jc.HashedArray)
+    assert isinstance(again["a"]["kernel"], jc.arrays.HashedArray)
     inside = jc.at("a/kernel/codes", jc.hashed(keep=1 / 4))(coded)["a"]["kernel"]
-    assert isinstance(inside.codes, jc.HashedArray)
+    assert isinstance(inside.codes, jc.arrays.HashedArray)
     assert inside.stored_numbers == inside.codes.stored_numbers == 6
 
 
@@ -120,7 +120,7 @@ BAD = {
         r"a/kernel: grid=\(3, 3\) has 9 points.*8",
     ),
     "basis": (
-        lambda: jc.convolved(1 / 2, basis="sine"),
+        lambda: jc.spline(1 / 2, basis="sine"),
         ValueError,
         "basis='sine' is unknown: .* 'step', 'linear', 'cubic'",
     ),
@@ -177,7 +177,7 @@ BAD = {
     "no inputs": (lambda: jc.second_moments(np.ones((0, 3))), ValueError, "at least one example"),
     "not a transform": (lambda: jc.chain(jc.hashed), TypeError, "chain expects transforms such as"),
     "axes": (
-        lambda: jc.hashed(1 / 2, axes=jc.MatrixAxes(0, 2))(jnp.ones((2, 3, 4))),
+        lambda: jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(0, 2))(jnp.ones((2, 3, 4))),
         ValueError,
         "does not fit an array of 3",
     ),
@@ -199,7 +199,7 @@ def test_initialize_has_the_given_variance():
         jc.hashed(1 / 8),
         jc.vocabulary(1 / 4, atoms="learned"),
         jc.factored(1 / 2),
-        jc.convolved(1 / 4),
+        jc.spline(1 / 4),
         nest,
     ):
         fresh = jc.initialize(jax.random.key(1), transform, params)

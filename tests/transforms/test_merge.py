@@ -14,7 +14,9 @@ import jaxcompress as jc
 def merged(params, threshold=0.999, apply=mlp, count=400):
     x = np.random.default_rng(0).normal(size=(count, 5)).astype(np.float32)
     net = jc.trace(apply, params, x)
-    small = jc.merge(net, threshold, axes="w0")(params, net.calibrate(params, [x], progress=False))
+    small = jc.merge(net, threshold, axes="w0")(
+        params, jc.calibrate(net, params, [x], progress=False)
+    )
     return small, error(net, params, small, (x,))
 
 
@@ -63,7 +65,7 @@ def test_what_differs_stays_and_thresholds_order():
     params = mlp_params((5, 24, 6, 3))
     x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     same = jc.merge(net, 1.0)(params, moments)
     moving = [
         int((part.cov[0].diagonal() > 0).sum()) for part in (moments["w0:1"], moments["w1:1"])
@@ -95,7 +97,7 @@ def test_every_kind_of_network(name):
     small, carried = jc.merge(net, 0.3).apply(model.params, moments)
     assert jc.stored_numbers(small) < jc.stored_numbers(model.params)
     assert np.isfinite(error(net, model.params, small, inputs))
-    fresh = net.calibrate(small, [inputs], progress=False)
+    fresh = jc.calibrate(net, small, [inputs], progress=False)
     for key, statistic in fresh.sites.items():
         assert carried.sites[key].mean.shape == statistic.mean.shape
 
@@ -126,6 +128,6 @@ def test_one_kernel_at_several_places_takes_one_fold():
 
     inputs = tuple(np.asarray(rng.normal(size=(400, 4)), np.float32) for _ in range(2))
     net = jc.trace(apply, params, *inputs)
-    small = jc.merge(net, 0.95)(params, net.calibrate(params, [inputs], progress=False))
+    small = jc.merge(net, 0.95)(params, jc.calibrate(net, params, [inputs], progress=False))
     assert small["up"].shape == (4, 3)
     assert error(net, params, small, inputs) < 0.01

@@ -19,7 +19,7 @@ def pruned_mlp(keep=1 / 2):
         np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32),
     )
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     return net, params, x, moments, jc.rotate_and_prune(net, keep)
 
 
@@ -122,7 +122,7 @@ def test_compact_kernels_stay():
         prune, jc.at("w1", jc.hashed(1 / 2)), jc.reconstruct(net, [x], progress=False)
     )
     small = recipe(params, moments)
-    assert isinstance(small["w1"], jc.HashedArray)
+    assert isinstance(small["w1"], jc.arrays.HashedArray)
     without = jc.chain(*recipe.transforms[:2])(params, moments)
     assert error(net, params, small, (x,)) < 0.9 * error(net, params, without, (x,))
 
@@ -150,13 +150,13 @@ def test_padding_and_samples():
     prune, given = jc.rotate_and_prune(net, 1 / 2), dict(mask=lambda x, mask: mask, progress=False)
 
     def small(x, **options):
-        moments = net.calibrate(params, [(x, mask)], **given)
+        moments = jc.calibrate(net, params, [(x, mask)], **given)
         return jc.chain(prune, jc.reconstruct(net, [(x, mask)], **given, **options))(
             params, moments
         )
 
     close(small(x), small(junk), 1e-3)
-    plain = prune(params, net.calibrate(params, [(x, mask)], **given))
+    plain = prune(params, jc.calibrate(net, params, [(x, mask)], **given))
     sampled = small(junk, sample=1 / 2)
     assert error(net, params, sampled, (x, mask)) < error(net, params, plain, (x, mask))
 
@@ -181,11 +181,11 @@ def test_original_weights_that_are_compact():
     """Moments of a network with compact weights: those are what the outputs are held to, as they are."""
     net, params, x, _, _ = pruned_mlp()
     compact = {**params, "w2": jc.factored(1 / 2)(params["w2"])}
-    moments = net.calibrate(compact, [x], progress=False)
+    moments = jc.calibrate(net, compact, [x], progress=False)
     small = jc.chain(
         jc.rotate_and_prune(net, 1 / 2, axes="w0"), jc.reconstruct(net, [x], progress=False)
     )(compact, moments)
-    assert isinstance(small["w2"], jc.FactoredArray)
+    assert isinstance(small["w2"], jc.arrays.FactoredArray)
     assert (
         float(jnp.linalg.norm(net(small, x) - net(compact, x)) / jnp.linalg.norm(net(compact, x)))
         < 0.3
@@ -195,7 +195,7 @@ def test_original_weights_that_are_compact():
 def test_an_original_that_is_small_already():
     net, params, x, moments, prune = pruned_mlp(3 / 4)
     smaller = prune(params, moments)
-    again = net.calibrate(smaller, [x], progress=False)
+    again = jc.calibrate(net, smaller, [x], progress=False)
     cut = jc.rotate_and_prune(net, 1 / 2)
     small = jc.chain(cut, jc.reconstruct(net, [x], progress=False))(smaller, again)
     assert error(net, smaller, small, (x,)) < error(net, smaller, cut(smaller, again), (x,))
@@ -211,7 +211,7 @@ def test_a_convolution_that_was_too_wide_to_measure():
     )
     x = draw(4, 6, 6, 3) * 10
     net = jc.trace(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["w"]) + p["b"], params, x)
-    moments = net.calibrate(params, [x], max_dim=300, progress=False)
+    moments = jc.calibrate(net, params, [x], max_dim=300, progress=False)
     plain, fresh = jc.rotate_and_prune(net, 1 / 8), jc.recalibrate(net, [x], progress=False)
     small = jc.chain(plain, fresh, jc.reconstruct(net, [x], progress=False))(params, moments)
     assert error(net, params, small, (x,)) < error(net, params, plain(params, moments), (x,))
@@ -261,13 +261,13 @@ def test_kernels_of_low_rank_in_every_layout(name):
     model, net, inputs, moments = calibrated(name)
     shrink = jc.at(
         lambda path, leaf: path in net.matrix_axes and leaf.ndim > 1,
-        jc.factored(0.6, axes=net.matrix_axes),
+        jc.factored(0.6, matrix_axes=net.matrix_axes),
     )
     plain = shrink(model.params, moments)
     better = jc.reconstruct(net, [inputs], progress=False)(plain, moments)
     changed = 0
     for (_, before), (_, after) in zip(named_leaves(plain), named_leaves(better), strict=True):
-        if isinstance(before, jc.FactoredArray):
+        if isinstance(before, jc.arrays.FactoredArray):
             assert (before.rank, before.shape, before.axes, before.dtype) == (
                 after.rank,
                 after.shape,

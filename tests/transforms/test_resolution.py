@@ -15,7 +15,7 @@ import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.spline import BASES
 from jaxcompress.transforms.resolution import dual, prolongation
-from jaxcompress.transforms.seriation import SEARCHES, distances, length, roughness
+from jaxcompress.transforms.seriation import SEARCHES, distances, length, roughness_of
 
 REFUSING = {"weight_norm": "passes a nonlinear function before it is used"}
 """Models no axis of which can be resized, and why."""
@@ -193,11 +193,11 @@ def test_smoother_bases_go_to_the_continuum():
     assert errors["cubic"] < errors["linear"] / 10
     assert all(error(net, coarse, params, (x,)) < 0.01 for params in wide.values())
     net = jc.trace(apply, fine, x)
-    moments = net.calibrate(fine, [x], progress=False)
+    moments = jc.calibrate(net, fine, [x], progress=False)
     mix = np.random.default_rng(1).permutation(48)
     rough = {"w": fine["w"][:, mix], "b": fine["b"][mix], "v": fine["v"][mix]}
-    moments = net.calibrate(rough, [x], progress=False)
-    ordered = error(net, rough, jc.chain(jc.order(net), jc.coarsen(net, 4))(rough, moments), (x,))
+    moments = jc.calibrate(net, rough, [x], progress=False)
+    ordered = error(net, rough, jc.chain(jc.seriate(net), jc.coarsen(net, 4))(rough, moments), (x,))
     assert ordered < 0.01
     assert error(net, rough, jc.coarsen(net, 4)(rough, moments), (x,)) > 4 * ordered
 
@@ -208,7 +208,7 @@ def test_smoother_bases_go_to_the_continuum():
 )
 def test_order_changes_no_function(name, method):
     model, net = network(name)
-    permuted = jc.order(net, method)(model.params)
+    permuted = jc.seriate(net, method)(model.params)
     assert any(
         (np.asarray(a) != np.asarray(b)).any()
         for a, b in zip(*map(jax.tree.leaves, (permuted, model.params)), strict=True)
@@ -243,13 +243,13 @@ def test_smoothness_falls_by_order():
     params = mlp_params((5, 40, 30, 3))
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
-    before = jc.smoothness(net, params, moments)
+    moments = jc.calibrate(net, params, [x], progress=False)
+    before = jc.roughness(net, params, moments)
     assert all(0.8 < rough < 1.2 for rough in before.values())
-    ordered, carried = jc.order(net).apply(params, moments)
-    after = jc.smoothness(net, ordered, carried)
+    ordered, carried = jc.seriate(net).apply(params, moments)
+    after = jc.roughness(net, ordered, carried)
     assert all(after[key] < 0.7 * before[key] for key in before)
-    assert roughness(np.zeros((4, 4))) == 0
+    assert roughness_of(np.zeros((4, 4))) == 0
 
 
 def test_bad_arguments():
@@ -263,7 +263,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"basis='wave' is unknown"):
         jc.coarsen(net, 2, basis="wave")
     with pytest.raises(ValueError, match=r"method='random' is unknown"):
-        jc.order(net, "random")
+        jc.seriate(net, "random")
     with pytest.raises(TypeError, match="takes a network"):
         jc.refine(params, 2)
     with pytest.raises(ValueError, match="matches no hidden axis"):

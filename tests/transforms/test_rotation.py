@@ -23,7 +23,7 @@ def error(net, params, small, inputs):
 def calibrated(name, count=256):
     model, net = network(name)
     inputs = model.resize(count, 6) if model.resize else model.inputs
-    return model, net, inputs, net.calibrate(model.params, [inputs], progress=False)
+    return model, net, inputs, jc.calibrate(net, model.params, [inputs], progress=False)
 
 
 # --- the notes' own case: values that convey the same are compressed into one --------------------------------------
@@ -50,7 +50,7 @@ def test_redundant_units_vanish(kind):
         np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32),
     )
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     small = jc.rotate_and_prune(net, 1 / 2, axes="w0")(params, moments)
     assert small["w0"].shape == (5, 4)
     assert error(net, params, small, (x,)) < 1e-5
@@ -68,7 +68,7 @@ def test_linearly_dependent_units_vanish():
     linear = lambda p, x: jax.nn.relu((x @ p["w0"] + p["b0"]) @ p["w1"] + p["b1"]) @ p["w2"]
     x = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
     net = jc.trace(linear, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     for method in ("auto", "select"):
         small = jc.rotate_and_prune(net, 1 / 2, axes="w0", method=method)(params, moments)
         assert error(net, params, small, (x,)) < 2e-5, method
@@ -85,7 +85,7 @@ def test_dependent_features_after_a_nonlinearity_vanish():
     apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
     x = rng.normal(size=(100, 5)).astype(np.float32)
     net = jc.trace(apply, params, x)
-    small = jc.rotate_and_prune(net, 1 / 2)(params, net.calibrate(params, [x], progress=False))
+    small = jc.rotate_and_prune(net, 1 / 2)(params, jc.calibrate(net, params, [x], progress=False))
     assert small["up"].shape == (5, 2)
     assert error(net, params, small, (x,)) < 1e-5
 
@@ -128,9 +128,9 @@ def test_moments_follow_a_chain():
         np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32),
     )
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     small, carried = jc.rotate_and_prune(net, 1 / 2, axes="w0").apply(params, moments)
-    fresh = net.calibrate(small, [x], progress=False)
+    fresh = jc.calibrate(net, small, [x], progress=False)
     np.testing.assert_allclose(carried["w0:1"].cov, fresh["w0:1"].cov, atol=1e-5)
     np.testing.assert_allclose(carried["w0:1"].mean, fresh["w0:1"].mean, atol=1e-5)
     assert carried["w1:1"].cov.shape == fresh["w1:1"].cov.shape
@@ -142,7 +142,7 @@ def test_a_fold_beats_the_selection_alone():
         np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32),
     )
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     lost = {
         m: error(net, params, jc.rotate_and_prune(net, 1 / 2, method=m)(params, moments), (x,))
         for m in ("auto", "magnitude", "l1")
@@ -193,7 +193,7 @@ def test_queries_and_keys_at_the_rank_of_their_product():
             )
             block[name] = block[name].reshape(*block[name].shape[:-2], 12)
     inputs = model.resize(64, 6)
-    moments = net.calibrate(params, [inputs], progress=False)
+    moments = jc.calibrate(net, params, [inputs], progress=False)
     axes = {axis.key: 1 / 2 for axis in net.axes if axis.pair}
     small = jc.rotate_and_prune(net, axes)(params, moments)
     assert small["blocks"][0]["wq"].shape == (18, 6)
@@ -277,12 +277,12 @@ def test_recalibration_in_a_chain():
         np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32),
     )
     net = jc.trace(mlp, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     first, second = (jc.rotate_and_prune(net, 1 / 4, axes=axes) for axes in ("w0", "w1"))
     fresh = jc.recalibrate(net, [x], progress=False)
     small, after = jc.chain(first, fresh, second).apply(params, moments)
     np.testing.assert_allclose(
-        after["w0:1"].cov, net.calibrate(small, [x], progress=False)["w0:1"].cov, atol=1e-4
+        after["w0:1"].cov, jc.calibrate(net, small, [x], progress=False)["w0:1"].cov, atol=1e-4
     )
     with pytest.raises(TypeError, match="axes="):
         jc.at("w0", fresh)
@@ -298,7 +298,7 @@ def test_energy_gives_the_least_size_that_keeps_a_share():
     linear = lambda p, x: (x @ p["w0"]) @ p["w1"]
     params = {name: params[name] for name in ("w0", "w1")}
     net = jc.trace(linear, params, x)
-    moments = net.calibrate(params, [x], progress=False)
+    moments = jc.calibrate(net, params, [x], progress=False)
     sizes = []
     for energy in (0.5, 0.9, 0.99, 1):
         shrink = jc.rotate_and_prune(net, energy=energy)
@@ -343,7 +343,11 @@ def test_few_vectors_are_not_learned_by_heart(caplog):
     errors = [lost(prune(params))]
     for count in (4, 24, 400):
         errors.append(
-            lost(prune(params, net.calibrate(params, [matrix(count, 8, seed=12)], progress=False)))
+            lost(
+                prune(
+                    params, jc.calibrate(net, params, [matrix(count, 8, seed=12)], progress=False)
+                )
+            )
         )
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 2
@@ -381,7 +385,7 @@ def test_every_layer_and_every_expert_keeps_units_of_its_own(name, up, down, oth
     ]
     assert axis.fibres
     small = jc.rotate_and_prune(net, keep=1 / 2, axes=axis.key)(
-        params, net.calibrate(params, [x], progress=False)
+        params, jc.calibrate(net, params, [x], progress=False)
     )
     close(net(small, *x), model.apply(params, *x), 1e-4)
     kept = small["layers"][up] if name == "stacked_scan" else small[up]

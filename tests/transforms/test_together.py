@@ -23,7 +23,7 @@ def problem(scale=1.0):
     params["down"] = scale * params["down"] * (0.8 ** jnp.arange(24.0))[:, None]
     ids = jax.random.randint(KEYS[5], (300, 7), 0, 60)
     net = jc.trace(apply, params, ids)
-    return net, params, ids, net.calibrate(params, [ids], sensitivity=True, progress=False)
+    return net, params, ids, jc.calibrate(net, params, [ids], sensitivity=True, progress=False)
 
 
 def shrink(net, total):
@@ -48,7 +48,7 @@ def test_the_total_is_met_and_the_division_is_no_worse_than_one_that_is_fixed(to
     ours = error(small)
     others = []
     for rank in range(1, 8):
-        keep = 1.0 if rank == 8 else np.ceil(jc.FactoredArray.numbers(60, 8, rank)) / 480
+        keep = 1.0 if rank == 8 else np.ceil(jc.arrays.FactoredArray.numbers(60, 8, rank)) / 480
         left = (total * jc.stored_numbers(params) - keep * 480 - 24) / (16 * 24)
         if 1 / 24 <= left <= 1:
             fixed = jc.chain(
