@@ -22,8 +22,7 @@ def optimised():
 @pytest.fixture
 def model(tmp_path):
     """A folder with a BERT of one layer and a tokenizer of letters."""
-    from models.test_bert import folder
-    from text.test_words import make
+    from helpers_bert import folder, make
 
     (tmp_path / "model").mkdir()
     path = folder(tmp_path / "model", config={"num_hidden_layers": 1})
@@ -34,7 +33,7 @@ def model(tmp_path):
 @pytest.fixture
 def documents(tmp_path):
     """A folder of 40 short texts in its words."""
-    from text.test_words import LETTERS
+    from helpers_bert import LETTERS
 
     path = tmp_path / "documents"
     path.mkdir()

@@ -60,7 +60,7 @@ class AxisTransform(Transform):
         """The tree before any change."""
         if moments is not None and not isinstance(moments, Moments):
             raise TypeError(
-                f"{type(self).__name__} needs the moments of net.calibrate, got {type(moments).__name__}"
+                f"{type(self).__name__} needs the moments of jc.calibrate, got {type(moments).__name__}"
             )
         return Work(self.structure, params, moments)
 

@@ -228,14 +228,18 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
     moments = jc.calibrate(
-        net, large.params, [batch.inputs for batch in batches], mask=lambda ids, mask: mask
+        net,
+        large.params,
+        jc.Calibration([batch.inputs for batch in batches], mask=lambda ids, mask: mask),
     )
     shrink = jc.at(
         lambda name, leaf: name.endswith("/kernel"), jc.factored(0.6, matrix_axes=net.matrix_axes)
     )
     answers = buckets(hidden.encode(faq_texts()[1][:200]), longest=benchmark.LENGTH)
     run, errors = jax.jit(net), {}
-    again = jc.reconstruct(net, [batch.inputs for batch in batches], mask=lambda ids, mask: mask)
+    again = jc.reconstruct(
+        net, jc.Calibration([batch.inputs for batch in batches], mask=lambda ids, mask: mask)
+    )
     ways = {"plain": shrink(large.params), "whitened": shrink(large.params, moments)}
     ways["layer after layer"] = again(ways["whitened"], moments)
     for name, params in ways.items():

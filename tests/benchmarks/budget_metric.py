@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,15 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     active = jc.classifiers.active_set(
         seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False
     )
-    metrics = {"no metric": None, "accuracy": partial(accuracy, net, judge), "active set": active}
+
+    def measured(candidates):
+        return {name: accuracy(net, judge, small) for name, small in candidates.items()}
+
+    metrics = {
+        "no metric": None,
+        "accuracy": measured,
+        "active set": jc.classifiers.accuracy_metric(active),
+    }
     row: dict[str, Any] = {"before": round(100 * accuracy(net, test, params), 2)}
     for name, metric in metrics.items():
         small = form(net, jc.budget(key["total"], metric=metric))(params, moments)

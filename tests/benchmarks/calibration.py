@@ -2,7 +2,7 @@
 
 MiniLM-L6 (22.7 M numbers) reads docstrings of Python's standard library in windows of 128 tokens, over and over until there are
 enough. Timed batch by batch, each way in turn: the forward pass; the moments' own products alone, which is X'X of all that the
-contractions meet, on arrays of the same sizes; `net.calibrate`; and that with `sample=1/8`. Medians of the batches; memory is
+contractions meet, on arrays of the same sizes; `jc.calibrate`; and that with `sample=1/8`. Medians of the batches; memory is
 the process's highest. What sampling loses: the gap of the second moments, and the error of the encoder's states on
 held-out text after `rotate_and_prune` of the MLPs, the values and the queries and keys with either.
 
@@ -112,7 +112,9 @@ def speeds(net: jc.networks.Network, w: Any, text: np.ndarray) -> dict[str, floa
         "forward": lambda given: [jax.block_until_ready(forward(w, batch)) for batch in given],
         "products": lambda given: [alone() for _ in given],
         "calibrate": lambda given: jc.calibrate(net, w, given, progress=False),
-        "sampled": lambda given: jc.calibrate(net, w, given, sample=SAMPLE, progress=False),
+        "sampled": lambda given: jc.calibrate(
+            net, w, jc.Calibration(given, sample=SAMPLE), progress=False
+        ),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(ROUNDS), desc="rounds"):
@@ -127,7 +129,7 @@ def losses(
     """What measuring a share loses, at the same text."""
     count = len(text) // BATCH
     whole, part = (
-        jc.calibrate(net, w, batches(text, count), sample=share, progress=False)
+        jc.calibrate(net, w, jc.Calibration(batches(text, count), sample=share), progress=False)
         for share in (1.0, SAMPLE)
     )
     gap = lambda a, b: np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
@@ -175,8 +177,9 @@ def main() -> None:
         jc.calibrate(
             net,
             w,
-            tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"),
-            sample=SAMPLE,
+            jc.Calibration(
+                tqdm(batches(text, count), total=count, desc=f"{tokens:,} tokens"), sample=SAMPLE
+            ),
             progress=False,
         )
         return {"GB": memory()}

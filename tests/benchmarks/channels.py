@@ -231,7 +231,11 @@ class Case:
             for batch in np.split(data.pixels[:CALIBRATION], CALIBRATION // PER_BATCH)
         ]
         self.felt = jc.calibrate(
-            self.net, self.params, self.batches, sample=SAMPLE, sensitivity=True, progress=False
+            self.net,
+            self.params,
+            jc.Calibration(self.batches, sample=SAMPLE),
+            sensitivity=True,
+            progress=False,
         )
         self.moments = dataclasses.replace(self.felt, gains={})
         self.before = accuracy(self.net, self.params, judge)
@@ -261,7 +265,10 @@ class Case:
         transform, moments = (divided, self.felt) if method == "ours" else (equal, self.moments)
         if method in RECONSTRUCTED:
             transform = jc.chain(
-                transform, jc.reconstruct(self.net, self.batches, sample=SAMPLE, progress=False)
+                transform,
+                jc.reconstruct(
+                    self.net, jc.Calibration(self.batches, sample=SAMPLE), progress=False
+                ),
             )
         start = time.perf_counter()
         small = (

@@ -39,7 +39,7 @@ from fashion import load
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis.worlds import GEOMETRIES, PLANTS, Classify, other, tally, trained, world
+from helpers_worlds import GEOMETRIES, PLANTS, Classify, other, tally, trained, world
 
 import jaxcompress as jc
 

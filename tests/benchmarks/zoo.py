@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 
 sys.path.append(str(Path(__file__).parents[1]))
-from networks.oracle import embeddable, small_and_full
+from helpers_oracle import embeddable, small_and_full
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 

@@ -3,13 +3,12 @@
 import dataclasses
 import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
+from helpers_bert import SMALL, folder, pad, tensors
 from models.golden_minilm import FILE, TEXTS
 
 import jaxcompress as jc
@@ -20,53 +19,8 @@ from jaxcompress.models.bert import (
     layer_states,
     load_bert,
     load_tokenizer,
-    tensors_of,
     without_layers,
 )
-
-SMALL = BertConfig(
-    vocab_size=60,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=24,
-    max_position_embeddings=12,
-)
-SIZES = {
-    name: getattr(SMALL, name)
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    )
-} | {"max_position_embeddings": 12}
-
-
-def tensors(seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for _, name, shape, _ in tensors_of(SMALL)
-    }
-
-
-def folder(
-    path: Path, weights: dict[str, np.ndarray] | None = None, config: dict | None = None
-) -> Path:
-    (path / "config.json").write_text(json.dumps({"model_type": "bert"} | SIZES | (config or {})))
-    safetensors.numpy.save_file(
-        tensors() if weights is None else weights, path / "model.safetensors"
-    )
-    return path
-
-
-def pad(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    length = max(map(len, lists))
-    ids = np.array([each + [0] * (length - len(each)) for each in lists])
-    return ids, np.arange(length) < np.array([[len(each)] for each in lists])
-
 
 IDS, MASK = pad([[2, 7, 9, 11, 3], [2, 50, 3], [2, 30, 31, 32, 33, 34, 35, 3]])
 
@@ -314,7 +268,10 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
         "up/kernel:1": "elementwise",
     }
     small = jc.rotate_and_prune(net, keep=1 / 2)(
-        params, jc.calibrate(net, params, [(IDS, MASK)], mask=lambda i, m: m, progress=False)
+        params,
+        jc.calibrate(
+            net, params, jc.Calibration([(IDS, MASK)], mask=lambda i, m: m), progress=False
+        ),
     )
     assert jax.tree.map(jnp.shape, small["layer_1"]["attention"]["query"]) == {
         "kernel": (16, 2, 2),

@@ -4,29 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.oracle import fibre_count, small_and_full
+from helpers import close, network, outputs
+from helpers_models import MODELS
+from helpers_oracle import fibre_count, small_and_full
 
-import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.networks.maps import AxisMap, apply_map
-
-
-def network(name):
-    model = MODELS[name]()
-    return model, jc.trace(model.apply, model.params, *model.inputs, state_outputs=model.state)
-
-
-def close(actual, expected, tol=2e-5):
-    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        assert one.shape == other.shape
-        assert np.abs(one - other).max() <= tol * np.abs(other).max()
-
-
-def outputs(model, out):
-    """What a model computes, without the state it hands on."""
-    return out[0] if model.state else out
 
 
 @pytest.mark.parametrize("name", MODELS)

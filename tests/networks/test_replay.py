@@ -1,33 +1,15 @@
 """Replay: the cost of the small network written by hand, every JAX transformation, compact arrays contracted where they meet."""
 
-import itertools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.oracle import small_and_full
-from networks.test_oracle import close, network
+from helpers import close, mlp, mlp_params, network
+from helpers_models import MODELS
+from helpers_oracle import small_and_full
 
 import jaxcompress as jc
-
-
-def mlp(params, x):
-    for index in (0, 1):
-        x = jax.nn.relu(x @ params[f"w{index}"] + params[f"b{index}"])
-    return x @ params["w2"]
-
-
-def mlp_params(widths, seed=0):
-    rng = np.random.default_rng(seed)
-    params = {}
-    for index, (m, n) in enumerate(itertools.pairwise(widths)):
-        params[f"w{index}"] = jnp.asarray(rng.normal(size=(m, n)) / np.sqrt(m), jnp.float32)
-        if index < 2:
-            params[f"b{index}"] = jnp.asarray(rng.normal(size=n), jnp.float32)
-    return params
 
 
 def flops(function, *arguments):

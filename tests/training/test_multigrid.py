@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import close, mlp, mlp_params, network, outputs
 from laws import matrix
-from networks.test_oracle import close, network, outputs
-from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
 from jaxcompress.training.optimizer_state import carried, slots

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import mlp, mlp_params, network
 from laws import matrix
-from networks.test_oracle import network
-from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
 

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.test_oracle import network
-from networks.test_replay import mlp, mlp_params
-from transforms.test_rotation import calibrated
+from helpers import calibrated, mlp, mlp_params, network
+from helpers_models import MODELS
 
 import jaxcompress as jc
 from jaxcompress.networks.axes import Layout
@@ -353,10 +351,12 @@ def test_a_metric_gets_the_best_of_its_plans(form, total):
     }
     metric, seen = accuracy_like(net, params, x), []
 
-    def watched(small):
-        seen.append(metric(small))
-        assert jc.stored_numbers(small) <= total * jc.stored_numbers(params) * (1 + 1e-6)
-        return seen[-1]
+    def watched(candidates):
+        for small in candidates.values():
+            assert jc.stored_numbers(small) <= total * jc.stored_numbers(params) * (1 + 1e-6)
+        scores = {name: metric(small) for name, small in candidates.items()}
+        seen.extend(scores.values())
+        return scores
 
     total = max(total, 0.5) if form == "together" else total
     shrink = ways[form](jc.budget(total, metric=watched))
@@ -375,8 +375,8 @@ def test_a_metric_gets_the_best_of_its_plans(form, total):
 def test_an_active_set_is_a_metric():
     net, params, x, moments = trained_mlp()
     active = jc.classifiers.active_set(net, params, (x, None), tolerance=0.5, progress=False)
-    rule = jc.budget(0.2, metric=active)
-    assert repr(rule) == "budget(0.2, metric=ActiveSet)"
+    rule = jc.budget(0.2, metric=jc.classifiers.accuracy_metric(active))
+    assert repr(rule) == "budget(0.2, metric=AccuracyMetric)"
     plan = jc.rotate_and_prune(net, rule).plan(params, moments)
     assert all(0 <= score <= 1 for score in plan.scores.values())
     assert len(plan.scores) > 1
@@ -385,16 +385,16 @@ def test_an_active_set_is_a_metric():
 def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
     with pytest.raises(
-        TypeError, match=r"a function of parameters to a number, or a jc\.active_set; got float"
+        TypeError, match="a function from candidates by name to their scores, got float"
     ):
         jc.budget(0.5, metric=0.9)
     for value in (float("nan"), np.ones(2), "a", 1j, None):
         with pytest.raises(ValueError, match="expected a finite number"):
-            jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small, value=value: value))(
-                params, moments
-            )
+            jc.rotate_and_prune(
+                net, jc.budget(0.5, metric=lambda plans, value=value: dict.fromkeys(plans, value))
+            )(params, moments)
     with pytest.raises(KeyError, match="another") as raised:
-        jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda small: small["another"]))(
+        jc.rotate_and_prune(net, jc.budget(0.5, metric=lambda plans: plans["another"]))(
             params, moments
         )
     assert "in the metric of a budget" in "".join(raised.value.__notes__)

@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.test_oracle import network
-from networks.test_replay import mlp, mlp_params
-from transforms.test_rotation import calibrated, error
+from helpers import calibrated, error, mlp, mlp_params, network
+from helpers_models import MODELS
 
 import jaxcompress as jc
 

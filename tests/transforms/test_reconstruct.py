@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.test_oracle import close
-from networks.test_replay import mlp, mlp_params
-from transforms.test_rotation import calibrated, error
+from helpers import calibrated, close, error, mlp, mlp_params
+from helpers_models import MODELS
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
@@ -147,16 +145,18 @@ def test_padding_and_samples():
     )
     junk = np.where(mask[..., None] > 0, x, 100)
     net = jc.trace(apply, params, x, mask)
-    prune, given = jc.rotate_and_prune(net, 1 / 2), dict(mask=lambda x, mask: mask, progress=False)
+    prune = jc.rotate_and_prune(net, 1 / 2)
+
+    def data(x, **options):
+        return jc.Calibration([(x, mask)], mask=lambda x, mask: mask, **options)
 
     def small(x, **options):
-        moments = jc.calibrate(net, params, [(x, mask)], **given)
-        return jc.chain(prune, jc.reconstruct(net, [(x, mask)], **given, **options))(
-            params, moments
-        )
+        moments = jc.calibrate(net, params, data(x), progress=False)
+        again = jc.reconstruct(net, data(x, **options), progress=False)
+        return jc.chain(prune, again)(params, moments)
 
     close(small(x), small(junk), 1e-3)
-    plain = prune(params, jc.calibrate(net, params, [(x, mask)], **given))
+    plain = prune(params, jc.calibrate(net, params, data(x), progress=False))
     sampled = small(junk, sample=1 / 2)
     assert error(net, params, sampled, (x, mask)) < error(net, params, plain, (x, mask))
 
@@ -164,8 +164,8 @@ def test_padding_and_samples():
 @pytest.mark.parametrize(
     ("moments", "batches", "kind", "message"),
     [
-        (None, [1], ValueError, "needs the moments of net.calibrate"),
-        ({"w0": np.eye(5)}, [1], ValueError, "needs the moments of net.calibrate"),
+        (None, [1], ValueError, "needs the moments of jc.calibrate"),
+        ({"w0": np.eye(5)}, [1], ValueError, "needs the moments of jc.calibrate"),
         ("own", [], ValueError, "there are no batches"),
         ("own", [np.full((4, 5), np.nan)], ValueError, "batch 0, input 0 contains NaN"),
         ("own", iter([1]), TypeError, "give a list, not an iterator"),

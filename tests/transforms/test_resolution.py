@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.models import MODELS
-from networks.test_oracle import close, network, outputs
-from networks.test_replay import mlp, mlp_params
-from transforms.test_rotation import calibrated, error
+from helpers import calibrated, close, error, mlp, mlp_params, network, outputs
+from helpers_models import MODELS
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves

@@ -4,27 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import calibrated, close, error, mlp, mlp_params, network
+from helpers_models import MODELS
 from laws import matrix
-from networks.models import MODELS
-from networks.test_oracle import close, network
-from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
 from jaxcompress.transforms.selection import System, greedy
-
-
-def error(net, params, small, inputs):
-    before, after = (
-        np.asarray(jax.tree.leaves(net(p, *inputs))[0], np.float64) for p in (params, small)
-    )
-    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
-
-
-def calibrated(name, count=256):
-    model, net = network(name)
-    inputs = model.resize(count, 6) if model.resize else model.inputs
-    return model, net, inputs, jc.calibrate(net, model.params, [inputs], progress=False)
-
 
 # --- the notes' own case: values that convey the same are compressed into one --------------------------------------
 

@@ -6,62 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_bert import LETTERS, WORDS, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models
 
 from jaxcompress.documents.words import restrict_tokenizer, word_counts, words_to_keep
 from jaxcompress.models.bert import Bert, BertConfig
-
-LETTERS = "abcdefgh"
-WORDS = [
-    "[PAD]",
-    "[unused0]",
-    "[unused1]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    *LETTERS,
-    *(f"##{c}" for c in LETTERS),
-]
-WORDS += [
-    "ab",
-    "abc",
-    "##bc",
-    "##cd",
-    "cab",
-    "bad",
-    "face",
-    "##ade",
-    "##ed",
-    "bag",
-    "dead",
-    "deaf",
-    "head",
-    "##ache",
-    "fade",
-]
-
-
-def make(processor: str = "template") -> Tokenizer:
-    tokenizer = Tokenizer(
-        models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    ends = [("[CLS]", 4), ("[SEP]", 5)]
-    template = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
-    )
-    other = processors.BertProcessing(ends[1], ends[0])
-    tokenizer.post_processor = {
-        "template": template,
-        "bert": other,
-        "sequence": processors.Sequence([template]),
-    }[processor]
-    return tokenizer
-
 
 texts = st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=1, max_size=6).map(" ".join)
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_bert import make
 from hypothesis import given
 from hypothesis import strategies as st
-from text.test_words import make
 
 from jaxcompress.documents.batches import buckets, embed, encode, hidden_states
 from jaxcompress.models.bert import Bert, BertConfig

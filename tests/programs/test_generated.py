@@ -5,10 +5,10 @@ import os
 import jax
 import numpy as np
 import pytest
+from helpers_generated import BINARY, OPERATIONS, UNARY, generated, primitives_of
+from helpers_oracle import embeddable, small_and_full
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
-from networks.generated import BINARY, OPERATIONS, UNARY, generated, primitives_of
-from networks.oracle import embeddable, small_and_full
 
 import jaxcompress as jc
 from jaxcompress.programs import RULES

@@ -39,8 +39,7 @@ def test_a_cut_encoder_recovers_on_texts_alone():
     moments = jc.calibrate(
         net,
         PARAMS,
-        [batch.inputs for batch in batches],
-        mask=lambda ids, mask: mask,
+        jc.Calibration([batch.inputs for batch in batches], mask=lambda ids, mask: mask),
         progress=False,
     )
     small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, moments)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from networks.test_oracle import network
+from helpers import network
 
 import jaxcompress as jc
 from jaxcompress.arrays.spline import BASES

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import mlp, mlp_params, network
 from jax import lax
 from laws import matrix
-from networks.test_oracle import network
-from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
 from jaxcompress.moments import accumulators as taps
@@ -70,7 +69,10 @@ def test_padding_is_left_out():
     mask[:, 4:] = 0
     short = jc.calibrate(net, model.params, [(tokens[:, :4], mask[:, :4])], progress=False)
     junk = jc.calibrate(
-        net, model.params, [(tokens, mask)], mask=lambda ids, mask: mask, progress=False
+        net,
+        model.params,
+        jc.Calibration([(tokens, mask)], mask=lambda ids, mask: mask),
+        progress=False,
     )
     # the first layer's queries read the embedded tokens alone, whatever comes behind them
     key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
@@ -100,7 +102,9 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
     mask = np.arange(6) < np.array([0, 6, 3, 1, 2])[:, None]
     x[~mask] = 1e6
     net = jc.trace(apply, params, x)
-    moments = jc.calibrate(net, params, [x], mask=lambda x: x[..., 0] < 1e5, progress=False)
+    moments = jc.calibrate(
+        net, params, jc.Calibration([x], mask=lambda x: x[..., 0] < 1e5), progress=False
+    )
     assert [round(moments.sites[key].count) for key in ("a#0", "b#0", "c#0", "d#0")] == [
         12,
         12,
@@ -116,7 +120,9 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
 def test_a_mask_that_is_not_found_is_told(caplog):
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     net = jc.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, np.ones((5, 3)))
-    jc.calibrate(net, params, [np.ones((5, 3))], mask=lambda x: jnp.ones(7), progress=False)
+    jc.calibrate(
+        net, params, jc.Calibration([np.ones((5, 3))], mask=lambda x: jnp.ones(7)), progress=False
+    )
     assert "the mask's axes are not found in what a#0 contracts" in caplog.text
 
 
@@ -124,7 +130,7 @@ def test_samples_take_a_share_of_every_example():
     model, net = network("encoder_by_hand")
     batches = [model.resize(16, 8) for _ in range(8)]
     whole = jc.calibrate(net, model.params, batches, progress=False)
-    half = jc.calibrate(net, model.params, batches, sample=1 / 2, progress=False)
+    half = jc.calibrate(net, model.params, jc.Calibration(batches, sample=1 / 2), progress=False)
     pooled = net.structure.sites["classifier/w#0"].key
     assert half.sites[pooled].count == whole.sites[pooled].count == 128  # one vector an example
     np.testing.assert_allclose(half.sites[pooled].cov, whole.sites[pooled].cov, atol=1e-6)
@@ -134,10 +140,10 @@ def test_samples_take_a_share_of_every_example():
             whole.sites[key].second
         )
         assert 0 < gap < 0.25
-    again = jc.calibrate(net, model.params, batches, sample=1 / 2, progress=False)
+    again = jc.calibrate(net, model.params, jc.Calibration(batches, sample=1 / 2), progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
     with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
-        jc.calibrate(net, model.params, batches, sample=2, progress=False)
+        jc.calibrate(net, model.params, jc.Calibration(batches, sample=2), progress=False)
 
 
 def test_wide_inputs_keep_variances_and_say_so():
@@ -259,7 +265,11 @@ def lengths_or_input(kind):
         "along a loop": (loop, mask, given),
     }[kind]
     net = jc.trace(apply, params, x, other)
-    return jc.calibrate(net, params, [(x, other)], mask=rule, progress=False), x[mask > 0], mask
+    return (
+        jc.calibrate(net, params, jc.Calibration([(x, other)], mask=rule), progress=False),
+        x[mask > 0],
+        mask,
+    )
 
 
 @pytest.mark.parametrize(
@@ -396,9 +406,13 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
         return jnp.moveaxis(jax.nn.relu(y), layout.index("C"), -1).mean((1, 2)) @ p["b"]
 
     net = jc.trace(apply, params, x)
-    found = [jc.calibrate(net, params, [x], sample=1 / 4, progress=False).sites["w#0"]]
+    found = [
+        jc.calibrate(net, params, jc.Calibration([x], sample=1 / 4), progress=False).sites["w#0"]
+    ]
     monkeypatch.setattr(taps, "places_of", lambda *_: None)
-    found.append(jc.calibrate(net, params, [x], sample=1 / 4, progress=False).sites["w#0"])
+    found.append(
+        jc.calibrate(net, params, jc.Calibration([x], sample=1 / 4), progress=False).sites["w#0"]
+    )
     assert found[0].count == found[1].count
     np.testing.assert_allclose(found[0].mean, found[1].mean, atol=1e-5)
     np.testing.assert_allclose(found[0].cov, found[1].cov, atol=1e-5)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import mlp, mlp_params
 from laws import matrix
-from networks.test_replay import mlp, mlp_params
 
 import jaxcompress as jc
 

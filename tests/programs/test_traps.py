@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.oracle import small_and_full
+from helpers_oracle import small_and_full
 
 import jaxcompress as jc
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from networks.test_replay import mlp, mlp_params
+from helpers import mlp, mlp_params
 
 import jaxcompress as jc
 from jaxcompress.classifiers.bisection import Asked, checked_at_midpoints

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.test_oracle import network, outputs
+from helpers import network, outputs
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
@@ -157,8 +157,10 @@ def test_padding_is_not_felt():
     )
     junk = np.where(mask[..., None] > 0, x, 100)
     net = jc.trace(lambda p, x, mask: jnp.tanh(jax.nn.relu(x @ p["a"]) @ p["b"]), params, x, mask)
-    given = dict(mask=lambda x, mask: mask, sensitivity=True, progress=False)
-    ours, theirs = (jc.calibrate(net, params, [(each, mask)], **given).gains for each in (x, junk))
+    data = [jc.Calibration([(each, mask)], mask=lambda x, mask: mask) for each in (x, junk)]
+    ours, theirs = (
+        jc.calibrate(net, params, each, sensitivity=True, progress=False).gains for each in data
+    )
     for key, gain in ours.items():
         np.testing.assert_allclose(gain.cov, theirs[key].cov, rtol=1e-4, atol=1e-7)
         assert gain.count == 20 * 3 * 3

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax import lax
-from networks.table import (
+from helpers_table import (
     BATCH,
     CLASSES,
     FIRST,
@@ -34,6 +33,7 @@ from networks.table import (
     tokens,
     vectors,
 )
+from jax import lax
 
 EXPERTS = 5
 

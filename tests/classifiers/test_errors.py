@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from analysis.worlds import one_nearest, tally, world
+from helpers_worlds import one_nearest, tally, world
 
 import jaxcompress as jc
 from jaxcompress.classifiers.neighbours import nearest, outvoted

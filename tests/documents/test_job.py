@@ -7,8 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from models.test_bert import SMALL, folder
-from text.test_words import make
+from helpers_bert import SMALL, folder, make
 
 import jaxcompress as jc
 from jaxcompress.cli import main

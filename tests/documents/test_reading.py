@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from helpers_bert import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text.test_words import make
 
 from jaxcompress.documents import reading as documents
 from jaxcompress.documents.reading import Document, html_text, passages, read_documents

@@ -5,8 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from models.test_bert import SIZES, folder
-from text.test_words import WORDS, make
+from helpers_bert import SIZES, WORDS, folder, make
 
 import jaxcompress as jc
 from jaxcompress.documents.encoder import Index, read_encoder, read_index, write_encoder

@@ -7,12 +7,12 @@ import math
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
+import helpers_structures  # noqa: F401  (its models are in the table, too)
 import jax
 import jax.numpy as jnp
-import networks.structures  # noqa: F401  (its models are in the table, too)
 from einops import rearrange
 from flax import nnx
-from networks.table import (
+from helpers_table import (
     BATCH,
     CLASSES,
     FIRST,

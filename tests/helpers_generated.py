@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from helpers_table import Model
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.scipy import special
-from networks.table import Model
 
 BATCH, TIME, INPUTS, OUTPUTS, VOCABULARY = 3, 4, 5, 2, 7
 WIDTHS = (4, 6, 8, 12)
