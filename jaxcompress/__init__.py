@@ -59,11 +59,11 @@ from jaxcompress.transforms.vocabulary import vocabulary
 __version__ = version("jaxcompress")
 
 __all__ = [
-    "__version__",
     "Calibration",
     "CompactArray",
     "MatrixAxes",
     "Transform",
+    "__version__",
     "analysis",
     "arrays",
     "as_function",

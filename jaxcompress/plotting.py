@@ -7,7 +7,7 @@ from typing import Any
 
 
 def figures() -> Any:
-    """matplotlib's figures, free of any window."""
+    """Matplotlib's figures, free of any window."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -67,14 +67,12 @@ def hidden_axes(net: Network, ax: Any = None, *, path: str | Path | None = None)
     )
     for column, axis in enumerate(net.axes):
         colour = COLOURS[axis.kind]
-        touched = [
-            rows[slot.rsplit(":", 1)[0]] for role, _, _ in marks for slot in getattr(axis, role)
-        ]
+        touched = [rows[slot.leaf] for role, _, _ in marks for slot in getattr(axis, role)]
         ax.plot(
             [column, column], [min(touched), max(touched)], color=colour, linewidth=1.2, alpha=0.5
         )
         for role, marker, _ in marks:
-            heights = [rows[slot.rsplit(":", 1)[0]] for slot in getattr(axis, role)]
+            heights = [rows[slot.leaf] for slot in getattr(axis, role)]
             shift = {"^": -0.12, "v": 0.12}.get(marker, 0)
             ax.plot(
                 [column] * len(heights),

@@ -87,8 +87,8 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
         (Expand(logits = embed.T), 21)
         >>> apply = lambda p, tokens: jax.nn.relu(p["embed"][tokens] @ p["up"]) @ p["logits"]
         >>> net = jc.trace(lambda p, tokens: apply(expand(p), tokens), tied, jnp.array([0, 2]))
-        >>> net.axes["embed:1"].tied
-        ('embed:1',)
+        >>> print(*net.axes["embed:1"].tied)
+        embed:1
     """
     named, treedef = flatten(params)
     known = {name: leaf for name, leaf in named if leaf is not None}

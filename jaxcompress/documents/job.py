@@ -230,7 +230,8 @@ def taught(
 
 def check_budgets(few: Encoder, numbers: float, layers: int, settings: Settings) -> None:
     """Refuse budgets that cannot be reached, before any long work; all layers are of one size, and the first stand for those that
-    will stay."""
+    will stay.
+    """
     config, params = without_layers(
         few.config, few.params, range(layers, few.config.num_hidden_layers)
     )

@@ -109,7 +109,8 @@ def groups(
     always: Container[str] = (),
 ) -> list[tuple[str, ...]]:
     """Contractions in the order of the program, those of the same inputs together; without those whose inputs have not changed,
-    but for some."""
+    but for some.
+    """
     order: dict[str, Any] = {}
 
     @jax.jit

@@ -323,7 +323,7 @@ class Moments:
             for leaf, count in self.counts.items()
             if leaf not in found
             and count.any()
-            and any(site.slots == (f"{leaf}:0",) for site in self.structure.sites.values())
+            and any(site.slots == ((leaf, 0),) for site in self.structure.sites.values())
         }
         return {leaf: statistic.second for leaf, statistic in found.items()} | looked_up
 
@@ -362,11 +362,7 @@ class Moments:
         ):  # a derivative goes back through what takes the place of the full axis
             slots = () if key in self.structure.pairs else self.structure.sites[key].leaves
             mine = next(
-                (
-                    m
-                    for slot, m in change.other.items()
-                    if axis.pair and slot.rsplit(":", 1)[0] in slots
-                ),
+                (m for slot, m in change.other.items() if axis.pair and slot.leaf in slots),
                 produce,
             )
             back = np.linalg.pinv(mine) if axis.pair else change.consume

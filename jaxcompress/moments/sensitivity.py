@@ -134,7 +134,7 @@ class Senses:
         ):
             name = leaf_name(path)
             mirrored = any(
-                name == state or name.startswith(f"{state}/") for state in self.net.state
+                name == state or name.startswith(f"{state}/") for state in self.net.state_outputs
             )
             if mirrored or not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 continue

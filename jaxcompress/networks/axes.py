@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.programs.program import Slot
 from jaxcompress.tables import Table
 
 
@@ -73,7 +74,7 @@ class Axis:
         kind: "linear", "diagonal", "elementwise", "rms" or "normalised".
         marks: all that lies on it, the strongest first.
         pair: whether two activations are contracted over it, such as queries and keys.
-        producers, consumers: slots ("leaf:dimension") whose maps are applied there.
+        producers, consumers: slots, (leaf, dimension), whose maps are applied there.
         parameters: slots of per-channel parameters (biases, scales, statistics).
         scales: those of them that multiply.
         others: slots of all of them, and of consumers that are used in one of these ways as well.
@@ -88,25 +89,25 @@ class Axis:
     kind: str
     marks: tuple[str, ...] = ()
     pair: bool = False
-    producers: tuple[str, ...] = ()
-    consumers: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    scales: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    producers: tuple[Slot, ...] = ()
+    consumers: tuple[Slot, ...] = ()
+    parameters: tuple[Slot, ...] = ()
+    scales: tuple[Slot, ...] = ()
+    others: tuple[Slot, ...] = ()
     fibres: tuple[str, ...] = ()
     averaged: bool = False
-    bent: tuple[str, ...] = ()
+    bent: tuple[Slot, ...] = ()
     foldable: bool = True
 
     @property
-    def tied(self) -> tuple[str, ...]:
+    def tied(self) -> tuple[Slot, ...]:
         """Slots that consume and do something else as well, such as a tied embedding's."""
         return tuple(slot for slot in self.consumers if slot in self.producers + self.others)
 
     def _cells(self) -> tuple[str, ...]:
         kind = f"{self.kind}, pair" if self.pair else self.kind
         lines = (
-            ", ".join(slots)
+            ", ".join(map(str, slots))
             for slots in (self.producers, self.consumers, self.parameters, self.fibres)
         )
         return (self.key, str(self.size), kind, *lines)
@@ -160,7 +161,7 @@ class Site:
 
     Attributes:
         key: the parameter and a running number.
-        slots: what is contracted with the activations, ("leaf:dimension", ...).
+        slots: what is contracted with the activations.
         dims: the contracted dimensions in the parameter's order, a convolution's window among them.
         window: which of `dims` are a window.
         inputs: for each leaf its own dimensions that `dims` are, in their order.
@@ -172,20 +173,20 @@ class Site:
     """
 
     key: str
-    slots: tuple[str, ...]
+    slots: tuple[Slot, ...]
     dims: tuple[Layout, ...]
     window: tuple[int, ...] = ()
     inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     batch: tuple[Layout, ...] = ()
     layers: tuple[str, ...] = ()
-    bias: tuple[tuple[str, ...], int] = ((), 0)
-    scaled: tuple[str, ...] | None = ()
+    bias: tuple[tuple[Slot, ...], int] = ((), 0)
+    scaled: tuple[Slot, ...] | None = ()
     outputs: tuple[Layout, ...] = ()
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """The parameters' names."""
-        return tuple(dict.fromkeys(slot.rsplit(":", 1)[0] for slot in self.slots))
+        return tuple(dict.fromkeys(slot.leaf for slot in self.slots))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ class PairSite:
     key: str
     dims: tuple[Layout, ...]
     batch: tuple[Layout, ...]
-    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    sides: tuple[tuple[Slot, ...], tuple[Slot, ...]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def describe(found: TracedProgram) -> Structure:
     for name, dims in layouts.items():
         for position, layout in enumerate(dims):
             for key in dict.fromkeys(layout.axes()) if layout.size > 1 else ():
-                slots.setdefault(key, []).append((name, position))
+                slots.setdefault(key, []).append(Slot(name, position))
     averaged = {atom for dim in analysis.averaged for atom in atoms(dim)}
     hidden, refused = [], []
     for atom, key in names.items():
@@ -60,7 +60,7 @@ def describe(found: TracedProgram) -> Structure:
             continue
         roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
         text = lambda *wanted, roles=roles: tuple(
-            spell(slot) for slot, found in roles.items() if found & set(wanted)
+            slot for slot, found in roles.items() if found & set(wanted)
         )
         producers, consumers = text("produce"), text("consume")
         shifted = text("shift", "scale", "indirect scale")
@@ -80,13 +80,13 @@ def describe(found: TracedProgram) -> Structure:
         if why:
             refused.append(Refused(key, atom.size, "", why))
             continue
-        rest = tuple(spell(slot) for slot in roles if spell(slot) not in producers + consumers)
+        rest = tuple(slot for slot in roles if slot not in producers + consumers)
         marks = tuple(
             kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind
         )
         scales = text("scale", "indirect scale", "batch")
         others = text("shift", "scale", "indirect scale", "batch", "look-up")
-        bent = tuple(spell(slot) for slot in roles if slot in analysis.bent)
+        bent = tuple(slot for slot in roles if slot in analysis.bent)
         of = lambda groups, atom=atom: sum(
             atom in found for dims in groups for found in [{a for d in dims for a in atoms(d)}]
         )
@@ -122,7 +122,7 @@ def describe(found: TracedProgram) -> Structure:
                 key,
                 tuple(layout_of(dim, names) for dim in pair.dims),
                 tuple(layout_of(dim, names) for _, _, dim in pair.batch),
-                (spell_all(pair.sides[0]), spell_all(pair.sides[1])),
+                (in_order(pair.sides[0]), in_order(pair.sides[1])),
             )
             for key, pair in analysis.pairs.items()
         },
@@ -136,14 +136,14 @@ def site_of(found: TracedProgram, contraction: Contraction) -> Site:
     one = next(iter(scales), frozenset())
     return Site(
         contraction.key,
-        spell_all(contraction.consumed),
+        in_order(contraction.consumed),
         tuple(layout_of(dim, found.names) for dim in contraction.dims),
         contraction.window,
         inputs_of(found, contraction),
         tuple(layout_of(dim, found.names) for _, dim in contraction.batch),
         tuple(found.names.get(find(turns), "") for turns in contraction.layers),
-        (spell_all(bias), sign),
-        None if len(scales) > 1 or MIXED in one else spell_all(one),
+        (in_order(bias), sign),
+        None if len(scales) > 1 or MIXED in one else in_order(one),
         tuple(layout_of(dim, found.names) for dim in contraction.produced),
     )
 
@@ -166,12 +166,9 @@ def inputs_of(found: TracedProgram, contraction: Contraction) -> dict[str, tuple
     return inputs
 
 
-def spell(slot: Slot) -> str:
-    return f"{slot[0]}:{slot[1]}"
-
-
-def spell_all(slots: Iterable[Slot]) -> tuple[str, ...]:
-    return tuple(sorted(map(spell, slots)))
+def in_order(slots: Iterable[Slot]) -> tuple[Slot, ...]:
+    """A set of slots in an order that does not depend on hashing."""
+    return tuple(sorted(slots))
 
 
 APART = frozenset(

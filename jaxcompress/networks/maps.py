@@ -22,6 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcompress.networks.axes import Axis, Layout, Structure
+from jaxcompress.programs.program import Slot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AxisMap:
     produce: np.ndarray
     consume: np.ndarray
     channels: np.ndarray | None = None
-    other: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    other: Mapping[Slot, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -67,7 +68,7 @@ def apply_map(
         for position, layout in enumerate(dims):
             if axis.key not in layout.axes():
                 continue
-            slot = f"{name}:{position}"
+            slot = Slot(name, position)
             if slot in axis.consumers and slot not in axis.producers:
                 matrices = np.swapaxes(change.other.get(slot, change.consume), -1, -2)
             elif slot in axis.scales and change.channels is not None:

@@ -13,7 +13,7 @@ import jax
 
 from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
-from jaxcompress.programs.program import Program, Value, build, prune
+from jaxcompress.programs.program import Program, Slot, Value, build, prune
 from jaxcompress.programs.rules import Analysis
 
 
@@ -45,7 +45,7 @@ def find_axes(
         if index < len(names):
             value.direct = True
             value.slots = [
-                frozenset({(names[index], position)}) for position in range(len(value.shape))
+                frozenset({Slot(names[index], position)}) for position in range(len(value.shape))
             ]
             leaves[names[index]] = value
             analysis.company.append(((), tuple(value.dims)))
@@ -105,8 +105,8 @@ def name_atoms(leaves: dict[str, Value], analysis: Analysis) -> dict[Dim, str]:
     for name, value in leaves.items():
         for position, dim in enumerate(value.dims):
             inside = list(dict.fromkeys(atoms(dim))) if dim is not None else []
-            produces = bool(analysis.roles.get((name, position), set()) & {"produce"})
+            produces = bool(analysis.roles.get(Slot(name, position), set()) & {"produce"})
             for index, atom in enumerate(inside):
                 suffix = f".{index}" if len(inside) > 1 else ""
-                slots.setdefault(atom, []).append((not produces, f"{name}:{position}{suffix}"))
+                slots.setdefault(atom, []).append((not produces, f"{Slot(name, position)}{suffix}"))
     return {atom: min(found, key=lambda each: each[0])[1] for atom, found in slots.items()}

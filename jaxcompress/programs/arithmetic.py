@@ -277,7 +277,7 @@ def fold_literals(step: Step, function: Callable[[Any, Any], Any]) -> None:
         step.outputs[0].literal = function(np.asarray(left.literal), np.asarray(right.literal))
 
 
-MIXED: Slot = ("", -1)
+MIXED = Slot("", -1)
 """A mark in `Value.scaled`: branches with different scales were added."""
 
 

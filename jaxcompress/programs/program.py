@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim
 
-Slot = tuple[str, int]
+
+class Slot(NamedTuple):
+    """One dimension of one parameter leaf; prints as "leaf:dimension"."""
+
+    leaf: str
+    dimension: int
+
+    def __str__(self) -> str:
+        return f"{self.leaf}:{self.dimension}"
+
+
 """A parameter leaf's name and one of its dimensions, counted from the front."""
 
 NOTHING: frozenset[Slot] = frozenset()

@@ -70,7 +70,6 @@ def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 
         >>> round(float(loss(jnp.zeros((3, 2)), (jnp.ones((5, 3)), jnp.zeros(5, int)), None)), 4)
         0.6931
     """
-
     if not 0 <= smoothing < 1:
         raise ValueError(
             f"cross_entropy: smoothing is a share from 0 to below 1, such as 0.1; got {smoothing!r}"

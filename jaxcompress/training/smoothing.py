@@ -140,7 +140,7 @@ def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Ar
                 where = lines(layout.resized(sizes), axis.key)
                 leaf = leaf if where.shape[1] == 1 and len(where) == len(leaf) else leaf[where]
                 rows = leaf.reshape(d, -1)
-                differ, size = sides["read" if f"{name}:{position}" in axis.consumers else "made"]
+                differ, size = sides["read" if (name, position) in axis.consumers else "made"]
                 differ.append(jnp.sum(jnp.square(jnp.diff(rows, degree, axis=0)), 1))
                 size.append(jnp.sum(jnp.square(rows)) / d)
         for (

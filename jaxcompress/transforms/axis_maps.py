@@ -154,7 +154,7 @@ def foldable(work: Work, axis: Axis) -> bool:
     ):  # the constant of a mean is put into the scales
         return False
     used = {slot for scaled in known for slot in scaled or ()}
-    plain = all(len(work.structure.layouts[slot.rsplit(":", 1)[0]]) == 1 for slot in used)
+    plain = all(len(work.structure.layouts[slot.leaf]) == 1 for slot in used)
     return (
         plain
         and used == set(axis.scales)
@@ -168,9 +168,7 @@ def normed(work: Work, axis: Axis) -> np.ndarray:
         return proxies(work, axis).mean(0)
     total = np.zeros((work.size(axis), work.size(axis)))
     for site in work.sites(axis):
-        scale = (
-            work.leaves[site.scaled[0].rsplit(":", 1)[0]] if site.scaled else np.ones(len(total))
-        )
+        scale = work.leaves[site.scaled[0].leaf] if site.scaled else np.ones(len(total))
         second = work.moments.pooled(axis, [work.moments.sites[site.key]]).second.mean(0)
         safe = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(), scale, np.inf)
         part = second / safe[:, None] / safe[None, :]
@@ -190,21 +188,19 @@ def rotate_rms(work: Work, axis: Axis, size: int) -> AxisMap:
         if any(axis.key in dim.axes() for dim in site.dims)
     ]
     total = normed(work, axis)
-    scales = {slot: work.leaves[slot.rsplit(":", 1)[0]].copy() for slot in axis.scales}
+    scales = {slot: work.leaves[slot.leaf].copy() for slot in axis.scales}
     for site in sites:
         scale = scales[site.scaled[0]] if site.scaled else np.ones(d)
         for slot in site.slots:
             if slot in axis.consumers:
-                name, position = slot.rsplit(":", 1)
-                index = (
-                    work.structure.layouts[name][int(position)].resized(work.sizes).index(axis.key)
-                )
+                name, position = slot
+                index = work.structure.layouts[name][position].resized(work.sizes).index(axis.key)
                 factor = np.where(index >= 0, scale[index], 1.0)
                 shape = [1] * work.leaves[name].ndim
-                shape[int(position)] = -1
+                shape[position] = -1
                 work.leaves[name] = work.leaves[name] * factor.reshape(shape)
     for slot in axis.scales:
-        work.leaves[slot.rsplit(":", 1)[0]] = np.ones(d)
+        work.leaves[slot.leaf] = np.ones(d)
     if work.moments is not None:
         unscaled = dict(work.moments.sites)
         for site in sites:
@@ -401,9 +397,7 @@ def carry(work: Work, axis: Axis, gaps: Mapping[str, np.ndarray]) -> None:
         assert found is not None
         (bias, sign), (name,) = found, site.leaves
         layouts = tuple(layout.resized(work.sizes) for layout in work.structure.layouts[name])
-        consumed = list(
-            site.inputs.get(name) or [int(slot.rsplit(":", 1)[1]) for slot in site.slots]
-        )
+        consumed = list(site.inputs.get(name) or [slot.dimension for slot in site.slots])
         position = next(place for place in consumed if axis.key in layouts[place].axes())
         part = along(work.leaves[name], layouts, position, axis, gap[:, :, None])
         # entries that other axes hold in this dimension are not meant

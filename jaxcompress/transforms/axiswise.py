@@ -20,6 +20,7 @@ from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.moments import Moments, Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
+from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.base import Scope, Transform, called
 from jaxcompress.transforms.selection import root
 
@@ -165,18 +166,18 @@ class Work:
             self.moments = self.moments.mapped(axis, change)
         self.sizes[axis.key] = change.size
 
-    def unfold(self, axis: Axis, slot: str, leaf: Any = None) -> np.ndarray:
+    def unfold(self, axis: Axis, slot: Slot, leaf: Any = None) -> np.ndarray:
         """(F, d, rest): a leaf, or what stands for it, along an axis, fibre by fibre."""
-        name, dimension = slot.rsplit(":", 1)
+        name, dimension = slot
         leaf = self.leaves[name] if leaf is None else leaf
         layouts = tuple(layout.resized(self.sizes) for layout in self.structure.layouts[name])
-        moved = np.moveaxis(leaf, int(dimension), -1)
-        where = lines(layouts[int(dimension)], axis.key)
-        found = blocks(layouts, int(dimension), axis, self.fibres(axis) > 1)
+        moved = np.moveaxis(leaf, dimension, -1)
+        where = lines(layouts[dimension], axis.key)
+        found = blocks(layouts, dimension, axis, self.fibres(axis) > 1)
         parts = [np.moveaxis(moved[rows][..., where[:, mine]], -2, 0) for rows, mine in found]
         return np.stack([part.reshape(len(part), -1) for part in parts])
 
-    def gram(self, axis: Axis, slots: tuple[str, ...]) -> np.ndarray:
+    def gram(self, axis: Axis, slots: tuple[Slot, ...]) -> np.ndarray:
         """(F, d, d): the sum over leaves of their products with themselves along an axis."""
         total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
         for slot in slots:
@@ -189,7 +190,7 @@ class Work:
         total = np.zeros((self.fibres(axis), self.size(axis), self.size(axis)))
         for slot in axis.consumers:
             sites = [site for site in self.structure.sites.values() if slot in site.slots]
-            rows = self.unfold(axis, slot, self.felt(slot.rsplit(":", 1)[0], sites))
+            rows = self.unfold(axis, slot, self.felt(slot.leaf, sites))
             total += rows @ np.swapaxes(rows, 1, 2)
         return total
 
@@ -253,7 +254,7 @@ class Work:
     def bias_of(self, site: Site) -> tuple[str, int] | None:
         """The one bias leaf behind a contraction, and its sign, where a mean can be carried by it."""
         slots, sign = site.bias
-        leaves = {slot.rsplit(":", 1)[0] for slot in slots}
+        leaves = {slot.leaf for slot in slots}
         padded = site.window and len(self.statistic(site).dims) < len(
             site.dims
         )  # zeros at the borders were not measured
@@ -273,9 +274,7 @@ class Work:
     def aligned(self, site: Site, bias: str) -> bool:
         """Whether a bias has the axes of a kernel's outputs in the kernel's own order, and of the product's."""
         (kernel,) = site.leaves
-        inputs = site.inputs.get(kernel) or tuple(
-            int(slot.rsplit(":", 1)[1]) for slot in site.slots
-        )
+        inputs = site.inputs.get(kernel) or tuple(slot.dimension for slot in site.slots)
         outputs = [
             layout
             for place, layout in enumerate(self.structure.layouts[kernel])

@@ -112,7 +112,9 @@ def of_low_rank(work: Work, site: Site, name: str, original: Original) -> bool:
         return False
     order = site.inputs.get(name, ())
     order += tuple(place for place in range(leaf.ndim) if place not in order)
-    return leaf.axes.inputs + leaf.axes.outputs == tuple(place - leaf.ndim for place in order)
+    return leaf.matrix_axes.inputs + leaf.matrix_axes.outputs == tuple(
+        place - leaf.ndim for place in order
+    )
 
 
 def solve(

@@ -31,6 +31,7 @@ from jaxcompress.arrays.spline import check_basis, spline_matrix
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.axis_maps import (
     apart,
     carry,
@@ -110,7 +111,8 @@ class Resolution(AxisTransform):
 
 def adjoint(change: AxisMap, role: str) -> AxisMap:
     """What a map of parameters does to their gradients: producers and consumers change roles, which gives the smallest gradients
-    that explain the coarse ones. Where only their signs count, all are repeated."""
+    that explain the coarse ones. Where only their signs count, all are repeated.
+    """
     produce, consume = np.swapaxes(change.consume, 1, 2), np.swapaxes(change.produce, 1, 2)
     if role == "steps":
         return AxisMap(change.produce, consume, other=dict.fromkeys(change.other, change.produce))
@@ -207,7 +209,7 @@ def reading(work: Work, axis: Axis) -> np.ndarray:
     return np.maximum(read, 1e-3 * read.mean(1, keepdims=True) + np.finfo(np.float64).tiny)
 
 
-def other_side(work: Work, axis: Axis, matrix: np.ndarray) -> dict[str, np.ndarray]:
+def other_side(work: Work, axis: Axis, matrix: np.ndarray) -> dict[Slot, np.ndarray]:
     """Of two activations that are multiplied over an axis the second takes the dual map."""
     if not axis.pair:
         return {}

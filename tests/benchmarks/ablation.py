@@ -78,7 +78,7 @@ def of_residual(encoder: Encoder, numbers: float) -> Change:
         width = next(
             axis.key
             for axis in encoder.net.axes
-            if any(slot.startswith("words") for slot in axis.producers)
+            if any(slot.leaf.startswith("words") for slot in axis.producers)
         )
         params, moments = jc.rotate_and_prune(encoder.net, 3 / 4, axes=width).apply(params, moments)
         rest = cuts.narrow(encoder.replace(params=params), numbers)
@@ -222,7 +222,8 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
 
 def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     """A7: the relative squared error of hidden states of answers at the ranks of 0.6 of the numbers: plain, whitened by what each
-    layer met in the original, and layer after layer by what it meets in the network that is cut."""
+    layer met in the original, and layer after layer by what it meets in the network that is cut.
+    """
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
     chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)

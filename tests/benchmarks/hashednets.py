@@ -185,7 +185,8 @@ def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
 
 def widened(times: int, for_last: float = 0.0) -> Column:
     """All kernels hashed, the last one too: the storage of 50 hidden units for a multiple of them. The keeps are one, or the last
-    kernel has a share of the numbers of its own, as far as it has use for them."""
+    kernel has a share of the numbers of its own, as far as it has use for them.
+    """
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         sizes = task.sizes(50 * times)
@@ -261,7 +262,8 @@ def convolved(small: int, large: int) -> Column:
 
 def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, int]) -> Column:
     """A window of 9 x 9 moved by 2: its weights are shared by the 10 x 10 units of a channel. The kernel behind it sees so many of
-    each channel's cosines; it is the last one, or leads to further hidden layers of a given width, and is hashed like theirs."""
+    each channel's cosines; it is the last one, or leads to further hidden layers of a given width, and is hashed like theirs.
+    """
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         cosines, channels, units = (each[not task.small] for each in (few, most, hidden))

@@ -244,7 +244,7 @@ def test_what_says_nothing_new_goes_without_loss_or_no_fold_is_claimed(name):
     # not exact: then nothing but a selection has been made, and unselected leaves are as they were
     for axis in net.axes:
         for slot in (*axis.producers, *axis.consumers):
-            leaf, dimension = slot.rsplit(":", 1)
+            leaf, dimension = slot
             old, new = (
                 np.moveaxis(np.asarray(tree[leaf]), int(dimension), 0) for tree in (params, small)
             )

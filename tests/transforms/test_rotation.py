@@ -365,8 +365,7 @@ def test_every_layer_and_every_expert_keeps_units_of_its_own(name, up, down, oth
     (axis,) = [
         each
         for each in net.axes
-        if any(slot.split(":")[0].endswith(up) for slot in each.producers)
-        and each.kind == "elementwise"
+        if any(slot.leaf.endswith(up) for slot in each.producers) and each.kind == "elementwise"
     ]
     assert axis.fibres
     small = jc.rotate_and_prune(net, keep=1 / 2, axes=axis.key)(
