@@ -50,9 +50,7 @@ def test_every_expected_axis_is_found(name):
         slot for axis in net.axes for slot in axis.producers + axis.consumers + axis.parameters
     }
     missing = [
-        leaf
-        for leaf in model.hidden
-        if f"{leaf}:{len(net.structure.layouts[leaf]) - 1}" not in slots
+        leaf for leaf in model.hidden if (leaf, len(net.structure.layouts[leaf]) - 1) not in slots
     ]
     assert not missing
     assert all(row.reason for row in net.refused)
