@@ -1,4 +1,4 @@
-"""How the suite runs in minutes: programs are compiled for few runs, once for all workers, and by model.
+"""How the suite runs in minutes: programs are compiled cheaply, once for all workers, and by model.
 
 Most of a test's time is tracing and compiling. XLA leaves out most optimisations, compiled programs
 are kept in `.pytest_cache/compiled` for the other workers and the next run, and the tests of one
