@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
+from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import static_field
 
 NAMES = ("dct", "smooth", "random")
 RIDGE = 1e-3
@@ -56,7 +58,7 @@ class DesignedAtoms(CompactArray):
             else jnp.kron(of_one, jnp.eye(self.channels, dtype=jnp.float32))
         )
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
         return self.features(x, self.dtype)
 
     def features(self, x: jax.Array, dtype: Any) -> jax.Array:
@@ -96,14 +98,15 @@ class DesignedAtoms(CompactArray):
         )
         return sign[:, None] * cosines((m,), order[:, None])
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
         return ()
 
     @property
     def dtype(self) -> np.dtype:
         return jnp.dtype("float32")
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
         name = getattr(self.rule, "__name__", str(self.rule))
         of = f" of {self.channels} channels" if self.channels > 1 else ""
         return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}{of}"

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static_field
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import StaticArray, static_field
 
 MOST = 2**16
 """The most runs: an index is then two bytes."""
@@ -46,7 +47,7 @@ class ClusteredArray(CompactArray):
     def materialize(self) -> jax.Array:
         return self._gather(jnp.asarray(self.index.array, jnp.int32))
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
         return self._gather(jnp.asarray(self.index.array, jnp.int32)[rows])
 
     def _gather(self, index: jax.Array) -> jax.Array:
@@ -55,10 +56,11 @@ class ClusteredArray(CompactArray):
         found = runs.at[..., index, :].get(mode="promise_in_bounds")  # a k-means has no others
         return found.reshape(*found.shape[:-2], -1)[..., : self.matrix_shape[1]]
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
         return self.runs.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
         count, block = self.runs.shape[-2:]
         return f"{count} runs of {block}"
 

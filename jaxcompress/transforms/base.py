@@ -164,4 +164,4 @@ def second_moments(x: Any) -> jax.Array:
 
 def child_moments(node: CompactArray, metric: Any) -> dict[str, Any]:
     """The metric of each child of a compact array, given that of the array's inputs."""
-    return node._child_metrics(None if metric is None else np.asarray(metric, np.float64))
+    return node.child_metrics(None if metric is None else np.asarray(metric, np.float64))

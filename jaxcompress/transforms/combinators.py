@@ -90,7 +90,7 @@ class At(Transform):
                 return leaf
             metrics = None
             changes = {}
-            for child in leaf._children:
+            for child in leaf.child_names:
                 below = join(name, child)
                 inside = (join(below, inner) for inner in names_within(getattr(leaf, child)))
                 if callable(self.pattern) or not any(

@@ -108,7 +108,7 @@ class Original:
 def of_low_rank(work: Work, site: Site, name: str, original: Original) -> bool:
     """Whether a kernel is a product of low rank of what the site contracts, and was dense in the original."""
     leaf = work.given[name]
-    if not isinstance(leaf, FactoredArray) or leaf._leading() or is_compact(original.leaves[name]):
+    if not isinstance(leaf, FactoredArray) or leaf.stack_shape or is_compact(original.leaves[name]):
         return False
     order = site.inputs.get(name, ())
     order += tuple(place for place in range(leaf.ndim) if place not in order)
@@ -142,7 +142,7 @@ def solve(
         solved = np.linalg.solve(metric, cross @ full + weight * moved.reshape(len(inner), -1))
         if low:
             work.given[name] = work.given[name].refit(solved, metric)
-            solved = np.asarray(work.given[name]._matrix(), np.float64)
+            solved = np.asarray(work.given[name].matrix(), np.float64)
         else:
             work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         if bias is not None:
