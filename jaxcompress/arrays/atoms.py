@@ -51,6 +51,7 @@ class DesignedAtoms(CompactArray):
     channels: int = static_field(default=1)
 
     def materialize(self) -> jax.Array:
+        """The atoms as columns, (m, k)."""
         of_one = self._of_one_channel()
         return (
             of_one
@@ -59,6 +60,7 @@ class DesignedAtoms(CompactArray):
         )
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """`x @ atoms`, the channels apart."""
         return self.features(x, self.dtype)
 
     def features(self, x: jax.Array, dtype: Any) -> jax.Array:
@@ -100,13 +102,16 @@ class DesignedAtoms(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return ()
 
     @property
     def dtype(self) -> np.dtype:
+        """float32; the codes decide in which dtype a product is computed."""
         return jnp.dtype("float32")
 
     def summary(self) -> str:
+        """The form's sizes."""
         name = getattr(self.rule, "__name__", str(self.rule))
         of = f" of {self.channels} channels" if self.channels > 1 else ""
         return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}{of}"

@@ -40,6 +40,7 @@ class FactoredArray(CompactArray):
     by_rows: bool = static_field(default=False)
 
     def materialize(self) -> jax.Array:
+        """The chosen lines, and the others as their mixtures."""
         if self._full:
             return self.lines
         if self.by_rows:
@@ -49,6 +50,7 @@ class FactoredArray(CompactArray):
         return jnp.concatenate([self.lines, self.lines @ self.mixing], axis=-1)[..., self._places]
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """Two products of rank r."""
         if self._full:
             return x @ self.lines
         if self.by_rows:
@@ -57,6 +59,7 @@ class FactoredArray(CompactArray):
         return jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
 
     def take(self, rows: jax.Array) -> jax.Array:
+        """Rows of the chosen columns, and their mixtures."""
         if self.by_rows and not self._full:
             return self.matrix()[rows]
         return self._multiply_rows(self.lines[rows])
@@ -70,16 +73,20 @@ class FactoredArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.lines.shape[:-2]
 
     def summary(self) -> str:
+        """The form's sizes."""
         return f"rank {self.rank}"
 
     def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Columns are fitted in the inputs' metric."""
         return {} if self.by_rows else {"lines": metric}
 
     @property
     def rank(self) -> int:
+        """The number of chosen lines."""
         return self.lines.shape[-2 if self.by_rows else -1]
 
     @property

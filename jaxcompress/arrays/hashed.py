@@ -50,10 +50,12 @@ class HashedArray(CompactArray):
     def matrix(
         self,
     ) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
+        """The table's entries, signed, at the hashed places."""
         m, n = self.matrix_shape
         return self.with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """`x @ matrix`, in the circular layout without the matrix."""
         if self.layout == "random":
             return super().multiply(x)
         m, n = self.matrix_shape
@@ -62,13 +64,16 @@ class HashedArray(CompactArray):
         )
 
     def take(self, rows: jax.Array) -> jax.Array:
+        """The entries of the rows alone."""
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.table.shape[:-1]
 
     def summary(self) -> str:
+        """The form's sizes."""
         return (
             self.layout
             if self.layout != "random"

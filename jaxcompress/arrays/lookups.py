@@ -35,11 +35,13 @@ class LookupArray(CompactArray):
     index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
+        """The entries at their rows, zero elsewhere."""
         rows, n = self.matrix_shape
         dense = jnp.zeros((*self.stack_shape, rows, n), self.values.dtype)
         return dense.at[..., self._index(), jnp.arange(n)].set(self.values, unique_indices=True)
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """A sum of s gathered columns."""
         values = self.values.materialize() if is_compact(self.values) else self.values
         found = (x[..., rows] * values[..., t, None, :] for t, rows in enumerate(self._index()))
         return sum(found, jnp.zeros((), jnp.result_type(x, values)))
@@ -49,9 +51,11 @@ class LookupArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.values.shape[:-2]
 
     def summary(self) -> str:
+        """The form's sizes."""
         count = self.index.array.shape[0]
         return f"{count} {'entry' if count == 1 else 'entries'} a column"
 

@@ -47,12 +47,15 @@ class SplineArray(CompactArray):
     basis: str = static_field(default="step")
 
     def materialize(self) -> jax.Array:
+        """The function's values at all n places of every period."""
         return self._refine(self.samples)
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """The product with the samples, interpolated."""
         return self._refine(x @ self.samples)
 
     def take(self, rows: jax.Array) -> jax.Array:
+        """The rows' samples, interpolated."""
         samples = (
             self.samples.take(rows)
             if isinstance(self.samples, CompactArray)
@@ -62,12 +65,15 @@ class SplineArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.samples.shape[:-2]
 
     def summary(self) -> str:
+        """The form's sizes."""
         return f"{self.samples.shape[-1]} {self.basis} knots a period"
 
     def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Samples are fitted in the inputs' metric."""
         return {"samples": metric}
 
     def _refine(self, coarse: jax.Array) -> jax.Array:

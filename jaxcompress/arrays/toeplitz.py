@@ -41,6 +41,7 @@ class ToeplitzArray(CompactArray):
     pad: tuple[int, ...] = static_field(default=())
 
     def materialize(self) -> jax.Array:
+        """The window's weights at every position, zero elsewhere."""
         # a row more than the grid has takes what stands on the zeros
         count, leading = math.prod(self.grid), self.taps.shape[:-2]
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
@@ -55,6 +56,7 @@ class ToeplitzArray(CompactArray):
         )
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """One product of all patches with the window."""
         return _slide(self, x)
 
     def _places(self) -> jax.Array:
@@ -62,9 +64,11 @@ class ToeplitzArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.taps.shape[:-2]
 
     def summary(self) -> str:
+        """The form's sizes."""
         sizes = ["x".join(map(str, each)) for each in (self.window, self.grid)]
         return f"{self.taps.shape[-1]} windows of {sizes[0]} on {sizes[1]}"
 

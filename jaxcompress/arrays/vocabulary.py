@@ -38,32 +38,39 @@ class VocabularyArray(CompactArray):
     linear_in = "codes"
 
     def materialize(self) -> jax.Array:
+        """Atoms times codes."""
         if isinstance(self.atoms, DesignedAtoms):
             return self.atoms.expand(self.codes)
         return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
 
     def with_dense_children(self) -> VocabularyArray:
+        """Atoms that are recomputed stay as they are."""
         atoms = self.atoms if isinstance(self.atoms, DesignedAtoms) else materialize(self.atoms)
         return dataclasses.replace(self, atoms=atoms, codes=materialize(self.codes))
 
     def multiply(self, x: jax.Array) -> jax.Array:
+        """First the atoms, then the codes."""
         designed = isinstance(self.atoms, DesignedAtoms)
         return (
             self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()
         ) @ self.codes
 
     def take(self, rows: jax.Array) -> jax.Array:
+        """The atoms' rows times the codes."""
         return self._dense_atoms()[rows] @ self.codes
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.codes.shape[:-2]
 
     @property
     def dtype(self) -> np.dtype:
+        """The codes' dtype."""
         return self.codes.dtype
 
     def summary(self) -> str:
+        """The form's sizes."""
         atoms = (
             self.atoms.summary()
             if isinstance(self.atoms, CompactArray)
@@ -73,6 +80,7 @@ class VocabularyArray(CompactArray):
         return f"{atoms}, codes of {codes}" if codes else atoms
 
     def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Codes are fitted in the metric of the atoms' inner products."""
         atoms = np.asarray(self._dense_atoms(), np.float64)
         gram = atoms.mT @ (atoms if metric is None else weigh(metric, atoms))
         return {"atoms": metric, "codes": gram}
