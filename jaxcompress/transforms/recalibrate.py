@@ -1,7 +1,7 @@
 """Gather the moments anew in the middle of a chain.
 
-Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a pass over data at the
-present sizes is better. Costs what `jc.calibrate` costs.
+Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a
+pass over data at the present sizes is better. Costs what `jc.calibrate` costs.
 """
 
 from __future__ import annotations
