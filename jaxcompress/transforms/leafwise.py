@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +32,7 @@ from jaxcompress.transforms.base import (
     map_leaves,
     moments_by_name,
 )
-from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
+from jaxcompress.transforms.budget import Budget, Item, Items, Plan, plan_for
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Keeps at which a form without a formula is fitted to know its error."""
@@ -132,35 +133,20 @@ class LeafTransform(Transform):
         metrics = moments_by_name(moments)
         for name, leaf in tqdm(leaves.items(), desc="plan", leave=False, disable=None):
             matrix, metric, _ = read_matrix(self, name, leaf, metrics.get(name), axes.get(name))
-            curves[name], powers[name] = (
-                self.curve(matrix, metric, name),
-                max(squared(matrix, metric), 1e-300),
-            )
-        gains = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
-        typical = np.median(
-            [gains[name] * power for name, power in powers.items() if name in gains] or [1.0]
+            curves[name] = self.curve(matrix, metric, name)
+            powers[name] = max(squared(matrix, metric), 1e-300)
+        known = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
+        measured = [known[name] * power for name, power in powers.items() if name in known]
+        typical = float(np.median(measured or [1.0]))
+        gains = {name: typical / power for name, power in powers.items()} | known
+        rows = tuple(
+            matrix_item(name, leaf, curves[name], gains[name]) for name, leaf in leaves.items()
         )
-        dense = [
-            stored_numbers(leaf.materialize() if is_compact(leaf) else leaf)
-            for leaf in leaves.values()
-        ]
-        keeps = [each for each, _ in curves.values()]
-        sizes = [each * numbers for each, numbers in zip(keeps, dense, strict=True)]
         return Items(
-            list(leaves),
-            [
-                gains.get(name, typical / powers[name]) * error
-                for name, (_, error) in curves.items()
-            ],
-            keeps,
-            sizes,
-            lambda item, option: " x ".join(map(str, list(leaves.values())[item].shape)),
-            Counts(sizes),
-            float(sum(map(stored_numbers, leaves.values()))),
-            lambda item, keep: max(
-                0, int(np.searchsorted(keeps[item], keep * (1 + 1e-9), "right")) - 1
-            ),
-            frozenset(leaves),
+            rows=rows,
+            counts=Counts([item.sizes for item in rows]),
+            stored=float(sum(map(stored_numbers, leaves.values()))),
+            leaves=frozenset(leaves),
         )
 
     def divided(self, plan: Plan) -> LeafTransform:
@@ -198,6 +184,25 @@ class LeafTransform(Transform):
 
     def __repr__(self) -> str:
         return called(self)
+
+
+def matrix_item(name: str, leaf: Any, curve: tuple[np.ndarray, np.ndarray], gain: float) -> Item:
+    """One matrix as an item of a budget: its sizes are numbers, its error is scaled to that of the outputs."""
+    keeps, errors = curve
+    dense = stored_numbers(leaf.materialize() if is_compact(leaf) else leaf)
+    return Item(
+        key=name,
+        errors=gain * errors,
+        keeps=keeps,
+        sizes=keeps * dense,
+        labels=[" x ".join(map(str, leaf.shape))] * len(keeps),
+        option=functools.partial(largest_below, keeps),
+    )
+
+
+def largest_below(keeps: np.ndarray, keep: float) -> int:
+    """The index of the largest of ascending keeps that is at most `keep`, or the first."""
+    return max(0, int(np.searchsorted(keeps, keep * (1 + 1e-9), "right")) - 1)
 
 
 class Unreachable(ValueError):

@@ -36,7 +36,7 @@ from jaxcompress.transforms.axis_maps import (
 )
 from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.base import check_tree
-from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
+from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import curve
 from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
 
@@ -107,8 +107,10 @@ class RotateAndPrune(AxisTransform):
             curve(work, axis, self.method)
             for axis in tqdm(axes, desc="plan", leave=False, disable=None)
         ]
-        sizes = {axis.key: self.sizes(axis.key, work.size(axis)) for axis in axes}
-        options = list(sizes.values())
+        rows = tuple(
+            axis_item(axis.key, errors, self.sizes(axis.key, work.size(axis)))
+            for axis, errors in zip(axes, curves, strict=True)
+        )
         full = {
             part.key: part.size
             for dims in self.structure.layouts.values()
@@ -122,17 +124,14 @@ class RotateAndPrune(AxisTransform):
             name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1)
             for name in layouts
         }
-        counts = AxisCounts(layouts, worth, sizes, full | work.sizes)
+        counts = AxisCounts(
+            layouts, worth, {item.key: item.sizes for item in rows}, full | work.sizes
+        )
         items = Items(
-            list(sizes),
-            [errors[each] for errors, each in zip(curves, options, strict=True)],
-            [each / each[-1] for each in options],
-            options,
-            lambda item, option: f"{options[item][option]} of {options[item][-1]}",
-            counts,
-            counts.total([len(each) - 1 for each in options]),
-            lambda item, keep: nearest(options[item], keep * options[item][-1]),
-            frozenset(layouts),
+            rows=rows,
+            counts=counts,
+            stored=counts.total([len(item.sizes) - 1 for item in rows]),
+            leaves=frozenset(layouts),
         )
         return items, [float(each[0]) for each in curves]
 
@@ -183,6 +182,19 @@ class RotateAndPrune(AxisTransform):
                     f"{axis.key} cannot be rotated: {why}; method='auto' selects there"
                 )
         return choose(work, axis, size, fold=why_not_fold(axis) is None)
+
+
+def axis_item(key: str, errors: np.ndarray, sizes: np.ndarray) -> Item:
+    """One axis as an item of a budget, given its predicted errors at every size from 0 on."""
+    full = sizes[-1]
+    return Item(
+        key=key,
+        errors=errors[sizes],
+        keeps=sizes / full,
+        sizes=sizes,
+        labels=[f"{size} of {full}" for size in sizes],
+        option=lambda keep: nearest(sizes, keep * full),
+    )
 
 
 def reaching(errors: np.ndarray, energy: float, nothing: float) -> int:

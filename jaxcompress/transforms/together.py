@@ -60,8 +60,8 @@ class Together(Transform):
         """All transforms in order, each with its part of a plan."""
         start = 0
         for transform, part in zip(self.transforms, parts, strict=True):
-            mine = dataclasses.replace(plan, shares=plan.shares[start : start + len(part.keys)])
-            start += len(part.keys)
+            mine = dataclasses.replace(plan, shares=plan.shares[start : start + len(part.rows)])
+            start += len(part.rows)
             params, moments = transform.divided(mine)._step(params, moments, scope)
         return params, moments
 
