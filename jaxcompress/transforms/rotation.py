@@ -109,12 +109,6 @@ class RotateAndPrune(AxisTransform):
         ]
         sizes = {axis.key: self.sizes(axis.key, work.size(axis)) for axis in axes}
         options = list(sizes.values())
-        full = {
-            part.key: part.size
-            for dims in self.structure.layouts.values()
-            for layout in dims
-            for part in layout.leaves()
-        }
         layouts = {
             name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)
         }
@@ -122,7 +116,7 @@ class RotateAndPrune(AxisTransform):
             name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1)
             for name in layouts
         }
-        counts = AxisCounts(layouts, worth, sizes, full | work.sizes)
+        counts = AxisCounts(layouts, worth, sizes, self.structure.full_sizes | work.sizes)
         items = Items(
             list(sizes),
             [errors[each] for errors, each in zip(curves, options, strict=True)],
