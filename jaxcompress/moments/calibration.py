@@ -107,9 +107,9 @@ def calibrate(
 
     @jax.jit
     def gather(params: Any, values: tuple[Any, ...], shifts: Any, number: Any) -> Any:
-        found, _, _ = net._prepare(params, values)
+        found = net.traced_program(params, *values)
         taps = Taps(found, shifts, rows(found, values, data.mask, data.sample, number), max_dim)
-        net._replay(params, *values, tap=taps)
+        net.replay(params, *values, tap=taps)
         alike.update(taps.alike)
         return taps.sums
 

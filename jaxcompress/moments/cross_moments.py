@@ -91,11 +91,11 @@ def record(
     order: dict[str, Any] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
     """Rows (n, m) and their weights (n,) for each of some contractions, of one batch."""
-    found, _, _ = net._prepare(params, values)
+    found = net.traced_program(params, *values)
     seen = Record(
         found, keys, rows(found, values, mask, sample, number), {} if order is None else order
     )
-    net._replay(params, *values, tap=seen)
+    net.replay(params, *values, tap=seen)
     flat = lambda x, w: (x.reshape(-1, x.shape[-1]), jnp.broadcast_to(w, x.shape[:-1]).reshape(-1))
     return {key: flat(*both) for key, both in seen.sums.items()}
 

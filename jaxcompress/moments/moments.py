@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxcompress.networks.axes import Axis, Layout, Structure
+from jaxcompress.networks.layout import axis_sizes
 from jaxcompress.networks.maps import AxisMap, along, lines
 
 
@@ -276,12 +277,7 @@ class Moments:
 
     def pooled(self, row: Axis, found: list[Statistic]) -> AxisMoments:
         """Several statistics along one axis as one."""
-        sizes = {
-            part.key: part.size
-            for s in found
-            for layout in (*s.lead, *s.dims)
-            for part in layout.leaves()
-        }
+        sizes = axis_sizes(layout for s in found for layout in (*s.lead, *s.dims))
         fibres = tuple(sizes.get(key, 1) for key in row.fibres)
         total, mean, cov = 0.0, np.zeros(()), np.zeros(())
         for statistic in found:

@@ -125,9 +125,9 @@ class Senses:
         self, params: Any, values: tuple[Any, ...], probes: Any, widths: dict[str, int]
     ) -> Any:
         """The outputs that are floats (no state, complex ones as two), each with its weights."""
-        found, _, _ = self.net._prepare(params, values)
+        found = self.net.traced_program(params, *values)
         counted = rows(found, values, self.mask)
-        outputs = self.net._replay(params, *values, tap=Sense(found, counted, probes, widths))
+        outputs = self.net.replay(params, *values, tap=Sense(found, counted, probes, widths))
         floats = []
         for (path, leaf), value in zip(
             jax.tree_util.tree_flatten_with_path(outputs)[0], found.program.outputs, strict=True
