@@ -95,7 +95,7 @@ def zeros_like(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-# --- scan --------------------------------------------------------------------------------------------------------
+# --- scan ----------------------------------------------------------------------------------------
 
 
 def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -205,7 +205,7 @@ def scan(step: Step, analysis: Analysis) -> None:
         out.data = result.data
 
 
-# --- while and cond --------------------------------------------------------------------------------------------------
+# --- while and cond ------------------------------------------------------------------------------
 
 
 def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -306,7 +306,7 @@ def cond(step: Step, analysis: Analysis) -> None:
             out.data = True
 
 
-# --- remat -----------------------------------------------------------------------------------------------------------
+# --- remat ---------------------------------------------------------------------------------------
 
 
 def replay_remat(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
@@ -328,7 +328,7 @@ def remat(step: Step, analysis: Analysis) -> None:
         hand_over(analysis, result, out)
 
 
-# --- custom derivative rules --------------------------------------------------------------------------------------
+# --- custom derivative rules ---------------------------------------------------------------------
 
 
 def differentiable(value: Value) -> bool:

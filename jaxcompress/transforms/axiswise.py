@@ -135,12 +135,7 @@ class Work:
 
     def fibres(self, axis: Axis) -> int:
         """How many fibres an axis has at present."""
-        full = {
-            part.key: part.size
-            for dims in self.structure.layouts.values()
-            for layout in dims
-            for part in layout.leaves()
-        }
+        full = self.structure.full_sizes
         return math.prod(self.sizes.get(key, full[key]) for key in axis.fibres)
 
     def touched(self, axis: Axis) -> list[str]:

@@ -23,7 +23,7 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import Paired, gather, groups
+from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.maps import apply_map
@@ -121,7 +121,7 @@ def solve(
     work: Work,
     site: Site,
     original: Original,
-    paired: Paired,
+    paired: CrossMoments,
     gaps: dict[str, dict[str, np.ndarray]],
 ) -> None:
     """Solve for one contraction's kernels and bias."""

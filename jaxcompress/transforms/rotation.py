@@ -111,12 +111,6 @@ class RotateAndPrune(AxisTransform):
             axis_item(axis.key, errors, self.sizes(axis.key, work.size(axis)))
             for axis, errors in zip(axes, curves, strict=True)
         )
-        full = {
-            part.key: part.size
-            for dims in self.structure.layouts.values()
-            for layout in dims
-            for part in layout.leaves()
-        }
         layouts = {
             name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)
         }
@@ -125,7 +119,10 @@ class RotateAndPrune(AxisTransform):
             for name in layouts
         }
         counts = AxisCounts(
-            layouts, worth, {item.key: item.sizes for item in rows}, full | work.sizes
+            layouts,
+            worth,
+            {item.key: item.sizes for item in rows},
+            self.structure.full_sizes | work.sizes,
         )
         items = Items(
             rows=rows,
