@@ -21,8 +21,9 @@ from jaxcompress.moments.moments import Moments, Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
 from jaxcompress.programs.program import Slot
-from jaxcompress.transforms.base import Scope, Transform, called
+from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.selection import root
+from jaxcompress.transforms.settings import call, constructor_name, show_structure
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +35,12 @@ class AxisTransform(Transform):
     axes: str
     whole_network = True
 
-    def __repr__(self) -> str:
-        return called(
-            self, f"<{len(self.structure.axes)} hidden axes>", hidden=("structure", *self.hidden())
-        )
-
     def hidden(self) -> tuple[str, ...]:
-        """Fields that say nothing."""
-        return ()
+        """Fields that are no arguments of the constructor."""
+        return ("structure",)
+
+    def __repr__(self) -> str:
+        return call(constructor_name(self), show_structure(self.structure), **self.arguments())
 
     def change(self, work: Work, axis: Axis) -> AxisMap | None:
         """The map for one axis, or None to leave it."""

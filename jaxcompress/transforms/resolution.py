@@ -42,7 +42,7 @@ from jaxcompress.transforms.axis_maps import (
     pair_of,
 )
 from jaxcompress.transforms.axiswise import AxisTransform, Work
-from jaxcompress.transforms.leafwise import PerLeaf
+from jaxcompress.transforms.options import PerLeaf
 from jaxcompress.transforms.selection import RIDGE, SHRINK
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from jaxcompress.transforms.axiswise import AxisTransform, Work
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import curve
-from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
+from jaxcompress.transforms.options import Keep, PerLeaf, check_keep
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
@@ -61,7 +61,7 @@ class RotateAndPrune(AxisTransform):
     multiple: Any = 1
 
     def hidden(self) -> tuple[str, ...]:
-        return () if self.energy is None else ("keep",)
+        return ("structure",) if self.energy is None else ("structure", "keep")
 
     def plan(self, params: Any, moments: Any = None) -> Plan:
         """How a budget is divided among the axes, or what sizes an energy gives; it prints.
