@@ -1,8 +1,8 @@
 """Loops, branches, remat and custom derivative rules: primitives that run programs of their own.
 
-A loop's carry is one axis before, inside and after it; stacked layers share the loop's own axis, so a map may differ in
-each. Rules for derivatives are traced at the full shapes, analysed with the rest and replayed with it: inlining would lose a
-straight-through gradient.
+A loop's carry is one axis before, inside and after it; stacked layers share the loop's own axis, so
+a map may differ in each. Rules for derivatives are traced at the full shapes, analysed with the
+rest and replayed with it: inlining would lose a straight-through gradient.
 """
 
 from __future__ import annotations
@@ -15,17 +15,9 @@ import numpy as np
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, mark
-from jaxcompress.programs.arithmetic import agreed
+from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Program, Step, Value, build, prune
-from jaxcompress.programs.rules import (
-    Analysis,
-    Replay,
-    bind,
-    copy_facts,
-    is_zero,
-    merge_facts,
-    register,
-)
+from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
 
