@@ -13,8 +13,9 @@ from jaxtyping import PyTree
 
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.transforms.base import Scope, Transform, called
+from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.settings import call, constructor_name, show_structure
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ class AxisTransform(Transform):
         """The transform with all options that depend on the parameters computed from them."""
         return self
 
-    def hidden_fields(self) -> tuple[str, ...]:
-        """Fields left out of the repr."""
-        return ()
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments of the constructor."""
+        return ("structure",)
 
     def chosen(self) -> list[Axis]:
         """The axes that the pattern matches."""
@@ -75,8 +76,4 @@ class AxisTransform(Transform):
         return state.params(), state.moments
 
     def __repr__(self) -> str:
-        return called(
-            self,
-            f"<{len(self.structure.axes)} hidden axes>",
-            hidden=("structure", *self.hidden_fields()),
-        )
+        return call(constructor_name(self), show_structure(self.structure), **self.arguments())

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxcompress.tables import Table
 from jaxcompress.transforms.allocation import Counts, JointCounts, alternatives, divide
+from jaxcompress.transforms.settings import arguments, call, show, show_function
 
 OF = ("numbers", "channels")
 
@@ -36,14 +37,9 @@ class Budget:
     metric: Metric | None = None
 
     def __repr__(self) -> str:
-        metric = (
-            ""
-            if self.metric is None
-            else f", metric={getattr(self.metric, '__name__', type(self.metric).__name__)}"
-        )
-        return (
-            f"budget({self.total:g}{f', of={self.of!r}' if self.of != 'numbers' else ''}{metric})"
-        )
+        total, *others = arguments(self).items()
+        shown = [f"{name}={show_function(v) if callable(v) else show(v)}" for name, v in others]
+        return call("budget", show(total[1]), *shown)
 
 
 def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:

@@ -16,19 +16,40 @@ from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.settings import DIGITS, call, constructor_name, digest, show_structure
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class DataTransform(Transform):
-    """The base of transforms that read data when they run."""
+    """The base of transforms that read data when they run.
+
+    They compare by the structure of the network and by the content of the data: a list or a tuple
+    of batches by its numbers, any other iterable by its identity.
+    """
 
     net: Network
     data: Calibration
     progress: bool = True
     whole_network = True
 
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments of the constructor."""
+        return ("net", "data")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DataTransform):
+            return False
+        return other is self or self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def _content(self) -> tuple[object, ...]:
+        return type(self), digest(self.net.structure), digest(self.data), self.progress
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__.lower()}(<batches>)"
+        net, data = show_structure(self.net.structure), f"<batches, {digest(self.data)[:DIGITS]}>"
+        return call(constructor_name(self), net, data, **self.arguments())
 
 
 class Recalibrate(DataTransform):

@@ -29,9 +29,10 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import Paired, gather, groups
+from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.axes import Axis, Layout, Site, Structure
+from jaxcompress.networks.axes import Axis, Site, Structure
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
@@ -163,7 +164,7 @@ class Solution:
     shift: BiasShift | None
 
 
-def solve(state: NetworkState, site: Site, original: Original, paired: Paired) -> Solution:
+def solve(state: NetworkState, site: Site, original: Original, paired: CrossMoments) -> Solution:
     """Solve one contraction's kernels and bias towards the original's results."""
     bias = bias_of(state, site)
     covariance, cross = paired.cov, paired.cross

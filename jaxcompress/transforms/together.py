@@ -15,6 +15,7 @@ from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 from jaxcompress.transforms.combinators import At
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.rotation import RotateAndPrune
+from jaxcompress.transforms.settings import call
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -65,8 +66,12 @@ class Together(Transform):
             params, moments = transform.divided(mine)._step(params, moments, scope)
         return params, moments
 
+    def hidden(self) -> tuple[str, ...]:
+        """The budget is that of the transforms."""
+        return ("budget",)
+
     def __repr__(self) -> str:
-        return f"together({', '.join(map(repr, self.transforms))})"
+        return call("together", *map(repr, self.transforms))
 
 
 def together(*transforms: Transform) -> Together:
