@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
@@ -25,9 +26,6 @@ from jaxcompress.programs.rules import (
     Replay,
     bind,
     bind_with,
-    copy_facts,
-    is_zero,
-    merge_facts,
     register,
 )
 

@@ -12,16 +12,13 @@ from jax import lax
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs.algebra import Kind, mark
-from jaxcompress.programs.arithmetic import agreed
+from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Step
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
     Replay,
     bind_with,
-    copy_facts,
-    is_zero,
-    merge_facts,
     register,
 )
 
