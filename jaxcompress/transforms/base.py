@@ -115,13 +115,13 @@ class Transform:
             )
         return self._step(params, moments, scope)[0]
 
-    def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+    def hidden_fields(self) -> tuple[str, ...]:
+        """Fields that are no named arguments of the constructor."""
         return ()
 
     def arguments(self) -> dict[str, object]:
         """The constructor's named arguments that differ from their defaults."""
-        return arguments(self, self.hidden())
+        return arguments(self, self.hidden_fields())
 
     def __repr__(self) -> str:
         return call(constructor_name(self), **self.arguments())
@@ -138,7 +138,7 @@ def check_tree(params: PyTree) -> None:
             )
 
 
-def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, "..."]]:
+def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, ...]]:
     """The second moments of the inputs of each matrix, by leaf name."""
     return moments.by_leaf() if isinstance(moments, Moments) else dict(named_leaves(moments))
 

@@ -1,7 +1,7 @@
 """One percentage in, a network and small parameters out.
 
-`compress` is nothing but `trace`, `calibrate`, and a chain of `rotate_and_prune` with a `budget` and `reconstruct`: what one would
-write first by hand, and take apart when more is wanted.
+`compress` is nothing but `trace`, `calibrate`, and a chain of `rotate_and_prune` with a `budget`
+and `reconstruct`: what one would write first by hand, and take apart when more is wanted.
 """
 
 from __future__ import annotations

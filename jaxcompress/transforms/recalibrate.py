@@ -1,7 +1,7 @@
 """Gather the moments anew in the middle of a chain.
 
-Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a pass over data at the
-present sizes is better. Costs what `jc.calibrate` costs.
+Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a
+pass over data at the present sizes is better. Costs what `jc.calibrate` costs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class DataTransform(Transform):
     progress: bool = True
     whole_network = True
 
-    def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+    def hidden_fields(self) -> tuple[str, ...]:
+        """Fields that are no named arguments of the constructor."""
         return ("net", "data")
 
     def __eq__(self, other: object) -> bool:

@@ -109,7 +109,7 @@ def test_refusals():
             jc.merge(net, threshold)
     with pytest.raises(TypeError, match="merge takes a network"):
         jc.merge({}, 0.9)
-    with pytest.raises(ValueError, match="merge looks at activations"):
+    with pytest.raises(ValueError, match="merge compares activations"):
         jc.merge(net, 0.9)(MODELS["mlp_by_hand"]().params)
     assert re.fullmatch(
         rf"merge\(<{len(net.axes)} hidden axes, \w{{8}}>, threshold=0.9\)", repr(jc.merge(net, 0.9))

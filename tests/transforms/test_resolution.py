@@ -13,7 +13,7 @@ from helpers_models import MODELS
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.spline import BASES
-from jaxcompress.transforms.resolution import dual, prolongation
+from jaxcompress.transforms.prolongation import dual, prolongation
 from jaxcompress.transforms.seriation import SEARCHES, distances, length, roughness_of
 
 REFUSING = {"weight_norm": "passes a nonlinear function before it is used"}

@@ -11,6 +11,8 @@ from helpers_models import MODELS
 from laws import matrix
 
 import jaxcompress as jc
+from jaxcompress.transforms.axis_rotation import rotate_normalised
+from jaxcompress.transforms.network_state import NetworkState
 from jaxcompress.transforms.selection import System, greedy
 
 # --- the notes' own case: values that convey the same are compressed into one --------------------------------------
@@ -159,13 +161,10 @@ def test_rotations_beat_selections_where_they_are_legal():
 def test_folding_a_norms_scale_changes_nothing():
     """A rotation to the full width is the identity of the function: the scale is in the consumers."""
     model, net, inputs, moments = calibrated("linear_rms")
-    from jaxcompress.transforms.axis_maps import rotate_rms
-    from jaxcompress.transforms.axiswise import Work
-
     axis = next(axis for axis in net.axes if axis.kind == "rms")
-    work = Work(net.structure, model.params, moments)
-    work.apply(axis, rotate_rms(work, axis, axis.size))
-    assert error(net, model.params, work.params(), inputs) < 1e-5
+    state = NetworkState.of(net.structure, model.params, moments)
+    rotated = state.applied(axis, rotate_normalised(state, axis, axis.size))
+    assert error(net, model.params, rotated.params(), inputs) < 1e-5
 
 
 def test_queries_and_keys_at_the_rank_of_their_product():
