@@ -14,7 +14,7 @@ from jaxcompress.networks.axes import AXES, REFUSED, Axis, PairSite, Refused, Si
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
-from jaxcompress.programs.arithmetic import MIXED
+from jaxcompress.programs.facts import MIXED
 from jaxcompress.programs.program import Slot
 from jaxcompress.programs.rules import Contraction, Pair
 from jaxcompress.tables import Table

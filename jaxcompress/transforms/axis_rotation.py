@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from jaxcompress.moments.moments import Statistic
+from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.transforms import selection

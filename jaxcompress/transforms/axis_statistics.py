@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.moments.moments import AxisMoments
+from jaxcompress.moments.statistics import AxisMoments
 from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.transforms.consumers import bias_of, consumer_gram, measured_sites
 from jaxcompress.transforms.network_state import NetworkState

@@ -38,8 +38,8 @@ class AxisTransform(Transform):
         """The transform with all options that depend on the parameters computed from them."""
         return self
 
-    def hidden_fields(self) -> tuple[str, ...]:
-        """Fields that are no named arguments of the constructor."""
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments of the constructor."""
         return ("structure",)
 
     def chosen(self) -> list[Axis]:

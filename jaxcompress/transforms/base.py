@@ -115,13 +115,13 @@ class Transform:
             )
         return self._step(params, moments, scope)[0]
 
-    def hidden_fields(self) -> tuple[str, ...]:
+    def hidden(self) -> tuple[str, ...]:
         """Fields that are no named arguments of the constructor."""
         return ()
 
     def arguments(self) -> dict[str, object]:
         """The constructor's named arguments that differ from their defaults."""
-        return arguments(self, self.hidden_fields())
+        return arguments(self, self.hidden())
 
     def __repr__(self) -> str:
         return call(constructor_name(self), **self.arguments())

@@ -12,8 +12,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.moments.moments import Statistic
-from jaxcompress.networks.axes import Axis, Layout, Site, Structure
+from jaxcompress.moments.statistics import Statistic
+from jaxcompress.networks.axes import Axis, Site, Structure
+from jaxcompress.networks.layout import Layout
 from jaxcompress.transforms.network_state import NetworkState
 from jaxcompress.transforms.selection import root
 

@@ -20,7 +20,8 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.networks.axes import Axis, Layout, Site
+from jaxcompress.networks.axes import Axis, Site
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, along
 from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.axis_statistics import absorbing_sites, measured, relevant_moments

@@ -135,7 +135,7 @@ class Factored(LeafTransform):
     energy: Any = None
     matrix_axes: Any = None
 
-    def hidden_fields(self) -> tuple[str, ...]:
+    def hidden(self) -> tuple[str, ...]:
         return () if self.energy is None else ("keep",)
 
     def curve(

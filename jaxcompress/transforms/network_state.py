@@ -19,8 +19,10 @@ from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.moments.moments import Moments, Statistic
-from jaxcompress.networks.axes import Axis, Layout, Structure
+from jaxcompress.moments.moments import Moments
+from jaxcompress.moments.statistics import Statistic
+from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
 from jaxcompress.programs.program import Slot
 
@@ -95,15 +97,11 @@ class NetworkState:
 
     def all_sizes(self) -> dict[str, int]:
         """The present size of every axis of the parameters, hidden or not."""
-        full: dict[str, int] = {}
-        for layouts in self.structure.layouts.values():
-            for layout in layouts:
-                full |= {part.key: part.size for part in layout.leaves()}
-        return full | dict(self.sizes)
+        return {**self.structure.full_sizes, **self.sizes}
 
     def fibres(self, axis: Axis) -> int:
         """The present number of fibres of an axis: of heads, layers or experts."""
-        sizes = self.all_sizes() if axis.fibres else {}
+        sizes = self.all_sizes()
         return math.prod(sizes[key] for key in axis.fibres)
 
     def layouts(self, name: str) -> tuple[Layout, ...]:

@@ -1,14 +1,16 @@
-"""Gather the moments anew in the middle of a chain.
+"""Recalibrate: gather the moments anew in the middle of a chain.
 
-Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a
-pass over data at the present sizes is better. Costs what `jc.calibrate` costs.
+Moments that a transform hands on are exact for its maps and first-order in the errors of earlier
+layers; after deep cuts a pass over data at the present sizes is better. Costs as much as
+`jc.calibrate`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
@@ -30,7 +32,7 @@ class DataTransform(Transform):
     progress: bool = True
     whole_network = True
 
-    def hidden_fields(self) -> tuple[str, ...]:
+    def hidden(self) -> tuple[str, ...]:
         """Fields that are no named arguments of the constructor."""
         return ("net", "data")
 
@@ -53,28 +55,36 @@ class DataTransform(Transform):
 class Recalibrate(DataTransform):
     """See `recalibrate`."""
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
         sensitivity = isinstance(moments, Moments) and bool(moments.gains)
-        found = calibrate(
+        fresh = calibrate(
             self.net, params, self.data, sensitivity=sensitivity, progress=self.progress
         )
-        if isinstance(moments, Moments):  # what the original was stays known
-            found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
-        return params, found
+        if isinstance(moments, Moments):  # `reconstruct` needs the original network
+            fresh = dataclasses.replace(fresh, reference=moments.reference, changes=moments.changes)
+        return params, fresh
 
 
 def recalibrate(
     net: Network,
-    batches: Iterable[Any] | Calibration,
+    batches: Iterable[PyTree] | Calibration,
     *,
     progress: bool = True,
 ) -> Transform:
-    """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
+    """Gather the moments anew for the transforms that follow in a chain; parameters stay.
 
     Args:
         net: from `jc.trace`.
-        batches: as for `jc.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
+        batches: data as for `jc.calibrate`, or a `jc.Calibration`. It is read each time the chain
+            runs, so give a list, not an iterator.
         progress: show a progress bar.
+
+    Returns:
+        A transform. It gathers sensitivities where the moments it receives have them.
+
+    Raises:
+        ValueError: when called, without batches or for batches that do not fit.
+        TypeError: for an iterator of batches.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc

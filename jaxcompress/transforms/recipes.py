@@ -171,7 +171,7 @@ def load_recipe(
 def _parts(transform: Transform, kind: type) -> list:
     """All transforms of a kind within a transform."""
     parts = [transform] if isinstance(transform, kind) else []
-    for value in arguments(transform, transform.hidden_fields()).values():
+    for value in arguments(transform, transform.hidden()).values():
         for inner in _transforms_in(value):
             parts += _parts(inner, kind)
     return parts

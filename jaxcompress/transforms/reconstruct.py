@@ -31,7 +31,8 @@ from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.axes import Axis, Layout, Site, Structure
+from jaxcompress.networks.axes import Axis, Site, Structure
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform

@@ -40,13 +40,13 @@ from jaxcompress.transforms.consumers import consumer_gram
 from jaxcompress.transforms.folds import fold_into_consumers
 from jaxcompress.transforms.legality import pair_of, why_not_resize
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.options import PerLeaf
+from jaxcompress.transforms.options import PerLeaf, PerPattern
 from jaxcompress.transforms.prolongation import dual, predict_fine, prolongation
 
 Factor: TypeAlias = float | Fraction | Mapping[str, float | Fraction]
 """A factor for all axes, or by pattern of axis keys."""
 
-Factors: TypeAlias = float | Fraction | tuple[tuple[str, float | Fraction], ...]
+Factors: TypeAlias = PerPattern[float | Fraction]
 """A `Factor` as a transform keeps it."""
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,15 +35,12 @@ from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan
 from jaxcompress.transforms.curves import error_curve
 from jaxcompress.transforms.legality import can_rotate, why_not_fold, why_not_rotate
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.options import Keep, PerLeaf, check_keep
+from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
 ROUNDING = 1e-6
 """The share of an energy that is rounding: moments are gathered in float32."""
-
-Multiple: TypeAlias = int | tuple[tuple[str, int], ...]
-"""What sizes are rounded to a multiple of: for all axes, or by pattern of axis keys."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -52,15 +48,15 @@ class RotateAndPrune(AxisTransform):
     """See `rotate_and_prune`."""
 
     structure: Structure = dataclasses.field(hash=False)
-    keep: float | Budget | tuple[tuple[str, float], ...]
+    keep: PerPattern[float] | Budget
     axes: str = "**"
     method: str = "auto"
     seed: int = 0
     energy: float | None = None
-    multiple: Multiple = 1
+    multiple: PerPattern[int] = 1
 
-    def hidden_fields(self) -> tuple[str, ...]:
-        """The keep, where an energy stands for it."""
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments, and the keep where an energy stands for it."""
         return ("structure",) if self.energy is None else ("structure", "keep")
 
     @property
@@ -140,7 +136,7 @@ class RotateAndPrune(AxisTransform):
 
     def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
         """A rotation or a selection of one axis, or None at its full size."""
-        assert not isinstance(self.keep, Budget)
+        assert not isinstance(self.keep, Budget), "a budget is settled before any change"
         keep = PerLeaf(self.keep, "keep").get(axis.key)
         if keep is None:
             return None
@@ -204,7 +200,7 @@ def nearest(options: Int[np.ndarray, " options"], size: float) -> int:
     return int(np.argmin(np.abs(options - round(size))))
 
 
-def check_multiple(multiple: int | Mapping[str, int]) -> Multiple:
+def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
     """A whole number from 1 on, or a mapping of them as a tuple of pairs."""
     if isinstance(multiple, Mapping):
         return tuple((pattern, _check_whole(value)) for pattern, value in multiple.items())

@@ -170,7 +170,7 @@ class Remainder:
 
 
 def _inverse_root(block: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """A matrix H with `H' block H = 1`, ridged since a block may be singular or negative by rounding."""
+    """A matrix H with `H' block H = 1`; the ridge is for blocks that are singular or negative."""
     values, vectors = np.linalg.eigh(block)
     values = np.maximum(values, 0)
     return vectors / np.sqrt(values + BLOCK_RIDGE * np.mean(values) + 1e-300)

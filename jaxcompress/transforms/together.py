@@ -66,7 +66,7 @@ class Together(Transform):
             params, moments = transform.divided(mine)._step(params, moments, scope)
         return params, moments
 
-    def hidden_fields(self) -> tuple[str, ...]:
+    def hidden(self) -> tuple[str, ...]:
         """The budget is that of the transforms."""
         return ("budget",)
 
