@@ -7,7 +7,8 @@ from jaxcompress.classifiers.exact_fit import ExactFit, fit_exactly
 from jaxcompress.classifiers.mesh import MeshClassifier
 from jaxcompress.classifiers.ranking import Ranking, accuracy_metric, rank_compactions
 from jaxcompress.classifiers.realization import Realized, realize
-from jaxcompress.classifiers.realization_along import RealizedAlong, realize_along
+from jaxcompress.classifiers.coarsening import RealizedAlong
+from jaxcompress.classifiers.realization_along import realize_along
 from jaxcompress.classifiers.teaching_set import TeachingSet, teaching_set
 from jaxcompress.classifiers.verdicts import ErrorReport, Verdict
 

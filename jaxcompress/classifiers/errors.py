@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxcompress.classifiers.neighbours import nearest, outvoted, p_values, surroundings
+from jaxcompress.classifiers.neighbours import nearest, outvoted, conformal_p_values, neighbourhoods
 from jaxcompress.classifiers.queries import checked_labels
 from jaxcompress.classifiers.verdicts import ErrorReport, Path, Verdict, judge
 from jaxcompress.training.batches import in_batches
@@ -119,12 +119,12 @@ def explain_errors(
         return ErrorReport([], *accuracies, len(test_y))
 
     queries, true, predicted = space(test_x[wrong]), test_y[wrong], said[wrong]
-    around = surroundings(points, queries, k, progress=progress)
+    around = neighbourhoods(points, queries, k, progress=progress)
     names = np.unique(y)
     lonely, first = _by_class(points, y, queries, true, names, k, progress)
     # two questions, no data at all and none of the class: the smaller p-value counts twice (Bonferroni)
     remoteness = np.minimum(
-        1.0, 2 * np.minimum(p_values(around.far_points, around.far_queries), lonely)
+        1.0, 2 * np.minimum(conformal_p_values(around.relative_points, around.relative_queries), lonely)
     )
     doubtful = outvoted(y, around.of_points)
     near = around.of_queries
@@ -213,7 +213,7 @@ def _by_class(
     mine = far[rows, whose].copy()
     far[rows, whose] = np.inf
     ratios = mine / np.maximum(far.min(1), np.finfo(np.float64).tiny)
-    found = p_values(ratios[: len(points)], ratios[len(points) :])
+    found = conformal_p_values(ratios[: len(points)], ratios[len(points) :])
     return np.where(
         np.isin(true, names), found, 0.0
     ), first  # a class never seen has no points at all

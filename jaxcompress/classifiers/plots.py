@@ -13,7 +13,7 @@ from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.mesh import MeshClassifier
 from jaxcompress.classifiers.ranking import Ranking
 from jaxcompress.classifiers.realization import Realized
-from jaxcompress.classifiers.realization_along import RealizedAlong
+from jaxcompress.classifiers.coarsening import RealizedAlong
 from jaxcompress.classifiers.verdicts import ErrorReport
 from jaxcompress.plotting import figures, save
 
@@ -112,7 +112,7 @@ def realized_along(
         np.concatenate([found.classes, labels]), axis=0, return_inverse=True
     )[1].ravel()[len(names) :]
     own = place(found.labels)
-    sides = place(found.border_labels.reshape(-1, *found.labels.shape[1:])).reshape(-1, 2)
+    sides = place(found.boundary_labels.reshape(-1, *found.labels.shape[1:])).reshape(-1, 2)
     if image is None:
         return _on_a_plane(found, names, own, place(found.given_labels), path)
     check_grid(image, found.points.shape[1], "a point has")
@@ -134,7 +134,7 @@ def realized_along(
             else order
         )
         for panel, index in zip(row[count:], chosen, strict=False):
-            panel.imshow(found.border[near[index], side[index]].reshape(image), cmap="gray")
+            panel.imshow(found.boundary[near[index], side[index]].reshape(image), cmap="gray")
             panel.set_title(
                 f"{names[each]} | {names[sides[near[index], 1 - side[index]]]}",
                 fontsize="x-small",
@@ -179,10 +179,10 @@ def _on_a_plane(
         *flat(found.points).T, s=sizes, color=colours[own], edgecolors="white", linewidths=0.6
     )
     # where both sides fall on one point of the plane, round ends leave a dot; of many pairs the crowded places are dark
-    dark = min(1.0, (300 / max(len(found.border), 1)) ** 0.5)
+    dark = min(1.0, (300 / max(len(found.boundary), 1)) ** 0.5)
     ax.add_collection(
         LineCollection(
-            list(flat(found.border)),
+            list(flat(found.boundary)),
             colors="black",
             alpha=dark,
             linewidths=1.2,
