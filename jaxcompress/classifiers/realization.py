@@ -74,7 +74,7 @@ class Realized(LabelledPoints):
         >>> box = ([0, 0], [1, 1])
         >>> realized = jc.classifiers.realize(right, box, jnd=1/64, progress=False)
         >>> realized.bounds, float(realized.weights.sum())
-        ({'training points': None, 'cells': 352}, 1.0)
+        ({'training points': None, 'cells': 200}, 1.0)
     """
 
     sizes: Float[np.ndarray, "cells d"]

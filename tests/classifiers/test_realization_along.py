@@ -409,7 +409,7 @@ def test_pictures(name, d):
         )
         assert len(border.get_paths()) == len(each.boundary)
         assert len(ax.get_legend().get_texts()) == len(each.classes) + 1
-        images = jc.plots.realized_along(each, image=(d, 1), count=3, pairs=2)
+        images = jc.plots.realized_images(each, (d, 1), count=3, pairs=2)
         rows = np.reshape(images.axes, (len(each.classes), 5))
         for label, row in enumerate(rows):
             shown = [panel.images[0].get_array().ravel() for panel in row[:3] if panel.images]
@@ -417,4 +417,4 @@ def test_pictures(name, d):
             assert len(shown) == min(3, len(mine))
             assert all((mine == image).all(1).any() for image in shown)
     with pytest.raises(ValueError, match="grid"):
-        jc.plots.realized_along(found, image=(d, 2))
+        jc.plots.realized_images(found, (d, 2))
