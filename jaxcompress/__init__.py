@@ -48,6 +48,7 @@ from jaxcompress.transforms.forms import clustered, factored, hashed, spline, to
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import recalibrate
+from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine
 from jaxcompress.transforms.rotation import rotate_and_prune
@@ -84,6 +85,7 @@ __all__ = [
     "identity",
     "initialize",
     "load",
+    "load_recipe",
     "materialize",
     "matmul",
     "matrices",
@@ -102,6 +104,7 @@ __all__ = [
     "rotate_and_prune",
     "roughness",
     "save",
+    "save_recipe",
     "second_moments",
     "select_rows",
     "seriate",

@@ -101,7 +101,11 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
         "leaves": leaves,
         "sha256": _digest(tensors),
     }
-    data = safetensors.numpy.save(tensors, {"jaxcompress": json.dumps(structure)})
+    write_atomically(path, safetensors.numpy.save(tensors, {"jaxcompress": json.dumps(structure)}))
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file under another name in its folder, then rename it: a reader never sees half."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

@@ -1,11 +1,39 @@
-"""The programs of tests run once or twice: they are compiled for that, and not for speed."""
+"""How the suite runs in minutes: programs are compiled cheaply, once for all workers, and by model.
+
+Most of a test's time is tracing and compiling. XLA leaves out most optimisations, compiled programs
+are kept in `.pytest_cache/compiled` for the other workers and the next run, and the tests of one
+model share a worker, in which its network is traced once.
+"""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run what needs more than a minute")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of one model go to one worker; what is slow runs with --slow alone."""
+    from helpers_models import MODELS
+
+    slow = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(slow)
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if isinstance(name, str) and name in MODELS:
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Networks of the table of models, traced and calibrated, and how their outputs are compared."""
 
+import dataclasses
+import functools
 import itertools
 
 import jax
@@ -10,9 +12,12 @@ from helpers_models import MODELS
 import jaxcompress as jc
 
 
+@functools.cache
 def network(name):
+    """A model of the table and its network, made once; the model's own function is jitted."""
     model = MODELS[name]()
-    return model, jc.trace(model.apply, model.params, *model.inputs, state_outputs=model.state)
+    net = jc.trace(model.apply, model.params, *model.inputs, state_outputs=model.state)
+    return dataclasses.replace(model, apply=jax.jit(model.apply)), net
 
 
 def close(actual, expected, tol=2e-5):

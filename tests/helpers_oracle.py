@@ -4,6 +4,8 @@ A small tree is made by random maps on hidden axes; embedded again (every small 
 where a norm divides by the size), it is a tree of full shapes that the unmodified function runs.
 """
 
+import math
+
 import jax
 import numpy as np
 
@@ -13,13 +15,8 @@ from jaxcompress.networks.maps import AxisMap, apply_map
 
 def fibre_count(structure, axis, sizes):
     """How many matrices a map of its own for every fibre has, at present sizes."""
-    full = {
-        part.key: part.size
-        for dims in structure.layouts.values()
-        for layout in dims
-        for part in layout.leaves()
-    }
-    return int(np.prod([{**full, **sizes}[key] for key in axis.fibres], dtype=int))
+    present = structure.full_sizes | sizes
+    return math.prod(present[key] for key in axis.fibres)
 
 
 def shrink(rng, count, d, r):

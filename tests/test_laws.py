@@ -12,7 +12,7 @@ import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.spline import BASES
 from jaxcompress.testing import check_array, check_transform
-from jaxcompress.transforms.leafwise import Unreachable
+from jaxcompress.transforms.weights import Unreachable
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

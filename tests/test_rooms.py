@@ -11,7 +11,7 @@ import jaxcompress
 ROOT = Path(jaxcompress.__file__).parent
 
 FLOORS = (
-    {"models", "plotting"},
+    {"checks", "models", "plotting"},
     {"arrays", "programs"},
     {"tables", "checkpoint"},
     {"networks"},

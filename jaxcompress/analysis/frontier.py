@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.transforms.base import Transform
-from jaxcompress.transforms.leafwise import Unreachable
+from jaxcompress.transforms.weights import Unreachable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxcompress.analysis.weight_functions import WeightFunction
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import materialize
 from jaxcompress.networks.trace import Network
-from jaxcompress.plotting import figures, save, small
+from jaxcompress.plotting import figures, new_axes, save
 
 __all__ = [
     "atoms",
@@ -127,7 +127,7 @@ def sketches(
         >>> jc.plots.sketches({400: sketches(array, jnp.ones(16), jnp.ones(16))}).get_xscale()
         'log'
     """
-    ax = small() if ax is None else ax
+    ax = new_axes() if ax is None else ax
     sizes = sorted(found)
     ax.loglog(sizes, [found[size].expected for size in sizes], color="gray", label="theory")
     ax.loglog(sizes, [found[size].variance for size in sizes], "o", label="measured")
@@ -264,7 +264,7 @@ def shrinking(
         >>> len(jc.plots.shrinking({"learned": shrinking(lambda n, seed: (0.0, 1 / n), (100, 10))}).lines)
         2
     """
-    ax = small() if ax is None else ax
+    ax = new_axes() if ax is None else ax
     for name, each in found.items():
         (line,) = ax.plot(each.sizes, each.unseen.mean(1), "o-", label=name)
         ax.plot(each.sizes, each.seen.mean(1), ":", color=line.get_color())

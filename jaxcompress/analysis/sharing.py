@@ -23,7 +23,7 @@ from jaxcompress.arrays.base import materialize, stored_numbers
 from jaxcompress.arrays.hashed import HashedArray, entries
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.initialize import initialize
-from jaxcompress.transforms.leafwise import squared
+from jaxcompress.transforms.weights import squared
 
 
 def effective_rank(matrix: Any) -> float:

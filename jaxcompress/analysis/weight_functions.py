@@ -18,7 +18,7 @@ from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.spline import check_basis
 from jaxcompress.networks.trace import Network, check_network
-from jaxcompress.transforms.resolution import dual, prolongation
+from jaxcompress.transforms.prolongation import dual, prolongation
 
 
 @dataclasses.dataclass(frozen=True)

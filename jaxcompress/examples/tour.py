@@ -34,9 +34,9 @@ from jaxcompress.training.fit import cross_entropy, fit
 from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
 from jaxcompress.transforms.forms import energy_by_rank, factored, hashed, spline
-from jaxcompress.transforms.leafwise import Unreachable
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.vocabulary import vocabulary
+from jaxcompress.transforms.weights import Unreachable
 
 KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 WIDTHS = (256, 256, 10)

@@ -1,6 +1,7 @@
-"""What flows along hidden axes, gathered in one pass over data."""
+"""Moments of the activations along hidden axes, gathered in one pass over data."""
 
 from jaxcompress.moments.calibration import Calibration, calibrate
-from jaxcompress.moments.moments import AxisMoments, Moments, Statistic
+from jaxcompress.moments.moments import Moments
+from jaxcompress.moments.statistics import AxisMoments, Statistic
 
 __all__ = ["AxisMoments", "Calibration", "Moments", "Statistic", "calibrate"]

@@ -1,149 +1,207 @@
-"""What a running program's contractions see: sums over their vectors, in float32 inside a batch.
+"""Sums over the activation vectors that a running program contracts, in float32 within a batch.
 
-A tap is handed the operands of every contraction before it runs and its result behind it. `Taps` adds up means and second
-moments; others record the vectors themselves (paired.py) or feel derivatives (sensitivity.py).
+While a network is replayed, an `Accumulator` is handed the operands of every contraction and adds
+up their count, sum and second moments. Subclasses keep the vectors themselves (cross_moments.py) or
+tag the results for differentiation (sensitivity.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from jaxcompress.moments.masks import Rows
-from jaxcompress.moments.windows import moved, patches, places_of, windows_at
+from jaxcompress.arrays.base import materialize
+from jaxcompress.moments.masks import VectorWeights
+from jaxcompress.moments.windows import dim_last, patches, window_counts, windows_at
 from jaxcompress.networks.traced_program import TracedProgram
-from jaxcompress.programs.algebra import Kind, atoms
+from jaxcompress.programs.algebra import Dim, Kind, atoms
 from jaxcompress.programs.program import Step
 from jaxcompress.programs.rules import Contraction
 
 MAX_DIM = 4096
-"""Contractions of more inputs keep the diagonal alone."""
+"""Contractions of more inputs keep only the diagonal of their second moments."""
 
 
-class Taps:
-    """Sums over what the contractions of a running program see.
+class Sums(NamedTuple):
+    """Weighted sums over vectors of m numbers, one for each entry of the leading dimensions.
 
     Attributes:
-        derivatives: whether derivatives are taken of what is run: custom rules stay closed, and so do loops of unknown length.
+        n: the sum of the weights.
+        s: the sum of the vectors, about a shift.
+        S: the sum of their outer products; of their squares where only the diagonal is kept.
+    """
+
+    n: Float[Array, "*layers"]
+    s: Float[Array, "*lead m"]
+    S: Float[Array, "*lead m m"] | Float[Array, "*lead m"]
+
+
+class Totals(NamedTuple):
+    """All that is accumulated, by the contraction's key.
+
+    Attributes:
+        sites: sums of the inputs of contractions with a parameter.
+        pairs: sums of either side of contractions of activations with activations.
+        lookups: how often each row of a table was looked up.
+    """
+
+    sites: dict[str, Sums]
+    pairs: dict[str, tuple[Sums, Sums]]
+    lookups: dict[str, Float[Array, " rows"]]
+
+
+class Accumulator:
+    """Adds up what the contractions of a running program take in.
+
+    Attributes:
+        derivatives: whether the run is differentiated: custom derivative rules then stay closed,
+            and so do loops of unknown length.
+        sums: by the contraction's key.
+        duplicates: contractions of the same vectors as an earlier one, such as those of queries,
+            keys and values, which are added up once.
     """
 
     derivatives = False
 
-    def __init__(self, found: TracedProgram, shifts: Mapping[str, Any], rows: Rows, max_dim: int):
-        self.found, self.shifts, self.rows, self.max_dim = found, shifts, rows, max_dim
+    def __init__(
+        self,
+        traced: TracedProgram,
+        shifts: Mapping[str, jax.Array],
+        vectors: VectorWeights,
+        max_dim: int,
+    ):
+        self.traced, self.shifts, self.vectors, self.max_dim = traced, shifts, vectors, max_dim
         self.sums: dict[str, Any] = {}
-        self.same: dict[Any, str] = {}  # the first contraction of some vectors
-        self.alike: dict[
-            str, str
-        ] = {}  # those of the same vectors, such as queries', keys' and values', and the first of them
+        self.duplicates: dict[str, str] = {}
+        self._first: dict[Any, str] = {}  # the first contraction of some vectors
 
-    def nested(self, turns: Any, index: Any) -> Taps:
-        """Empty sums for one turn of a loop along an axis."""
-        inner = Taps(self.found, self.shifts, self.rows.turn(turns, index), self.max_dim)
-        inner.alike = self.alike
+    # --- what the replay calls -----------------------------------------------------------------
+
+    def nested(self, turns: Dim | None, index: Int[Array, ""] | None) -> Accumulator:
+        """An empty accumulator for one turn of a loop along an axis."""
+        vectors = self.vectors.in_turn(turns, index)
+        inner = Accumulator(self.traced, self.shifts, vectors, self.max_dim)
+        inner.duplicates = self.duplicates
         return inner
 
-    def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Sums to be added over a loop's turns, and those kept apart because the loop runs over their layers."""
-        contractions = self.found.analysis.contractions
-        layered = {
-            k
-            for k in self.sums
-            if k in contractions and any(layer is turns for layer in contractions[k].layers)
-        }
-        return {k: s for k, s in self.sums.items() if k not in layered}, {
-            k: s for k, s in self.sums.items() if k in layered
-        }
+    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The sums to add over a loop's turns, and those of layers that it runs over."""
+        contractions = self.traced.analysis.contractions
+        added, stacked = {}, {}
+        for key, sums in self.sums.items():
+            layers = contractions[key].layers if key in contractions else ()
+            (stacked if any(layer is turns for layer in layers) else added)[key] = sums
+        return added, stacked
 
     def update(self, *sums: dict[str, Any]) -> None:
-        for each in sums:
-            self.sums.update(each)
+        """Take over the sums of a loop or a branch."""
+        for more in sums:
+            self.sums.update(more)
 
     def see(self, key: str, operands: list[Any], step: Step) -> None:
         """Add one contraction's vectors."""
-        contraction = self.found.analysis.contractions.get(key)
-        if contraction is not None:
-            value, x = step.inputs[contraction.operand], operands[contraction.operand]
-            x = x.materialize() if hasattr(x, "materialize") else x
-            if contraction.rows is not None:
-                self.sums[key] = self.look_ups(key, x, value, contraction.rows)
-            elif contraction.window:
-                self.sums[key] = self.second(key, *self.windows(key, operands, contraction, step))
-            else:
-                kept = [position for position, dim in contraction.batch if self.named(dim)]
-                first = self.same.setdefault(
-                    (id(value), contraction.positions, tuple(kept), contraction.layers), key
-                )
-                if first != key:
-                    self.alike[key] = first
-                else:
-                    self.sums[key] = self.second(
-                        key, *self.rows.take(key, x, value.dims, contraction.positions, kept)
-                    )
-        elif key in self.found.analysis.pairs:
-            pair = self.found.analysis.pairs[key]
-            if any(
-                atom.kind & Kind.OPAQUE
-                for dim in pair.dims
-                if dim is not None
-                for atom in atoms(dim)
-            ):
-                return  # weights of attention times values, over positions: no map would ask
-            kept = [(left, right) for left, right, dim in pair.batch if self.named(dim)]
-            sides = []
-            for side, (x, value) in enumerate(zip(operands, step.inputs, strict=True)):
-                apart = [both[side] for both in kept]
-                name = f"{key}/{side}"
-                sides.append(
-                    self.second(
-                        name, *self.rows.take(name, x, value.dims, pair.positions[side], apart)
-                    )
-                )
-            self.sums[key] = tuple(sides)
+        if key in self.traced.analysis.contractions:
+            self._add_site(key, operands, step)
+        elif key in self.traced.analysis.pairs:
+            self._add_pair(key, operands, step)
 
     def feel(self, key: str, step: Step, result: Any) -> Any:
-        """What a contraction gives, as it goes on."""
+        """The result of a contraction, as it goes on."""
         return result
 
-    def named(self, dim: Any) -> bool:
-        """Whether a dimension is an axis of parameters, not one of the data."""
-        return dim is not None and all(atom in self.found.names for atom in atoms(dim))
+    # --- inside --------------------------------------------------------------------------------
 
-    def windows(
-        self, key: str, operands: list[Any], contraction: Contraction, step: Step
-    ) -> tuple[Any, Any]:
-        """What a convolution's kernel is contracted with, as rows; where a share is measured no other windows are made."""
-        operands = [
-            operand.materialize() if hasattr(operand, "materialize") else operand
-            for operand in operands
-        ]
-        sizes = places_of(operands, step, self.max_dim)
-        taken = None if sizes is None else self.rows.places(key, math.prod(sizes))
-        if sizes is not None and taken is not None:
-            dims = moved(step.outputs[0].dims, step.params["dimension_numbers"].out_spec[1])[:-1]
-            found = windows_at(operands, step, sizes, taken)
-            return self.rows.weighed(key, found, [len(found), *sizes], dims, taken)
-        x, dims = patches(operands, contraction, step, self.max_dim)
-        return self.rows.take(
-            key, x, dims, (x.ndim - 1,), [x.ndim - 2] if contraction.batch else []
-        )
+    def totals(self) -> Totals:
+        """The sums, by what is contracted."""
+        analysis = self.traced.analysis
+        totals = Totals({}, {}, {})
+        for key, sums in self.sums.items():
+            if key in analysis.pairs:
+                totals.pairs[key] = sums
+            elif analysis.contractions[key].rows is None:
+                totals.sites[key] = sums
+            else:
+                totals.lookups[key] = sums
+        return totals
 
-    def second(self, key: str, flat: Any, weights: Any) -> Any:
-        """Count, sum and products of rows, about the shift."""
+    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Any:
+        """Sums of weighted vectors, about the shift."""
         if key in self.shifts:
-            flat = jnp.where(weights[:, None] > 0, flat - self.shifts[key][..., None, :], 0)
-        weighted = flat * weights[:, None]
-        if flat.shape[-1] > self.max_dim:
-            products = jnp.sum(weighted * flat, axis=-2)
+            rows = jnp.where(weights[:, None] > 0, rows - self.shifts[key][..., None, :], 0)
+        weighted = rows * weights[:, None]
+        if rows.shape[-1] > self.max_dim:
+            products = jnp.sum(weighted * rows, axis=-2)
         else:
-            products = jnp.matmul(jnp.matrix_transpose(weighted), flat, precision="highest")
-        return {"n": weights.sum(), "s": weighted.sum(-2), "S": products}
+            products = jnp.matmul(jnp.matrix_transpose(weighted), rows, precision="highest")
+        return Sums(weights.sum(), weighted.sum(-2), products)
 
-    def look_ups(self, key: str, indices: Any, value: Any, size: int) -> Any:
+    def _add_site(self, key: str, operands: list[Any], step: Step) -> None:
+        contraction = self.traced.analysis.contractions[key]
+        value = step.inputs[contraction.operand]
+        x = materialize(operands[contraction.operand])
+        if contraction.rows is not None:
+            self.sums[key] = self._lookups(key, x, value.dims[:-1], contraction.rows)
+            return
+        if contraction.window:
+            self.sums[key] = self.reduce(key, *self._windows(key, operands, contraction, step))
+            return
+        batch = [position for position, dim in contraction.batch if self._of_parameters(dim)]
+        vectors = (id(value), contraction.positions, tuple(batch), contraction.layers)
+        first = self._first.setdefault(vectors, key)
+        if first != key:
+            self.duplicates[key] = first
+            return
+        rows = self.vectors.take(key, x, value.dims, contraction.positions, batch)
+        self.sums[key] = self.reduce(key, *rows)
+
+    def _add_pair(self, key: str, operands: list[Any], step: Step) -> None:
+        pair = self.traced.analysis.pairs[key]
+        if any(_has_opaque_axis(dim) for dim in pair.dims):
+            return  # attention weights times values, over positions: no map needs their moments
+        batch = [places for *places, dim in pair.batch if self._of_parameters(dim)]
+        sides = []
+        for side, (x, value) in enumerate(zip(operands, step.inputs, strict=True)):
+            name, apart = f"{key}/{side}", [places[side] for places in batch]
+            rows = self.vectors.take(name, x, value.dims, pair.positions[side], apart)
+            sides.append(self.reduce(name, *rows))
+        self.sums[key] = tuple(sides)
+
+    def _of_parameters(self, dim: Dim | None) -> bool:
+        """Whether a dimension is an axis of parameters rather than of the data."""
+        return dim is not None and all(atom in self.traced.names for atom in atoms(dim))
+
+    def _windows(
+        self, key: str, operands: list[Any], contraction: Contraction, step: Step
+    ) -> tuple[jax.Array, jax.Array]:
+        """What a convolution's kernel is contracted with; of a sample, only its windows are cut."""
+        x, kernel = map(materialize, operands)
+        counts = window_counts(x, kernel, step, self.max_dim)
+        taken = None
+        if counts is not None:
+            taken = self.vectors.sampled_places(key, math.prod(counts))
+        if counts is not None and taken is not None:
+            windows = windows_at(x, kernel, step, counts, taken)
+            features = step.params["dimension_numbers"].out_spec[1]
+            dims = dim_last(step.outputs[0].dims, features)[:-1]
+            return self.vectors.weighted(key, windows, [len(windows), *counts], dims, taken)
+        vectors, dims = patches(x, kernel, contraction, step, self.max_dim)
+        last = vectors.ndim - 1
+        batch = [last - 1] if contraction.batch else []
+        return self.vectors.take(key, vectors, dims, (last,), batch)
+
+    def _lookups(
+        self, key: str, indices: jax.Array, dims: list[Dim | None], size: int
+    ) -> Float[Array, " rows"]:
         """How often each row of a table is looked up."""
         flat = indices[..., 0]
-        weights = self.rows.weights(key, flat.shape, value.dims[:-1])
+        weights = self.vectors.weights(key, flat.shape, dims)
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
+
+
+def _has_opaque_axis(dim: Dim | None) -> bool:
+    return dim is not None and any(atom.kind & Kind.OPAQUE for atom in atoms(dim))

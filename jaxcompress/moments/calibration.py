@@ -1,27 +1,31 @@
-"""Gathering moments: sums over what the contractions of a running program see, in one pass over any data.
+"""Gathering moments of activations: one pass over any data, with memory independent of its amount.
 
-Products are in float32 inside a batch, about the first batch's mean, and in float64 across batches; memory does not depend
-on the amount of data. Loops add up over their turns, or keep a statistic for each of their layers. Costs the forward pass and
-m^2 products a row for each contraction of m inputs.
+Wherever activations are contracted with a parameter, or with each other, their count, sum and
+second moments are added up: in float32 within a batch, about the first batch's mean, and in float64
+across batches. Loops add up over their turns, or keep a statistic for each of their layers. Costs
+the forward pass and m^2 products a vector for each contraction of m inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxcompress.moments.accumulators import MAX_DIM, Taps
-from jaxcompress.moments.masks import rows
-from jaxcompress.moments.moments import Moments, Statistic
-from jaxcompress.moments.sensitivity import Senses
-from jaxcompress.networks.axes import Layout
+from jaxcompress.moments.accumulators import MAX_DIM, Accumulator, Sums, Totals
+from jaxcompress.moments.masks import vector_weights
+from jaxcompress.moments.moments import Moments
+from jaxcompress.moments.sensitivity import OutputSensitivity
+from jaxcompress.moments.statistics import Statistic
+from jaxcompress.networks.axes import Layout, Site, Structure
 from jaxcompress.networks.trace import Network
 
 
@@ -36,41 +40,61 @@ class Calibration:
             zero leaves padding out. Its axes are located in the activations, wherever they lie.
         sample: the fraction of every example's vectors (positions, patches) that is measured, in
             (0, 1], at random places.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> x, labels = jnp.ones((50, 4, 3)), jnp.zeros(50)
+        >>> data = jc.Calibration([(x, labels)], inputs=lambda batch: batch[0], sample=1/2)
+        >>> jc.calibrate(jc.trace(apply, params, x), params, data, progress=False)
+        Moments(2 contractions, 0 pairs, up to 100 vectors)
     """
 
-    batches: Iterable[Any]
+    batches: Iterable[PyTree]
     inputs: Callable[[Any], Any] | None = None
-    mask: Callable[..., Any] | None = None
+    mask: Callable[..., jax.Array] | None = None
     sample: float = 1.0
 
     @classmethod
-    def of(cls, batches: Iterable[Any] | Calibration) -> Calibration:
+    def of(cls, batches: Iterable[PyTree] | Calibration) -> Calibration:
         """Plain batches as a calibration with the defaults."""
         return batches if isinstance(batches, Calibration) else cls(batches)
 
     def check_rereadable(self, who: str) -> None:
-        """Refuse an iterator, which can be read only once."""
+        """Refuse an iterator, which can be read only once.
+
+        Args:
+            who: the transform that reads it, for the message.
+
+        Raises:
+            TypeError: for an iterator.
+        """
         if iter(self.batches) is self.batches:
             raise TypeError(
                 f"{who} reads its batches each time the chain runs: give a list, not an iterator"
             )
 
-    def values(self, net: Network) -> Iterator[tuple[Any, ...]]:
-        """Every batch as the tuple of a network's inputs, refused by name where it does not fit."""
+    def values(self, net: Network) -> Iterator[tuple[PyTree, ...]]:
+        """Every batch as the tuple of a network's inputs.
+
+        Raises:
+            ValueError: for a batch that does not fit; it is named.
+        """
         for number, batch in enumerate(self.batches):
             yield check_batch(net, number, batch if self.inputs is None else self.inputs(batch))
 
 
 def calibrate(
     net: Network,
-    params: Any,
-    batches: Iterable[Any] | Calibration,
+    params: PyTree,
+    batches: Iterable[PyTree] | Calibration,
     *,
     sensitivity: bool = False,
     max_dim: int = MAX_DIM,
     progress: bool = True,
 ) -> Moments:
-    """Gather what flows along a network's axes, in one pass over data.
+    """Gather the moments of all activations along a network's axes, in one pass over data.
 
     Args:
         net: from `jc.trace`.
@@ -100,183 +124,269 @@ def calibrate(
         (1, 8)
     """
     data = Calibration.of(batches)
-    sums: dict[str, Any] = {}
-    shifts: dict[str, Any] = {}
-    alike: dict[str, str] = {}
-    senses = Senses(net, data.mask, max_dim) if sensitivity else None
+    gather, duplicates = _gatherer(net, data, max_dim)
+    outputs = OutputSensitivity(net, data.mask, max_dim) if sensitivity else None
+    shifts: dict[str, jax.Array] = {}
+    running = RunningTotals()
+    bar = {"desc": "calibrate", "total": length(data.batches), "leave": False}
+    for number, inputs in enumerate(tqdm(data.values(net), **bar, disable=not progress)):
+        if number == 0:
+            shifts = means(gather(params, inputs, {}, number))
+        running.add(number, gather(params, inputs, shifts, number))
+        if outputs is not None:
+            outputs.add(params, inputs, number)
+    totals = running.finish()
+    for key, first in duplicates.items():
+        totals.sites[key], shifts[key] = totals.sites[first], shifts[first]
+    gains = {} if outputs is None else outputs.gains(params)
+    return to_moments(net, params, totals, shifts, gains)
+
+
+def _gatherer(
+    net: Network, data: Calibration, max_dim: int
+) -> tuple[Callable[..., Totals], dict[str, str]]:
+    """A compiled function to the totals of one batch; and which contractions it leaves out.
+
+    The second maps each contraction whose vectors are those of an earlier one to that one; it is
+    filled when the first batch is traced.
+    """
+    duplicates: dict[str, str] = {}
 
     @jax.jit
-    def gather(params: Any, values: tuple[Any, ...], shifts: Any, number: Any) -> Any:
-        found, _, _ = net._prepare(params, values)
-        taps = Taps(found, shifts, rows(found, values, data.mask, data.sample, number), max_dim)
-        net._replay(params, *values, tap=taps)
-        alike.update(taps.alike)
-        return taps.sums
+    def gather(
+        params: PyTree, inputs: tuple[PyTree, ...], shifts: dict[str, jax.Array], batch: int
+    ) -> Totals:
+        traced = net.traced_program(params, *inputs)
+        vectors = vector_weights(traced, inputs, data.mask, data.sample, batch)
+        accumulator = Accumulator(traced, shifts, vectors, max_dim)
+        net.replay(params, *inputs, tap=accumulator)
+        duplicates.update(accumulator.duplicates)
+        return accumulator.totals()
 
-    number, running = -1, None
-    for number, values in enumerate(
-        tqdm(
-            data.values(net),
-            desc="calibrate",
-            total=length(data.batches),
-            disable=not progress,
-            leave=False,
-        )
-    ):
-        if number == 0:
-            shifts = means(gather(params, values, {}, number))
-        found = gather(params, values, shifts, number)
-        if running is not None:  # the last batch is added up while this one runs
-            sums = added(sums, *running)
-        running = number, found
-        if senses is not None:
-            senses.add(params, values, number)
-    if running is None:
-        raise ValueError("calibrate: there are no batches: give an iterable of at least one")
-    sums = added(sums, *running)
-    for key, first in alike.items():
-        sums[key], shifts[key] = sums[first], shifts[first]
-    gains = {} if senses is None else senses.gains(params)
-    return finish(
-        net,
-        params,
-        sums,
-        {key: np.asarray(shift, np.float64) for key, shift in shifts.items()},
-        gains,
-    )
+    return gather, duplicates
 
 
-def length(batches: Iterable[Any]) -> int | None:
+def length(batches: Iterable[PyTree]) -> int | None:
     """The number of batches where it is known, for a progress bar's estimate."""
     return len(batches) if isinstance(batches, Sized) else None
 
 
-def means(sums: dict[str, Any]) -> dict[str, Any]:
-    """The mean of what every contraction met, either side of a pair by itself; one for all layers of a loop."""
-    found = {}
-    for key, sides in sums.items():
-        for name, part in (
-            [(f"{key}/{i}", side) for i, side in enumerate(sides)]
-            if isinstance(sides, tuple)
-            else [(key, sides)]
-        ):
-            if isinstance(part, dict):
-                mean = part["s"] / jnp.maximum(_over(part["n"], part["s"]), 1)
-                found[name] = mean.mean(tuple(range(part["n"].ndim)))
-    return found
+def means(totals: Totals) -> dict[str, jax.Array]:
+    """The mean of what each contraction takes in, one for all layers of a loop.
+
+    Those of pairs are named `key/0` and `key/1`.
+    """
+    sums = dict(totals.sites)
+    for key, sides in totals.pairs.items():
+        sums |= {f"{key}/{side}": part for side, part in enumerate(sides)}
+    shifts = {}
+    for key, part in sums.items():
+        mean = part.s / jnp.maximum(_over(part.n, part.s), 1)
+        shifts[key] = mean.mean(tuple(range(part.n.ndim)))
+    return shifts
 
 
-def added(sums: dict[str, Any], number: int, found: dict[str, Any]) -> dict[str, Any]:
-    """Sums with one batch's added to them in float64, in place: they may be many."""
-    for key, part in found.items():
-        for leaf in jax.tree.leaves(
-            part
-        ):  # what is wrong anywhere in a product is so on its diagonal
-            square = leaf.ndim > 1 and leaf.shape[-1] == leaf.shape[-2]
-            if not np.isfinite(
-                np.einsum("...ii->...i", np.asarray(leaf)) if square else np.asarray(leaf)
-            ).all():
+class RunningTotals:
+    """Totals over batches, in float64 on the host.
+
+    A batch is added when the next one has been dispatched, so that host and device overlap.
+    """
+
+    def __init__(self) -> None:
+        self._totals: Totals | None = None
+        self._pending: tuple[int, Totals] | None = None
+
+    def add(self, number: int, batch: Totals) -> None:
+        """Add one batch's totals.
+
+        Raises:
+            ValueError: for NaN or infinity in an earlier batch; it and the contraction are named.
+        """
+        self._add_pending()
+        self._pending = number, batch
+
+    def finish(self) -> Totals:
+        """The totals of all batches.
+
+        Raises:
+            ValueError: as for `add`, and where there was no batch.
+        """
+        self._add_pending()
+        if self._totals is None:
+            raise ValueError("calibrate: there are no batches: give an iterable of at least one")
+        return self._totals
+
+    def _add_pending(self) -> None:
+        if self._pending is None:
+            return
+        number, batch = self._pending
+        batch = jax.tree.map(np.asarray, batch)
+        _check_finite(number, batch)
+        if self._totals is None:
+            self._totals = jax.tree.map(lambda leaf: np.array(leaf, np.float64), batch)
+        else:
+            jax.tree.map(_add_to, self._totals, batch)
+        self._pending = None
+
+
+def _add_to(total: np.ndarray, leaf: np.ndarray) -> None:
+    """Add in place, since the totals of wide layers are large."""
+    np.add(total, leaf, out=total)
+
+
+def _check_finite(number: int, batch: Totals) -> None:
+    for part in batch:
+        for key, sums in part.items():
+            if not all(map(_is_finite, jax.tree.leaves(sums))):
                 raise ValueError(
-                    f"calibrate: batch {number} gives NaN or infinity at {key}: check the parameters and the data"
+                    f"calibrate: batch {number} gives NaN or infinity at {key}: "
+                    "check the parameters and the data"
                 )
-    if not sums:
-        return jax.tree.map(lambda leaf: np.array(leaf, np.float64), found)
-    return jax.tree.map(
-        lambda total, leaf: np.add(total, leaf, out=total), sums, jax.tree.map(np.asarray, found)
-    )
 
 
-def check_batch(net: Network, number: int, batch: Any) -> tuple[Any, ...]:
-    """One batch as the tuple of the function's inputs, refused by name where it does not fit."""
+def _is_finite(sums: np.ndarray) -> bool:
+    """Whether sums are finite; of a product the diagonal shows it, and is much smaller."""
+    if sums.ndim > 1 and sums.shape[-1] == sums.shape[-2]:
+        sums = np.einsum("...ii->...i", sums)
+    return bool(np.isfinite(sums).all())
+
+
+def check_batch(net: Network, number: int, batch: PyTree) -> tuple[PyTree, ...]:
+    """One batch as the tuple of the function's inputs.
+
+    Args:
+        net: the network.
+        number: the batch's, for messages.
+        batch: an input or a tuple of them.
+
+    Raises:
+        ValueError: for a batch that does not fit the traced inputs, is empty or has NaN.
+    """
     traced = net.inputs
     values = batch if isinstance(batch, tuple) else (batch,)
     if len(values) != len(traced):
         raise ValueError(
-            f"calibrate: batch {number} has {len(values)} inputs, the network takes {len(traced)}: give a tuple"
+            f"calibrate: batch {number} has {len(values)} inputs, "
+            f"the network takes {len(traced)}: give a tuple"
         )
     for position, (value, shape) in enumerate(zip(values, traced, strict=True)):
+        where = f"calibrate: batch {number}, input {position}"
         if jax.tree.structure(value) != jax.tree.structure(shape):
-            raise ValueError(
-                f"calibrate: batch {number}, input {position} is another tree than the traced input"
-            )
+            raise ValueError(f"{where} is another tree than the traced input")
         for leaf, like in zip(jax.tree.leaves(value), jax.tree.leaves(shape), strict=True):
-            if np.ndim(leaf) != len(like.shape):
-                raise ValueError(
-                    f"calibrate: batch {number}, input {position} has shape {np.shape(leaf)}, traced with {like.shape}"
-                )
-            if np.size(leaf) == 0:
-                raise ValueError(
-                    f"calibrate: batch {number}, input {position} is empty, of shape {np.shape(leaf)}"
-                )
-            if (
-                jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-                and not np.isfinite(np.asarray(leaf, np.float32)).all()
-            ):
-                raise ValueError(
-                    f"calibrate: batch {number}, input {position} contains NaN or infinity: repair or leave it out"
-                )
+            _check_input(where, leaf, like)
     return values
 
 
-def finish(
+def _check_input(where: str, leaf: ArrayLike, like: jax.ShapeDtypeStruct) -> None:
+    if np.ndim(leaf) != len(like.shape):
+        raise ValueError(f"{where} has shape {np.shape(leaf)}, traced with {like.shape}")
+    if np.size(leaf) == 0:
+        raise ValueError(f"{where} is empty, of shape {np.shape(leaf)}")
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    if inexact and not np.isfinite(np.asarray(leaf, np.float32)).all():
+        raise ValueError(f"{where} contains NaN or infinity: repair or leave it out")
+
+
+def to_moments(
     net: Network,
-    params: Any,
-    sums: dict[str, Any],
-    shifts: dict[str, np.ndarray],
-    gains: dict[str, Statistic],
+    params: PyTree,
+    totals: Totals,
+    shifts: Mapping[str, jax.Array],
+    gains: Mapping[str, Statistic],
 ) -> Moments:
-    """Moments from sums about shifts."""
+    """Moments from sums about shifts; a branch that was never taken has none.
+
+    Args:
+        net: the network.
+        params: the parameters that were run.
+        totals: over all batches.
+        shifts: by the contraction's key, `key/0` and `key/1` for pairs.
+        gains: the outputs' sensitivity to each contraction.
+    """
     structure, sizes = net.structure, net.sizes(params)
-    sites, pairs, counts = {}, {}, {}
-
-    def statistic(
-        part: Any, shift: np.ndarray, lead: tuple[Layout, ...], dims: tuple[Layout, ...]
-    ) -> Statistic:
-        n = np.maximum(_over(part["n"], part["s"]), 1e-30)
-        mean = part["s"] / n
-        diagonal = part["S"].ndim == part["s"].ndim
-        outer = mean**2 if diagonal else mean[..., :, None] * mean[..., None, :]
-        cov = part["S"] / (n if diagonal else n[..., None]) - outer
-        now = lambda layouts: tuple(layout.resized(sizes) for layout in layouts)
-        return Statistic(now(lead), now(dims), float(np.max(part["n"])), mean + shift, cov)
-
-    named = lambda layouts: tuple(layout for layout in layouts if all(layout.axes()))
-    full = {
-        part.key: part
-        for dims in structure.layouts.values()
-        for layout in dims
-        for part in layout.leaves()
-    }
-    for key, part in sums.items():
-        seen = [
-            side["n"]
-            for side in (part if isinstance(part, tuple) else (part,))
-            if isinstance(side, dict)
-        ]
-        if seen and not any(map(np.any, seen)):
-            continue  # a branch that was never taken
-        if isinstance(part, tuple):
-            site = structure.pairs[key]
-            shift = [shifts[f"{key}/{side}"] for side in (0, 1)]
-            pairs[key] = tuple(
-                statistic(part[side], shift[side], named(site.batch), site.dims) for side in (0, 1)
+    layouts = _axis_layouts(structure)
+    sites: dict[str, Statistic] = {}
+    for key, sums in totals.sites.items():
+        if sums.n.any():
+            lead, dims = _site_dims(structure.sites[key], sums, layouts, sizes)
+            sites[key] = statistic(sums, shifts[key], lead, dims, sizes)
+    pairs: dict[str, tuple[Statistic, Statistic]] = {}
+    for key, (left, right) in totals.pairs.items():
+        if left.n.any() or right.n.any():
+            pair = structure.pairs[key]
+            dims = _named(pair.batch), pair.dims
+            pairs[key] = (
+                statistic(left, shifts[f"{key}/0"], *dims, sizes),
+                statistic(right, shifts[f"{key}/1"], *dims, sizes),
             )
-        elif isinstance(part, dict):
-            site = structure.sites[key]
-            lead = (*(full[layer] for layer in site.layers), *named(site.batch))
-            whole = math.prod(dim.resized(sizes).size for dim in site.dims) == part["s"].shape[-1]
-            dims = (
-                site.dims
-                if whole
-                else tuple(dim for index, dim in enumerate(site.dims) if index not in site.window)
-            )
-            sites[key] = statistic(part, shifts[key], lead, dims)
-        else:
-            for leaf in structure.sites[key].leaves:
-                counts[leaf] = counts.get(leaf, 0) + part
+    counts: dict[str, np.ndarray] = {}
+    for key, count in totals.lookups.items():
+        for leaf in structure.sites[key].leaves:
+            counts[leaf] = counts.get(leaf, 0) + np.asarray(count)
     return Moments(structure, sites, pairs, counts, gains, params)
 
 
+def statistic(
+    sums: Sums,
+    shift: jax.Array,
+    lead: tuple[Layout, ...],
+    dims: tuple[Layout, ...],
+    sizes: Mapping[str, int],
+) -> Statistic:
+    """Mean and covariance from sums about a shift.
+
+    Args:
+        sums: in float64.
+        shift: what was subtracted from every vector.
+        lead: layouts of the leading dimensions.
+        dims: layouts of the contracted ones.
+        sizes: of the axes at present.
+    """
+    total, second = np.asarray(sums.s), np.asarray(sums.S)
+    count = np.maximum(_over(np.asarray(sums.n), total), 1e-30)
+    mean = total / count
+    if second.ndim == total.ndim:
+        cov = second / count - mean**2
+    else:
+        cov = second / count[..., None] - mean[..., :, None] * mean[..., None, :]
+    return Statistic(
+        tuple(layout.resized(sizes) for layout in lead),
+        tuple(layout.resized(sizes) for layout in dims),
+        float(np.max(sums.n)),
+        mean + np.asarray(shift, np.float64),
+        cov,
+    )
+
+
+def _axis_layouts(structure: Structure) -> dict[str, Layout]:
+    """The layout of each single axis."""
+    layouts: dict[str, Layout] = {}
+    for dims in structure.layouts.values():
+        for layout in dims:
+            layouts |= {part.key: part for part in layout.leaves()}
+    return layouts
+
+
+def _site_dims(
+    site: Site, sums: Sums, layouts: Mapping[str, Layout], sizes: Mapping[str, int]
+) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+    """The leading and the contracted dimensions of a site's sums.
+
+    A wide convolution is measured at single places, without the dimensions of its window.
+    """
+    lead = (*(layouts[layer] for layer in site.layers), *_named(site.batch))
+    if math.prod(dim.resized(sizes).size for dim in site.dims) == sums.s.shape[-1]:
+        return lead, site.dims
+    features = [dim for index, dim in enumerate(site.dims) if index not in site.window]
+    return lead, tuple(features)
+
+
+def _named(dims: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """The dimensions that are axes of parameters."""
+    return tuple(layout for layout in dims if all(layout.axes()))
+
+
 def _over(count: Any, like: Any) -> Any:
-    """A count, for each layer of a loop where there are some, against sums with vectors last."""
+    """A count for each layer of a loop, shaped to broadcast against sums with vectors last."""
     return count.reshape(*count.shape, *(1,) * (like.ndim - count.ndim))

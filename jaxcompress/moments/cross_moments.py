@@ -1,163 +1,215 @@
-"""Two versions of one network on the same data: what a contraction meets in the small one against what it meets in the original.
+"""Joint moments of one contraction's inputs in two versions of a network, on the same data.
 
-For a contraction whose inputs are x in the original and x' in the small network the covariances of x' with itself and with x
-are gathered in one pass: all that a least-squares fit of the small kernel to the original outputs needs. Costs both forward
-passes up to the contraction, and m' (m' + m) products a row.
+With inputs x in the original and x' in the smaller network, the covariances of x' with itself and
+with x are gathered in one pass: all that a least-squares fit of the smaller kernel to the original
+outputs needs. Costs both forward passes and m' (m' + m) products a vector.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.moments.accumulators import Taps
+from jaxcompress.moments.accumulators import Accumulator
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.masks import Rows, rows
+from jaxcompress.moments.masks import VectorWeights, vector_weights
 from jaxcompress.networks.trace import Network
+from jaxcompress.networks.traced_program import TracedProgram
+from jaxcompress.programs.algebra import Dim
 from jaxcompress.programs.program import Step
+
+Rows = tuple[Float[Array, "rows m"], Float[Array, " rows"]]
+"""Vectors and their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Paired:
-    """What a contraction meets in two versions of a network.
+class CrossMoments:
+    """Joint moments of what a contraction takes in, in two versions of a network.
 
     Attributes:
-        count: how many vectors.
-        before: (m,) the mean of the original's inputs x, float64.
-        after: (m',) that of the small network's inputs x'.
-        cov: (m', m') the covariance of x'.
-        cross: (m', m) the covariance of x' with x.
+        count: the number of vectors.
+        before: the mean of the original's inputs x.
+        after: the mean of the smaller network's inputs x'.
+        cov: the covariance of x'.
+        cross: the covariance of x' with x.
     """
 
     count: float
-    before: np.ndarray
-    after: np.ndarray
-    cov: np.ndarray
-    cross: np.ndarray
+    before: Float[np.ndarray, " m"]
+    after: Float[np.ndarray, " small"]
+    cov: Float[np.ndarray, "small small"]
+    cross: Float[np.ndarray, "small m"]
 
-    def __add__(self, other: Paired) -> Paired:
+    def __add__(self, other: CrossMoments) -> CrossMoments:
+        """The moments of both sets of data."""
         count = self.count + other.count
         share = other.count / max(count, 1e-30)
-        gap, wide = other.after - self.after, other.before - self.before
-        mix = lambda a, b: (1 - share) * a + share * b
-        return Paired(
+        after_gap, before_gap = other.after - self.after, other.before - self.before
+
+        def mean(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            return (1 - share) * ours + share * theirs
+
+        between = share * (1 - share)
+        return CrossMoments(
             count,
-            mix(self.before, other.before),
-            mix(self.after, other.after),
-            mix(self.cov, other.cov) + share * (1 - share) * np.outer(gap, gap),
-            mix(self.cross, other.cross) + share * (1 - share) * np.outer(gap, wide),
+            mean(self.before, other.before),
+            mean(self.after, other.after),
+            mean(self.cov, other.cov) + between * np.outer(after_gap, after_gap),
+            mean(self.cross, other.cross) + between * np.outer(after_gap, before_gap),
         )
 
 
-class Record(Taps):
-    """The vectors themselves that some contractions of a running program see."""
+class Recorder(Accumulator):
+    """Keeps the vectors of some contractions instead of adding them up.
 
-    def __init__(self, found: Any, keys: tuple[str, ...], rows: Rows, order: dict[str, Any]):
-        super().__init__(found, {}, rows, sys.maxsize)
+    Attributes:
+        keys: of the contractions.
+        order: filled, in program order, with each contraction's operand and its vectors' layout.
+    """
+
+    def __init__(
+        self,
+        traced: TracedProgram,
+        keys: tuple[str, ...],
+        vectors: VectorWeights,
+        order: dict[str, Any],
+    ):
+        super().__init__(traced, {}, vectors, sys.maxsize)
         self.keys, self.order = keys, order
 
-    def nested(self, turns: Any, index: Any) -> Record:
-        return Record(self.found, self.keys, self.rows.turn(turns, index), self.order)
+    def nested(self, turns: Dim | None, index: Int[Array, ""] | None) -> Recorder:
+        """A recorder for one turn of a loop."""
+        return Recorder(self.traced, self.keys, self.vectors.in_turn(turns, index), self.order)
 
-    def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {}, self.sums  # every turn of a loop gives vectors of its own
+    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Nothing to add: every turn of a loop has vectors of its own."""
+        return {}, self.sums
 
     def see(self, key: str, operands: list[Any], step: Step) -> None:
-        if key in self.keys:
-            contraction = self.found.analysis.contractions[key]
-            alike = (key,) if contraction.window else (contraction.positions, contraction.batch)
-            self.order[key] = (operands[contraction.operand], alike)
-            self.same.clear()  # each is asked for by name
-            super().see(key, operands, step)
+        """Record one contraction's vectors, if it is among the keys."""
+        if key not in self.keys:
+            return
+        contraction = self.traced.analysis.contractions[key]
+        layout = (key,) if contraction.window else (contraction.positions, contraction.batch)
+        self.order[key] = (operands[contraction.operand], layout)
+        self._first.clear()  # contractions of the same vectors are all recorded
+        super().see(key, operands, step)
 
-    def second(self, key: str, flat: Any, weights: Any) -> Any:
-        return flat, weights
+    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Any:
+        """The vectors and weights as they are."""
+        return rows, weights
 
 
 def record(
     net: Network,
-    params: Any,
-    values: tuple[Any, ...],
+    params: PyTree,
+    inputs: tuple[PyTree, ...],
     keys: tuple[str, ...],
-    mask: Any = None,
+    mask: Callable[..., jax.Array] | None = None,
     sample: float = 1.0,
-    number: Any = 0,
+    batch: int | jax.Array = 0,
     order: dict[str, Any] | None = None,
-) -> dict[str, tuple[Any, Any]]:
-    """Rows (n, m) and their weights (n,) for each of some contractions, of one batch."""
-    found, _, _ = net._prepare(params, values)
-    seen = Record(
-        found, keys, rows(found, values, mask, sample, number), {} if order is None else order
-    )
-    net._replay(params, *values, tap=seen)
-    flat = lambda x, w: (x.reshape(-1, x.shape[-1]), jnp.broadcast_to(w, x.shape[:-1]).reshape(-1))
-    return {key: flat(*both) for key, both in seen.sums.items()}
+) -> dict[str, Rows]:
+    """The vectors that some contractions take in on one batch, with their weights."""
+    traced = net.traced_program(params, *inputs)
+    vectors = vector_weights(traced, inputs, mask, sample, batch)
+    recorder = Recorder(traced, keys, vectors, {} if order is None else order)
+    net.replay(params, *inputs, tap=recorder)
+    recorded = {}
+    for key, (rows, weights) in recorder.sums.items():
+        flat = jnp.broadcast_to(weights, rows.shape[:-1]).reshape(-1)
+        recorded[key] = rows.reshape(-1, rows.shape[-1]), flat
+    return recorded
 
 
 def groups(
     net: Network,
-    before: Any,
-    after: Any,
-    values: tuple[Any, ...],
+    before: PyTree,
+    after: PyTree,
+    inputs: tuple[PyTree, ...],
     keys: tuple[str, ...],
     always: Container[str] = (),
 ) -> list[tuple[str, ...]]:
-    """Contractions in the order of the program, those of the same inputs together; without those whose inputs have not changed,
-    but for some.
+    """Contractions whose inputs changed, in program order, those of the same inputs in one group.
+
+    Args:
+        net: the network.
+        before: the original parameters.
+        after: the smaller ones.
+        inputs: one batch.
+        keys: the contractions to look at.
+        always: contractions that are included even where their inputs did not change.
     """
     order: dict[str, Any] = {}
 
     @jax.jit
-    def gaps(before: Any, after: Any, values: Any) -> dict[str, Any]:
-        theirs, ours = (
-            record(net, params, values, keys, order=order) for params in (after, before)
-        )
-        gap = lambda x, y: jnp.abs(x - y).max() if x.shape == y.shape else jnp.inf
-        return {key: gap(ours[key][0], theirs[key][0]) for key in theirs}
+    def gaps(before: PyTree, after: PyTree, inputs: tuple[PyTree, ...]) -> dict[str, Any]:
+        theirs = record(net, after, inputs, keys, order=order)
+        ours = record(net, before, inputs, keys, order=order)
+        return {key: _gap(ours[key][0], theirs[key][0]) for key in theirs}
 
-    changed = gaps(before, after, values)
-    found: dict[Any, list[str]] = {}
-    for key, (operand, alike) in order.items():
-        if changed.get(key, 0) > 0 or (
-            key in changed and key in always
-        ):  # what runs in a loop of unknown length has no rows
-            found.setdefault((id(operand), alike), []).append(key)
-    return [tuple(group) for group in found.values()]
+    changed = gaps(before, after, inputs)
+    grouped: dict[Any, list[str]] = {}
+    for key, (operand, layout) in order.items():
+        # contractions in a loop of unknown length have no vectors and are not in `changed`
+        if key in changed and (changed[key] > 0 or key in always):
+            grouped.setdefault((id(operand), layout), []).append(key)
+    return [tuple(group) for group in grouped.values()]
+
+
+def _gap(ours: jax.Array, theirs: jax.Array) -> jax.Array | float:
+    """The largest difference of vectors; infinite where their sizes differ."""
+    return jnp.abs(ours - theirs).max() if ours.shape == theirs.shape else jnp.inf
 
 
 def gather(
-    net: Network,
-    before: Any,
-    after: Any,
-    data: Calibration,
-    key: str,
-) -> Paired:
-    """What a contraction meets in two versions of a network, over all batches."""
+    net: Network, before: PyTree, after: PyTree, data: Calibration, key: str
+) -> CrossMoments:
+    """The joint moments of one contraction's inputs, over all batches.
+
+    Args:
+        net: the network.
+        before: the original parameters.
+        after: the smaller ones.
+        data: what is run.
+        key: of the contraction.
+
+    Raises:
+        ValueError: for no batches.
+    """
 
     @jax.jit
-    def products(before: Any, after: Any, values: Any, number: Any) -> Any:
-        (x, w), (y, _) = (
-            record(net, params, values, (key,), data.mask, data.sample, number)[key]
-            for params in (before, after)
-        )
-        count = jnp.maximum(w.sum(), 1e-30)
-        means = [(w @ part) / count for part in (x, y)]
-        x, y = x - means[0], y - means[1]
-        covariance = lambda part: jnp.matmul((w[:, None] * y).T, part, precision="highest") / count
-        return w.sum(), *means, covariance(y), covariance(x)
+    def products(before: PyTree, after: PyTree, inputs: tuple[PyTree, ...], batch: int) -> Any:
+        options = (data.mask, data.sample, batch)
+        x, weights = record(net, before, inputs, (key,), *options)[key]
+        y, _ = record(net, after, inputs, (key,), *options)[key]
+        return _cross_moments(x, y, weights)
 
-    total: Paired | None = None
-    for number, values in enumerate(data.values(net)):
-        count, *parts = (
-            np.asarray(part, np.float64) for part in products(before, after, values, number)
-        )
-        found = Paired(float(count), *parts)
-        total = found if total is None else total + found
-    assert total is not None
+    total: CrossMoments | None = None
+    for number, inputs in enumerate(data.values(net)):
+        count, *parts = products(before, after, inputs, number)
+        moments = CrossMoments(float(count), *(np.asarray(part, np.float64) for part in parts))
+        total = moments if total is None else total + moments
+    if total is None:
+        raise ValueError("there are no batches: give an iterable of at least one")
     return total
+
+
+def _cross_moments(
+    x: Float[Array, "rows m"], y: Float[Array, "rows small"], weights: Float[Array, " rows"]
+) -> tuple[jax.Array, ...]:
+    """One batch's count, means, and covariances of y with itself and with x."""
+    count = jnp.maximum(weights.sum(), 1e-30)
+    x_mean, y_mean = (weights @ x) / count, (weights @ y) / count
+    x, y = x - x_mean, y - y_mean
+    weighted = (weights[:, None] * y).T
+    cov = jnp.matmul(weighted, y, precision="highest") / count
+    cross = jnp.matmul(weighted, x, precision="highest") / count
+    return weights.sum(), x_mean, y_mean, cov, cross

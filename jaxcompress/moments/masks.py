@@ -1,20 +1,23 @@
-"""Which of a contraction's vectors count, and how much: padding is left out, positions are sampled.
+"""How much each activation vector counts: padding is left out, positions are sampled.
 
-A mask is found again in the activations by its axes, wherever they lie: (batch, length) in (batch, heads, length, size) as well
-as in (batch * length, size). Sampling takes the same share of the vectors of every example, at places drawn anew for each
-batch; an example that is one vector is always taken.
+A mask is located in the activations by its dimensions, wherever they lie: (batch, length) in
+(batch, heads, length, size) as well as in (batch * length, size). Sampling takes the same fraction
+of the vectors of every example, at places drawn anew for each batch; an example that is a single
+vector is always taken.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, find, parts
@@ -24,213 +27,255 @@ from jaxcompress.programs.rules import Analysis
 log = logging.getLogger(__name__)
 
 
-class Rows:
-    """The weights of vectors, and which are taken.
+class Factor(NamedTuple):
+    """One factor of an activation's dimension, such as the batch in (batch * length).
 
     Attributes:
-        mask: an array of weights, or None.
-        dims: its dimensions as the network's analysis knows them.
-        known: the dimensions of those of the network's inputs that it uses.
-        axes: those of parameters.
-        sample: the share of every example's vectors that are taken.
-        key: for the places.
+        dim: the dimension in the analysis; None where it is unknown.
+        size: at present.
+        parametric: whether it is an axis of parameters, which a mask of the data never has.
     """
 
-    def __init__(
-        self,
-        mask: Any = None,
-        dims: Sequence[Dim | None] = (),
-        known: Sequence[Dim] = (),
-        axes: Collection[Dim] = (),
-        sample: float = 1.0,
-        key: Any = None,
-    ):
-        self.mask, self.dims, self.known, self.axes, self.sample, self.key = (
-            mask,
-            tuple(dims),
-            tuple(known),
-            axes,
-            sample,
-            key,
-        )
+    dim: Dim | None
+    size: int
+    parametric: bool
 
-    def turn(self, along: Dim | None, index: Any) -> Rows:
-        """The rows inside one turn of a loop along an axis."""
-        same = lambda dim: dim is not None and along is not None and find(dim) is find(along)
-        place = next((index for index, dim in enumerate(self.dims) if same(dim)), None)
-        if self.mask is None or place is None:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VectorWeights:
+    """The weights of one batch's activation vectors, and which of the vectors are taken.
+
+    Attributes:
+        mask: weights of examples or positions, or None.
+        dims: the mask's dimensions in the network's analysis; None for one that it made itself.
+        input_dims: the dimensions of the network's inputs that its program uses.
+        parameter_axes: the dimensions that are axes of parameters.
+        sample: the fraction of every example's vectors that is taken, in (0, 1].
+        key: for the random places of a sample.
+    """
+
+    mask: Float[Array, "*mask"] | None = None
+    dims: tuple[Dim | None, ...] = ()
+    input_dims: tuple[Dim, ...] = ()
+    parameter_axes: Collection[Dim] = ()
+    sample: float = 1.0
+    key: jax.Array | None = None
+
+    def in_turn(self, along: Dim | None, index: Int[Array, ""] | None) -> VectorWeights:
+        """The weights inside one turn of a loop along an axis."""
+        if self.mask is None or along is None or index is None:
             return self
-        mask = jnp.take(jnp.asarray(self.mask), index, axis=place)
-        return Rows(
-            mask,
-            self.dims[:place] + self.dims[place + 1 :],
-            self.known,
-            self.axes,
-            self.sample,
-            self.key,
-        )
+        for place, dim in enumerate(self.dims):
+            if dim is not None and find(dim) is find(along):
+                mask = jnp.take(self.mask, index, axis=place)
+                dims = self.dims[:place] + self.dims[place + 1 :]
+                return dataclasses.replace(self, mask=mask, dims=dims)
+        return self
 
     def take(
         self,
         name: str,
-        x: Any,
+        x: jax.Array,
         dims: Sequence[Dim | None],
         positions: Sequence[int],
-        kept: Sequence[int],
-    ) -> tuple[Any, Any]:
-        """Vectors along some dimensions as rows (*kept, rows, m) in float32, zero where they do not count, and weights (rows,).
+        batch: Sequence[int],
+    ) -> tuple[Float[Array, "*batch rows m"], Float[Array, " rows"]]:
+        """Activations as weighted vectors.
 
         Args:
-            name: of the contraction, for the draw of the places.
+            name: of the contraction, which seeds the draw of the places.
             x: the activations.
-            dims: their dimensions.
-            positions, kept: those that make a vector, and those that stay apart.
+            dims: their dimensions in the analysis.
+            positions: the dimensions that make a vector.
+            batch: the dimensions that stay apart.
+
+        Returns:
+            The vectors in float32, zero where they do not count, and their weights.
         """
-        rest = [index for index in range(x.ndim) if index not in positions and index not in kept]
+        rest = [index for index in range(x.ndim) if index not in positions and index not in batch]
         sizes = [x.shape[index] for index in rest]
-        lead, m = (
-            [x.shape[index] for index in kept],
+        places = math.prod(sizes[1:])
+        vectors = jnp.transpose(x, (*batch, *rest, *positions)).reshape(
+            *(x.shape[index] for index in batch),
+            sizes[0] if sizes else 1,
+            places,
             math.prod(x.shape[index] for index in positions),
         )
-        examples = sizes[0] if sizes else 1
-        flat = jnp.transpose(x, (*kept, *rest, *positions)).reshape(
-            *lead, examples, math.prod(sizes[1:]), m
-        )
-        taken = self.places(name, math.prod(sizes[1:]))
+        taken = self.sampled_places(name, places)
         if taken is not None:
-            flat = jnp.take(flat, taken, axis=-2)
-        return self.weighed(name, flat, sizes, [dims[index] for index in rest], taken)
+            vectors = jnp.take(vectors, taken, axis=-2)
+        return self.weighted(name, vectors, sizes, [dims[index] for index in rest], taken)
 
-    def places(self, name: str, count: int) -> Any:
-        """Which of the places of every example are taken; None for all of them."""
-        few = max(1, round(self.sample * count))
-        if few >= count:
+    def sampled_places(self, name: str, count: int) -> Int[Array, " taken"] | None:
+        """Which of `count` places of every example are taken; None for all of them."""
+        taken = max(1, round(self.sample * count))
+        if self.key is None or taken >= count:
             return None
-        return jax.random.permutation(
-            jax.random.fold_in(self.key, zlib.crc32(name.encode())), count
-        )[:few]
+        key = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+        return jax.random.permutation(key, count)[:taken]
 
-    def weighed(
-        self, name: str, flat: Any, sizes: Sequence[int], dims: Sequence[Dim | None], taken: Any
-    ) -> tuple[Any, Any]:
-        """Vectors (*lead, examples, places, m) as rows (*lead, rows, m) and their weights (rows,)."""
+    def weighted(
+        self,
+        name: str,
+        vectors: Float[Array, "*batch examples places m"],
+        sizes: Sequence[int],
+        dims: Sequence[Dim | None],
+        taken: Int[Array, " taken"] | None,
+    ) -> tuple[Float[Array, "*batch rows m"], Float[Array, " rows"]]:
+        """Vectors of examples in one list, with their weights."""
         weights = self.weights(name, sizes, dims).reshape(sizes[0] if sizes else 1, -1)
-        weights = weights if taken is None else jnp.take(weights, taken, axis=-1)
-        flat, weights = (
-            flat.reshape(*flat.shape[:-3], -1, flat.shape[-1]).astype(jnp.float32),
-            weights.reshape(-1),
-        )
-        return jnp.where(weights[:, None] > 0, flat, 0), weights  # padding may hold anything
+        if taken is not None:
+            weights = jnp.take(weights, taken, axis=-1)
+        weights = weights.reshape(-1)
+        rows = vectors.reshape(*vectors.shape[:-3], -1, vectors.shape[-1]).astype(jnp.float32)
+        return jnp.where(weights[:, None] > 0, rows, 0), weights  # padding may hold NaN
 
-    def weights(self, name: str, sizes: Sequence[int], dims: Sequence[Dim | None]) -> Any:
-        """A weight for each place of some dimensions."""
+    def weights(
+        self, name: str, sizes: Sequence[int], dims: Sequence[Dim | None]
+    ) -> Float[Array, "*sizes"]:
+        """A weight for each position of a grid; ones, with a warning, where the mask has no place.
+
+        Args:
+            name: of the contraction, for the warning.
+            sizes: of the grid.
+            dims: its dimensions in the analysis.
+        """
         if self.mask is None:
             return jnp.ones(sizes, jnp.float32)
-        mask = jnp.asarray(self.mask, jnp.float32)
-        flat = [
-            factor for dim, size in zip(dims, sizes, strict=True) for factor in _factors(dim, size)
-        ]
-        where: list[int | None] = [
-            next(
-                (
-                    place
-                    for place, (dim, size) in enumerate(flat)
-                    if dim is not None and dim is root and size == extent
-                ),
-                None,
-            )
-            for root, extent in (
-                (dim and find(dim), extent)
-                for dim, extent in zip(self.dims, mask.shape, strict=True)
-            )
-        ]
-        free = [dim is None or dim not in self.axes for dim, _ in flat]  # no axis of parameters
-        fits = lambda axis, place: (
-            where[axis] == place
-            or (
-                where[axis] is None
-                and free[place]
-                and place not in where
-                and flat[place][1] == mask.shape[axis]
-            )
-        )
-        if mask.ndim <= len(flat) and all(fits(axis, axis) for axis in range(mask.ndim)):
-            where = list(range(mask.ndim))  # it lies as the activations do
-        for axis, (dim, extent) in enumerate(zip(self.dims, mask.shape, strict=True)):
-            known = dim is not None and any(find(dim) is find(other) for other in self.known)
-            if (
-                where[axis] is not None or extent == 1 or known
-            ):  # an axis of the inputs that is not here is pooled over
-                continue
-            alike = [
-                place for place in range(len(flat)) if fits(axis, place)
-            ]  # an axis that the mask made itself
-            if len(alike) > 1:
-                log.warning(
-                    "it is not clear which axis of what %s contracts is the mask's: all of its vectors count",
-                    name,
-                )
-                return jnp.ones(sizes, jnp.float32)
-            where[axis] = alike[0] if alike else None
-        found = [place for place in where if place is not None]
-        if not found:
-            log.warning(
-                "the mask's axes are not found in what %s contracts: all of its vectors count", name
-            )
+        factors: list[Factor] = []
+        for dim, size in zip(dims, sizes, strict=True):
+            factors += self._factors(dim, size)
+        places = self.locate(name, self.mask.shape, factors)
+        if places is None:
             return jnp.ones(sizes, jnp.float32)
-        mask = mask.max(
-            tuple(index for index, place in enumerate(where) if place is None)
-        )  # pooled over
-        order = sorted(range(len(found)), key=found.__getitem__)
-        shape = [size if index in found else 1 for index, (_, size) in enumerate(flat)]
-        spread = jnp.broadcast_to(
-            jnp.transpose(mask, order).reshape(shape), [size for _, size in flat]
-        )
-        return spread.reshape(sizes)
+        return spread(self.mask, places, [factor.size for factor in factors]).reshape(sizes)
+
+    def locate(
+        self, name: str, extents: Sequence[int], factors: Sequence[Factor]
+    ) -> list[int | None] | None:
+        """For each axis of the mask which of the factors it is; None for one that was pooled over.
+
+        An axis is the factor of its own dimension. One that the mask made itself, of no dimension
+        of the inputs, is the only free factor of its size. Returns None, with a warning, where
+        that is ambiguous or no axis is located.
+        """
+        places = [
+            _place_of(dim, extent, factors) for dim, extent in zip(self.dims, extents, strict=True)
+        ]
+        if len(extents) <= len(factors) and all(
+            axis in _candidates(axis, extent, places, factors)
+            for axis, extent in enumerate(extents)
+        ):
+            return list(range(len(extents)))  # its axes lead the activations', in their order
+        for axis, extent in enumerate(extents):
+            if places[axis] is not None or extent == 1 or self._of_inputs(self.dims[axis]):
+                continue
+            candidates = _candidates(axis, extent, places, factors)
+            if len(candidates) > 1:
+                log.warning("%s: several axes could be the mask's; every vector counts", name)
+                return None
+            places[axis] = candidates[0] if candidates else None
+        if all(place is None for place in places):
+            log.warning("%s: the mask's axes are not found; every vector counts", name)
+            return None
+        return places
+
+    def _of_inputs(self, dim: Dim | None) -> bool:
+        return dim is not None and any(find(dim) is find(other) for other in self.input_dims)
+
+    def _factors(self, dim: Dim | None, size: int) -> list[Factor]:
+        """A dimension's factors; one unknown factor where their sizes do not multiply to `size`."""
+        dims = parts(dim, "product") if dim is not None else []
+        if len(dims) == 1:
+            return [Factor(dims[0], size, dims[0] in self.parameter_axes)]
+        if math.prod(part.size for part in dims) != size:
+            return [Factor(None, size, False)]
+        return [Factor(part, part.size, part in self.parameter_axes) for part in dims]
 
 
-def _factors(dim: Dim | None, size: int) -> list[tuple[Dim | None, int]]:
-    """A dimension as its factors with their sizes; as one unknown where they do not make the present size."""
-    factors = parts(dim, "product") if dim is not None else []
-    if len(factors) == 1:
-        return [(factors[0], size)]
-    return (
-        [(part, part.size) for part in factors]
-        if math.prod(part.size for part in factors) == size
-        else [(None, size)]
-    )
+def _place_of(dim: Dim | None, extent: int, factors: Sequence[Factor]) -> int | None:
+    """Where a dimension is among factors, at the same size."""
+    root = None if dim is None else find(dim)
+    for place, factor in enumerate(factors):
+        if root is not None and factor.dim is root and factor.size == extent:
+            return place
+    return None
 
 
-def rows(
-    found: TracedProgram,
-    values: tuple[Any, ...],
-    mask: Callable[..., Any] | None,
-    sample: float = 1.0,
-    number: Any = 0,
-) -> Rows:
-    """The rows of one batch.
+def _candidates(
+    axis: int, extent: int, places: Sequence[int | None], factors: Sequence[Factor]
+) -> list[int]:
+    """The factors that an axis of a mask can be: its own, else those of its size that are free."""
+    own = places[axis]
+    if own is not None:
+        return [own]
+    return [
+        place
+        for place, factor in enumerate(factors)
+        if factor.size == extent and not factor.parametric and place not in places
+    ]
+
+
+def spread(
+    mask: Float[Array, "*mask"], places: Sequence[int | None], sizes: Sequence[int]
+) -> Float[Array, "*sizes"]:
+    """Broadcast a mask to a grid.
 
     Args:
-        found: the analysis at the batch's shapes.
-        values: the network's inputs.
+        mask: weights.
+        places: for each axis of the mask its axis of the grid; over one without, the maximum is
+            taken, since pooled activations count where any of them does.
+        sizes: of the grid.
+    """
+    mask = mask.max(tuple(axis for axis, place in enumerate(places) if place is None))
+    present = [place for place in places if place is not None]
+    order = sorted(range(len(present)), key=present.__getitem__)
+    shape = [size if place in present else 1 for place, size in enumerate(sizes)]
+    return jnp.broadcast_to(jnp.transpose(mask, order).reshape(shape), sizes)
+
+
+def vector_weights(
+    traced: TracedProgram,
+    inputs: tuple[PyTree, ...],
+    mask: Callable[..., jax.Array] | None,
+    sample: float = 1.0,
+    batch: int | jax.Array = 0,
+) -> VectorWeights:
+    """The weights of one batch's vectors.
+
+    Args:
+        traced: the analysis at the batch's shapes.
+        inputs: the network's inputs.
         mask: from them to weights.
-        sample: the share of every example's vectors.
-        number: of the batch.
+        sample: the fraction of every example's vectors that is taken.
+        batch: the batch's number, which seeds the sample.
+
+    Raises:
+        ValueError: for a sample outside (0, 1].
     """
     if not 0 < sample <= 1:
         raise ValueError(
-            f"sample={sample} is not in (0, 1]: it is the share of every example's vectors that are measured"
+            f"sample={sample} is not in (0, 1]: it is the fraction of vectors to measure"
         )
-    key = jax.random.fold_in(jax.random.key(0), number) if sample < 1 else None
+    key = jax.random.fold_in(jax.random.key(0), batch) if sample < 1 else None
     if mask is None:
-        return Rows(sample=sample, key=key)
-    program = build(jax.make_jaxpr(mask)(*jax.eval_shape(lambda *values: values, *values)))
-    for source, inner in zip(
-        found.program.inputs[len(found.leaves) :], program.inputs, strict=True
-    ):
+        return VectorWeights(sample=sample, key=key)
+    values = traced.program.inputs[len(traced.leaves) :]
+    used = {id(value) for step in traced.program.steps for value in step.inputs}
+    input_dims: list[Dim] = []
+    for value in values:
+        if id(value) in used:
+            input_dims += [dim for dim in value.dims if dim is not None]
+    # the mask's own program, on the network's input dimensions, tells what the mask's axes are
+    program = build(jax.make_jaxpr(mask)(*jax.eval_shape(lambda *values: values, *inputs)))
+    for source, inner in zip(values, program.inputs, strict=True):
         inner.dims, inner.data = list(source.dims), True
     Analysis().run(program)
-    used = {id(value) for step in found.program.steps for value in step.inputs}
-    inputs = [value for value in found.program.inputs[len(found.leaves) :] if id(value) in used]
-    known = [dim for value in inputs for dim in value.dims if dim is not None]
-    return Rows(mask(*values), program.outputs[0].dims, known, found.names.keys(), sample, key)
+    return VectorWeights(
+        jnp.asarray(mask(*inputs), jnp.float32),
+        tuple(program.outputs[0].dims),
+        tuple(input_dims),
+        traced.names.keys(),
+        sample,
+        key,
+    )

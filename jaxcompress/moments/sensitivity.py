@@ -1,245 +1,304 @@
-"""How much the network's outputs feel what a contraction gives: the second moments of their derivatives.
+"""Sensitivity of a network's outputs to each contraction: second moments of their gradient.
 
-For a contraction y = x W and the outputs z, a random sign s for each output makes g = d(s . z)/dy, whose second moments are those
-of the Jacobian, E g g' = E J' J. A change dW then moves the outputs, squared and summed, by about tr(G dW' S dW) with S the
-second moments of x and G the sum of g g' over all rows, per output: first order, errors of different rows taken as independent.
-G is gathered in the backward pass itself, by an identity whose cotangent is that sum; costs one backward pass and p^2 products
-a row.
+For a contraction y = x W and the outputs z, a random sign s for each output makes
+g = d(s . z)/dy, whose second moments are those of the Jacobian: E g g' = E J' J. A change dW then
+moves the outputs, squared and summed, by about tr(G dW' S dW), with S the second moments of x and
+G the sum of g g' over all rows, per output: first order, errors of different rows taken as
+independent. G is gathered in the backward pass itself, by an identity whose cotangent is that sum.
+Costs one backward pass and p^2 products a row.
 
-Sources: Hutchinson 1990 (random signs); the factored curvature of Martens and Grosse 2015 (arXiv:1503.05671).
+Sources: Hutchinson 1990 (random signs); the factored curvature of Martens and Grosse 2015
+(arXiv:1503.05671).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.arrays.paths import leaf_name
-from jaxcompress.moments.accumulators import Taps
-from jaxcompress.moments.masks import Rows, rows
-from jaxcompress.moments.moments import Statistic
+from jaxcompress.moments.accumulators import Accumulator
+from jaxcompress.moments.masks import VectorWeights, vector_weights
+from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.trace import Network
+from jaxcompress.networks.traced_program import TracedProgram
+from jaxcompress.programs.algebra import Dim
 from jaxcompress.programs.program import Step
 
 log = logging.getLogger(__name__)
 
+Probe = Float[Array, "p p"] | Float[Array, " p"]
+"""Zeros whose gradient is a contraction's sum of w g g', or its diagonal."""
+
 
 @jax.custom_vjp
-def tag(y: jax.Array, weights: jax.Array, probe: jax.Array) -> jax.Array:
-    """The rows y (n, p) as they are; in reverse the probe (p, p), or (p,) for the diagonal alone, receives the sum of w g g'."""
-    return y
+def tag(rows: Float[Array, "n p"], weights: Float[Array, " n"], probe: Probe) -> jax.Array:
+    """The rows as they are; in reverse mode the probe's gradient is the sum of w g g'."""
+    return rows
 
 
-def _backward(
+def _tag_forward(
+    rows: jax.Array, weights: jax.Array, probe: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return rows, (weights, probe)
+
+
+def _tag_backward(
     saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights, probe = saved
     plain = g.astype(jnp.float32)
     weighted = weights[:, None] * plain
-    felt = (
-        jnp.sum(weighted * plain, 0)
-        if probe.ndim == 1
-        else jnp.matmul(weighted.T, plain, precision="highest")
-    )
-    return g, jnp.zeros_like(weights), felt
+    if probe.ndim == 1:
+        return g, jnp.zeros_like(weights), jnp.sum(weighted * plain, 0)
+    return g, jnp.zeros_like(weights), jnp.matmul(weighted.T, plain, precision="highest")
 
 
-tag.defvjp(lambda y, weights, probe: (y, (weights, probe)), _backward)
+tag.defvjp(_tag_forward, _tag_backward)
 
 
-class Sense(Taps):
-    """Tags on what the contractions of a running program give; without probes their widths are noted."""
+class GradientTags(Accumulator):
+    """Tags the results of a running program's contractions, so that probes receive gradients.
+
+    Attributes:
+        probes: by contraction; None only notes the widths.
+        widths: filled with the number of outputs of each contraction.
+    """
 
     derivatives = True
 
     def __init__(
-        self, found: Any, rows: Rows, probes: dict[str, Any] | None, widths: dict[str, int]
+        self,
+        traced: TracedProgram,
+        vectors: VectorWeights,
+        probes: Mapping[str, Probe] | None,
+        widths: dict[str, int],
     ):
-        super().__init__(found, {}, rows, 0)
+        super().__init__(traced, {}, vectors, 0)
         self.probes, self.widths = probes, widths
 
-    def nested(self, turns: Any, index: Any) -> Sense:
-        return Sense(self.found, self.rows.turn(turns, index), self.probes, self.widths)
+    def nested(self, turns: Dim | None, index: Int[Array, ""] | None) -> GradientTags:
+        """The tags inside one turn of a loop."""
+        vectors = self.vectors.in_turn(turns, index)
+        return GradientTags(self.traced, vectors, self.probes, self.widths)
 
-    def divide(self, turns: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {}, {}  # derivatives add up by themselves
+    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """No sums: differentiation adds gradients over the turns of a loop."""
+        return {}, {}
 
     def see(self, key: str, operands: list[Any], step: Step) -> None:
-        pass
+        """Operands need no tags."""
 
     def feel(self, key: str, step: Step, result: Any) -> Any:
-        order, free = self.layout(key, step, result.ndim)
-        if order is None:
+        """Tag a contraction's result."""
+        layout = self._rows_layout(key, step, result.ndim)
+        if layout is None:
             return result
+        order, features = layout
+        lead = order[: len(order) - features]
         moved = jnp.transpose(result, order)
-        rows = moved.reshape(-1, math.prod(moved.shape[len(order) - free :]))
+        rows = moved.reshape(-1, math.prod(moved.shape[len(lead) :]))
         if self.probes is None:
             self.widths[key] = rows.shape[-1]
-        elif key in self.probes:
-            rest = order[: len(order) - free]
-            dims = [step.outputs[0].dims[place] for place in rest]
-            weights = self.rows.weights(key, [result.shape[place] for place in rest], dims).reshape(
-                -1
-            )
-            moved = tag(rows, weights, self.probes[key]).reshape(moved.shape)
-            return jnp.transpose(moved, np.argsort(order).tolist())
-        return result
+            return result
+        if key not in self.probes:
+            return result
+        sizes = [result.shape[place] for place in lead]
+        dims = [step.outputs[0].dims[place] for place in lead]
+        weights = self.vectors.weights(key, sizes, dims).reshape(-1)
+        tagged = tag(rows, weights, self.probes[key]).reshape(moved.shape)
+        return jnp.transpose(tagged, np.argsort(order).tolist())
 
-    def layout(self, key: str, step: Step, rank: int) -> tuple[list[int] | None, int]:
-        """An order of the result's dimensions that puts the parameter's last, and how many those are; none where it has no rows."""
+    def _rows_layout(self, key: str, step: Step, rank: int) -> tuple[list[int], int] | None:
+        """An order of the result's dimensions with the parameter's last, and the number of those.
+
+        None for a batched product, whose result is no single list of rows.
+        """
         order = list(range(rank))
-        if key in self.found.analysis.pairs:
+        if key in self.traced.analysis.pairs:
             return order, 0
-        contraction = self.found.analysis.contractions[key]
+        contraction = self.traced.analysis.contractions[key]
         if contraction.window:
             features = step.params["dimension_numbers"].out_spec[1]
             return [*order[:features], *order[features + 1 :], features], 1
         if contraction.rows is not None:
             return order, 1
         if contraction.batch:
-            return None, 0
+            return None
         side = contraction.operand
-        free = len(step.inputs[1 - side].shape) - len(step.params["dimension_numbers"][0][1 - side])
+        contracted = step.params["dimension_numbers"][0][1 - side]
+        free = len(step.inputs[1 - side].shape) - len(contracted)
         return (order if side == 0 else [*order[free:], *order[:free]]), free
 
 
-class Senses:
-    """Gathers what every contraction means to the outputs, batch by batch, in float64."""
+class OutputSensitivity:
+    """Gathers the second moments of the outputs' gradient, batch by batch, in float64."""
 
-    def __init__(self, net: Network, mask: Callable[..., Any] | None, max_dim: int):
+    def __init__(self, net: Network, mask: Callable[..., jax.Array] | None, max_dim: int):
         self.net, self.mask, self.max_dim = net, mask, max_dim
         self.sums: dict[str, np.ndarray] = {}
-        self.lost: set[str] = set()
+        self.invalid: set[str] = set()
         self.outputs = 0.0
-        self.probes: dict[str, jax.Array] | None = None
-        self.gather = jax.jit(self._gather)
+        self._probes: dict[str, jax.Array] | None = None
+        self._gather = jax.jit(self._gradients)
 
-    def _run(
-        self, params: Any, values: tuple[Any, ...], probes: Any, widths: dict[str, int]
-    ) -> Any:
-        """The outputs that are floats (no state, complex ones as two), each with its weights."""
-        found, _, _ = self.net._prepare(params, values)
-        counted = rows(found, values, self.mask)
-        outputs = self.net._replay(params, *values, tap=Sense(found, counted, probes, widths))
-        floats = []
-        for (path, leaf), value in zip(
-            jax.tree_util.tree_flatten_with_path(outputs)[0], found.program.outputs, strict=True
-        ):
-            name = leaf_name(path)
-            mirrored = any(
-                name == state or name.startswith(f"{state}/") for state in self.net.state_outputs
-            )
-            if mirrored or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                continue
-            weights = counted.weights("an output", leaf.shape, value.dims)
-            parts = (
-                (leaf.real, leaf.imag)
-                if jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-                else (leaf,)
-            )
-            floats += [(part, weights) for part in parts]
-        return floats
+    def add(self, params: PyTree, inputs: tuple[PyTree, ...], batch: int) -> None:
+        """Add one batch.
 
-    def _gather(
-        self, params: Any, values: tuple[Any, ...], probes: Any, key: Any
-    ) -> tuple[Any, Any]:
-        def total(probes: Any) -> Any:
-            outputs = self._run(params, values, probes, {})
-            keys = jax.random.split(key, len(outputs))
-            sign = lambda key, z, weights: jnp.sum(
-                jax.random.rademacher(key, z.shape, jnp.float32) * weights * z
-            )
-            signed = [sign(key, *output) for key, output in zip(keys, outputs, strict=True)]
-            return sum(signed), sum(weights.sum() for _, weights in outputs)
-
-        return jax.grad(total, has_aux=True)(probes)
-
-    def add(self, params: Any, values: tuple[Any, ...], number: int) -> None:
-        """Feel one batch."""
-        if self.probes is None:
-            widths: dict[str, int] = {}
-            found = jax.eval_shape(
-                lambda params, values: self._run(params, values, None, widths), params, values
-            )
-            if not found:
-                raise ValueError(
-                    "calibrate: sensitivity needs outputs that are floats: trace a function that returns logits"
-                )
-            self.probes = {
-                key: jnp.zeros((p,) if p > self.max_dim else (p, p), jnp.float32)
-                for key, p in widths.items()
-            }
-        found, count = self.gather(params, values, self.probes, jax.random.key(number))
-        for key, value in found.items():
+        Raises:
+            ValueError: where the network has no floating-point output.
+        """
+        if self._probes is None:
+            self._probes = self._make_probes(params, inputs)
+        gradients, count = self._gather(params, inputs, self._probes, jax.random.key(batch))
+        for key, value in gradients.items():
             self.sums[key] = self.sums.get(key, 0) + np.asarray(value, np.float64)
-            if not np.isfinite(self.sums[key]).all() and key not in self.lost:
-                self.lost.add(key)
+            if not np.isfinite(self.sums[key]).all() and key not in self.invalid:
+                self.invalid.add(key)
                 log.warning(
-                    "batch %d: the derivative of the outputs is NaN or infinite at %s: what they feel of it is left out",
-                    number,
+                    "batch %d: the gradient of the outputs is NaN or infinite at %s: "
+                    "its sensitivity is left out",
+                    batch,
                     key,
                 )
         self.outputs += float(count)
 
-    def gains(self, params: Any) -> dict[str, Statistic]:
-        """For each contraction G per output, in terms of the axes that its kernel produces."""
-        structure, sizes = self.net.structure, self.net.sizes(params)
+    def gains(self, params: PyTree) -> dict[str, Statistic]:
+        """For each contraction G per output, in the axes that its kernel produces."""
+        sizes = self.net.sizes(params)
         gains = {}
-        for key in self.sums.keys() - self.lost:
-            total = self.sums[key]
-            site = structure.sites.get(key)
-            dims = () if site is None else produced(structure.layouts, site)
-            now = None if dims is None else tuple(dim.resized(sizes) for dim in dims)
-            order = (
-                []
-                if site is None or now is None
-                else transposition(now, tuple(dim.resized(sizes) for dim in site.outputs))
-            )
-            if now is None or order is None or math.prod(dim.size for dim in now) != len(total):
-                continue
-            for axis in range(
-                total.ndim if order else 0
-            ):  # from the product's order of dimensions to the kernel's
+        for key in self.sums:
+            if key not in self.invalid:
+                gain = self._gain(key, sizes)
+                if gain is not None:
+                    gains[key] = gain
+        return gains
+
+    def _gain(self, key: str, sizes: Mapping[str, int]) -> Statistic | None:
+        """One contraction's G; None where its outputs are not the dimensions of one kernel."""
+        total, structure = self.sums[key], self.net.structure
+        site = structure.sites.get(key)
+        dims: tuple[Layout, ...] | None = ()
+        if site is not None:
+            dims = produced(structure.layouts, site)
+        if dims is None:
+            return None
+        dims = tuple(dim.resized(sizes) for dim in dims)
+        if math.prod(dim.size for dim in dims) != len(total):
+            return None
+        if site is not None:
+            order = transposition(dims, tuple(dim.resized(sizes) for dim in site.outputs))
+            if order is None:
+                return None
+            for axis in range(total.ndim):
                 total = np.take(total, order, axis)
-            gains[key] = Statistic(
-                (), now, self.outputs, np.zeros(len(total)), total / max(self.outputs, 1e-30)
+        mean = total / max(self.outputs, 1e-30)
+        return Statistic((), dims, self.outputs, np.zeros(len(total)), mean)
+
+    def _make_probes(self, params: PyTree, inputs: tuple[PyTree, ...]) -> dict[str, Probe]:
+        widths: dict[str, int] = {}
+
+        def run(params: PyTree, inputs: tuple[PyTree, ...]) -> Any:
+            return self._outputs(params, inputs, None, widths)
+
+        if not jax.eval_shape(run, params, inputs):
+            raise ValueError(
+                "calibrate: sensitivity needs outputs that are floats: "
+                "trace a function that returns logits"
             )
-        return {key: gains[key] for key in self.sums if key in gains}
+        return {
+            key: jnp.zeros((p,) if p > self.max_dim else (p, p), jnp.float32)
+            for key, p in widths.items()
+        }
+
+    def _gradients(
+        self, params: PyTree, inputs: tuple[PyTree, ...], probes: dict[str, Probe], key: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The probes' gradients under random signs of the outputs, and the outputs' weight."""
+
+        def total(probes: dict[str, Probe]) -> tuple[Any, Any]:
+            outputs = self._outputs(params, inputs, probes, {})
+            keys = jax.random.split(key, len(outputs))
+            signed = [_signed_sum(key, *output) for key, output in zip(keys, outputs, strict=True)]
+            return sum(signed), sum(weights.sum() for _, weights in outputs)
+
+        return jax.grad(total, has_aux=True)(probes)
+
+    def _outputs(
+        self,
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        probes: Mapping[str, Probe] | None,
+        widths: dict[str, int],
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """The real parts of all floating-point outputs that are no state, with their weights."""
+        traced = self.net.traced_program(params, *inputs)
+        vectors = vector_weights(traced, inputs, self.mask)
+        tags = GradientTags(traced, vectors, probes, widths)
+        outputs = self.net.replay(params, *inputs, tap=tags)
+        leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
+        weighted = []
+        for (path, leaf), value in zip(leaves, traced.program.outputs, strict=True):
+            if self._is_state(leaf_name(path)) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                continue
+            weights = vectors.weights("an output", leaf.shape, value.dims)
+            is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+            for part in (leaf.real, leaf.imag) if is_complex else (leaf,):
+                weighted.append((part, weights))
+        return weighted
+
+    def _is_state(self, name: str) -> bool:
+        return any(
+            name == state or name.startswith(f"{state}/") for state in self.net.state_outputs
+        )
+
+
+def _signed_sum(key: jax.Array, output: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(jax.random.rademacher(key, output.shape, jnp.float32) * weights * output)
 
 
 def transposition(kernel: tuple[Layout, ...], product: tuple[Layout, ...]) -> list[int] | None:
-    """For every position of the kernel's outputs its place in the product; none where the axes are not the same."""
-    ours, theirs = (
-        [part for dim in dims for part in dim.leaves() if part.size > 1]
-        for dims in (kernel, product)
-    )
-    keys = [[part.key for part in parts] for parts in (ours, theirs)]
-    if keys[0] == keys[1]:
+    """For every position of the kernel's outputs its place in the product.
+
+    None where the two do not have the same axes.
+    """
+    ours, theirs = _wide_leaves(kernel), _wide_leaves(product)
+    our_keys, their_keys = [part.key for part in ours], [part.key for part in theirs]
+    if our_keys == their_keys:
         return list(range(math.prod(dim.size for dim in kernel)))
-    if (
-        any(dim.split == "concat" for dim in (*kernel, *product))
-        or sorted(keys[0]) != sorted(keys[1])
-        or len(set(keys[0])) < len(keys[0])
-    ):
+    concatenated = any(dim.split == "concat" for dim in (*kernel, *product))
+    repeated = len(set(our_keys)) < len(our_keys)
+    if concatenated or repeated or sorted(our_keys) != sorted(their_keys):
         return None
-    grid = np.arange(math.prod(part.size for part in theirs)).reshape(
-        [part.size for part in theirs]
-    )
-    return np.transpose(grid, [keys[1].index(key) for key in keys[0]]).ravel().tolist()
+    sizes = [part.size for part in theirs]
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
+    return np.transpose(grid, [their_keys.index(key) for key in our_keys]).ravel().tolist()
 
 
-def produced(layouts: Any, site: Site) -> tuple[Layout, ...] | None:
-    """The dimensions of one kernel that its product has; None where several kernels, or loops, make it."""
+def _wide_leaves(dims: tuple[Layout, ...]) -> list[Layout]:
+    """The single axes in some dimensions, without those of size one."""
+    leaves: list[Layout] = []
+    for dim in dims:
+        leaves += [part for part in dim.leaves() if part.size > 1]
+    return leaves
+
+
+def produced(layouts: Mapping[str, tuple[Layout, ...]], site: Site) -> tuple[Layout, ...] | None:
+    """The dimensions of one kernel that its product has.
+
+    None where several kernels or the layers of a loop make the product.
+    """
     if len(site.leaves) != 1 or site.layers:
         return None
-    if not site.dims:  # a table that is looked up: its other dimension
+    if not site.dims:  # a look-up: the table's other dimension
         return (layouts[site.leaves[0]][1],)
     if len(site.inputs) != 1:
         return None

@@ -1,34 +1,38 @@
-"""What a convolution's kernel is contracted with: the windows that slide over its input, all of them or some.
+"""The windows that a convolution's kernel slides over: all of them, or a sample.
 
-A kernel of k places and c features meets vectors of k c numbers, so all of an image's windows are k times the image; where a share
-is measured, only that share is cut out.
+A kernel of k places and c features is contracted with vectors of k c numbers, so all windows of an
+image hold k times its numbers; where only a sample is measured, only that is cut out.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from jaxcompress.programs.algebra import Dim
 from jaxcompress.programs.program import Step
 from jaxcompress.programs.rules import Contraction
 
 
-def places_of(operands: list[Any], step: Step, max_dim: int) -> list[int] | None:
-    """How many windows there are along each dimension of an example; None where single ones cannot be cut out."""
-    x, kernel = operands
+def window_counts(x: jax.Array, kernel: jax.Array, step: Step, max_dim: int) -> list[int] | None:
+    """The number of windows along each dimension; None where single ones cannot be cut.
+
+    Those are grouped and transposed convolutions, outputs in an unusual order, and windows of more
+    than `max_dim` numbers.
+    """
     params, numbers = step.params, step.params["dimension_numbers"]
-    _, k_in, *k_space = numbers.rhs_spec
-    extents = [kernel.shape[axis] for axis in k_space]
-    in_order = numbers.out_spec[0] == 0 and sorted(numbers.out_spec[2:]) == list(
-        numbers.out_spec[2:]
-    )
+    _, features, *space = numbers.rhs_spec
+    extents = [kernel.shape[axis] for axis in space]
+    out_space = list(numbers.out_spec[2:])
+    in_order = numbers.out_spec[0] == 0 and sorted(out_space) == out_space
     plain = params["feature_group_count"] == 1 and set(params["lhs_dilation"]) <= {1} and in_order
-    if not plain or kernel.shape[k_in] * math.prod(extents) > max_dim:
+    if not plain or kernel.shape[features] * math.prod(extents) > max_dim:
         return None
-    sizes = []
+    counts = []
     for axis, extent, padding, stride, dilation in zip(
         numbers.lhs_spec[2:],
         extents,
@@ -37,76 +41,87 @@ def places_of(operands: list[Any], step: Step, max_dim: int) -> list[int] | None
         params["rhs_dilation"],
         strict=True,
     ):
-        sizes.append((x.shape[axis] + sum(padding) - (extent - 1) * dilation - 1) // stride + 1)
-    return sizes
+        reach = (extent - 1) * dilation + 1
+        counts.append((x.shape[axis] + sum(padding) - reach) // stride + 1)
+    return counts
 
 
-def windows_at(operands: list[Any], step: Step, sizes: list[int], taken: Any) -> Any:
-    """(examples, places, m): the windows at some places of every example, in the kernel's order."""
-    x, kernel = operands
+def windows_at(
+    x: jax.Array,
+    kernel: jax.Array,
+    step: Step,
+    counts: Sequence[int],
+    taken: Int[Array, " places"],
+) -> Float[Array, "examples places m"]:
+    """The windows at some places of every example, flat in the kernel's order.
+
+    Args:
+        x: the activations.
+        kernel: of the convolution.
+        step: the convolution.
+        counts: the number of windows along each dimension.
+        taken: row-major indices among them.
+    """
     params, numbers = step.params, step.params["dimension_numbers"]
-    (_, k_in, *k_space), (first, features, *space) = numbers.rhs_spec, numbers.lhs_spec
-    x = jnp.transpose(x, (first, *space, features))
-    x = jax.lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)],
-    )
+    (_, k_in, *k_space), (examples, features, *space) = numbers.rhs_spec, numbers.lhs_spec
+    x = jnp.transpose(x, (examples, *space, features))
+    edges = [(low, high, 0) for low, high in params["padding"]]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     places = []
-    for axis, start in enumerate(jnp.unravel_index(taken, sizes)):
+    for axis, start in enumerate(jnp.unravel_index(taken, counts)):
         offsets = params["rhs_dilation"][axis] * jnp.arange(kernel.shape[k_space[axis]])
-        along = [-1 if other == axis else 1 for other in range(len(space))]
+        shape = [-1 if other == axis else 1 for other in range(len(space))]
         starts = (params["window_strides"][axis] * start).reshape(-1, *[1] * len(space))
-        places.append(starts + offsets.reshape(along))
-    found = x[(slice(None), *places)]  # (examples, places, *window, features)
-    kernels = [*k_space, k_in]
-    order = sorted(range(len(kernels)), key=kernels.__getitem__)
-    found = jnp.transpose(found, (0, 1, *(2 + index for index in order)))
-    return found.reshape(*found.shape[:2], -1)
+        places.append(starts + offsets.reshape(shape))
+    windows = x[(slice(None), *places)]  # (examples, places, *window, features)
+    windows = _in_kernel_order(windows, (*k_space, k_in))
+    return windows.reshape(*windows.shape[:2], -1)
 
 
 def patches(
-    operands: list[Any], contraction: Contraction, step: Step, max_dim: int
-) -> tuple[jax.Array, list[Any]]:
-    """What a convolution's kernel is contracted with, flat and last, in the kernel's order; the features alone where it is wide.
+    x: jax.Array, kernel: jax.Array, contraction: Contraction, step: Step, max_dim: int
+) -> tuple[jax.Array, list[Dim | None]]:
+    """All windows, flat and last in the kernel's order, with the dimensions of the result.
 
-    With it its dimensions, as the analysis knows them.
+    Where they have groups or more than `max_dim` numbers, the features at single places instead.
     """
-    x, kernel = operands
     numbers = step.params["dimension_numbers"]
     _, k_in, *k_space = numbers.rhs_spec
-    groups = step.params["feature_group_count"]
-    if (
-        groups > 1
-        or kernel.shape[k_in] * math.prod(kernel.shape[axis] for axis in k_space) > max_dim
-    ):
-        x, dims = (
-            jnp.moveaxis(x, numbers.lhs_spec[1], -1),
-            moved(step.inputs[0].dims, numbers.lhs_spec[1]),
-        )
-        if contraction.batch:  # groups stay apart
-            x, dims = (
-                x.reshape(*x.shape[:-1], -1, kernel.shape[k_in]),
-                [*dims[:-1], contraction.batch[0][1], dims[-1]],
-            )
-        return x, dims
+    window = [kernel.shape[axis] for axis in k_space]
+    if step.params["feature_group_count"] > 1 or kernel.shape[k_in] * math.prod(window) > max_dim:
+        return _features(x, kernel.shape[k_in], contraction, step)
     options = {
         name: step.params[name]
         for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     }
-    window = [kernel.shape[axis] for axis in k_space]
-    precision = jax.lax.Precision.HIGHEST
     found = jax.lax.conv_general_dilated_patches(
-        x, window, **options, dimension_numbers=numbers, precision=precision
+        x, window, **options, dimension_numbers=numbers, precision=jax.lax.Precision.HIGHEST
     )
     found = jnp.moveaxis(found, numbers.out_spec[1], -1)
-    found = found.reshape(*found.shape[:-1], kernel.shape[k_in], *window)
-    order = sorted(range(len(numbers.rhs_spec) - 1), key=lambda index: (k_in, *k_space)[index])
-    first = found.ndim - len(order)
-    found = jnp.transpose(found, (*range(first), *(first + index for index in order)))
-    return found.reshape(*found.shape[:first], -1), moved(step.outputs[0].dims, numbers.out_spec[1])
+    lead = found.shape[:-1]
+    found = _in_kernel_order(found.reshape(*lead, kernel.shape[k_in], *window), (k_in, *k_space))
+    return found.reshape(*lead, -1), dim_last(step.outputs[0].dims, numbers.out_spec[1])
 
 
-def moved(dims: list[Any], position: int) -> list[Any]:
-    """Dimensions with one of them last."""
+def _features(
+    x: jax.Array, size: int, contraction: Contraction, step: Step
+) -> tuple[jax.Array, list[Dim | None]]:
+    """The features last; the groups of a grouped convolution apart before them."""
+    features = step.params["dimension_numbers"].lhs_spec[1]
+    x, dims = jnp.moveaxis(x, features, -1), dim_last(step.inputs[0].dims, features)
+    if not contraction.batch:
+        return x, dims
+    groups = contraction.batch[0][1]
+    return x.reshape(*x.shape[:-1], -1, size), [*dims[:-1], groups, dims[-1]]
+
+
+def _in_kernel_order(windows: jax.Array, kernel_axes: Sequence[int]) -> jax.Array:
+    """Sort the last dimensions, which are given axes of the kernel, as they lie in the kernel."""
+    lead = windows.ndim - len(kernel_axes)
+    order = sorted(range(len(kernel_axes)), key=kernel_axes.__getitem__)
+    return jnp.transpose(windows, (*range(lead), *(lead + index for index in order)))
+
+
+def dim_last(dims: Sequence[Dim | None], position: int) -> list[Dim | None]:
+    """Dimensions with one of them moved to the end."""
     return [*dims[:position], *dims[position + 1 :], dims[position]]

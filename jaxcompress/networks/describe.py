@@ -1,30 +1,49 @@
-"""What the analysis of a function found, as plain data: hidden axes, what is refused and why, layouts, places of contraction.
+"""An analysis as plain data: hidden axes, refusals with their reasons, layouts and contractions.
 
-An axis is hidden where no mark makes it opaque and parameters both produce and consume it. Its fibres are the axes that every
-position of it lies along in every value that holds it: a map may differ from one of their positions to the next.
+An axis is hidden if no operation makes it opaque and parameters both produce and consume it. Its
+fibres are the axes that all its positions lie along in every value that has it, so a map may differ
+along them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from jaxcompress.networks.axes import (
-    AXES,
-    REFUSED,
-    Axis,
-    Layout,
-    PairSite,
-    Refused,
-    Site,
-    Structure,
-    Table,
-)
+from jaxcompress.networks.axes import AXES, REFUSED, Axis, PairSite, Refused, Site, Structure
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
-from jaxcompress.programs.arithmetic import MIXED
+from jaxcompress.programs.facts import MIXED
 from jaxcompress.programs.program import Slot
-from jaxcompress.programs.rules import Contraction
+from jaxcompress.programs.rules import Contraction, Pair
+from jaxcompress.tables import Table
+
+
+def describe(traced: TracedProgram) -> Structure:
+    """The axes of an analysed program as plain data: each is a hidden axis or a refusal."""
+    layouts = {
+        leaf: tuple(layout_of(dim, traced.names) for dim in value.dims)
+        for leaf, value in traced.leaves.items()
+    }
+    slots, fibres = slots_by_axis(layouts), companions(traced)
+    hidden, refused = [], []
+    for atom, key in traced.names.items():
+        refusal = refusal_of(traced, atom, slots[key])
+        if refusal is None:
+            hidden.append(axis_of(traced, atom, slots[key], fibres[atom]))
+        else:
+            refused.append(refusal)
+    order = {key: index for index, key in enumerate(slots)}
+    hidden.sort(key=lambda axis: order[axis.key])
+    analysis = traced.analysis
+    return Structure(
+        axes=Table(tuple(hidden), AXES, "no hidden axis"),
+        refused=Table(tuple(refused), REFUSED, "nothing refused"),
+        layouts=layouts,
+        sites={key: site_of(traced, product) for key, product in analysis.contractions.items()},
+        pairs={key: pair_site_of(traced, pair) for key, pair in analysis.pairs.items()},
+    )
 
 
 def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
@@ -37,192 +56,193 @@ def layout_of(dim: Dim | None, names: dict[Dim, str]) -> Layout:
     return Layout("", root.size, root.split, tuple(layout_of(part, names) for part in root.parts))
 
 
-def describe(found: TracedProgram) -> Structure:
-    """What was found, as plain data."""
-    names, analysis = found.names, found.analysis
-    layouts = {
-        name: tuple(layout_of(dim, names) for dim in value.dims)
-        for name, value in found.leaves.items()
-    }
-    fibres = companions(found)
+def slots_by_axis(layouts: dict[str, tuple[Layout, ...]]) -> dict[str, list[Slot]]:
+    """The parameter slots of every axis, in the order of the leaves."""
     slots: dict[str, list[Slot]] = {}
-    for name, dims in layouts.items():
+    for leaf, dims in layouts.items():
         for position, layout in enumerate(dims):
             for key in dict.fromkeys(layout.axes()) if layout.size > 1 else ():
-                slots.setdefault(key, []).append(Slot(name, position))
-    averaged = {atom for dim in analysis.averaged for atom in atoms(dim)}
-    hidden, refused = [], []
-    for atom, key in names.items():
-        if atom.kind & Kind.OPAQUE:
-            reasons = atom.reasons or [Reason("?", "it is opaque")]
-            hard = next((r for r in reasons if r.primitive not in ("input", "output")), reasons[0])
-            refused.append(Refused(key, atom.size, hard.primitive, hard.sentence, hard.where))
-            continue
-        roles = {slot: analysis.roles.get(slot, set()) for slot in slots[key]}
-        text = lambda *wanted, roles=roles: tuple(
-            slot for slot, found in roles.items() if found & set(wanted)
-        )
-        producers, consumers = text("produce"), text("consume")
-        shifted = text("shift", "scale", "indirect scale")
-        why = "no contraction produces or consumes it" if not (producers or consumers) else None
-        why = (
-            why
-            if any(analysis.uses[id(found.leaves[name])] for name, _ in slots[key])
-            else "the function does not use it"
-        )
-        why = why or (
-            "nothing produces it"
-            if not (producers or shifted)
-            else "it has one position"
-            if atom.size == 1
-            else None
-        )
-        if why:
-            refused.append(Refused(key, atom.size, "", why))
-            continue
-        rest = tuple(slot for slot in roles if slot not in producers + consumers)
-        marks = tuple(
-            kind.label for kind in sorted(Kind, reverse=True) if kind and atom.kind & kind
-        )
-        scales = text("scale", "indirect scale", "batch")
-        others = text("shift", "scale", "indirect scale", "batch", "look-up")
-        bent = tuple(slot for slot in roles if slot in analysis.bent)
-        of = lambda groups, atom=atom: sum(
-            atom in found for dims in groups for found in [{a for d in dims for a in atoms(d)}]
-        )
-        means = of(analysis.averaged_squares)
-        plain = not of([analysis.unfoldable]) and means in (0, of(analysis.squared))
-        hidden.append(
-            Axis(
-                key=key,
-                size=atom.size,
-                kind=atom.kind.label,
-                marks=marks,
-                pair=atom.pair,
-                producers=producers,
-                consumers=consumers,
-                parameters=rest,
-                scales=scales,
-                others=others,
-                fibres=fibres[atom],
-                averaged=atom in averaged,
-                bent=bent,
-                foldable=plain,
-            )
-        )
-    order = {key: index for index, key in enumerate(slots)}
-    hidden.sort(key=lambda axis: order[axis.key])
-    return Structure(
-        Table(tuple(hidden), AXES, "no hidden axis"),
-        Table(tuple(refused), REFUSED, "nothing refused"),
-        layouts,
-        {key: site_of(found, contraction) for key, contraction in analysis.contractions.items()},
-        {
-            key: PairSite(
-                key,
-                tuple(layout_of(dim, names) for dim in pair.dims),
-                tuple(layout_of(dim, names) for _, _, dim in pair.batch),
-                (in_order(pair.sides[0]), in_order(pair.sides[1])),
-            )
-            for key, pair in analysis.pairs.items()
-        },
+                slots.setdefault(key, []).append(Slot(leaf, position))
+    return slots
+
+
+# --- axes ----------------------------------------------------------------------------------------
+
+
+SHIFTS = ("shift", "scale", "indirect scale")
+
+
+def refusal_of(traced: TracedProgram, atom: Dim, slots: list[Slot]) -> Refused | None:
+    """Why an axis is not hidden, or None if it is."""
+    key = traced.names[atom]
+    if atom.kind & Kind.OPAQUE:
+        reasons = atom.reasons or [Reason("?", "it is opaque")]
+        inside = (reason for reason in reasons if reason.primitive not in ("input", "output"))
+        reason = next(inside, reasons[0])  # an operation tells more than the inputs and outputs do
+        return Refused(key, atom.size, reason.primitive, reason.sentence, reason.where)
+    why = unused(traced, atom, slots)
+    return Refused(key, atom.size, "", why) if why else None
+
+
+def unused(traced: TracedProgram, atom: Dim, slots: list[Slot]) -> str | None:
+    """Why parameters do not both produce and consume an axis, or None if they do."""
+    if not any(traced.analysis.uses[id(traced.leaves[slot.leaf])] for slot in slots):
+        return "the function does not use it"
+    produced = with_roles(traced, slots, "produce")
+    if not produced and not with_roles(traced, slots, "consume"):
+        return "no contraction produces or consumes it"
+    if not produced and not with_roles(traced, slots, *SHIFTS):
+        return "nothing produces it"
+    return "it has one position" if atom.size == 1 else None
+
+
+def with_roles(traced: TracedProgram, slots: Iterable[Slot], *roles: str) -> tuple[Slot, ...]:
+    """The slots that have one of some roles."""
+    known = traced.analysis.roles
+    return tuple(slot for slot in slots if not known.get(slot, set()).isdisjoint(roles))
+
+
+def axis_of(traced: TracedProgram, atom: Dim, slots: list[Slot], fibres: tuple[str, ...]) -> Axis:
+    """A hidden axis as plain data."""
+    analysis = traced.analysis
+    producers, consumers = (with_roles(traced, slots, role) for role in ("produce", "consume"))
+    kinds = sorted(Kind, reverse=True)
+    return Axis(
+        key=traced.names[atom],
+        size=atom.size,
+        kind=atom.kind.label,
+        marks=tuple(kind.label for kind in kinds if kind & atom.kind),
+        pair=atom.pair,
+        producers=producers,
+        consumers=consumers,
+        parameters=tuple(slot for slot in slots if slot not in producers + consumers),
+        scales=with_roles(traced, slots, "scale", "indirect scale", "batch"),
+        others=with_roles(traced, slots, *SHIFTS, "batch", "look-up"),
+        fibres=fibres,
+        averaged=atom in atoms_of(analysis.averaged),
+        bent=tuple(slot for slot in slots if slot in analysis.bent),
+        foldable=foldable(traced, atom),
     )
 
 
-def site_of(found: TracedProgram, contraction: Contraction) -> Site:
-    """A contraction as plain data."""
-    bias, sign = found.analysis.biases.get(contraction.key, (frozenset(), 0))
-    scales = set().union(*(found.analysis.scales.get(slot, set()) for slot in contraction.consumed))
-    one = next(iter(scales), frozenset())
+def foldable(traced: TracedProgram, atom: Dim) -> bool:
+    """Whether the scales on an axis follow its norms, all means of squares or all sums."""
+    analysis = traced.analysis
+    means = sum(atom in atoms_of(dims) for dims in analysis.averaged_squares)
+    sums = sum(atom in atoms_of(dims) for dims in analysis.squared)
+    return atom not in atoms_of(analysis.unfoldable) and means in (0, sums)
+
+
+def atoms_of(dims: Iterable[Dim | None]) -> set[Dim]:
+    """The atoms of several dimensions."""
+    return set().union(*(atoms(dim) for dim in dims if dim is not None))
+
+
+# --- contractions --------------------------------------------------------------------------------
+
+
+def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
+    """A contraction of activations with a parameter as plain data."""
+    analysis, names = traced.analysis, traced.names
+    bias, sign = analysis.biases.get(contraction.key, (frozenset(), 0))
+    scales = set().union(*(analysis.scales.get(slot, set()) for slot in contraction.consumed))
+    scale = next(iter(scales), frozenset())
     return Site(
-        contraction.key,
-        in_order(contraction.consumed),
-        tuple(layout_of(dim, found.names) for dim in contraction.dims),
-        contraction.window,
-        inputs_of(found, contraction),
-        tuple(layout_of(dim, found.names) for _, dim in contraction.batch),
-        tuple(found.names.get(find(turns), "") for turns in contraction.layers),
-        (in_order(bias), sign),
-        None if len(scales) > 1 or MIXED in one else in_order(one),
-        tuple(layout_of(dim, found.names) for dim in contraction.produced),
+        key=contraction.key,
+        slots=tuple(sorted(contraction.consumed)),
+        dims=tuple(layout_of(dim, names) for dim in contraction.dims),
+        window=contraction.window,
+        inputs=inputs_of(traced, contraction),
+        batch=tuple(layout_of(dim, names) for _, dim in contraction.batch),
+        layers=tuple(names.get(find(turns), "") for turns in contraction.layers),
+        bias=(tuple(sorted(bias)), sign),
+        scaled=None if len(scales) > 1 or MIXED in scale else tuple(sorted(scale)),
+        outputs=tuple(layout_of(dim, names) for dim in contraction.produced),
     )
 
 
-def inputs_of(found: TracedProgram, contraction: Contraction) -> dict[str, tuple[int, ...]]:
-    """For each leaf its dimensions that are contracted, in the contraction's order; none where they hold other things too."""
+def pair_site_of(traced: TracedProgram, pair: Pair) -> PairSite:
+    """A contraction of two activations as plain data."""
+    left, right = pair.sides
+    return PairSite(
+        key=pair.key,
+        dims=tuple(layout_of(dim, traced.names) for dim in pair.dims),
+        batch=tuple(layout_of(dim, traced.names) for _, _, dim in pair.batch),
+        sides=(tuple(sorted(left)), tuple(sorted(right))),
+    )
+
+
+def inputs_of(traced: TracedProgram, contraction: Contraction) -> dict[str, tuple[int, ...]]:
+    """The contracted dimensions of each leaf in the contraction's order.
+
+    A leaf is left out where its dimensions hold more than what is contracted.
+    """
+    contracted = math.prod(dim.size for dim in contraction.dims if dim is not None)
     inputs: dict[str, tuple[int, ...]] = {}
-    for leaf in {name for slots in contraction.slots for name, _ in slots}:
-        places = [
-            sorted(place for name, place in slots if name == leaf) for slots in contraction.slots
-        ]
-        if any(len(place) != 1 for place in places):
-            continue
-        order = tuple(dict.fromkeys(place[0] for place in places))
-        shape = found.leaves[leaf].shape
-        if math.prod(shape[place] for place in order) == math.prod(
-            dim.size if dim else 1 for dim in contraction.dims
-        ):
+    for leaf in sorted({slot.leaf for slot in frozenset().union(*contraction.slots)}):
+        order = dimensions_in(leaf, contraction.slots)
+        shape = traced.leaves[leaf].shape
+        if order is not None and math.prod(shape[index] for index in order) == contracted:
             inputs[leaf] = order
     return inputs
 
 
-def in_order(slots: Iterable[Slot]) -> tuple[Slot, ...]:
-    """A set of slots in an order that does not depend on hashing."""
-    return tuple(sorted(slots))
+def dimensions_in(leaf: str, slots: tuple[frozenset[Slot], ...]) -> tuple[int, ...] | None:
+    """The dimensions of a leaf in a list of slots, or None where an entry has not exactly one."""
+    dimensions = [[slot.dimension for slot in group if slot.leaf == leaf] for group in slots]
+    if any(len(group) != 1 for group in dimensions):
+        return None
+    return tuple(dict.fromkeys(group[0] for group in dimensions))
 
 
-APART = frozenset(
-    {"scan", "input", "output", "conv_general_dilated", "iota", "top_k"}
-    | {
-        "reduce_max",
-        "reduce_min",
-        "reduce_prod",
-        "reduce_and",
-        "reduce_or",
-        "reduce_xor",
-        "argmax",
-        "argmin",
-    }
+# --- fibres --------------------------------------------------------------------------------------
+
+
+SEPARATE = frozenset(
+    {"scan", "input", "output", "conv_general_dilated", "iota", "top_k", "argmax", "argmin"}
+    | {f"reduce_{name}" for name in ("max", "min", "prod", "and", "or", "xor")}
 )
-"""Primitives that an axis is opaque for, and yet what lies along it stays apart and in order, or loses the axis."""
+"""Primitives that make an axis opaque and do not mix its positions, or that reduce the axis."""
 
 
-def companions(found: TracedProgram) -> dict[Dim, tuple[str, ...]]:
-    """For each axis the others that are present in every value that holds it."""
+def companions(traced: TracedProgram) -> dict[Dim, tuple[str, ...]]:
+    """The fibres of every axis: the axes that all values which have it have as well."""
     common: dict[Dim, set[Dim]] = {}
-    # positions along these are mixed or put in another order: what lies along them is not apart
-    mixed = {
-        atom
-        for atom in found.names
-        if any(reason.primitive not in APART for reason in atom.reasons)
-    }
-    for contracted, given in found.analysis.mixed:
-        mixed |= {atom for dim in contracted for atom in atoms(dim)} & {
-            atom for dim in given for atom in atoms(dim)
-        }
-    for ambient, dims in found.analysis.company:
-        everywhere = [
-            set().union(*(throughout(dim) for dim in dims if dim is not None and dim is not mine))
-            for mine in dims
-        ]
-        turns = {atom for dim in ambient for atom in atoms(dim)}
-        for dim, others in zip(dims, everywhere, strict=True):
+    mixed = mixed_axes(traced)
+    for loops, dims in traced.analysis.company:
+        outside = atoms_of(loops)
+        for dim in dims:
+            others = [throughout(other) for other in dims if other is not None and other is not dim]
+            everywhere = outside.union(*others)
             for atom, inside in beside(dim) if dim is not None else ():
-                around = (others | inside | turns) - mixed
-                if atom in found.names:
+                around = (everywhere | inside) - mixed
+                if atom in traced.names:
                     common[atom] = common[atom] & around if atom in common else around
     return {
         atom: tuple(
-            found.names[other]
-            for other in found.names
+            name
+            for other, name in traced.names.items()
             if other is not atom and other in common.get(atom, ())
         )
-        for atom in found.names
+        for atom in traced.names
     }
 
 
+def mixed_axes(traced: TracedProgram) -> set[Dim]:
+    """Axes whose positions are mixed or put in another order, so a map cannot differ along them."""
+    mixed = {atom for atom in traced.names if mixes(atom.reasons)}
+    for contracted, resulting in traced.analysis.mixed:
+        mixed |= atoms_of(contracted) & atoms_of(resulting)
+    return mixed
+
+
+def mixes(reasons: Collection[Reason]) -> bool:
+    """Whether one of the reasons that an axis is opaque mixes its positions."""
+    return any(reason.primitive not in SEPARATE for reason in reasons)
+
+
 def throughout(dim: Dim) -> set[Dim]:
-    """The atoms that every position of a dimension lies along: all factors, and what all segments have in common."""
+    """The atoms that all positions lie along: of every factor, or common to all segments."""
     root = find(dim)
     if root.split is None:
         return {root}
@@ -231,16 +251,13 @@ def throughout(dim: Dim) -> set[Dim]:
 
 
 def beside(dim: Dim) -> list[tuple[Dim, set[Dim]]]:
-    """For each atom in a dimension, once for each place, the other atoms that its positions lie along there."""
+    """Every atom of a dimension, with the other atoms that its positions lie along there."""
     root = find(dim)
     if root.split is None:
         return [(root, set())]
-    found = []
+    pairs = []
     for index, part in enumerate(root.parts):
-        others = [
-            throughout(other)
-            for place, other in enumerate(root.parts)
-            if place != index and root.split == "product"
-        ]
-        found += [(atom, inside.union(*others)) for atom, inside in beside(part)]
-    return found
+        factors = root.parts if root.split == "product" else ()
+        others = [throughout(other) for place, other in enumerate(factors) if place != index]
+        pairs += [(atom, inside.union(*others)) for atom, inside in beside(part)]
+    return pairs

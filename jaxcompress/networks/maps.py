@@ -1,10 +1,12 @@
 """One pair of matrices on one hidden axis, applied to every parameter that has it.
 
-`produce` (d to r) goes where the axis is produced, `consume` (r to d) where it is consumed; per-channel parameters follow
-the producers, scales along a selection. A map may differ along the axis's fibres: one matrix for each head, layer or
-expert. Costs one small matrix product a leaf, on the host.
+`produce` (d to r) is applied where the axis is produced, `consume` (r to d) where it is consumed.
+Per-channel parameters follow the producers, and scales a selection of channels. A map may differ
+along the axis's fibres: one matrix for each head, layer or expert. Costs one small matrix product a
+leaf.
 
-Law 4: the smaller network equals the full one on producers `@ (produce @ E)` and consumers `(E^T @ consume) @`.
+Law 4: with E the r x d embedding, the smaller network equals the full one run on
+producers `@ (produce @ E)` and consumers `(E^T @ consume) @`.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Num, Shaped
 
-from jaxcompress.networks.axes import Axis, Layout, Structure
+from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.layout import Layout, axis_sizes
 from jaxcompress.programs.program import Slot
 
 
@@ -30,32 +33,40 @@ class AxisMap:
     """A change of one axis's size.
 
     Attributes:
-        produce: (fibres, d, r), one matrix for each fibre in row-major order, or one for all (1, d, r).
-        consume: (fibres or 1, r, d).
-        channels: (fibres or 1, d, r) for scales; by default `produce`, which must then be a selection.
-        other: for single slots ("leaf:dimension") a matrix of their own: the second side of a pair, a consumer with its
-            own fold.
+        produce: one matrix for each fibre in row-major order, or one for all.
+        consume: one matrix for each fibre, or one for all.
+        channels: for scales; by default `produce`, which must then be a selection.
+        other: matrices of single slots: the second side of a pair, or a consumer into which
+            something is folded.
     """
 
-    produce: np.ndarray
-    consume: np.ndarray
-    channels: np.ndarray | None = None
-    other: Mapping[Slot, np.ndarray] = dataclasses.field(default_factory=dict)
+    produce: Float[np.ndarray, "fibres d r"]
+    consume: Float[np.ndarray, "fibres r d"]
+    channels: Float[np.ndarray, "fibres d r"] | None = None
+    other: Mapping[Slot, Float[np.ndarray, "fibres _ _"]] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """The new size r."""
         return self.produce.shape[-1]
 
+    def matrices(self, axis: Axis, slot: Slot) -> Float[np.ndarray, "fibres d r"]:
+        """The matrices that a slot of the axis is multiplied by."""
+        if slot in axis.consumers and slot not in axis.producers:
+            return np.swapaxes(self.other.get(slot, self.consume), -1, -2)
+        if slot in axis.scales and self.channels is not None:
+            return self.channels
+        return self.other.get(slot, self.produce)
+
 
 def apply_map(
     structure: Structure,
-    leaves: dict[str, np.ndarray],
+    leaves: dict[str, Num[np.ndarray, ...]],
     sizes: Mapping[str, int],
     axis: Axis,
     change: AxisMap,
 ) -> None:
-    """Apply a map to leaves, in place of the dictionary's arrays.
+    """Apply a map to the leaves that have the axis, replacing them in the dictionary.
 
     Args:
         structure: the network's.
@@ -64,94 +75,98 @@ def apply_map(
         axis: the axis.
         change: the map.
     """
+    before = {**sizes, axis.key: sizes.get(axis.key, axis.size)}
+    after = {**sizes, axis.key: change.size}
     for name, dims in structure.layouts.items():
+        if not any(axis.key in layout.axes() for layout in dims):
+            continue
+        old, new = ([layout.resized(at) for layout in dims] for at in (before, after))
         for position, layout in enumerate(dims):
-            if axis.key not in layout.axes():
-                continue
-            slot = Slot(name, position)
-            if slot in axis.consumers and slot not in axis.producers:
-                matrices = np.swapaxes(change.other.get(slot, change.consume), -1, -2)
-            elif slot in axis.scales and change.channels is not None:
-                matrices = change.channels
-            else:
-                matrices = change.other.get(slot, change.produce)
-            # an earlier dimension of this leaf may have its new size already
-            present = {**sizes, axis.key: sizes.get(axis.key, axis.size)}
-            now = [part.resized(present) for part in dims]
-            for done in range(position):
-                if axis.key in dims[done].axes():
-                    now[done] = dims[done].resized({**present, axis.key: change.size})
-            leaves[name] = along(leaves[name], tuple(now), position, axis, matrices)
+            if axis.key in layout.axes():
+                # earlier dimensions of this leaf have their new sizes already
+                present = (*new[:position], *old[position:])
+                matrices = change.matrices(axis, Slot(name, position))
+                leaves[name] = along(leaves[name], present, position, axis, matrices)
 
 
 def along(
-    array: Any, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray
+    array: Num[np.ndarray, ...] | Num[Array, ...],
+    layouts: tuple[Layout, ...],
+    position: int,
+    axis: Axis,
+    matrices: Float[np.ndarray, "fibres d r"],
 ) -> Any:
-    """One dimension of an array with a matrix applied to an axis in it, fibre by fibre; a tracer of `jax.jit`, too."""
+    """One dimension of an array with a matrix applied to an axis in it, fibre by fibre.
+
+    Args:
+        array: a NumPy array, or a tracer of `jax.jit`, which gives one.
+        layouts: of all dimensions, at their present sizes.
+        position: the dimension.
+        axis: the axis.
+        matrices: one for each fibre, or one for all.
+    """
+    if isinstance(array, Tracer):
+        return along_traced(array, layouts, position, axis, matrices)
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
-    if isinstance(array, Tracer):
-        return traced(array, layouts, position, axis, matrices)
     before, after = lines(old, axis.key), lines(new, axis.key)
     moved = np.moveaxis(np.asarray(array), position, -1)
     result = np.zeros((*moved.shape[:-1], new.size), moved.dtype)
-    result[..., np.flatnonzero(new.index(axis.key) < 0)] = moved[
-        ..., np.flatnonzero(old.index(axis.key) < 0)
-    ]
-    for matrix, (rows, mine) in zip(
-        matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True
-    ):
+    result[..., outside(new, axis.key)] = moved[..., outside(old, axis.key)]
+    fibres = blocks(layouts, position, axis, len(matrices) > 1)
+    for matrix, (rows, mine) in zip(matrices, fibres, strict=True):
         block = moved[rows][..., before[:, mine]]  # (..., d, lines)
         result[(*(part[..., None, None] for part in rows), after[:, mine])] = (block.mT @ matrix).mT
     return np.moveaxis(result, -1, position)
 
 
-def traced(
-    array: jax.Array, layouts: tuple[Layout, ...], position: int, axis: Axis, matrices: np.ndarray
-) -> jax.Array:
-    """The same inside `jax.jit`: one gather where the dimension holds more than the axis, then few multiples or a product."""
+def along_traced(
+    array: Num[Array, ...],
+    layouts: tuple[Layout, ...],
+    position: int,
+    axis: Axis,
+    matrices: Float[np.ndarray, "fibres d r"],
+) -> Num[Array, ...]:
+    """`along` inside `jax.jit`, without a gather where the dimension is the axis alone."""
     old = layouts[position]
     new = old.resized({axis.key: matrices.shape[-1]})
     moved = jnp.moveaxis(array, position, -1)
     if len(matrices) == 1 and old.key == axis.key and not old.parts:
-        return jnp.moveaxis(times(moved, matrices[0]), -1, position)
+        return jnp.moveaxis(multiply(moved, matrices[0]), -1, position)
     before, after = lines(old, axis.key), lines(new, axis.key)
-    kept = np.flatnonzero(new.index(axis.key) < 0), np.flatnonzero(old.index(axis.key) < 0)
-    result = (
-        jnp.zeros((*moved.shape[:-1], new.size), moved.dtype)
-        .at[..., kept[0]]
-        .set(moved[..., kept[1]])
-    )
-    for matrix, (rows, mine) in zip(
-        matrices, blocks(layouts, position, axis, len(matrices) > 1), strict=True
-    ):
-        block = times(moved[rows][..., before[:, mine]].mT, matrix).mT
+    result = jnp.zeros((*moved.shape[:-1], new.size), moved.dtype)
+    result = result.at[..., outside(new, axis.key)].set(moved[..., outside(old, axis.key)])
+    fibres = blocks(layouts, position, axis, len(matrices) > 1)
+    for matrix, (rows, mine) in zip(matrices, fibres, strict=True):
+        block = multiply(moved[rows][..., before[:, mine]].mT, matrix).mT
         result = result.at[(*(part[..., None, None] for part in rows), after[:, mine])].set(block)
     return jnp.moveaxis(result, -1, position)
 
 
-FEW = 8
-"""So many entries of a column are worth a sum of multiples."""
+SPARSE = 8
+"""Up to this many entries in a column, a sum of multiples is cheaper than a product."""
 
 
-def times(values: jax.Array, matrix: np.ndarray) -> jax.Array:
-    """(..., d) values @ matrix (d, r), by multiples of slices where the matrix has few entries in a column."""
-    if not jnp.issubdtype(values.dtype, jnp.floating):  # weights are no integers
-        return times(values.astype(jnp.float32), matrix).astype(values.dtype)
-    taps = int((matrix != 0).sum(0).max(initial=0))
-    if not 0 < taps <= FEW:
+def multiply(
+    values: Num[Array, "*lead d"], matrix: Float[np.ndarray, "d r"]
+) -> Num[Array, "*lead r"]:
+    """The product `values @ matrix`, as a sum of scaled slices where the matrix is sparse."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):  # matrices are not rounded to integers
+        return multiply(values.astype(jnp.float32), matrix).astype(values.dtype)
+    count = int((matrix != 0).sum(0).max(initial=0))
+    if not 0 < count <= SPARSE:
         return jnp.matmul(values, jnp.asarray(matrix, values.dtype), precision="highest")
-    rows = np.argsort(matrix == 0, axis=0, kind="stable")[:taps]
+    rows = np.argsort(matrix == 0, axis=0, kind="stable")[:count]
     weights = np.take_along_axis(matrix, rows, 0)
-    parts = (
-        values[..., stretch(row)] * jnp.asarray(weight, values.dtype)
+    terms = (
+        values[..., as_slice(row)] * jnp.asarray(weight, values.dtype)
         for row, weight in zip(rows, weights, strict=True)
     )
-    return reduce(operator.add, parts)
+    return reduce(operator.add, terms)
 
 
-def stretch(places: np.ndarray) -> slice | np.ndarray:
-    """Places as a slice where they are equally far apart, since a slice is cheaper than a gather."""
+def as_slice(places: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
+    """Equally spaced indices as a slice, which is cheaper than a gather; others as they are."""
     step = int(places[1] - places[0]) if len(places) > 1 else 1
     regular = step > 0 and (np.diff(places) == step).all()
     return slice(int(places[0]), int(places[-1]) + 1, step) if regular else places
@@ -159,29 +174,30 @@ def stretch(places: np.ndarray) -> slice | np.ndarray:
 
 def blocks(
     layouts: tuple[Layout, ...], position: int, axis: Axis, split: bool
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """For each fibre where it is: positions of the other dimensions (as `np.ix_` gives), and which lines of this one.
+) -> Iterator[tuple[tuple[Int[np.ndarray, ...], ...], Shaped[np.ndarray, " lines"]]]:
+    """The places of every fibre, in row-major order of the fibres.
 
     Args:
         layouts: of all dimensions.
-        position: which dimension the axis is in.
+        position: the dimension that has the axis.
         axis: the axis.
-        split: whether fibres are told apart; otherwise all are one.
+        split: whether fibres are told apart; otherwise there is one block for all.
+
+    Yields:
+        Indices of the other dimensions, as `np.ix_` gives them, and which of the `lines` of this
+        dimension belong to the fibre.
     """
-    here, others = (
-        layouts[position],
-        [layout for index, layout in enumerate(layouts) if index != position],
-    )
+    here = layouts[position]
+    others = [layout for index, layout in enumerate(layouts) if index != position]
     first = lines(here, axis.key)[0]
     fibres = axis.fibres if split else ()
-    sizes = {part.key: part.size for layout in layouts for part in layout.leaves()}
+    sizes = axis_sizes(layouts)
     for place in itertools.product(*(range(sizes[key]) for key in fibres)):
         mine = np.ones(len(first), bool)
         theirs = [np.ones(layout.size, bool) for layout in others]
         for key, index in zip(fibres, place, strict=True):
-            if (
-                key in here.axes()
-            ):  # another dimension that has it, too, is another end: every pair of both belongs here
+            if key in here.axes():
+                # a fibre in another dimension as well is another end: every pair belongs
                 mine &= here.index(key)[first] == index
                 continue
             for chosen, layout in zip(theirs, others, strict=True):
@@ -190,8 +206,13 @@ def blocks(
         yield np.ix_(*theirs), mine
 
 
-def lines(layout: Layout, key: str) -> np.ndarray:
-    """(d, lines): where the positions of an axis are; each column is one line along the axis, everything else fixed."""
+def lines(layout: Layout, key: str) -> Int[np.ndarray, "d lines"]:
+    """Indices of an axis's positions; each column is one line along the axis."""
     index = layout.index(key)
     size = index.max() + 1
     return np.stack([np.flatnonzero(index == place) for place in range(size)])
+
+
+def outside(layout: Layout, key: str) -> Int[np.ndarray, " n"]:
+    """Indices of a dimension's positions that do not lie on an axis."""
+    return np.flatnonzero(layout.index(key) < 0)

@@ -1,196 +1,275 @@
-"""Find the hidden axes of any pure function, and run it at the sizes of the parameters it is given.
+"""Find the hidden axes of a pure function, and run it at the sizes of the parameters it is given.
 
-`trace(apply, params, *inputs)` reads the function's jaxpr once; the `Network` it gives is called like `apply`, on
-parameters whose hidden axes have other sizes and whose leaves may be compact arrays. Analysis costs milliseconds; a call is
-one compiled program for each shape of its arguments, at the cost of the small network written by hand.
+`trace(apply, params, *inputs)` reads the function's jaxpr once. The `Network` it returns is called
+like `apply`, on parameters whose hidden axes have other sizes and whose leaves may be compact
+arrays. The analysis costs milliseconds; a call is one compiled program for each shape of its
+arguments, at the cost of the small network written by hand.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
-from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.axes import USES, Use
+from jaxcompress.networks.axes import USES, Axis, Refused, Structure, Use
 from jaxcompress.networks.describe import describe
-from jaxcompress.networks.traced_program import TracedProgram, find_axes, weak
-from jaxcompress.programs.algebra import Dim
+from jaxcompress.networks.traced_program import TraceCache, TracedProgram
 from jaxcompress.programs.program import Step, Value
 from jaxcompress.programs.rules import Replay
 from jaxcompress.tables import Table
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network:
-    """A traced function: its hidden axes, and itself at other sizes. Made by `jc.trace`.
+    """A traced function: its hidden axes as tables, and itself at other sizes. Made by `jc.trace`.
 
     Attributes:
-        structure: all that was found, as plain data.
+        traces: the function and its analyses.
+        full: the traced parameters' shapes and dtypes.
+        inputs: the traced inputs' shapes and dtypes.
+        structure: the hidden axes, refusals and layouts as plain data.
+        given_sizes: sizes of axes given to `resized`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
+        >>> net
+        Network(apply, 2 leaves; hidden axes: 1 elementwise (up:1 of 8); 2 refused)
     """
 
-    def __init__(
-        self,
-        apply: Callable[..., Any],
-        params: Any,
-        inputs: tuple[Any, ...],
-        state_outputs: Mapping[str, str] | None,
-    ):
-        self.apply = apply
-        self.state_outputs = dict(state_outputs or {})
-        self.full = jax.tree.map(shape_of, params, is_leaf=is_compact)
-        self.treedef = jax.tree.structure(self.full)
-        self.overrides: dict[str, int] = {}
-        self._found: dict[Any, TracedProgram] = {}
-        self.inputs = jax.eval_shape(lambda *values: values, *inputs)
-        found = self._analyse(self.full, self.inputs)
-        self.structure = describe(found)
-        self._run = jax.jit(self._replay)
+    traces: TraceCache
+    full: PyTree[jax.ShapeDtypeStruct]
+    inputs: tuple[PyTree[jax.ShapeDtypeStruct], ...]
+    structure: Structure
+    given_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def axes(self) -> Table:
-        """The hidden axes, a table of `Axis` rows."""
+    def apply(self) -> Callable[..., PyTree]:
+        """The traced function."""
+        return self.traces.apply
+
+    @property
+    def state_outputs(self) -> Mapping[str, str]:
+        """Paths of outputs that are new values of parameters, with the parameters' paths."""
+        return self.traces.state_outputs
+
+    @property
+    def axes(self) -> Table[Axis]:
+        """The hidden axes, a table that prints.
+
+        Each row (`networks.Axis`) shows an axis's key, its size, its kind, which tells the maps
+        that are good for it, the parameters that produce and consume it, per-channel parameters
+        such as biases, and fibres, along which a map may differ. `net.axes["up:1"]` is one row.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxcompress as jc
+            >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+            >>> net = jc.trace(lambda p, x: x @ p["up"] @ p["down"], params, jnp.ones((5, 3)))
+            >>> print(net.axes)
+            axis  size  kind    producers  consumers  per channel  fibres
+            -------------------------------------------------------------
+            up:1  8     linear  up:1       down:0
+        """
         return self.structure.axes
 
     @property
-    def refused(self) -> Table:
-        """What is no hidden axis, and why: a table of `Refused` rows."""
+    def refused(self) -> Table[Refused]:
+        """The axes of parameters that no map may change, a table that prints.
+
+        Each row (`networks.Refused`) shows an axis's key and size, the primitive that fixes it, the
+        reason in a sentence, and the place in the source where it is known.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jaxcompress as jc
+            >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+            >>> def apply(p, x):
+            ...     return jax.nn.softmax(x @ p["up"]) @ p["down"]
+            >>> jc.trace(apply, params, jnp.ones((5, 3))).refused["up:1"].reason
+            'its max is taken, as in a softmax or a pooling over it'
+        """
         return self.structure.refused
 
     @property
     def matrix_axes(self) -> dict[str, MatrixAxes]:
-        """For each weight its inputs and outputs, to be given as `matrix_axes=` to `jc.hashed` and the other forms."""
+        """The input and output dimensions of each weight, for `matrix_axes=` of `jc.hashed`."""
         return self.structure.matrix_axes
 
-    def __call__(self, params: Any, *inputs: Any) -> Any:
-        """What `apply` gives, at the sizes of the given parameters.
+    def __call__(self, params: PyTree, *inputs: PyTree) -> PyTree:
+        """The outputs of `apply`, at the sizes of the given parameters.
 
         Args:
-            params: the traced tree, whose hidden axes may have other sizes and whose leaves may be compact arrays.
-            *inputs: what `apply` takes; batch and sequence length may differ from the traced ones.
+            params: the traced tree. Hidden axes may have other sizes; leaves may be compact arrays.
+            *inputs: the inputs of `apply`; batch size and sequence length may differ from the
+                traced ones.
 
         Raises:
-            ValueError: for parameters whose sizes do not fit together; the leaf is named.
+            ValueError: for parameters whose sizes contradict each other; the leaf is named.
         """
-        return self._run(params, *inputs)
+        return self._compiled(params, *inputs)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., PyTree]:
+        return jax.jit(self.replay)
 
     def resized(self, sizes: Mapping[str, int]) -> Network:
-        """The same network where sizes that the parameters leave open are given by axis."""
+        """The same network with given sizes of axes that the parameters' shapes leave open.
+
+        Args:
+            sizes: number of channels by axis, such as the heads of an attention layer.
+
+        Raises:
+            ValueError: for a key that is no hidden axis.
+        """
         unknown = sorted(set(sizes) - set(self.axes.keys()))
         if unknown:
-            raise ValueError(
-                f"resized: {unknown} are no hidden axes; there are: {', '.join(self.axes.keys())}"
-            )
-        other = object.__new__(Network)
-        other.__dict__.update(self.__dict__)
-        other.overrides = {**self.overrides, **{key: int(size) for key, size in sizes.items()}}
-        other._run = jax.jit(other._replay)
-        return other
+            there = ", ".join(self.axes.keys())
+            raise ValueError(f"resized: {unknown} are no hidden axes; there are: {there}")
+        given = {key: int(size) for key, size in sizes.items()}
+        return dataclasses.replace(self, given_sizes={**self.given_sizes, **given})
 
-    def explain(self, params: Any, *inputs: Any) -> Table:
-        """How each compact array of `params` is used: contracted, looked up, or materialised, and where."""
-        uses: dict[tuple[Any, ...], Use] = {}
+    def explain(self, params: PyTree, *inputs: PyTree) -> Table[Use]:
+        """How the network uses each compact array of `params`, a table that prints.
+
+        A row (`networks.Use`) shows a leaf, how it is used ("contracted" or "looked up" by the
+        form's own fast product, or "materialised", which costs the dense product), the primitive,
+        and the place in the source. Nothing is computed.
+
+        Args:
+            params: the traced tree with compact leaves.
+            *inputs: example inputs, by default the traced ones; shapes are enough.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxcompress as jc
+            >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+            >>> def apply(p, x):
+            ...     return x @ p["up"] @ jnp.sin(p["down"])
+            >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
+            >>> uses = net.explain(jc.hashed(1 / 2)(params))
+            >>> [(use.leaf, use.how, use.primitive) for use in uses]
+            [('up', 'contracted', 'dot_general'), ('down', 'materialised', 'sin')]
+        """
+        uses: dict[Use, None] = {}
         compact = {name for name, leaf in named_leaves(params) if is_compact(leaf)}
 
         def note(step: Step, value: Value, how: str) -> None:
-            for name in {name for slots in value.slots for name, _ in slots} & compact:
-                uses[name, how, step.name, step.where] = Use(name, how, step.name, step.where)
+            leaves = {slot.leaf for slot in frozenset().union(*value.slots)}
+            for name in sorted(leaves & compact):
+                uses[Use(name, how, step.name, step.where)] = None
 
-        shapes = jax.eval_shape(lambda *values: values, *(inputs or self.inputs))
-        jax.eval_shape(
-            lambda params, *values: self._replay(params, *values, note=note), params, *shapes
-        )
-        return Table(tuple(uses.values()), USES, "no compact array is used")
+        shapes = shapes_of(inputs or self.inputs)
+        jax.eval_shape(functools.partial(self.replay, note=note), params, *shapes)
+        return Table(tuple(uses), USES, "no compact array is used")
 
-    def __repr__(self) -> str:
-        kinds = [axis.kind for axis in self.axes]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "none"
-        return f"Network({len(self.structure.layouts)} leaves; hidden axes: {counts}; {len(self.refused)} refused)"
+    def sizes(self, params: PyTree) -> dict[str, int]:
+        """The sizes of the axes in given parameters, where they differ from the traced ones."""
+        shapes = {name: shape_of(leaf).shape for name, leaf in named_leaves(params)}
+        return self.structure.sizes(shapes, self.given_sizes)
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    def traced_program(self, params: PyTree, *inputs: PyTree) -> TracedProgram:
+        """The analysis at the full shapes of the parameters, with the dtypes and inputs given.
 
-    def _analyse(self, params: Any, inputs: tuple[Any, ...]) -> TracedProgram:
-        """The analysis for parameter and input shapes, cached."""
-        leaves, _ = jax.tree.flatten((params, inputs))
-        key = (
-            jax.tree.structure((params, inputs)),
-            tuple((leaf.shape, str(leaf.dtype), weak(leaf)) for leaf in leaves),
-        )
-        if key not in self._found:
-            if len(self._found) > 16:
-                self._found.clear()
-            self._found[key] = find_axes(self.apply, params, inputs, self.state_outputs)
-        return self._found[key]
-
-    def _prepare(
-        self, params: Any, inputs: tuple[Any, ...]
-    ) -> tuple[TracedProgram, dict[Dim, int], list[Any]]:
-        """The analysis at the full shapes and the given dtypes, the present sizes, and the leaves."""
+        Raises:
+            ValueError: for another tree of parameters.
+        """
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
-        if treedef != self.treedef:
-            ours, theirs = (
+        if treedef != jax.tree.structure(self.full):
+            traced, given = (
                 {name for name, _ in named_leaves(tree)} for tree in (self.full, params)
             )
-            difference = (
-                f"only traced: {sorted(ours - theirs)}, only given: {sorted(theirs - ours)}"
-            )
             raise ValueError(
-                f"the network was traced with another tree of parameters: {difference}"
+                "the network was traced with another tree of parameters: "
+                f"only traced: {sorted(traced - given)}, only given: {sorted(given - traced)}"
             )
-        full = jax.tree.leaves(self.full)
-        dtypes = [
-            leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in leaves
-        ]
         typed = [
-            jax.ShapeDtypeStruct(shape.shape, dtype)
-            for shape, dtype in zip(full, dtypes, strict=True)
+            jax.ShapeDtypeStruct(full.shape, dtype_of(leaf))
+            for full, leaf in zip(jax.tree.leaves(self.full), leaves, strict=True)
         ]
-        shapes = jax.eval_shape(lambda *values: values, *inputs)
-        found = self._analyse(jax.tree.unflatten(treedef, typed), shapes)
-        by_name = {name: dim for dim, name in found.names.items()}
-        return found, {by_name[key]: size for key, size in self.sizes(params).items()}, leaves
+        return self.traces(jax.tree.unflatten(treedef, typed), shapes_of(inputs))
 
-    def sizes(self, params: Any) -> dict[str, int]:
-        """The sizes of the axes in given parameters, where they differ from the traced ones."""
-        return self.structure.sizes(
-            {name: shape_of(leaf).shape for name, leaf in named_leaves(params)}, self.overrides
-        )
+    def replay(
+        self,
+        params: PyTree,
+        *inputs: PyTree,
+        note: Callable[[Step, Value, str], None] | None = None,
+        tap: Any = None,
+    ) -> PyTree:
+        """The outputs of `apply`, step by step and not compiled: what a call compiles.
 
-    def _replay(self, params: Any, *inputs: Any, note: Any = None, tap: Any = None) -> Any:
-        found, sizes, leaves = self._prepare(params, inputs)
+        Args:
+            params: as in a call.
+            *inputs: as in a call.
+            note: called with (step, value, how) wherever a compact array is used.
+            tap: receives the operands and the result of every contraction, as `moments` do.
+        """
+        traced = self.traced_program(params, *inputs)
+        leaves = jax.tree.leaves(params, is_leaf=is_compact)
+        sizes = self.sizes(params)
         if not sizes and tap is None and not any(map(is_compact, leaves)):
             return self.apply(params, *inputs)
-        replay = Replay(sizes, tap, note)
-        flat = [jnp.asarray(value) for value in jax.tree.leaves(inputs)]
-        outputs = replay.run(found.program, [*leaves, *flat])
-        outputs = [output.materialize() if is_compact(output) else output for output in outputs]
-        return jax.tree.unflatten(found.out_tree, outputs)
+        dims = {name: dim for dim, name in traced.names.items()}
+        replay = Replay({dims[key]: size for key, size in sizes.items()}, tap, note)
+        values = [jnp.asarray(value) for value in jax.tree.leaves(inputs)]
+        outputs = replay.run(traced.program, [*leaves, *values])
+        return materialize(jax.tree.unflatten(traced.out_tree, outputs))
+
+    def __repr__(self) -> str:
+        name = getattr(self.apply, "__name__", type(self.apply).__name__)
+        kinds: dict[str, list[Axis]] = {}
+        for axis in self.axes:
+            kinds.setdefault(axis.kind, []).append(axis)
+        hidden = ", ".join(summary(kind, axes) for kind, axes in kinds.items()) or "none"
+        return (
+            f"Network({name}, {len(self.structure.layouts)} leaves; hidden axes: {hidden}; "
+            f"{len(self.refused)} refused)"
+        )
 
 
-def check_network(who: str, net: Any) -> None:
-    """Refuse what `trace` did not give."""
+def summary(kind: str, axes: list[Axis]) -> str:
+    """The axes of one kind in a few words: their number, the first ones and their sizes."""
+    shown = ", ".join(f"{axis.key} of {axis.size}" for axis in axes[:2])
+    return f"{len(axes)} {kind} ({shown}{', ...' if len(axes) > 2 else ''})"
+
+
+def check_network(who: str, net: object) -> None:
+    """Refuse what is no `Network`, in the name of a function."""
     if not isinstance(net, Network):
         raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
 
 
 def trace(
-    apply: Callable[..., Any],
-    params: Any,
-    *inputs: Any,
+    apply: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
     state_outputs: Mapping[str, str] | None = None,
 ) -> Network:
     """Find the hidden axes of a pure function.
 
+    An axis is hidden if some parameters produce it, others consume it, and neither the inputs nor
+    the outputs have it: the channels between two layers. Its size can change, and the function
+    cannot tell.
+
     Args:
-        apply: `apply(params, *inputs)`, pure, of any framework: closes over no arrays, no keys and no state.
-        params: a pytree of arrays (or shapes, as `jax.eval_shape` gives them).
+        apply: `apply(params, *inputs)`, a pure function of any framework. It closes over no arrays,
+            keys or state.
+        params: a pytree of arrays, or of shapes as `jax.eval_shape` returns them.
         *inputs: example inputs; shapes are enough.
-        state_outputs: where outputs are new values of parameters (batch statistics, caches): from the path of an output's
-            subtree to that of the parameters' subtree which it mirrors, such as `{"1/batch_stats": "batch_stats"}`.
+        state_outputs: for outputs that are new values of parameters (batch statistics, caches):
+            from the path of an output's subtree to that of the parameters' subtree which it
+            mirrors, such as `{"1/batch_stats": "batch_stats"}`.
 
     Returns:
         A `Network`: print its `axes` and `refused`, call it as `net(params, *inputs)`.
@@ -212,9 +291,24 @@ def trace(
         >>> net(small, jnp.ones((5, 3))).shape
         (5, 2)
     """
-    return Network(apply, params, inputs, state_outputs)
+    full = jax.tree.map(shape_of, params, is_leaf=is_compact)
+    shapes = shapes_of(inputs)
+    traces = TraceCache(apply, dict(state_outputs or {}))
+    return Network(traces, full, shapes, describe(traces(full, shapes)))
 
 
-def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-    return jax.ShapeDtypeStruct(tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf), dtype)
+def shape_of(leaf: jax.Array | CompactArray) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a leaf, compact or not."""
+    shape = tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf)
+    return jax.ShapeDtypeStruct(shape, dtype_of(leaf))
+
+
+def dtype_of(leaf: ArrayLike | CompactArray) -> DTypeLike:
+    """The dtype of a leaf, compact or not, or of a Python number."""
+    dtype = getattr(leaf, "dtype", None)
+    return jnp.result_type(leaf) if dtype is None else dtype
+
+
+def shapes_of(inputs: tuple[PyTree, ...]) -> tuple[PyTree[jax.ShapeDtypeStruct], ...]:
+    """The shapes and dtypes of inputs."""
+    return jax.eval_shape(lambda *values: values, *inputs)

@@ -1,12 +1,14 @@
-"""A pure function's jaxpr: read, analysed and replayed at other sizes.
+"""A pure function's jaxpr: read, analysed, and replayed at other sizes.
 
-`register` adds the rule of a primitive; `elementwise` and `linear` are the two most common ones.
+Every primitive has a rule: `RULES` holds them by the primitives' names, and `register` adds one's
+own. Most primitives of one's own are `elementwise` or `linear`.
 """
 
 from jaxcompress.programs import (  # noqa: F401  (each registers its rules)
     concatenation,
     contractions,
     control,
+    derivatives,
     indexing,
     reductions,
     reshaping,

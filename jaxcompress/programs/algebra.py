@@ -1,9 +1,9 @@
 """The algebra of dimensions: which dimensions of which arrays are the same axis, whole, as a factor or as a segment.
 
-A `Dim` is a node of a union-find forest. An atom may turn out to be a *product* of factors (a reshape of heads x size
-into two dimensions) or a *concatenation* of segments (gates side by side); unifying two such forms aligns their factors
-or cuts both at the union of their boundaries. What cannot be aligned is marked opaque, with the reason. Costs nearly
-constant time an operation.
+A `Dim` is a node of a union-find forest. An atom may turn out to be a *product* of factors (a
+reshape of heads x size into two dimensions) or a *concatenation* of segments (gates side by side);
+unifying two such forms aligns their factors or cuts both at the union of their boundaries. What
+cannot be aligned is marked opaque, with the reason. Costs nearly constant time an operation.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def cut(dim: Dim, bounds: Iterable[int]) -> list[Dim]:
     return [concat(group) for group in groups]
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------
+# --- sizes ---------------------------------------------------------------------------------------
 
 
 Sizes = Mapping[Dim, int]

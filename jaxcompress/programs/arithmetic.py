@@ -1,31 +1,35 @@
-"""Rules of arithmetic: what is linear in each entry, what scales an axis, what is nonlinear, what is a mean."""
+"""Rules of arithmetic: linear and nonlinear functions of single entries, scales and means.
+
+A mean is a sum multiplied or divided by a literal that equals the size of what was summed. Its
+replay puts the present size in the literal's place, so norms keep their scale.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.programs.algebra import Dim, Kind, find, mark
-from jaxcompress.programs.program import NOTHING, Slot, Step, Value
-from jaxcompress.programs.rules import (
-    Analysis,
-    Replay,
-    bind,
+from jaxcompress.programs.facts import (
+    MIXED,
+    agreed,
     copy_facts,
     is_zero,
     merge_facts,
-    register,
     varies,
 )
+from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
 def same_layout(step: Step, analysis: Analysis) -> None:
-    """One output dimension for each of the operands', scalars and sizes of one broadcast."""
+    """Unify the operands' dimensions, one for each of the output; sizes of one are broadcast."""
     merge_facts(step)
     for out in step.outputs:
         operands = [value for value in step.inputs if len(value.shape) == len(out.shape)]
@@ -42,91 +46,45 @@ def same_layout(step: Step, analysis: Analysis) -> None:
             out.scaled[index] = agreed([value.scaled[index] for value in wide if value.data])
 
 
-def agreed(scales: list[frozenset[Slot]]) -> frozenset[Slot]:
-    """The scales of values that meet: theirs where all have the same, else a mark that nothing can be folded."""
-    if not scales:
-        return NOTHING
-    return scales[0] if all(other == scales[0] for other in scales) else frozenset({MIXED})
-
-
-@register(
-    *(
-        "abs",
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "cos",
-        "cosh",
-        "digamma",
-    ),
-    *(
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "integer_pow",
-        "is_finite",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-    ),
-    *(
-        "max",
-        "min",
-        "nextafter",
-        "pow",
-        "rem",
-        "round",
-        "rsqrt",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "tan",
-        "tanh",
-    ),
-    *(
-        "and",
-        "or",
-        "xor",
-        "not",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "shift_left",
-        "shift_right_arithmetic",
-    ),
-    *(
-        "shift_right_logical",
-        "population_count",
-        "clz",
-        "polygamma",
-        "igamma",
-        "igammac",
-        "regularized_incomplete_beta",
-    ),
-    *("bessel_i0e", "bessel_i1e", "igamma_grad_a", "zeta", "mulhi"),
+CIRCULAR = ("acos", "asin", "atan", "atan2", "cos", "sin", "tan")
+HYPERBOLIC = ("acosh", "asinh", "atanh", "cosh", "sinh", "tanh")
+EXPONENTIAL = ("exp", "exp2", "expm1", "log", "log1p", "logistic")
+POWERS = ("cbrt", "integer_pow", "pow", "rsqrt", "sqrt", "square")
+ROUNDING = ("ceil", "floor", "rem", "round")
+PIECEWISE = ("abs", "clamp", "is_finite", "max", "min", "nextafter", "sign")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+BITWISE = ("and", "or", "xor", "not", "clz", "mulhi", "population_count")
+SHIFTS = ("shift_left", "shift_right_arithmetic", "shift_right_logical")
+ERROR_FUNCTIONS = ("erf", "erf_inv", "erfc")
+GAMMA_FUNCTIONS = ("digamma", "igamma", "igamma_grad_a", "igammac", "lgamma", "polygamma")
+OTHER_FUNCTIONS = ("bessel_i0e", "bessel_i1e", "regularized_incomplete_beta", "zeta")
+ELEMENTWISE = (
+    *(*CIRCULAR, *HYPERBOLIC, *EXPONENTIAL, *POWERS, *ROUNDING, *PIECEWISE),
+    *(*COMPARISONS, *BITWISE, *SHIFTS),
+    *(*ERROR_FUNCTIONS, *GAMMA_FUNCTIONS, *OTHER_FUNCTIONS),
 )
+
+
+@register(*ELEMENTWISE)
 def elementwise(step: Step, analysis: Analysis) -> None:
-    """Nonlinear in each entry: units may be selected, permuted and merged, not rotated."""
+    """The rule of a nonlinear function of single entries, of any number of operands of one shape.
+
+    Units along its axes may be selected, permuted and merged, not rotated.
+
+    Args:
+        step: the equation.
+        analysis: receives the marks.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> _ = jc.register("my_gelu")(jc.programs.elementwise)
+        >>> jc.programs.RULES.pop("my_gelu").analyse is jc.programs.elementwise
+        True
+    """
     same_layout(step, analysis)
-    squared = step.name == "square" or (step.name == "integer_pow" and step.params["y"] == 2)
-    if step.name == "integer_pow" and step.params["y"] == 1:
+    power = step.params["y"] if step.name == "integer_pow" else None
+    squared = step.name == "square" or power == 2
+    if power == 1:
         return
     for out in step.outputs:
         out.square = squared
@@ -137,7 +95,7 @@ def elementwise(step: Step, analysis: Analysis) -> None:
 
 @register("bitcast_convert_type")
 def bitcast(step: Step, analysis: Analysis) -> None:
-    """Elementwise; where the size of an item changes, a last dimension comes or goes."""
+    """Elementwise; where the size of an item changes, there is one dimension more or less."""
     merge_facts(step)
     source, out = step.inputs[0], step.outputs[0]
     for index in range(min(len(source.shape), len(out.shape))):
@@ -150,7 +108,21 @@ def bitcast(step: Step, analysis: Analysis) -> None:
 
 
 def linear(step: Step, analysis: Analysis) -> None:
-    """Linear in its one operand, entry by entry; of several operands each has an output of its own."""
+    """The rule of a linear function of single entries, such as a cast.
+
+    Output i is that of operand i. The function lies on no axis: any map of it is as good as without
+    the primitive.
+
+    Args:
+        step: the equation.
+        analysis: counts how often values are used.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> _ = jc.register("my_identity")(jc.programs.linear)
+        >>> jc.programs.RULES.pop("my_identity").analyse is jc.programs.linear
+        True
+    """
     for source, out in zip(step.inputs, step.outputs, strict=False):
         out.data = source.data
         for index in range(len(out.shape)):
@@ -160,30 +132,25 @@ def linear(step: Step, analysis: Analysis) -> None:
 
 def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
     """The facts that a change of layout or of dtype keeps."""
-    out.square, out.summed, out.squares, out.direct = (
-        source.square,
-        source.summed,
-        source.squares,
-        source.direct,
-    )
-    out.bent, out.literal = source.bent, source.literal
+    for name in ("square", "summed", "squares", "direct", "bent", "literal"):
+        setattr(out, name, getattr(source, name))
     out.shared = source.shared or analysis.uses[id(source)] > 1
     out.sites = frozenset() if out.shared else source.sites
 
 
 def replay_cast(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    (operand,) = operands[:1]
-    dtype = step.params.get("new_dtype")
-    if hasattr(operand, "materialize") and (dtype is None or jnp.issubdtype(dtype, jnp.floating)):
-        return [
-            operand if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), operand)
-        ]
-    return bind(step, operands, replay)
+    """A compact array stays one in another float dtype."""
+    operand, dtype = operands[0], step.params.get("new_dtype")
+    if not hasattr(operand, "materialize") or not (
+        dtype is None or jnp.issubdtype(dtype, jnp.floating)
+    ):
+        return bind(step, operands, replay)
+    return [operand if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
 
 
 @register("neg")
 def negate(step: Step, analysis: Analysis) -> None:
-    """Linear, but what is behind it has another sign."""
+    """Linear; the sign of what follows changes."""
     linear(step, analysis)
     (out,) = step.outputs
     out.sites, out.square, out.direct = frozenset(), False, False
@@ -193,17 +160,9 @@ def negate(step: Step, analysis: Analysis) -> None:
     out.literal = None if out.literal is None else -np.asarray(out.literal)
 
 
-register(
-    "real",
-    "imag",
-    "conj",
-    "name",
-    "reduce_precision",
-    "sharding_constraint",
-    "mesh_cast",
-    "layout_constraint",
-)(linear)
-register("device_put", "optimization_barrier", "debug_callback", "debug_print")(linear)
+register("real", "imag", "conj", "name", "reduce_precision")(linear)
+register("device_put", "sharding_constraint", "mesh_cast", "layout_constraint")(linear)
+register("optimization_barrier", "debug_callback", "debug_print")(linear)
 register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
 
 
@@ -213,163 +172,174 @@ def convert(step: Step, analysis: Analysis) -> None:
     source, target = step.inputs[0].dtype, step.params["new_dtype"]
     if jnp.issubdtype(source, jnp.floating) and not jnp.issubdtype(target, jnp.inexact):
         elementwise(step, analysis)
-    else:
-        linear(step, analysis)
-        step.outputs[0].bent |= not jnp.issubdtype(
-            source, jnp.floating
-        )  # whole numbers can be selected from, not mixed
+        return
+    linear(step, analysis)
+    # integer parameters can be selected, not mixed
+    step.outputs[0].bent |= not jnp.issubdtype(source, jnp.floating)
 
 
 @register("add", "sub", "add_any")
 def add(step: Step, analysis: Analysis) -> None:
-    """Linear in both operands; a constant along an axis moves its origin, and forbids rotations."""
+    """Linear in both operands; adding a constant along an axis forbids rotations of it."""
     same_layout(step, analysis)
     (out,) = step.outputs
-    values = step.inputs
-    fold_literals(step, (lambda a, b: a - b) if step.name == "sub" else (lambda a, b: a + b))
-    out.bent = (
-        any(value.bent or (value.literal is not None and not is_zero(value)) for value in values)
-        and not out.data
-    )
+    left, right = step.inputs
+    fold_literals(step, operator.sub if step.name == "sub" else operator.add)
+    affine = any(value.literal is not None and not is_zero(value) for value in step.inputs)
+    out.bent = not out.data and (left.bent or right.bent or affine)
     for index, dim in enumerate(out.dims):
-        analysis.joined(values, index, dim)
+        analysis.joined(step.inputs, index, dim)
     sign = -1 if step.name == "sub" else 1
-    for value, other in ((values[0], values[1]), (values[1], values[0])):
+    for value, other in ((left, right), (right, left)):
         if value.from_params and other.data:
-            shifted = [index for index in range(len(out.dims)) if varies(value, index)]
-            for index in shifted:
-                analysis.role(value.slots[index], "shift")
-                # what is added is a producer of the sum
-                out.slots[index] |= value.slots[index]
-                if out.scaled[index]:
-                    out.scaled[index] = frozenset({MIXED})
-            note_bias(analysis, value, other, [out.dims[index] for index in shifted], sign)
-    if all(is_zero(value) for value in values[1:]):
-        out.sites, out.summed, out.squares = values[0].sites, values[0].summed, values[0].squares
+            add_shift(out, analysis, value, other, sign)
+    if is_zero(right):
+        out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
+
+
+def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: int) -> None:
+    """Note that parameters are added to activations: they shift the axis, and produce it too."""
+    indices = [index for index in range(len(out.dims)) if varies(shift, index)]
+    for index in indices:
+        analysis.role(shift.slots[index], "shift")
+        out.slots[index] |= shift.slots[index]
+        if out.scaled[index]:
+            out.scaled[index] = frozenset({MIXED})
+    note_bias(analysis, shift, other, [out.dims[index] for index in indices], sign)
 
 
 def note_bias(
     analysis: Analysis, bias: Value, product: Value, dims: list[Dim | None], sign: int
 ) -> None:
-    """Note that a parameter is the bias of a contraction: used here alone, and along all that the contraction produces."""
-    if (
-        not bias.direct
-        or bias.shared
-        or analysis.uses[id(bias)] > 1
-        or analysis.uses[id(product)] > 1
-    ):
+    """Note that a parameter is a contraction's bias.
+
+    It must be used here alone, and vary along every dimension that the contraction produces.
+    """
+    if not bias.direct or bias.shared:
         return
-    slots = frozenset().union(*bias.slots)
-    leaves = {name for name, _ in slots}
+    if analysis.uses[id(bias)] > 1 or analysis.uses[id(product)] > 1:
+        return
+    layers = tuple(turns for turns, names in analysis.stacked if names & bias.leaves)
+    axes = {find(dim) for dim in dims if dim is not None}
     for site in product.sites:
         contraction = analysis.contractions[site]
-        here = {id(find(dim)) for dim in dims if dim is not None}
-        there = {id(find(dim)) for dim in contraction.produced}
-        layers = tuple(turns for turns, names in analysis.stacked if names & leaves)
-        if here == there and layers == contraction.layers:
-            analysis.biases[site] = (slots, sign)
+        if axes == set(map(find, contraction.produced)) and layers == contraction.layers:
+            analysis.biases[site] = (frozenset().union(*bias.slots), sign)
 
 
 def fold_literals(step: Step, function: Callable[[Any, Any], Any]) -> None:
-    """The value of a step on literals: a divisor may be computed from sizes, as a variance's is."""
+    """Compute a step on literals: a divisor may be made of sizes, as an unbiased variance's is."""
     left, right = step.inputs
     if left.literal is not None and right.literal is not None:
         step.outputs[0].literal = function(np.asarray(left.literal), np.asarray(right.literal))
 
 
-MIXED = Slot("", -1)
-"""A mark in `Value.scaled`: branches with different scales were added."""
-
-
 def scalar(value: Value) -> float | None:
-    """The number of a literal, or None."""
-    return (
-        None
-        if value.literal is None or np.ndim(value.literal) or np.iscomplexobj(value.literal)
-        else float(value.literal)
-    )
+    """The number of a real literal, or None."""
+    literal = value.literal
+    if literal is None or np.ndim(literal) or np.iscomplexobj(literal):
+        return None
+    return float(literal)
+
+
+# --- means ----------------------------------------------------------------------------------------
+
+
+class Divisor(NamedTuple):
+    """A literal that is the size of what was summed.
+
+    Attributes:
+        operand: its position among the operands.
+        dims: the dimensions that were summed over.
+        offset: 1 for an unbiased variance, which divides by one less, else 0.
+        inverse: whether the literal is the size's inverse.
+    """
+
+    operand: int
+    dims: list[Dim]
+    offset: int
+    inverse: bool
 
 
 def replay_mean(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    """A division by the size of what was summed becomes one by its present size."""
-    if step.note is not None:
-        index, dims, offset, inverse = step.note
-        old, new = (
-            math.prod(s) for s in ([find(d).size for d in dims], [replay.size(d) for d in dims])
+    """A mean divides by the present size of what is summed."""
+    divisor: Divisor | None = step.note
+    if divisor is None:
+        return bind(step, operands, replay)
+    traced = math.prod(find(dim).size for dim in divisor.dims)
+    present = math.prod(replay.size(dim) for dim in divisor.dims)
+    if traced != present:
+        literal, count = step.inputs[divisor.operand], present - divisor.offset
+        number = np.asarray(1 / count if divisor.inverse else count, literal.dtype)
+        operands = list(operands)
+        operands[divisor.operand] = (
+            jnp.full(replay.shape(literal), number) if literal.shape else number
         )
-        if old != new:
-            value = new - offset
-            operands = list(operands)
-            operands[index] = np.asarray(1 / value if inverse else value, step.inputs[index].dtype)
-            if step.inputs[index].shape:
-                operands[index] = jnp.full(replay.shape(step.inputs[index]), operands[index])
     return bind(step, operands, replay)
 
 
 def note_mean(
-    step: Step, analysis: Analysis, summed: Value, divisor: int, *, inverse: bool
+    step: Step, analysis: Analysis, summed: Value, operand: int, *, inverse: bool
 ) -> None:
-    """Tell the replay that a literal is the size of what was summed, or one less (an unbiased variance)."""
-    number = scalar(step.inputs[divisor])
+    """Note that a literal operand is the size of what was summed, or one less."""
+    literal = step.inputs[operand]
+    number = scalar(literal)
     dims = [dim for dim in summed.summed if dim is not None]
-    if number is None or not dims or number == 0:
+    if not number or not dims:
         return
     size = math.prod(find(dim).size for dim in dims)
     count = 1 / number if inverse else number
-    kind = step.inputs[divisor].dtype
-    tol = max(
-        1e-5, float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0
-    )  # the literal was rounded
+    floating = jnp.issubdtype(literal.dtype, jnp.floating)
+    rounding = max(1e-5, float(jnp.finfo(literal.dtype).eps) if floating else 0)
     for offset in (0, 1) if summed.squares else (0,):
-        if size > offset and abs(count - (size - offset)) <= tol * size:
-            step.note = (divisor, dims, offset, inverse)
+        if size > offset and abs(count - (size - offset)) <= rounding * size:
+            step.note = Divisor(operand, dims, offset, inverse)
             analysis.averaged += dims
             if summed.squares:
                 analysis.averaged_squares.append(tuple(dims))
             return
 
 
+# --- products -------------------------------------------------------------------------------------
+
+
 @register("mul", replay=replay_mean)
 def multiply(step: Step, analysis: Analysis) -> None:
-    """A scale along an axis is diagonal, a product of two activations elementwise, a square is told apart."""
+    """A scale along an axis is diagonal; a product of two activations is elementwise."""
     same_layout(step, analysis)
     (out,) = step.outputs
     left, right = step.inputs
-    fold_literals(step, lambda a, b: a * b)
+    fold_literals(step, operator.mul)
     if left is right:
         out.square = True
         return
-    for scale, value in ((right, left), (left, right)):
+    for operand, (scale, value) in enumerate(((left, right), (right, left))):
         apply_scale(step, analysis, value, scale)
-        if value.literal is not None and not scale.data:
-            out.bent = scale.bent
+        if scale.literal is not None:
+            out.bent = out.bent if value.data else value.bent
+            note_mean(step, analysis, value, operand, inverse=True)
     for index, dim in enumerate(out.dims):
         if varies(left, index) and varies(right, index) and left.data == right.data:
             mark(dim, Kind.ELEMENTWISE)
-    for index, value in ((1, left), (0, right)):
-        if step.inputs[index].literal is not None:
-            note_mean(step, analysis, value, index, inverse=True)
 
 
 def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> None:
-    """Note a scale made of parameters on activations."""
+    """Note that parameters scale activations along the axes that they vary along."""
     (out,) = step.outputs
     if not (scale.from_params and value.data):
         return
+    plain = scale.direct and step.name == "mul"
     for index, dim in enumerate(out.dims):
         if varies(scale, index):
-            analysis.role(
-                scale.slots[index],
-                "scale" if scale.direct and step.name == "mul" else "indirect scale",
-            )
+            analysis.role(scale.slots[index], "scale" if plain else "indirect scale")
             mark(dim, Kind.DIAGONAL)
-            once = scale.direct and step.name == "mul" and not value.scaled[index]
-            out.scaled[index] = scale.slots[index] if once else frozenset({MIXED})
+            first = plain and not value.scaled[index]
+            out.scaled[index] = scale.slots[index] if first else frozenset({MIXED})
 
 
 @register("div", replay=replay_mean)
 def divide(step: Step, analysis: Analysis) -> None:
-    """Linear in the numerator; a denominator that varies along an axis scales it, or is elementwise."""
+    """Linear in the numerator; a denominator along an axis is a scale, or elementwise."""
     same_layout(step, analysis)
     (out,) = step.outputs
     top, bottom = step.inputs

@@ -1,26 +1,28 @@
-"""Rules of pieces: dimensions are put side by side, stacked, cut apart and padded."""
+"""Rules of concatenation: dimensions are put side by side, stacked, sliced, split and padded.
+
+Values side by side make a dimension of several segments, each an axis of its own; a slice cuts one
+again.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, concat, cut, mark, place_of
-from jaxcompress.programs.arithmetic import agreed
-from jaxcompress.programs.program import Slot, Step
-from jaxcompress.programs.reshaping import carry_over
-from jaxcompress.programs.rules import (
-    Analysis,
-    Replay,
-    bind_with,
+from jaxcompress.programs.facts import (
+    agreed,
     copy_facts,
+    forget_origin,
     is_zero,
     merge_facts,
-    register,
 )
+from jaxcompress.programs.program import Slot, Step
+from jaxcompress.programs.reshaping import carry_over
+from jaxcompress.programs.rules import Analysis, Replay, bind_with, register
 
 
 def side_by_side(step: Step, analysis: Analysis, index: int, position: int) -> None:
-    """A dimension that several values share, at one position of theirs and another of the output."""
+    """Unify a dimension that all operands have: `position` of theirs, `index` of the output."""
     (out,) = step.outputs
     analysis.joined(step.inputs, position, step.inputs[0].dims[position])
     out.dims[index] = step.inputs[0].dims[position]
@@ -32,14 +34,14 @@ def side_by_side(step: Step, analysis: Analysis, index: int, position: int) -> N
 
 
 def slots_of(step: Step, position: int) -> frozenset[Slot]:
+    """The slots of a dimension made of the operands': those of data, where the output is data."""
     (out,) = step.outputs
-    return frozenset().union(
-        *(value.slots[position] for value in step.inputs if value.data or not out.data)
-    )
+    values = [value for value in step.inputs if value.data or not out.data]
+    return frozenset().union(*(value.slots[position] for value in values))
 
 
 def assembled(step: Step, analysis: Analysis) -> None:
-    """The facts of a value that is made of several."""
+    """The facts of an output that holds all operands."""
     merge_facts(step)
     (out,) = step.outputs
     if all(value.from_params for value in step.inputs):
@@ -50,6 +52,7 @@ def assembled(step: Step, analysis: Analysis) -> None:
 
 @register("concatenate")
 def concatenate(step: Step, analysis: Analysis) -> None:
+    """One dimension is the operands' side by side; the others are shared."""
     assembled(step, analysis)
     (out,) = step.outputs
     for index, size in enumerate(out.shape):
@@ -58,14 +61,16 @@ def concatenate(step: Step, analysis: Analysis) -> None:
             continue
         out.slots[index] = slots_of(step, index)
         out.scaled[index] = agreed([value.scaled[index] for value in step.inputs])
-        pieces = []
-        for value in step.inputs:
-            dim = value.dims[index]
-            if dim is None:
-                dim = Dim(1)
-                mark(dim, Kind.OPAQUE, analysis.reason(step, "it is one position beside others"))
-            pieces.append(dim)
-        out.dims[index] = concat(pieces) if size > 1 else None
+        segments = [segment_of(step, analysis, value.dims[index]) for value in step.inputs]
+        out.dims[index] = concat(segments) if size > 1 else None
+
+
+def segment_of(step: Step, analysis: Analysis, dim: Dim | None) -> Dim:
+    """A dimension as a segment: one of size one becomes an opaque axis."""
+    if dim is None:
+        dim = Dim(1)
+        mark(dim, Kind.OPAQUE, analysis.reason(step, "it is one position beside others"))
+    return dim
 
 
 @register("stack")
@@ -82,55 +87,49 @@ def stack(step: Step, analysis: Analysis) -> None:
 
 @register("unstack")
 def unstack(step: Step, analysis: Analysis) -> None:
+    """A dimension's positions become outputs of their own; the others pass."""
     merge_facts(step)
     source = step.inputs[0]
     axis = step.params["axis"] % len(source.shape)
     analysis.freeze(step, source.dims[axis], "its positions are taken apart")
+    positions = [position for position in range(len(source.shape)) if position != axis]
     for out in step.outputs:
         out.direct, out.bent, out.shared = source.direct, source.bent, True
-        for index, position in enumerate(
-            position for position in range(len(source.shape)) if position != axis
-        ):
+        for index, position in enumerate(positions):
             copy_facts(out, index, source, position)
 
 
 def replay_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    params, source = step.params, step.inputs[0]
-    starts = [
-        place_of(dim, place, replay.sizes)
-        for dim, place in zip(source.dims, params["start_indices"], strict=True)
-    ]
-    limits = [
-        place_of(dim, place, replay.sizes)
-        for dim, place in zip(source.dims, params["limit_indices"], strict=True)
-    ]
-    return bind_with(
-        step, operands, replay, start_indices=tuple(starts), limit_indices=tuple(limits)
-    )
+    """Cut at the places that the boundaries of segments have at present."""
+    present = {
+        name: tuple(
+            place_of(dim, place, replay.sizes)
+            for dim, place in zip(step.inputs[0].dims, step.params[name], strict=True)
+        )
+        for name in ("start_indices", "limit_indices")
+    }
+    return bind_with(step, operands, replay, **present)
 
 
 @register("slice", replay=replay_slice)
 def slice_(step: Step, analysis: Analysis) -> None:
+    """Segments of dimensions; a stride leaves no axis."""
     source, out = carry_over(step, analysis)
-    strides = step.params["strides"] or (1,) * len(source.shape)
-    whole = True
-    for index, (start, limit, stride) in enumerate(
-        zip(step.params["start_indices"], step.params["limit_indices"], strides, strict=True)
-    ):
-        dim, size = source.dims[index], source.shape[index]
+    params = step.params
+    strides = params["strides"] or (1,) * len(source.shape)
+    ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    for index, (start, limit, stride) in enumerate(ranges):
+        dim = source.dims[index]
         copy_facts(out, index, source, index)
-        if (start, limit, stride) == (0, size, 1) or dim is None:
+        if dim is None or (start, limit, stride) == (0, source.shape[index], 1):
             continue
-        whole = False
-        out.dims[index] = segment(step, analysis, dim, start, limit) if stride == 1 else None
-        if stride != 1:
-            analysis.freeze(step, dim, f"every {stride}th of its positions is taken")
-            out.dims[index] = analysis.fresh(out.shape[index])
-            analysis.freeze(
-                step, out.dims[index], f"it is every {stride}th position of another axis"
-            )
-    if not whole:
-        out.summed, out.sites, out.direct = (), frozenset(), False
+        forget_origin(out)
+        if stride == 1:
+            out.dims[index] = segment(step, analysis, dim, start, limit)
+            continue
+        out.dims[index] = analysis.fresh(out.shape[index])
+        analysis.freeze(step, dim, f"every {stride}th of its positions is taken")
+        analysis.freeze(step, out.dims[index], f"it is every {stride}th position of another axis")
 
 
 def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) -> Dim | None:
@@ -147,14 +146,15 @@ def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) ->
 
 
 def replay_split(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """Split into the present sizes of the segments."""
     axis = step.params["axis"]
-    return bind_with(
-        step, operands, replay, sizes=tuple(replay.shape(value)[axis] for value in step.outputs)
-    )
+    sizes = tuple(replay.shape(value)[axis] for value in step.outputs)
+    return bind_with(step, operands, replay, sizes=sizes)
 
 
 @register("split", replay=replay_split)
 def split(step: Step, analysis: Analysis) -> None:
+    """Every output is a segment of one dimension; the others pass."""
     merge_facts(step)
     source, axis = step.inputs[0], step.params["axis"]
     start = 0
@@ -169,6 +169,7 @@ def split(step: Step, analysis: Analysis) -> None:
 
 
 def replay_pad(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """Pad by the present sizes of the axes beside the old one."""
     config = list(step.params["padding_config"])
     for index, (low, high) in (step.note or {}).items():
         config[index] = (replay.size(low) if low else 0, replay.size(high) if high else 0, 0)
@@ -177,27 +178,23 @@ def replay_pad(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 @register("pad", replay=replay_pad)
 def pad(step: Step, analysis: Analysis) -> None:
-    """Padding puts fresh axes beside the old one."""
+    """Zeros beside a dimension are segments of their own; any other padding is opaque."""
     source, out = carry_over(step, analysis)
     out.summed, out.sites, out.literal = (), frozenset(), None
     step.note = {}
+    zeros = is_zero(step.inputs[1])
+    why = "it is padded between its positions, or by something other than zeros"
     for index, (low, high, interior) in enumerate(step.params["padding_config"]):
         if (low, high, interior) == (0, 0, 0):
             copy_facts(out, index, source, index)
-            if not is_zero(step.inputs[1]):
+            if not zeros:
                 mark(out.dims[index], Kind.ELEMENTWISE)
             continue
         dim = source.dims[index]
-        if interior or low < 0 or high < 0 or dim is None or not is_zero(step.inputs[1]):
-            analysis.freeze(
-                step, dim, "it is padded between its positions, or by something other than zeros"
-            )
+        if interior or min(low, high) < 0 or dim is None or not zeros:
             out.dims[index] = analysis.fresh(out.shape[index])
-            analysis.freeze(
-                step,
-                out.dims[index],
-                "it is padded between its positions, or by something other than zeros",
-            )
+            analysis.freeze(step, dim, why)
+            analysis.freeze(step, out.dims[index], why)
             continue
         before, after = (Dim(low) if low else None), (Dim(high) if high else None)
         out.dims[index] = concat([part for part in (before, dim, after) if part is not None])

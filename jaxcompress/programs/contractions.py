@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
@@ -21,9 +22,6 @@ from jaxcompress.programs.rules import (
     Replay,
     bind,
     bind_with,
-    copy_facts,
-    is_zero,
-    merge_facts,
     register,
 )
 

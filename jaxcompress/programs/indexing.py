@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcompress.programs.algebra import Kind, mark
-from jaxcompress.programs.arithmetic import agreed
+from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Step
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
     Replay,
     bind_with,
-    copy_facts,
-    is_zero,
-    merge_facts,
     register,
 )
 

@@ -1,7 +1,8 @@
-"""A jaxpr as a list of steps in which every value is unique, so that facts about one use of a shared function stay apart.
+"""A jaxpr as a list of steps in which every value is a distinct object.
 
-Calls that only name a function (jit) are put in line; loops, branches, remat and custom derivative rules keep programs of
-their own. Steps that no output needs are left out: frameworks leave dead concatenations behind.
+Two uses of a shared function are separate steps, so their facts do not mix. Calls that only name a
+function (jit) are inlined; loops, branches, remat and custom derivative rules hold programs of
+their own. Steps that no output depends on are dropped.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim
 
 
 class Slot(NamedTuple):
-    """One dimension of one parameter leaf; prints as "leaf:dimension"."""
+    """One dimension of one parameter leaf, counted from the front; prints as "leaf:dimension"."""
 
     leaf: str
     dimension: int
@@ -26,48 +28,47 @@ class Slot(NamedTuple):
         return f"{self.leaf}:{self.dimension}"
 
 
-"""A parameter leaf's name and one of its dimensions, counted from the front."""
-
 NOTHING: frozenset[Slot] = frozenset()
 
 
 class Value:
-    """One array of the program and what is known of it.
+    """One array of a program, with the facts that the analysis finds.
 
     Attributes:
-        shape, dtype: at the full sizes.
+        shape: at the traced sizes.
+        dtype: of the traced array.
         dims: a `Dim` for each dimension, None for one of size 1.
         data: whether it depends on the network's inputs.
-        slots: for each dimension the parameter slots it came from: by layout alone for a value made of parameters, by
-            the contractions and additions that produced it for data.
+        slots: for each dimension the parameter slots it comes from: by layout for a value made of
+            parameters, by the contractions and additions that produced it for data.
         constant: for each dimension whether all entries along it are equal.
         direct: whether a value made of parameters is a parameter in another layout or dtype.
-        bent: whether a value made of parameters is no linear function of each of them.
-        shared: whether a value that it is another layout of is used elsewhere, too.
+        bent: whether a value made of parameters is a nonlinear function of one of them.
+        shared: whether a value that it is another layout of is also used elsewhere.
         literal: the number, for a literal and its broadcasts.
         square: whether it is the square of a value.
-        summed: the dimensions it was summed over, since no other step changed its scale.
+        summed: the dimensions it was summed over, while no other step changed its scale.
         squares: whether squares were summed.
         scaled: for each dimension the scale parameters applied along it since it was produced.
-        sites: the contractions that this value is the output of, unchanged but for its layout.
+        sites: keys of the contractions whose output it is, unchanged but for its layout.
     """
 
     __slots__ = (
-        *(
-            "bent",
-            "constant",
-            "data",
-            "dims",
-            "direct",
-            "dtype",
-            "literal",
-            "scaled",
-            "shape",
-            "shared",
-            "sites",
-            "slots",
-        ),
-        *("square", "squares", "summed"),
+        "bent",
+        "constant",
+        "data",
+        "dims",
+        "direct",
+        "dtype",
+        "literal",
+        "scaled",
+        "shape",
+        "shared",
+        "sites",
+        "slots",
+        "square",
+        "squares",
+        "summed",
     )
 
     def __init__(self, shape: Sequence[int], dtype: Any):
@@ -94,28 +95,43 @@ class Value:
 
     @property
     def from_params(self) -> bool:
-        """Made of parameters alone."""
+        """Whether it is made of parameters alone."""
         return not self.data and any(self.slots)
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The parameter leaves it comes from."""
+        return frozenset(slot.leaf for slots in self.slots for slot in slots)
 
     def __repr__(self) -> str:
         return f"Value({self.dtype}{list(self.shape)})"
 
 
 class Constant(Value):
-    """A literal or an array that the function closes over."""
+    """A literal, or an array that the function closes over."""
 
     __slots__ = ("array",)
 
-    def __init__(self, array: Any):
-        super().__init__(
-            np.shape(array), array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
-        )
+    def __init__(self, array: ArrayLike):
+        dtype = getattr(array, "dtype", None)
+        super().__init__(np.shape(array), np.asarray(array).dtype if dtype is None else dtype)
         self.array = array
 
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """One equation: a primitive on values, with programs for the functions in its parameters."""
+    """One equation: a primitive applied to values.
+
+    Attributes:
+        primitive: the JAX primitive.
+        params: its parameters, as in the jaxpr.
+        inputs: its operands.
+        outputs: its results.
+        equation: the jaxpr's equation.
+        caller: the call that the equation was inlined from, or None.
+        programs: for control flow the programs of the functions that it runs.
+        note: what the rule's analysis leaves for its replay.
+    """
 
     primitive: Any
     params: dict[str, Any]
@@ -125,17 +141,16 @@ class Step:
     caller: Any = None
     programs: dict[str, Program] = dataclasses.field(default_factory=dict)
     note: Any = None
-    """What the analysis tells the replay."""
 
     @property
     def where(self) -> str:
-        """The place in the user's source: of the equation, or of the call that it came in line from."""
-        return compat.where(self.equation) or (
-            compat.where(self.caller) if self.caller is not None else ""
-        )
+        """File, line and function in the user's source, of the equation or else of its caller."""
+        here = compat.where(self.equation)
+        return here or (compat.where(self.caller) if self.caller is not None else "")
 
     @property
     def name(self) -> str:
+        """The primitive's name."""
         return self.primitive.name
 
 
@@ -155,44 +170,39 @@ def build(jaxpr: Any, inputs: list[Value] | None = None) -> Program:
         jaxpr: from `jax.make_jaxpr`.
         inputs: values for its arguments; fresh ones by default.
     """
-    opened, consts = compat.open_jaxpr(jaxpr)
+    opened, constants = compat.open_jaxpr(jaxpr)
     if inputs is None:
         inputs = [Value(var.aval.shape, var.aval.dtype) for var in opened.invars]
     steps: list[Step] = []
-    outputs = _inline(opened, [Constant(const) for const in consts], inputs, steps, None)
+    outputs = _inline(opened, constants, inputs, steps, None)
     return Program(inputs, outputs, steps)
 
 
 def _inline(
-    jaxpr: Any, consts: list[Value], arguments: list[Value], steps: list[Step], caller: Any
+    jaxpr: Any, constants: Sequence[Any], arguments: list[Value], steps: list[Step], caller: Any
 ) -> list[Value]:
-    env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(
-        zip(jaxpr.invars, arguments, strict=True)
-    )
+    """Append a jaxpr's equations to a list of steps; returns its outputs."""
+    values: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+    values |= zip(jaxpr.constvars, map(Constant, constants), strict=True)
 
     def read(atom: Any) -> Value:
-        return Constant(atom.val) if compat.is_literal(atom) else env[atom]
+        return Constant(atom.val) if compat.is_literal(atom) else values[atom]
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        name = equation.primitive.name
+        name, params = equation.primitive.name, equation.params
         if name in compat.INLINED:
-            inner, inner_consts = compat.open_jaxpr(equation.params[compat.INLINED[name]])
-            known: list[Value] = [Constant(const) for const in inner_consts]
-            results = _inline(inner, known, operands, steps, caller or equation)
+            inner, inner_constants = compat.open_jaxpr(params[compat.INLINED[name]])
+            results = _inline(inner, inner_constants, operands, steps, caller or equation)
         else:
             results = [Value(var.aval.shape, var.aval.dtype) for var in equation.outvars]
-            made = Step(
-                equation.primitive,
-                dict(equation.params),
-                operands,
-                results,
-                equation,
-                caller,
-                _programs(equation),
+            programs = _programs(equation)
+            steps.append(
+                Step(
+                    equation.primitive, dict(params), operands, results, equation, caller, programs
+                )
             )
-            steps.append(made)
-        env.update(zip(equation.outvars, results, strict=True))
+        values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -213,7 +223,7 @@ def _programs(equation: Any) -> dict[str, Program]:
 
 
 def prune(program: Program) -> Program:
-    """The program without the steps that no output needs."""
+    """The program without the steps that no output depends on."""
     live = {id(value) for value in program.outputs}
     kept = []
     for step in reversed(program.steps):
@@ -230,7 +240,7 @@ def prune(program: Program) -> Program:
 
 
 def _prune_scan(step: Step, wanted: list[bool]) -> None:
-    """Drop the stacked outputs that nobody reads; carries stay."""
+    """Drop the stacked outputs that no step reads; carries stay."""
     _, carry = compat.scan_operands(step.params)
     keep = [index < carry or want for index, want in enumerate(wanted)]
     body = step.programs["body"]

@@ -1,23 +1,30 @@
-"""Rules of reductions: sums, norms, pooling, sorting, and what draws random numbers along an axis."""
+"""Rules of operations along an axis: sums, norms, pooling, sorting, random numbers.
+
+A sum mixes the channels of its axis: of squares it is a root-mean-square norm, otherwise as in
+layer norm. Every other operation along an axis makes it opaque.
+"""
 
 from __future__ import annotations
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.arithmetic import elementwise, linear, same_layout
+from jaxcompress.programs.facts import copy_facts, forget_origin, merge_facts
 from jaxcompress.programs.program import Step
 from jaxcompress.programs.reshaping import carry_over
-from jaxcompress.programs.rules import Analysis, copy_facts, merge_facts, register
+from jaxcompress.programs.rules import Analysis, register
 
 
 def reduced(step: Step) -> None:
-    """The dimensions that a reduction leaves."""
+    """Copy the facts of the dimensions that are not reduced."""
     merge_facts(step)
-    gone = [axis % len(step.inputs[0].shape) for axis in step.params["axes"]]
-    left = [index for index in range(len(step.inputs[0].shape)) if index not in gone]
+    source = step.inputs[0]
+    rank = len(source.shape)
+    reduced_axes = [axis % rank for axis in step.params["axes"]]
+    kept = [index for index in range(rank) if index not in reduced_axes]
     for out in step.outputs:
-        for index, position in enumerate(left):
-            copy_facts(out, index, step.inputs[0], position)
+        for index, position in enumerate(kept):
+            copy_facts(out, index, source, position)
 
 
 @register("reduce_sum")
@@ -28,54 +35,46 @@ def reduce_sum(step: Step, analysis: Analysis) -> None:
     for dim in out.dims if source.square else ():
         mark(dim, Kind.ELEMENTWISE)
     rms = source.square and source.data  # a norm of weights is no norm of activations
-    for index in step.params["axes"]:
-        mark(source.dims[index], Kind.RMS if rms else Kind.NORMALISED)
-        if source.scaled[index] and source.dims[index] is not None:
-            analysis.unfoldable.append(source.dims[index])
-    out.summed, out.squares = (
-        tuple(source.dims[index] for index in step.params["axes"]),
-        source.square,
-    )
+    axes = step.params["axes"]
+    out.summed, out.squares = tuple(source.dims[index] for index in axes), source.square
     out.bent = (source.bent or source.square) and not out.data
+    for index, dim in zip(axes, out.summed, strict=True):
+        mark(dim, Kind.RMS if rms else Kind.NORMALISED)
+        if source.scaled[index] and dim is not None:
+            analysis.unfoldable.append(dim)
     if rms:
         analysis.squared.append(tuple(dim for dim in out.summed if dim is not None))
 
 
-@register(
-    "reduce_max",
-    "reduce_min",
-    "reduce_prod",
-    "reduce_and",
-    "reduce_or",
-    "reduce_xor",
-    "argmax",
-    "argmin",
-)
+REDUCTIONS = ("max", "min", "prod", "and", "or", "xor")
+
+
+@register("argmax", "argmin", *(f"reduce_{name}" for name in REDUCTIONS))
 def reduce_other(step: Step, analysis: Analysis) -> None:
+    """A maximum, a product and the like: opaque along the axis, elementwise along the others."""
     reduced(step)
-    word = step.name.removeprefix("reduce_")
+    why = f"its {step.name.removeprefix('reduce_')} is taken, as in a softmax or a pooling over it"
     for index in step.params["axes"]:
-        analysis.freeze(
-            step,
-            step.inputs[0].dims[index],
-            f"its {word} is taken, as in a softmax or a pooling over it",
-        )
+        analysis.freeze(step, step.inputs[0].dims[index], why)
     for dim in step.outputs[0].dims:
         mark(dim, Kind.ELEMENTWISE)
 
 
 @register("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulate(step: Step, analysis: Analysis) -> None:
-    (linear if step.name == "cumsum" else elementwise)(step, analysis)
+    """A running sum or maximum depends on the order of its axis."""
+    rule = linear if step.name == "cumsum" else elementwise
+    rule(step, analysis)
     analysis.freeze(step, step.inputs[0].dims[step.params["axis"]], "it is summed up in order")
-    step.outputs[0].summed, step.outputs[0].sites, step.outputs[0].direct = (), frozenset(), False
+    forget_origin(step.outputs[0])
 
 
 @register("fft")
 def fft(step: Step, analysis: Analysis) -> None:
     """The transformed dimensions, which are the last, are mixed; across the others it is linear."""
     source, out = carry_over(step, analysis)
-    out.summed, out.sites, out.square, out.literal, out.direct = (), frozenset(), False, None, False
+    forget_origin(out)
+    out.square, out.literal = False, None
     first = len(out.shape) - len(step.params["fft_lengths"])
     for index in range(first):
         copy_facts(out, index, source, index)
@@ -87,6 +86,7 @@ def fft(step: Step, analysis: Analysis) -> None:
 
 @register("sort")
 def sort(step: Step, analysis: Analysis) -> None:
+    """Opaque along the sorted axis, elementwise along the others."""
     same_layout(step, analysis)
     for source, out in zip(step.inputs, step.outputs, strict=True):
         for index in range(len(out.shape)):
@@ -97,6 +97,7 @@ def sort(step: Step, analysis: Analysis) -> None:
 
 @register("top_k")
 def top_k(step: Step, analysis: Analysis) -> None:
+    """Opaque along the last axis, elementwise along the others."""
     merge_facts(step)
     source = step.inputs[0]
     analysis.freeze(step, source.dims[-1], "its largest entries are picked")
@@ -110,17 +111,15 @@ def top_k(step: Step, analysis: Analysis) -> None:
 
 @register("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
 def reduce_window(step: Step, analysis: Analysis) -> None:
-    """Pooling: along the dimensions with a window positions are mixed, across the others it is linear (a sum) or elementwise."""
+    """Pooling: opaque along dimensions with a window; along the others linear or elementwise."""
     source, out = carry_over(step, analysis)
     params = step.params
     out.summed, out.sites, out.square, out.literal = (), frozenset(), False, None
-    for index, window in enumerate(params["window_dimensions"]):
-        plain = (
-            window == 1
-            and params["window_strides"][index] == 1
-            and tuple(params["padding"][index]) == (0, 0)
-        )
-        if plain and params["base_dilation"][index] == 1:
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation")
+    for index, (window, stride, padding, dilation) in enumerate(
+        zip(*(params[name] for name in names), strict=True)
+    ):
+        if (window, stride, dilation) == (1, 1, 1) and tuple(padding) == (0, 0):
             copy_facts(out, index, source, index)
             if step.name != "reduce_window_sum":
                 mark(out.dims[index], Kind.ELEMENTWISE)
@@ -132,10 +131,10 @@ def reduce_window(step: Step, analysis: Analysis) -> None:
 
 @register(*compat.RANDOM)
 def random(step: Step, analysis: Analysis) -> None:
+    """Random numbers along an axis make it opaque: another size would draw other numbers."""
     merge_facts(step)
+    why = "random numbers are drawn along it: evaluate without dropout"
     for out in step.outputs:
-        for index, size in enumerate(out.shape):
-            out.dims[index] = analysis.fresh(size)
-            analysis.freeze(
-                step, out.dims[index], "random numbers are drawn along it: evaluate without dropout"
-            )
+        out.dims = [analysis.fresh(size) for size in out.shape]
+        for dim in out.dims:
+            analysis.freeze(step, dim, why)

@@ -1,47 +1,40 @@
-"""What each primitive does to axes, and how it runs at other sizes: the registry of rules, and what they work on.
+"""What each primitive does to axes, and how it runs at other sizes: the registry of rules.
 
-A rule has two halves. `analyse(step, analysis)` gives every output its dimensions and facts, unifies what must be one axis
-and marks what lies on it; `replay(step, operands, replay)` runs the primitive on operands of the present sizes. A primitive
-without a rule makes every axis it touches opaque, and says so. `register` adds rules for a user's own primitives.
+A rule has two halves. `analyse(step, analysis)` gives every output its dimensions and facts,
+unifies the dimensions that must be one axis and marks what lies on them. `replay(step, operands,
+replay)` runs the primitive on operands of the present sizes. A primitive without a rule makes every
+axis it touches opaque; `register` adds the rule of a user's own primitive.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import (
-    Dim,
-    Kind,
-    Reason,
-    Sizes,
-    mark,
-    size_of,
-    unify,
-)
+from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
+from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import Constant, Program, Slot, Step, Value
 
 
 @dataclasses.dataclass
 class Contraction:
-    """A place where activations meet a parameter, and the axes it consumes.
+    """A contraction of activations with a parameter, and the axes it consumes.
 
     Attributes:
         key: the first leaf's name and a running number.
         operand: the position of the activations among the step's operands.
         dims: the contracted dimensions, in the order of the parameter's own.
-        slots: for each of them the parameter slots it came from.
-        positions: where they are in the activations.
-        batch: dimensions of the activations that the parameter has as well, with their positions; a convolution's groups.
-        produced: the parameter's other dimensions, those of the product.
+        slots: for each of them the parameter slots it comes from.
+        positions: their positions in the activations.
+        batch: positions and dimensions of the activations that the parameter has as well; a
+            convolution's groups.
         window: which of `dims` are a convolution's window; the activations have none of them.
         layers: the loops that run over layers of the parameter.
-        rows: for a look-up the number of rows, and None for a product.
+        rows: for a look-up the number of rows, None for a product.
+        produced: the parameter's other dimensions, those of the product.
     """
 
     key: str
@@ -57,15 +50,22 @@ class Contraction:
 
     @property
     def consumed(self) -> frozenset[Slot]:
-        """The slots contracted with the activations, without a window's."""
-        return frozenset().union(
-            *(slots for index, slots in enumerate(self.slots) if index not in self.window)
-        )
+        """The slots contracted with the activations, without those of a window."""
+        kept = (slots for index, slots in enumerate(self.slots) if index not in self.window)
+        return frozenset().union(*kept)
 
 
 @dataclasses.dataclass
 class Pair:
-    """A place where activations meet activations, such as queries and keys."""
+    """A contraction of activations with activations, such as queries with keys.
+
+    Attributes:
+        key: "pair" and a running number.
+        dims: the contracted dimensions.
+        positions: their positions in either operand.
+        batch: positions in either operand of the dimensions that both share, and the dimension.
+        sides: the parameter slots that produce either operand.
+    """
 
     key: str
     dims: tuple[Dim | None, ...]
@@ -75,15 +75,29 @@ class Pair:
 
 
 class Analysis:
-    """What the analysis of one program gathers beside the values' own facts.
+    """What the rules find in one program, beside the facts of its values.
+
+    A rule calls `unify`, `freeze`, `fresh`, `role` and `joined`; the attributes are for those who
+    read the result.
 
     Attributes:
         of_rule: whether the program is a rule for derivatives.
-        roles: for each parameter slot what it does along its axis: "produce", "consume", "shift", "scale", "indirect scale",
-            "batch".
-        contractions, pairs: by key, in the order of the program.
-        biases: for each contraction the slots of a bias added right behind it, with its sign.
-        scales: for each consuming slot the sets of scale slots that its inputs had been multiplied by.
+        roles: for each parameter slot what it does along its axis: "produce", "consume", "shift",
+            "scale", "indirect scale", "batch", "look-up".
+        contractions: contractions with parameters by key, in the order of the program.
+        pairs: contractions of two activations by key.
+        biases: for each contraction the slots of a bias added to its product, with its sign.
+        scales: for each consuming slot the sets of scale slots that its inputs were multiplied by.
+        uses: how often each value is used, by its id.
+        ambient: the axes of the loops around the present step.
+        stacked: for each loop around the present step its axis and the leaves that it runs over.
+        averaged: dimensions summed over and divided by their size.
+        squared: for every sum of squares the dimensions it is over.
+        averaged_squares: those that are divided by their size.
+        bent: slots whose parameter passes a nonlinear function before it is contracted.
+        unfoldable: dimensions with a scale before a norm or beside another scale.
+        mixed: for every product its contracted and its resulting dimensions.
+        company: for every value the loops around it and its dimensions.
     """
 
     def __init__(self, of_rule: bool = False) -> None:
@@ -94,20 +108,14 @@ class Analysis:
         self.biases: dict[str, tuple[frozenset[Slot], int]] = {}
         self.scales: dict[Slot, set[frozenset[Slot]]] = {}
         self.uses: Counter[int] = Counter()
-        self.ambient: tuple[Dim, ...] = ()  # the axes of the loops around the present step
-        self.stacked: tuple[
-            tuple[Dim, frozenset[str]], ...
-        ] = ()  # for each of them the leaves that it runs over
-        self.averaged: list[Dim] = []  # summed over and divided by their size
-        self.squared: list[tuple[Dim, ...]] = []  # of every sum of squares, what it is over
-        self.averaged_squares: list[tuple[Dim, ...]] = []  # those divided by their size
-        self.bent: set[Slot] = (
-            set()
-        )  # slots whose parameter passes a nonlinear function before it is contracted
-        self.unfoldable: list[Dim] = []  # a scale lies before a norm or beside another scale
-        self.mixed: list[
-            tuple[list[Dim], list[Dim]]
-        ] = []  # of every product what is contracted, and what it gives
+        self.ambient: tuple[Dim, ...] = ()
+        self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()
+        self.averaged: list[Dim] = []
+        self.squared: list[tuple[Dim, ...]] = []
+        self.averaged_squares: list[tuple[Dim, ...]] = []
+        self.bent: set[Slot] = set()
+        self.unfoldable: list[Dim] = []
+        self.mixed: list[tuple[list[Dim], list[Dim]]] = []
         self.company: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
     def run(self, program: Program) -> None:
@@ -116,53 +124,49 @@ class Analysis:
         self.uses |= uses + Counter(id(value) for value in program.outputs)
         for step in program.steps:
             for value in step.inputs:
-                if isinstance(value, Constant):
-                    self.constant(value)
-                if value.square and step.name not in SQUARES_PASS:
-                    for dim in value.dims:
-                        mark(dim, Kind.ELEMENTWISE)
+                self.read(value, as_square=step.name in KEEP_SQUARES)
             for value in step.outputs:
                 value.reset()
             RULES.get(step.name, UNKNOWN).analyse(step, self)
-            for value in step.outputs:
-                self.company.append((self.ambient, tuple(value.dims)))
+            self.company += [(self.ambient, tuple(value.dims)) for value in step.outputs]
         for value in program.outputs:
-            if isinstance(value, Constant):
-                self.constant(value)
-            for dim in (
-                value.dims if value.square else ()
-            ):  # whoever reads it elsewhere does not know
-                mark(dim, Kind.ELEMENTWISE)
+            self.read(value, as_square=False)
 
-    def joined(self, values: list[Value], index: int, dim: Dim | None) -> None:
-        """Mark an axis along which a constant other than zero is put beside values that vary."""
+    def read(self, value: Value, as_square: bool) -> None:
+        """Note that a step reads a value; a square is elementwise unless a norm reads it."""
+        if isinstance(value, Constant):
+            self.constant(value)
+        for dim in value.dims if value.square and not as_square else ():
+            mark(dim, Kind.ELEMENTWISE)
+
+    def joined(self, values: Sequence[Value], index: int, dim: Dim | None) -> None:
+        """Mark an axis along which some values vary and another is a constant other than zero."""
         varying = [varies(value, index) for value in values]
-        if any(varying) and any(
-            not moves and not is_zero(value) for moves, value in zip(varying, values, strict=True)
-        ):
+        constant = (value for value, moves in zip(values, varying, strict=True) if not moves)
+        if any(varying) and not all(is_zero(value) for value in constant):
             mark(dim, Kind.ELEMENTWISE)
 
     def constant(self, value: Constant) -> None:
-        """Facts of a literal, or of an array that the function closes over."""
-        value.constant = [True] * len(value.shape)
+        """The facts of a literal, or of an array that the function closes over."""
+        value.constant = [size == 1 for size in value.shape]
         if not value.shape:
             value.literal = value.array
-            return
-        met = f"it meets an array of shape {value.shape} that the function closes over"
         why = Reason(
             "constant",
-            f"{met}, such as a table of angles, a mask or an order: as a parameter it would follow",
+            f"it meets an array of shape {value.shape} that the function closes over, such as a "
+            "table of angles, a mask or an order: as a parameter it would follow",
         )
         for index, size in enumerate(value.shape):
             if size > 1 and value.dims[index] is None:
                 value.dims[index] = Dim(size)
                 mark(value.dims[index], Kind.OPAQUE, why)
-        value.constant = [size == 1 for size in value.shape]
 
     def reason(self, step: Step, sentence: str) -> Reason:
+        """A reason that names the step's primitive and its place in the source."""
         return Reason(step.name, sentence, step.where)
 
-    def role(self, slots: frozenset[Slot], role: str) -> None:
+    def role(self, slots: Collection[Slot], role: str) -> None:
+        """Note what parameter slots do along their axes."""
         for slot in slots:
             self.roles.setdefault(slot, set()).add(role)
 
@@ -173,68 +177,72 @@ class Analysis:
         b: Dim | None,
         sentence: str = "the two sides are laid out in different ways",
     ) -> None:
+        """Make two dimensions one axis, or both opaque for a reason where they cannot be."""
         if a is not None or b is not None:
             unify(a, b, self.reason(step, sentence))
 
     def freeze(self, step: Step, dim: Dim | None, sentence: str) -> None:
+        """Make a dimension opaque, for a reason."""
         if dim is not None:
             mark(dim, Kind.OPAQUE, self.reason(step, sentence))
 
     def fresh(self, size: int) -> Dim | None:
+        """A new axis, or None for a dimension of one."""
         return Dim(size) if size > 1 else None
 
-    def count(self, name: str, taken: Any) -> str:
-        """A key that no other has: a name and a running number."""
-        return next(
-            key for key in (f"{name}#{index}" for index in range(10**6)) if key not in taken
-        )
+    def count(self, name: str, taken: Collection[str]) -> str:
+        """A key that is not taken: a name and a running number."""
+        return next(key for key in (f"{name}#{n}" for n in range(10**6)) if key not in taken)
 
 
 class Replay:
-    """How a program is run: present sizes, and what is seen on the way.
+    """How a program is run: the present sizes, and who is called on the way.
 
     Attributes:
         sizes: of the atoms that changed.
-        tap: what sees the operands of every contraction (moments/moments.py), or None.
+        tap: receives the operands and the result of every contraction (`moments`), or None.
         note: called with (step, value, how) wherever a compact array is used, or None.
     """
 
-    def __init__(self, sizes: Sizes, tap: Any = None, note: Callable[..., None] | None = None):
+    def __init__(
+        self,
+        sizes: Sizes,
+        tap: Any = None,
+        note: Callable[[Step, Value, str], None] | None = None,
+    ):
         self.sizes = sizes
         self.tap = tap
         self.note = note
 
     def size(self, dim: Dim | None) -> int:
+        """The present size of a dimension."""
         return size_of(dim, self.sizes)
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """A value's shape at the present sizes."""
+        """The present shape of a value."""
         return tuple(
             self.size(dim) if dim is not None else size
             for dim, size in zip(value.dims, value.shape, strict=True)
         )
 
-    def run(self, program: Program, arguments: list[Any]) -> list[Any]:
+    def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
         """The program's outputs for the given arguments, arrays or compact arrays."""
-        env: dict[int, Any] = {
+        arrays: dict[int, Any] = {
             id(value): argument for value, argument in zip(program.inputs, arguments, strict=True)
         }
 
         def read(value: Value) -> Any:
-            return value.array if isinstance(value, Constant) else env[id(value)]
+            return value.array if isinstance(value, Constant) else arrays[id(value)]
 
         for step in program.steps:
+            rule = RULES.get(step.name, UNKNOWN)
             with compat.context_of(step.equation):
-                results = RULES.get(step.name, UNKNOWN).replay(
-                    step, [read(value) for value in step.inputs], self
-                )
-            env.update(
-                (id(value), result) for value, result in zip(step.outputs, results, strict=True)
-            )
+                results = rule.replay(step, [read(value) for value in step.inputs], self)
+            arrays.update(zip(map(id, step.outputs), results, strict=True))
         return [read(value) for value in program.outputs]
 
     def dense(self, step: Step, operand: Any, value: Value) -> Any:
-        """An operand as an array; a compact one is materialised, and that is noted."""
+        """An operand as an array; a compact one is materialised, which is noted."""
         if not hasattr(operand, "materialize"):
             return operand
         self.tell(step, value, "materialised")
@@ -246,95 +254,117 @@ class Replay:
             self.note(step, value, how)
 
 
+# --- rules ----------------------------------------------------------------------------------------
+
+
 Analyse = Callable[[Step, Analysis], None]
 Run = Callable[[Step, list[Any], Replay], list[Any]]
 
 
 def bind(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    """The primitive with its own parameters: for all whose parameters say nothing of sizes."""
+    """Run a primitive with its own parameters, where none of these is a size."""
     return bind_with(step, operands, replay)
 
 
 def bind_with(step: Step, operands: list[Any], replay: Replay, **params: Any) -> list[Any]:
-    """The primitive with some parameters replaced."""
-    dense = [
-        replay.dense(step, operand, value)
-        for operand, value in zip(operands, step.inputs, strict=False)
-    ]
-    return compat.bind(step.primitive, dense, {**step.params, **params})
+    """Run a primitive with some of its parameters replaced."""
+    pairs = zip(operands, step.inputs, strict=False)
+    arrays = [replay.dense(step, operand, value) for operand, value in pairs]
+    return compat.bind(step.primitive, arrays, {**step.params, **params})
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The two halves of what is known of a primitive."""
+    """The rule of a primitive: how it is analysed, and how it runs at other sizes.
+
+    Attributes:
+        analyse: a function of (step, analysis). It sets `dims` and the other facts of the values in
+            `step.outputs` from those in `step.inputs`.
+        replay: a function of (step, operands, replay) that returns the list of outputs; by default
+            the primitive is run with its own parameters.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.programs.RULES["tanh"].analyse is jc.programs.elementwise
+        True
+        >>> jc.programs.RULES["reshape"].replay.__name__
+        'replay_reshape'
+    """
 
     analyse: Analyse
     replay: Run = bind
 
 
 def unknown(step: Step, analysis: Analysis) -> None:
-    """Every axis that the primitive touches is opaque."""
-    sentence = (
-        f"no rule is known for the primitive {step.name!r}: jaxcompress.networks.register adds one"
-    )
+    """The rule of a primitive that has none: every axis that it touches is opaque."""
+    sentence = f"no rule is known for the primitive {step.name!r}: jaxcompress.register adds one"
     for value in (*step.inputs, *step.outputs):
         for index, size in enumerate(value.shape):
-            if value.dims[index] is None and size > 1:
-                value.dims[index] = Dim(size)
+            if value.dims[index] is None:
+                value.dims[index] = analysis.fresh(size)
             analysis.freeze(step, value.dims[index], sentence)
     merge_facts(step)
 
 
 UNKNOWN = Rule(unknown)
 RULES: dict[str, Rule] = {}
-"""The rule of every known primitive, by its name."""
+"""The rule of every known primitive, by its name as `jax.make_jaxpr` prints it."""
 
-SQUARES_PASS = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
+KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
+"""Primitives that read a square as a part of a norm."""
 
 
 def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
-    """Add the rule of a primitive, or replace it: a decorator of the analysing half.
+    """Add the rule of a primitive, or replace it: a decorator of the function that analyses it.
+
+    Axes that a primitive without a rule touches are refused, with its name. Most primitives of
+    one's own are either `jc.programs.elementwise` (a nonlinear function of single entries) or
+    `jc.programs.linear`. Any other function of (step, analysis) gives the outputs their dimensions:
+    `step.outputs[0].dims[i] = step.inputs[0].dims[j]` for a dimension that passes,
+    `analysis.unify(step, a, b)` for two that must be one axis, `analysis.freeze(step, dim, why)`
+    for one that no map may change.
 
     Args:
         *names: the primitives' names, as `jax.make_jaxpr` prints them.
-        replay: the running half; by default the primitive is bound with its own parameters.
+        replay: a function of (step, operands, replay) that runs the primitive at other sizes and
+            returns the list of its outputs. By default it is run with its own parameters, which is
+            right where none of them is a size; `replay.shape(step.outputs[0])` is the present
+            shape.
+
+    Returns:
+        The decorator, which returns the function that it is given.
 
     Example:
-        >>> from jaxcompress.programs import RULES, elementwise, register
-        >>> _ = register("my_gelu")(elementwise)
-        >>> RULES.pop("my_gelu").analyse is elementwise
-        True
+        A primitive of one's own between two layers: without a rule the hidden axis is refused.
+
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> from jax.extend.core import Primitive
+        >>> from jax.interpreters import mlir
+        >>> def softsign(x):
+        ...     return x / (1 + jnp.abs(x))
+        >>> primitive = Primitive("softsign")
+        >>> _ = primitive.def_impl(softsign), primitive.def_abstract_eval(lambda x: x)
+        >>> mlir.register_lowering(primitive, mlir.lower_fun(softsign, multiple_results=False))
+
+        >>> def apply(params, x):
+        ...     return primitive.bind(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+        >>> x = jnp.ones((5, 3))
+        >>> jc.trace(apply, params, x).refused["up:1"].reason
+        "no rule is known for the primitive 'softsign': jaxcompress.register adds one"
+
+        >>> _ = jc.register("softsign")(jc.programs.elementwise)
+        >>> net = jc.trace(apply, params, x)
+        >>> net.axes["up:1"].kind
+        'elementwise'
+        >>> small = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+        >>> net(small, x).shape
+        (5, 2)
+        >>> _ = jc.programs.RULES.pop("softsign")  # as it was, for other examples
     """
 
     def add(analyse: Analyse) -> Analyse:
-        RULES.update({name: Rule(analyse, replay) for name in names})
+        RULES.update(dict.fromkeys(names, Rule(analyse, replay)))
         return analyse
 
     return add
-
-
-# --- facts -----------------------------------------------------------------------------------------------------
-
-
-def merge_facts(step: Step) -> None:
-    """Data or not, for outputs of which no more is known; what no rule says to be linear in parameters is not."""
-    for out in step.outputs:
-        out.data = any(value.data for value in step.inputs)
-        out.bent = not out.data
-
-
-def varies(value: Value, index: int) -> bool:
-    """Whether a value differs along a dimension of the output."""
-    return len(value.shape) > index and value.shape[index] > 1 and not value.constant[index]
-
-
-def is_zero(value: Value) -> bool:
-    return value.literal is not None and not np.any(np.asarray(value.literal) != 0)
-
-
-def copy_facts(out: Value, index: int, source: Value, position: int) -> None:
-    """A dimension that passes unchanged."""
-    out.dims[index] = source.dims[position]
-    out.slots[index] = source.slots[position]
-    out.constant[index] = source.constant[position]
-    out.scaled[index] = source.scaled[position]

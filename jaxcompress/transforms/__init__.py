@@ -9,6 +9,7 @@ from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import recalibrate
+from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine
 from jaxcompress.transforms.rotation import rotate_and_prune
@@ -33,6 +34,7 @@ __all__ = [
     "hashed",
     "identity",
     "initialize",
+    "load_recipe",
     "merge",
     "partition",
     "recalibrate",
@@ -40,6 +42,7 @@ __all__ = [
     "refine",
     "rotate_and_prune",
     "roughness",
+    "save_recipe",
     "second_moments",
     "select_rows",
     "seriate",

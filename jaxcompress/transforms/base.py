@@ -1,118 +1,149 @@
-"""A transform is a pure function from parameters to parameters that prints and compares.
+"""A transform is a pure function from parameters to parameters that prints, compares and is saved.
 
-`transform(params, moments)` gives the new tree; `transform.apply(params, moments)` gives the moments that go with it,
-too. Moments are a tree like the parameters with a matrix, the second moments of a weight's inputs, or None at every
-leaf. Transforms run eagerly on the host, since sizes depend on values. The cost is the transform's own fit.
+`transform(params, moments)` returns the new tree; `transform.apply(params, moments)` also returns
+the moments that go with it. Moments are a tree like the parameters that holds, for each weight, the
+second moments of its inputs, or None. Transforms run eagerly on the host, since sizes depend on
+values. The cost is the transform's own fit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable
-from fractions import Fraction
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from jaxcompress.arrays.atoms import encode_name
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.moments import Moments
+from jaxcompress.transforms.settings import arguments, call, constructor_name
+
+InputMetric: TypeAlias = Float[np.ndarray, "*lead m m"] | Float[np.ndarray, " m"] | None
+"""Second moments of a weight's inputs, their diagonal for a table that is looked up, or None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Where in a tree a transform works: the name in front, and whether its leaves were picked by name."""
+    """Where in a tree a transform works.
+
+    Attributes:
+        prefix: the path of the subtree that is given.
+        by_name: whether its leaves were picked by name, so that none may be skipped.
+    """
 
     prefix: str = ""
     by_name: bool = False
 
 
 class Transform:
-    """The base of every transform; a subclass gives `_apply`."""
+    """The base of every transform: a frozen dataclass whose fields are its constructor's arguments.
+
+    A subclass writes one of two hooks: `_apply(params, moments, scope)`, which returns the new
+    parameters, or `_step(params, moments, scope)`, which returns the parameters and the moments.
+
+    Attributes:
+        whole_network: whether it changes the axes of a network, and not single leaves.
+        traceable: whether the shapes alone decide what it does when there are no moments, so that
+            it runs under `jax.jit` and its like.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxcompress as jc
+        >>> @dataclasses.dataclass(frozen=True, repr=False)
+        ... class Scaled(jc.Transform):
+        ...     factor: float
+        ...     def _apply(self, params, moments, scope):
+        ...         return jax.tree.map(lambda leaf: self.factor * leaf, params)
+        >>> Scaled(3.0), Scaled(3.0)({"kernel": jnp.ones(2)})
+        (scaled(factor=3), {'kernel': Array([3., 3.], dtype=float32)})
+    """
 
     whole_network = False
-    """Whether it changes a network's axes, and cannot be applied to single leaves."""
     traceable = False
-    """Whether without moments the shapes alone say what it does, so that it runs under `jax.jit` and its like."""
 
-    def __call__(self, params: Any, moments: Any = None) -> Any:
-        """The transformed parameters; the given ones are not changed."""
+    def __call__(self, params: PyTree, moments: Moments | PyTree = None) -> PyTree:
+        """The transformed parameters; the given ones are not changed.
+
+        Args:
+            params: any pytree of arrays and compact arrays.
+            moments: as for `apply`.
+        """
         return self.apply(params, moments)[0]
 
-    def apply(self, params: Any, moments: Any = None) -> tuple[Any, Any]:
+    def apply(
+        self, params: PyTree, moments: Moments | PyTree = None
+    ) -> tuple[PyTree, Moments | PyTree]:
         """The transformed parameters, and the moments of their inputs.
 
         Args:
             params: any pytree of arrays and compact arrays.
-            moments: a network's `Moments`, or a tree with a (..., m, m) matrix or None at each leaf of `params`; None
-                knows nothing.
+            moments: `Moments` of a network, or a tree with a (..., m, m) matrix or None at each leaf
+                of `params`; with None the weights alone decide.
+
+        Returns:
+            The parameters and the moments.
 
         Raises:
-            ValueError: for a NaN or an infinity in a selected leaf, moments that do not fit, a keep out of reach.
-            TypeError: under `jax.jit` and its like, or for a leaf that was picked by name and is no weight.
+            ValueError: for NaN or infinity in a selected leaf, moments that do not fit, or a keep
+                out of reach.
+            TypeError: under `jax.jit` and its like, or for a leaf that was picked by name and is no
+                weight.
         """
         if not self.traceable or moments is not None:
             check_tree(params)
         check_moments(params, moments)
         return self._step(params, moments, Scope())
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _step(
+        self, params: PyTree, moments: Moments | PyTree, scope: Scope
+    ) -> tuple[PyTree, Moments | PyTree]:
         """Parameters and moments; transforms of single weights leave the moments as they are."""
         return self._apply(params, moments, scope), moments
 
-    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
+    def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
+        """The parameters alone."""
+        if type(self)._step is Transform._step:
+            raise NotImplementedError(
+                f"{type(self).__name__} is a Transform without a hook: write "
+                "_apply(self, params, moments, scope), which returns the new parameters, or "
+                "_step(self, params, moments, scope), which returns parameters and moments"
+            )
         return self._step(params, moments, scope)[0]
 
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments of the constructor."""
+        return ()
 
-def called(transform: Any, *first: str, hidden: tuple[str, ...] = ()) -> str:
-    """A dataclass as the call of its constructor: its name in snake case, and what differs from the defaults."""
-    shown = [
-        f"{f.name}={_show(getattr(transform, f.name))}"
-        for f in dataclasses.fields(transform)
-        if f.name not in hidden
-        and (f.default is dataclasses.MISSING or not _same(getattr(transform, f.name), f.default))
-    ]
-    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(transform).__name__).lower()
-    return f"{name}({', '.join([*first, *shown])})"
+    def arguments(self) -> dict[str, object]:
+        """The constructor's named arguments that differ from their defaults."""
+        return arguments(self, self.hidden())
 
-
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and bool(value == default))
+    def __repr__(self) -> str:
+        return call(constructor_name(self), **self.arguments())
 
 
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Fraction):
-        return str(value)
-    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-        return "{" + ", ".join(f"{key!r}: {_show(each)}" for key, each in value) + "}"
-    if isinstance(value, np.ndarray):
-        return f"matrix{value.shape}"
-    return encode_name(value) if isinstance(value, Callable) else repr(value)
-
-
-def check_tree(params: Any) -> None:
+def check_tree(params: PyTree) -> None:
     """Refuse traced values: the sizes of the result depend on data."""
     for name, leaf in named_leaves(params):
         if any(isinstance(value, Tracer) for value in jax.tree.leaves(leaf)):
             raise TypeError(
-                f"{name or 'params'}: a transform was called under a JAX transformation; call it outside jax.jit, "
-                "jax.grad and jax.vmap, then use the parameters that it gives under them"
+                f"{name or 'params'}: a transform was called under a JAX transformation; call it "
+                "outside jax.jit, jax.grad and jax.vmap, then use the parameters that it returns "
+                "under them"
             )
 
 
-def moments_by_name(moments: Any) -> dict[str, Any]:
-    """The second moments of each matrix's inputs, by leaf name, from a network's `Moments` or a tree."""
+def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, "..."]]:
+    """The second moments of the inputs of each matrix, by leaf name."""
     return moments.by_leaf() if isinstance(moments, Moments) else dict(named_leaves(moments))
 
 
-def check_moments(params: Any, moments: Any) -> None:
+def check_moments(params: PyTree, moments: Moments | PyTree) -> None:
     """Refuse moments that belong to no leaf; shapes are checked where they are used."""
     leaves = [name for name, _ in named_leaves(params)]
     unknown = sorted(set(moments_by_name(moments)) - set(leaves))
@@ -122,7 +153,11 @@ def check_moments(params: Any, moments: Any) -> None:
         )
 
 
-def map_leaves(visit: Any, params: Any, moments: Any) -> Any:
+def map_leaves(
+    visit: Callable[[str, PyTree, ArrayLike | None], PyTree],
+    params: PyTree,
+    moments: Moments | PyTree,
+) -> PyTree:
     """A tree with `visit(name, leaf, metric)` in place of every leaf; a compact array is one leaf."""
     metrics = moments_by_name(moments)
     treedef = jax.tree.structure(params, is_leaf=is_compact)
@@ -131,8 +166,10 @@ def map_leaves(visit: Any, params: Any, moments: Any) -> Any:
     )
 
 
-def second_moments(x: Any) -> jax.Array:
-    """The second moments of a layer's inputs: the metric in which a weight's error is the error of its outputs.
+def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
+    """The second moments of a layer's inputs.
+
+    They are the metric in which the error of a weight is the error of the layer's outputs.
 
     Args:
         x: (..., m) inputs, all leading dimensions being examples.
@@ -141,7 +178,7 @@ def second_moments(x: Any) -> jax.Array:
         (m, m): the mean of `x x'`, in float32.
 
     Raises:
-        ValueError: without examples, or for a NaN or an infinity.
+        ValueError: without examples, or for NaN or infinity.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -152,7 +189,8 @@ def second_moments(x: Any) -> jax.Array:
     x = np.asarray(x)
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
-            f"second_moments expects inputs (..., examples, m) with at least one example, got shape {x.shape}"
+            "second_moments expects inputs (..., examples, m) with at least one example, got shape "
+            f"{x.shape}"
         )
     if not np.isfinite(x.astype(np.float32)).all():
         raise ValueError(
@@ -162,6 +200,6 @@ def second_moments(x: Any) -> jax.Array:
     return jnp.matmul(rows.T, jnp.asarray(rows), precision="highest") / np.float32(len(rows))
 
 
-def child_moments(node: CompactArray, metric: Any) -> dict[str, Any]:
+def child_moments(node: CompactArray, metric: ArrayLike | None) -> dict[str, InputMetric]:
     """The metric of each child of a compact array, given that of the array's inputs."""
     return node._child_metrics(None if metric is None else np.asarray(metric, np.float64))

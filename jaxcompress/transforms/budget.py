@@ -11,6 +11,7 @@ chooses among a few plans of the same total, which are best by sums of errors to
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxcompress.tables import Table
 from jaxcompress.transforms.allocation import Counts, JointCounts, alternatives, divide
+from jaxcompress.transforms.settings import arguments, call, show, show_function
 
 OF = ("numbers", "channels")
 
@@ -35,14 +37,9 @@ class Budget:
     metric: Metric | None = None
 
     def __repr__(self) -> str:
-        metric = (
-            ""
-            if self.metric is None
-            else f", metric={getattr(self.metric, '__name__', type(self.metric).__name__)}"
-        )
-        return (
-            f"budget({self.total:g}{f', of={self.of!r}' if self.of != 'numbers' else ''}{metric})"
-        )
+        total, *others = arguments(self).items()
+        shown = [f"{name}={show_function(v) if callable(v) else show(v)}" for name, v in others]
+        return call("budget", show(total[1]), *shown)
 
 
 def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:
@@ -162,50 +159,70 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Items:
-    """What one transform divides a budget among.
+class Item:
+    """One axis or matrix that receives a share of a budget.
 
     Attributes:
-        keys: of axes or leaves.
-        errors: for each item a curve over its options, from the smallest size to the whole.
-        keeps: for each item the fraction that stays, over its options.
-        sizes: for each item its channels or numbers, over its options.
-        detail: what an option of an item is, in words.
+        key: of the axis or the leaf.
+        errors: (options,) the predicted error of the outputs, from the smallest size to the full one.
+        keeps: (options,) the fraction that is kept.
+        sizes: (options,) channels or numbers.
+        labels: one for each option, such as "20 of 64".
+        option: the index of the option that a keep selects.
+    """
+
+    key: str
+    errors: np.ndarray
+    keeps: np.ndarray
+    sizes: np.ndarray
+    labels: Sequence[str]
+    option: Callable[[float], int]
+
+    def share(self, option: int) -> Share:
+        """The row of a plan that an option gives."""
+        return Share(
+            self.key, float(self.keeps[option]), self.labels[option], float(self.errors[option])
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """All items among which a transform divides a budget.
+
+    Attributes:
+        rows: the items.
         counts: the numbers stored by the leaves that depend on the items, `Counts` or `AxisCounts`.
         stored: the numbers that those leaves store at present.
-        option: the option of an item that an equal keep for all gives.
         leaves: the names of those leaves.
     """
 
-    keys: list[str]
-    errors: list[np.ndarray]
-    keeps: list[np.ndarray]
-    sizes: list[np.ndarray]
-    detail: Callable[[int, int], str]
+    rows: tuple[Item, ...]
     counts: Any
     stored: float
-    option: Callable[[int, float], int]
     leaves: frozenset[str]
+
+    @property
+    def errors(self) -> list[np.ndarray]:
+        """The error curve of every item."""
+        return [item.errors for item in self.rows]
+
+    def option(self, index: int, keep: float) -> int:
+        """The option of one item that a keep selects."""
+        return self.rows[index].option(keep)
 
 
 def joint(parts: Sequence[Items], before: float) -> Items:
-    """The items of several transforms as one's, with the numbers of the whole tree, which stores `before`."""
-    places = [(part, item) for part in parts for item in range(len(part.keys))]
+    """The items of several transforms of a tree that stores `before` numbers, as those of one transform."""
     counts = JointCounts(
         before - sum(part.stored for part in parts),
         [part.counts for part in parts],
-        [len(part.keys) for part in parts],
+        [len(part.rows) for part in parts],
     )
     return Items(
-        [part.keys[item] for part, item in places],
-        [part.errors[item] for part, item in places],
-        [part.keeps[item] for part, item in places],
-        [part.sizes[item] for part, item in places],
-        lambda item, option: places[item][0].detail(places[item][1], option),
-        counts,
-        before,
-        lambda item, keep: places[item][0].option(places[item][1], keep),
-        frozenset().union(*(part.leaves for part in parts)),
+        rows=tuple(itertools.chain.from_iterable(part.rows for part in parts)),
+        counts=counts,
+        stored=before,
+        leaves=frozenset().union(*(part.leaves for part in parts)),
     )
 
 
@@ -245,8 +262,8 @@ def plan_for(
     items = joint(parts, before)
     if rule.of == "channels":
         counted, target = (
-            Counts(items.sizes),
-            rule.total * sum(float(each[-1]) for each in items.sizes),
+            Counts([item.sizes for item in items.rows]),
+            rule.total * sum(float(item.sizes[-1]) for item in items.rows),
         )
     else:
         counted, target = items.counts, rule.total * before
@@ -264,10 +281,5 @@ def plan_for(
 
 def plan_of(items: Items, choice: Sequence[int], equal: float | None = None) -> Plan:
     """Options of the items of a whole tree as a plan."""
-    shares = (
-        Share(key, float(keeps[option]), items.detail(index, option), float(errors[option]))
-        for index, (key, keeps, errors, option) in enumerate(
-            zip(items.keys, items.keeps, items.errors, choice, strict=True)
-        )
-    )
-    return Plan(tuple(shares), (items.stored, items.counts.total(choice)), equal)
+    shares = tuple(item.share(option) for item, option in zip(items.rows, choice, strict=True))
+    return Plan(shares, (items.stored, items.counts.total(choice)), equal)

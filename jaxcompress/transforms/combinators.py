@@ -1,7 +1,7 @@
 """Transforms made of transforms: one after another, by pattern, by label, or none.
 
-`chain` is associative with `identity` as its unit; `at` picks leaves by pattern and `partition` by label, each leaf
-once. They cost what the transforms in them cost.
+`chain` is associative with `identity` as its unit; `at` picks leaves by pattern and `partition` by
+label, each leaf once. They cost what the transforms in them cost.
 
 Source: the combinators of optax.
 """
@@ -9,35 +9,43 @@ Source: the combinators of optax.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import Pattern, is_literal, join, named_leaves, names_within, select
+from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
-from jaxcompress.transforms.budget import Budget, Items, Plan
+from jaxcompress.transforms.budget import Items, Plan
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.settings import call, show, show_mapping
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Chain(Transform):
-    """Transforms in order, each on what the one before gave."""
+    """Transforms in order, each on the result of the one before."""
 
     transforms: tuple[Transform, ...]
 
     @property
-    def traceable(self) -> bool:
+    def traceable(self) -> bool:  # type: ignore[override]
+        """Whether all of them are."""
         return all(transform.traceable for transform in self.transforms)
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _step(
+        self, params: PyTree, moments: Moments | PyTree, scope: Scope
+    ) -> tuple[PyTree, Moments | PyTree]:
         for transform in self.transforms:
             params, moments = transform._step(params, moments, scope)
         return params, moments
 
     def __repr__(self) -> str:
-        return f"chain({', '.join(map(repr, self.transforms))})"
+        if not self.transforms:
+            return "identity()"
+        return call("chain", *map(repr, self.transforms))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,71 +55,107 @@ class At(Transform):
     pattern: Pattern
     transform: Transform
 
-    def plan(self, params: Any, moments: Any = None) -> Plan:
-        """How a budget is divided among the leaves that the pattern picks; it prints."""
-        if not isinstance(self.transform, LeafTransform):
-            raise ValueError(
-                f"plan divides the budget of one leaf transform, got {self.transform!r}"
-            )
-        return self.transform.plan(
-            params, moments, lambda name, leaf: select(self.pattern, name, leaf)
-        )
+    def plan(self, params: PyTree, moments: Moments | PyTree = None) -> Plan:
+        """How a budget is divided among the leaves that the pattern picks; it prints.
 
-    def items(self, params: Any, moments: Any) -> Items:
-        """What a budget is divided among: the leaves that the pattern picks."""
-        assert isinstance(self.transform, LeafTransform)
-        return self.transform.items(
-            params, moments, lambda name, leaf: select(self.pattern, name, leaf)
-        )
+        Args:
+            params: as the transform is called with.
+            moments: as the transform is called with.
+
+        Raises:
+            ValueError: where the transform at the pattern is not one leaf transform with a budget.
+        """
+        return self._leaf_transform().plan(params, moments, self._picks)
+
+    def items(self, params: PyTree, moments: Moments | PyTree) -> Items:
+        """The matrices that the pattern picks, among which a budget is divided."""
+        return self._leaf_transform().items(params, moments, self._picks)
 
     def divided(self, plan: Plan) -> At:
         """The transform with the keeps of a plan."""
-        assert isinstance(self.transform, LeafTransform)
-        return dataclasses.replace(self, transform=self.transform.divided(plan))
+        return dataclasses.replace(self, transform=self._leaf_transform().divided(plan))
 
-    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
-        if (
-            isinstance(self.transform, LeafTransform)
-            and isinstance(self.transform.keep, Budget)
-            and not scope.prefix
-        ):
+    def _leaf_transform(self) -> LeafTransform:
+        if isinstance(self.transform, LeafTransform):
+            return self.transform
+        raise ValueError(f"plan divides the budget of one leaf transform, got {self.transform!r}")
+
+    def _picks(self, name: str, leaf: PyTree) -> bool:
+        return select(self.pattern, name, leaf)
+
+    def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
+        inner = self.transform
+        if isinstance(inner, LeafTransform) and inner.has_budget and not scope.prefix:
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
-        matched = 0
-        inner = dataclasses.replace(scope, by_name=is_literal(self.pattern))
+        matched: list[str] = []
 
-        def visit(prefix: str, name: str, leaf: Any, metric: Any) -> Any:
-            nonlocal matched
-            if select(self.pattern, name, leaf):
-                matched += 1
-                return self.transform._apply(
-                    leaf, metric, dataclasses.replace(inner, prefix=join(prefix, name))
-                )
-            if not isinstance(leaf, CompactArray):
-                return leaf
-            metrics = None
-            changes = {}
-            for child in leaf._children:
-                below = join(name, child)
-                inside = (join(below, inner) for inner in names_within(getattr(leaf, child)))
-                if callable(self.pattern) or not any(
-                    select(self.pattern, inner, None) for inner in inside
-                ):
-                    continue
-                metrics = child_moments(leaf, metric) if metrics is None else metrics
-                changes[child] = visit(prefix, below, getattr(leaf, child), metrics.get(child))
-            return dataclasses.replace(leaf, **changes) if changes else leaf
+        def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
+            return self._visit(name, leaf, metric, scope, matched)
 
-        result = map_leaves(
-            lambda name, leaf, metric: visit(scope.prefix, name, leaf, metric), params, moments
-        )
+        result = map_leaves(visit, params, moments)
         if not matched:
             raise ValueError(
-                f"at({self.pattern!r}) matches no leaf; there are: {', '.join(names_within(params)) or 'none'}"
+                f"at({show(self.pattern)}) matches no leaf; there are: "
+                f"{', '.join(names_within(params)) or 'none'}"
             )
         return result
 
+    def _visit(
+        self, name: str, leaf: PyTree, metric: ArrayLike | None, scope: Scope, matched: list[str]
+    ) -> PyTree:
+        """One leaf, or the children of a compact array that the pattern does not match itself."""
+        if self._picks(name, leaf):
+            matched.append(name)
+            inner = Scope(join(scope.prefix, name), by_name=is_literal(self.pattern))
+            return self.transform._apply(leaf, metric, inner)
+        if not isinstance(leaf, CompactArray) or callable(self.pattern):
+            return leaf
+        children = [child for child in leaf._children if self._reaches(name, leaf, child)]
+        if not children:
+            return leaf
+        metrics = child_moments(leaf, metric)
+        changes = {
+            child: self._visit(
+                join(name, child), getattr(leaf, child), metrics.get(child), scope, matched
+            )
+            for child in children
+        }
+        return dataclasses.replace(leaf, **changes)
+
+    def _reaches(self, name: str, leaf: CompactArray, child: str) -> bool:
+        """Whether the pattern matches something within a child of a compact array."""
+        within = names_within(getattr(leaf, child))
+        return any(select(self.pattern, join(name, child, inner), None) for inner in within)
+
     def __repr__(self) -> str:
-        return f"at({self.pattern!r}, {self.transform!r})"
+        return call("at", show(self.pattern), repr(self.transform))
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A tree of labels, compared and hashed by its labels and its structure.
+
+    Attributes:
+        leaves: the labels in the order of JAX.
+        treedef: the structure of the tree.
+    """
+
+    leaves: tuple[str, ...]
+    treedef: jax.tree_util.PyTreeDef  # type: ignore[valid-type]
+
+    @classmethod
+    def of(cls, tree: PyTree[str]) -> Labels:
+        """A copy of a tree."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(tuple(leaves), treedef)
+
+    @property
+    def tree(self) -> PyTree[str]:
+        """The tree."""
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+    def __repr__(self) -> str:
+        return repr(self.tree)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -119,42 +163,53 @@ class Partition(Transform):
     """A transform for each label, and a label for each leaf."""
 
     transforms: tuple[tuple[str, Transform], ...]
-    labels: Any = dataclasses.field(compare=False)
+    labels: Labels | Callable[[PyTree], PyTree[str]]
 
-    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
-        labels = self.labels(params) if callable(self.labels) else self.labels
-        table = dict(self.transforms)
-        treedef = jax.tree.structure(params, is_leaf=is_compact)
-        try:
-            broadcast = jax.tree.map(
-                lambda label, part: jax.tree.map(lambda _: label, part, is_leaf=is_compact),
-                labels,
-                params,
-            )
-            flat = treedef.flatten_up_to(broadcast)
-        except ValueError as error:
-            raise ValueError(f"partition: the labels do not fit the parameters: {error}") from None
-        names = [name for name, _ in named_leaves(params)]
-        wrong = {name: label for name, label in zip(names, flat, strict=True) if label not in table}
+    def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
+        table, labels = dict(self.transforms), self._labels_by_name(params)
+        wrong = {name: label for name, label in labels.items() if label not in table}
         if wrong:
             raise ValueError(
-                f"partition has transforms for the labels {sorted(table)}, but these leaves have others: {wrong}"
+                f"partition has transforms for the labels {sorted(table)}, but these leaves have "
+                f"others: {wrong}"
             )
-        by_name = dict(zip(names, flat, strict=True))
 
-        def visit(name: str, leaf: Any, metric: Any) -> Any:
-            return table[by_name[name]]._apply(
-                leaf, metric, dataclasses.replace(scope, prefix=join(scope.prefix, name))
-            )
+        def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
+            inner = dataclasses.replace(scope, prefix=join(scope.prefix, name))
+            return table[labels[name]]._apply(leaf, metric, inner)
 
         return map_leaves(visit, params, moments)
 
+    def _labels_by_name(self, params: PyTree) -> dict[str, str]:
+        """The label of every leaf, those of a prefix spread over the leaves below it."""
+        labels = self.labels.tree if isinstance(self.labels, Labels) else self.labels(params)
+
+        def spread(label: str, part: PyTree) -> PyTree:
+            return jax.tree.map(lambda _: label, part, is_leaf=is_compact)
+
+        treedef = jax.tree.structure(params, is_leaf=is_compact)
+        try:
+            flat = treedef.flatten_up_to(jax.tree.map(spread, labels, params))
+        except ValueError as error:
+            raise ValueError(f"partition: the labels do not fit the parameters: {error}") from None
+        names = [name for name, _ in named_leaves(params)]
+        return dict(zip(names, flat, strict=True))
+
     def __repr__(self) -> str:
-        return f"partition({dict(self.transforms)!r}, {self.labels!r})"
+        return call("partition", show_mapping(self.transforms), show(self.labels))
 
 
 def chain(*transforms: Transform) -> Transform:
     """Apply transforms one after another; keeps multiply along the way.
+
+    Args:
+        *transforms: any, in the order in which they run; a chain in a chain is flattened.
+
+    Returns:
+        A transform.
+
+    Raises:
+        TypeError: for something that is no transform.
 
     Example:
         >>> import jaxcompress as jc
@@ -162,12 +217,17 @@ def chain(*transforms: Transform) -> Transform:
         chain(vocabulary(keep=0.5), at('**/codes', hashed(keep=0.25)))
     """
     _check_transforms("chain", transforms)
-    flat = [inner for t in transforms for inner in (t.transforms if isinstance(t, Chain) else (t,))]
+    flat: list[Transform] = []
+    for transform in transforms:
+        flat += transform.transforms if isinstance(transform, Chain) else (transform,)
     return flat[0] if len(flat) == 1 else Chain(tuple(flat))
 
 
 def identity() -> Transform:
     """The transform that changes nothing: the unit of `chain`.
+
+    Returns:
+        A transform.
 
     Example:
         >>> import jaxcompress as jc
@@ -181,15 +241,19 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
     """Apply a transform to the leaves whose names a pattern matches.
 
     Args:
-        pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on the tree as received;
-            a tuple of such patterns; or a selector `(name, leaf) -> bool` such as `jc.matrices`. A pattern meets a
-            compact array before its children and stops there; to nest, name the child: `**/kernel/codes`.
-        transform: what to do there; it sees the leaf as its whole tree.
+        pattern: parts joined by "/", with `*` within a part and `**` for any number of parts, on
+            the tree as received; a tuple of such patterns; or a selector `(name, leaf) -> bool`
+            such as `jc.matrices`. A pattern is compared with a compact array before its children
+            and stops there; to nest, name the child: `**/kernel/codes`.
+        transform: a leaf transform, or a combination of them; the leaf is its whole tree.
+
+    Returns:
+        A transform.
 
     Raises:
-        ValueError: when called, for a pattern that matches nothing; the message lists what there was.
-        TypeError: when called, for a leaf that is picked by name (no wildcard in the pattern's last part) and
-            cannot be compacted.
+        TypeError: for something that is no pattern, or a transform of axes; when called, for a leaf
+            that is picked by name (no wildcard in the pattern's last part) and cannot be compacted.
+        ValueError: when called, for a pattern that matches nothing; the message lists the leaves.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -204,34 +268,44 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
     )
     if not (isinstance(pattern, str) or several or callable(pattern)):
         raise TypeError(
-            f"at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got {pattern!r}"
+            "at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got "
+            f"{pattern!r}"
         )
     return At(pattern, transform)
 
 
-def partition(transforms: Mapping[str, Transform], labels: Any | Callable[[Any], Any]) -> Transform:
+def partition(
+    transforms: Mapping[str, Transform], labels: PyTree[str] | Callable[[PyTree], PyTree[str]]
+) -> Transform:
     """Give every leaf a label and every label a transform.
 
     Args:
         transforms: a transform for each label.
-        labels: a tree of strings like the (dense) parameters or a prefix of it, or a function from parameters to one.
+        labels: a tree of strings like the (dense) parameters or a prefix of it, or a function from
+            parameters to one.
+
+    Returns:
+        A transform.
 
     Raises:
+        TypeError: for something that is no transform, or a transform of axes.
         ValueError: when called, for labels without a transform or of another structure.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> params = {"body": jnp.ones((4, 8)), "head": jnp.ones((8, 2))}
-        >>> small = jc.partition({"shrink": jc.hashed(keep=1/4), "stay": jc.identity()}, {"body": "shrink", "head": "stay"})(params)
+        >>> transforms = {"shrink": jc.hashed(keep=1/4), "same": jc.identity()}
+        >>> small = jc.partition(transforms, {"body": "shrink", "head": "same"})(params)
         >>> small["body"].stored_numbers, small["head"].shape
         (8, (8, 2))
     """
     _check_transforms("partition", transforms.values())
     _check_leafwise("partition", transforms.values())
-    return Partition(tuple(transforms.items()), labels)
+    table = tuple(sorted(transforms.items(), key=lambda item: str(item[0])))
+    return Partition(table, labels if callable(labels) else Labels.of(labels))
 
 
-def _check_transforms(what: str, transforms: Any) -> None:
+def _check_transforms(what: str, transforms: Iterable[object]) -> None:
     for transform in transforms:
         if not isinstance(transform, Transform):
             raise TypeError(
@@ -239,10 +313,11 @@ def _check_transforms(what: str, transforms: Any) -> None:
             )
 
 
-def _check_leafwise(what: str, transforms: Any) -> None:
+def _check_leafwise(what: str, transforms: Iterable[Transform]) -> None:
     for transform in transforms:
         for inner in transform.transforms if isinstance(transform, Chain) else (transform,):
             if inner.whole_network:
                 raise TypeError(
-                    f"{what} picks leaves, and {inner!r} changes axes of a whole network: choose with its axes=..."
+                    f"{what} picks leaves, and {inner!r} changes axes of a whole network: choose "
+                    "with its axes=..."
                 )

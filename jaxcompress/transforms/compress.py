@@ -1,13 +1,16 @@
-"""One percentage in, a network and small parameters out.
+"""Compress: a trained function and a share of its numbers in, a network and small parameters out.
 
-`compress` is nothing but `trace`, `calibrate`, and a chain of `rotate_and_prune` with a `budget` and `reconstruct`: what one would
-write first by hand, and take apart when more is wanted.
+`compress` is `trace`, `calibrate`, and a chain of `rotate_and_prune` with a `budget` and
+`reconstruct`, for use as a first step and to be taken apart. Costs two passes over the data, one of
+them with derivatives, and those of `reconstruct`, one for each layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+import jax
+from jaxtyping import PyTree
 
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.networks.trace import Network, trace
@@ -18,36 +21,42 @@ from jaxcompress.transforms.rotation import rotate_and_prune
 
 
 def compress(
-    apply: Callable[..., Any],
-    params: Any,
-    batches: Iterable[Any] | Calibration,
+    apply: Callable[..., PyTree[jax.Array]],
+    params: PyTree,
+    batches: Iterable[PyTree] | Calibration,
     keep: float | Budget,
     *,
     state_outputs: Mapping[str, str] | None = None,
     progress: bool = True,
-) -> tuple[Network, Any]:
-    """Make a trained network smaller, to a share of its numbers, with unlabelled data alone.
+) -> tuple[Network, PyTree]:
+    """Make a trained network smaller, to a share of its stored numbers, with unlabelled data alone.
 
     Args:
-        apply: `apply(params, *inputs)`, pure, of any framework.
+        apply: `apply(params, *inputs)`, a pure function of any framework.
         params: trained parameters.
-        batches: as for `jc.calibrate`; they are read more than once, so give a list, not an iterator.
-        keep: the fraction of all numbers to keep, in (0, 1], or a `jc.budget` of them, which takes a metric.
+        batches: data as for `jc.calibrate`, or a `jc.Calibration`. It is read more than once, so
+            give a list, not an iterator.
+        keep: the fraction of all stored numbers to keep, in (0, 1], or a `jc.budget` with that
+            fraction, which may have a metric.
         state_outputs: as for `jc.trace`.
         progress: show progress bars.
 
     Returns:
-        The network, and its small parameters: `net(small, *inputs)`.
+        The network, and its small parameters: call it as `net(small, *inputs)`.
 
     Raises:
-        ValueError: for batches that do not fit, a keep outside (0, 1] or out of reach.
+        ValueError: without batches, for batches that do not fit, for a keep outside (0, 1] or out
+            of reach.
+        TypeError: for an iterator of batches.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
-        >>> shapes, keys = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}, jax.random.split(jax.random.key(0), 3)
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> shapes = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
-        >>> net, small = jc.compress(apply, params, [jax.random.normal(keys[0], (500, 4))], 1/2, progress=False)
+        >>> x = jax.random.normal(keys[3], (500, 4))
+        >>> net, small = jc.compress(apply, params, [x], 1/2, progress=False)
         >>> jc.stored_numbers(small) / jc.stored_numbers(params) <= 1/2
         True
     """

@@ -1,73 +1,85 @@
-"""What every size of a hidden axis is predicted to cost: the error of the network's outputs, from the moments alone.
+"""The predicted error of the network's outputs at every size of a hidden axis, from moments alone.
 
-The curve belongs to the map that `axis_maps` would make: what a rotation leaves of the spectrum, what a greedy selection has not
-explained after 1, 2, ... channels. With sensitivities it is the squared error of the outputs, summed per output; without, relative
-to all that the consumers read. One decomposition or one greedy run an axis gives all sizes.
+The curve belongs to the map that `rotate_and_prune` would use: the remainder of the spectrum
+after a rotation, or the variance unexplained by a greedy selection of 1, 2, ... channels. With
+sensitivities it is the squared error of the outputs, summed over them; without, it is relative to
+the consumers' results. Costs one decomposition or one greedy run an axis, for all sizes together.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxcompress.networks.axes import Axis
-from jaxcompress.transforms import axis_maps, selection
-from jaxcompress.transforms.axiswise import Work
+from jaxcompress.transforms import selection
+from jaxcompress.transforms.axis_selection import selection_systems
+from jaxcompress.transforms.axis_statistics import (
+    importance,
+    measured,
+    normalised_moments,
+    pair_moments,
+    relevant_moments,
+)
+from jaxcompress.transforms.consumers import consumer_gram
+from jaxcompress.transforms.legality import can_rotate, pair_of, why_not_fold
+from jaxcompress.transforms.network_state import NetworkState
 
 
-def curve(work: Work, axis: Axis, method: str) -> np.ndarray:
-    """(d + 1,): the predicted error of the outputs at size 0, 1, ..., d of one axis."""
-    d = work.size(axis)
-    sensed = work.moments is not None and bool(work.moments.gains)
-    if (
-        method != "select"
-        and axis_maps.why_not_rotate(work, axis) is None
-        and (not axis.pair or axis_maps.pair_of(work, axis))
-    ):
-        errors, sensed = rotated(work, axis, sensed)
-    elif (
-        work.moments is not None
-        and axis_maps.why_not_fold(axis) is None
-        and axis_maps.measured(work, axis) is not None
-    ):
-        errors = np.zeros(d + 1)
-        for group in axis_maps.systems(work, axis):
-            found = selection.greedy(group, d)[1]
-            fibres = group[0].where.shape[0]
-            steps = np.minimum(np.arange(d + 1) * fibres, len(found) - 1)
-            errors += found[steps]
+def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarray, " sizes"]:
+    """The predicted error of the outputs at size 0, 1, ..., d of one axis."""
+    absolute = state.moments is not None and bool(state.moments.gains)
+    if method != "select" and can_rotate(state, axis):
+        errors, absolute = _rotation_errors(state, axis, absolute)
+    elif why_not_fold(axis) is None and measured(state, axis) is not None:
+        errors = _fold_errors(state, axis)
     else:
-        errors = tails(np.sort(axis_maps.importance(work, axis), axis=1)[:, ::-1]).sum(0)
+        errors = tails(np.sort(importance(state, axis), axis=1)[:, ::-1]).sum(0)
     errors = np.minimum.accumulate(errors)
-    return errors - errors[-1] if sensed else (errors - errors[-1]) / max(errors[0], 1e-300)
+    excess = errors - errors[-1]
+    return excess if absolute else excess / max(errors[0], 1e-300)
 
 
-def rotated(work: Work, axis: Axis, sensed: bool) -> tuple[np.ndarray, bool]:
-    """(d + 1,): what a rotation leaves out at size 0, 1, ..., d; and whether that is an error of the outputs."""
+def _fold_errors(state: NetworkState, axis: Axis) -> Float[np.ndarray, " sizes"]:
+    """The variance of the consumers' results that a selection of each size does not explain."""
+    d = state.size(axis)
+    errors = np.zeros(d + 1)
+    for group in selection_systems(state, axis):
+        unexplained = selection.greedy(group, d)[1]
+        fibres = group[0].where.shape[0]
+        errors += unexplained[np.minimum(np.arange(d + 1) * fibres, len(unexplained) - 1)]
+    return errors
+
+
+def _rotation_errors(
+    state: NetworkState, axis: Axis, absolute: bool
+) -> tuple[Float[np.ndarray, " sizes"], bool]:
+    """The remainder of the spectrum at each size, and whether it is an error of the outputs."""
     if axis.pair:
-        key = axis_maps.pair_of(work, axis)
-        assert key is not None
-        left, right = axis_maps.pair_moments(work, axis, key)
-        roots = (selection.root(a) @ selection.root(b) for a, b in zip(left, right, strict=True))
-        errors = tails(
-            np.stack([np.linalg.svd(root, compute_uv=False) ** 2 for root in roots])
-        ).mean(0)
-        gain = work.moments.gains.get(key) if work.moments is not None else None
-        return (errors, False) if gain is None else (errors * float(gain.cov.sum()), True)
+        return _pair_errors(state, axis)
     if "rms" in axis.marks:
-        spectrum = tails(np.linalg.eigvalsh(axis_maps.normed(work, axis))[None, ::-1])[0]
-        return spectrum / max(spectrum[0], 1e-300) * float(
-            axis_maps.importance(work, axis).sum()
-        ), sensed
-    moments, _ = axis_maps.flowing(work, axis)
-    halves = [selection.root(part) for part in moments]
-    values = [
-        np.linalg.eigvalsh(half @ gram @ half)[::-1]
-        for half, gram in zip(halves, work.read(axis), strict=True)
-    ]
-    return tails(np.maximum(values, 0)).sum(0), sensed
+        spectrum = tails(np.linalg.eigvalsh(normalised_moments(state, axis))[None, ::-1])[0]
+        power = float(importance(state, axis).sum())
+        return spectrum / max(spectrum[0], 1e-300) * power, absolute
+    halves = [selection.root(part) for part in relevant_moments(state, axis)]
+    grams = consumer_gram(state, axis)
+    values = [np.linalg.eigvalsh(h @ gram @ h)[::-1] for h, gram in zip(halves, grams, strict=True)]
+    return tails(np.maximum(values, 0)).sum(0), absolute
 
 
-def tails(values: np.ndarray) -> np.ndarray:
-    """(F, d + 1): for each row what is left after its first 0, 1, ..., d entries."""
+def _pair_errors(state: NetworkState, axis: Axis) -> tuple[Float[np.ndarray, " sizes"], bool]:
+    """The remainder of a product of activations at each rank, and whether its gain is known."""
+    key = pair_of(state, axis)
+    assert key is not None
+    sides = zip(*pair_moments(state, axis, key), strict=True)
+    roots = [selection.root(left) @ selection.root(right) for left, right in sides]
+    values = np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in roots])
+    errors = tails(values**2).mean(0)
+    gain = None if state.moments is None else state.moments.gains.get(key)
+    return (errors, False) if gain is None else (errors * float(gain.cov.sum()), True)
+
+
+def tails(values: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows sizes"]:
+    """The sum of each row without its first 0, 1, ..., d entries."""
     total = np.cumsum(values[:, ::-1], axis=1)[:, ::-1]
     return np.concatenate([total, np.zeros((len(values), 1))], axis=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +21,10 @@ from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.projection import per_matrix, weigh
 from jaxcompress.arrays.spline import SplineArray, check_basis
 from jaxcompress.arrays.toeplitz import ToeplitzArray, positions
-from jaxcompress.transforms.leafwise import (
-    Keep,
-    LeafTransform,
-    Unreachable,
-    check_keep,
-    check_matrix_axes,
-    squared,
-)
+from jaxcompress.checks import whole_number, whole_numbers
+from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.options import Keep, check_keep, check_matrix_axes
+from jaxcompress.transforms.weights import Unreachable, squared
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -136,9 +131,12 @@ class Clustered(LeafTransform):
 class Factored(LeafTransform):
     """See `factored`."""
 
-    keep: Any = 1.0
+    keep: Any
     energy: Any = None
     matrix_axes: Any = None
+
+    def hidden(self) -> tuple[str, ...]:
+        return () if self.energy is None else ("keep",)
 
     def curve(
         self, matrix: np.ndarray, metric: np.ndarray | None, name: str
@@ -251,8 +249,7 @@ def hashed(
         >>> jc.hashed(keep=1/8)(jnp.ones((16, 16)))
         HashedArray((16, 16) float32, 32 stored = 1/8)
     """
-    if not isinstance(block, int) or block < 1:
-        raise ValueError(f"block must be a whole number of at least 1, got {block!r}")
+    block = whole_number("block", block)
     if seed_by not in ("path", "shape"):
         raise ValueError(f"seed_by must be 'path' or 'shape', got {seed_by!r}")
     if layout not in ("random", "circular"):
@@ -293,9 +290,8 @@ def clustered(
         >>> jc.clustered(keep=1/2)(jnp.arange(48.0).reshape(6, 8) % 8)
         ClusteredArray((6, 8) float32, 2 runs of 4, 20 stored = 1/2.4)
     """
-    for name, value in {"block": block, "most": most}.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    block = None if block is None else whole_number("block", block)
+    most = whole_number("most", most)
     return Clustered(check_keep(keep), block, most, seed, check_matrix_axes(matrix_axes))
 
 
@@ -351,23 +347,6 @@ def spline(keep: Keep, *, basis: str = "step", matrix_axes: Any = None) -> LeafT
     """
     check_basis(basis)
     return Spline(check_keep(keep), basis, check_matrix_axes(matrix_axes))
-
-
-def whole_numbers(name: str, value: Any, axes: int | None, least: int) -> tuple[int, ...]:
-    """One whole number for each axis; a single one is for all axes, where their number is known."""
-    given = (value,) * (axes or 1) if isinstance(value, numbers.Integral) else value
-    fits = isinstance(given, Sequence) and len(given) == (axes or len(given)) and len(given) > 0
-    if not fits or any(
-        not isinstance(each, numbers.Integral) or isinstance(each, bool) or each < least
-        for each in given
-    ):
-        many = (
-            "whole numbers"
-            if axes is None
-            else f"one whole number, or one for each of the {axes} axes,"
-        )
-        raise ValueError(f"{name} must be {many} of at least {least}, got {value!r}")
-    return tuple(int(each) for each in given)
 
 
 def toeplitz(

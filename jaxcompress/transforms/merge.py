@@ -1,35 +1,33 @@
-"""Merge: units that say the same become one.
+"""Merge correlated hidden units into one.
 
-"If two or more of these intermediate values are highly correlated, they convey similar information and can be compressed into a
-single value." Units are clustered so that within a group every two correlate at least as a threshold says, of either sign; the one
-of a group that is read most stays, the others are written as multiples of it inside the consumers, their means in the biases. Costs
-one clustering an axis on the host.
+Units are clustered by complete linkage so that within a group every two have an absolute
+correlation of at least a threshold. Of each group the unit with the largest effect on the
+consumers is kept; the others are written as multiples of it inside the consumers' kernels, their
+means in the biases:
+
+    h_j = (E[h_j h_i] / E[h_i^2]) h_i         for unit j of the group that keeps unit i
+
+Costs one hierarchical clustering an axis, O(d^2), on the host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
-from jaxcompress.transforms.axis_maps import (
-    apart,
-    carry,
-    centred_sites,
-    joint_moments,
-    measured,
-    selected,
-    why_not_fold,
-)
-from jaxcompress.transforms.axiswise import AxisTransform, Work
-
-log = logging.getLogger(__name__)
+from jaxcompress.transforms.axis_selection import selecting
+from jaxcompress.transforms.axis_statistics import measured, relevant_moments
+from jaxcompress.transforms.axiswise import AxisTransform
+from jaxcompress.transforms.consumers import consumer_gram
+from jaxcompress.transforms.folds import fold_into_consumers
+from jaxcompress.transforms.legality import why_not_fold
+from jaxcompress.transforms.network_state import AxisChange, NetworkState
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,117 +38,124 @@ class Merge(AxisTransform):
     threshold: float
     axes: str = "**"
 
-    def change(self, work: Work, axis: Axis) -> AxisMap | None:
-        if work.moments is None:
-            raise ValueError("merge looks at activations: call it with the moments of jc.calibrate")
-        why = why_not_fold(axis) or (
-            "nothing was measured along it" if measured(work, axis) is None else None
-        )
+    def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
+        """The groups of one axis merged, or None where no two units are."""
+        if state.moments is None:
+            raise ValueError("merge compares activations: call it with the moments of jc.calibrate")
+        why = why_not_fold(axis)
+        if why is None and measured(state, axis) is None:
+            why = "nothing was measured along it"
         if why is not None:
-            log.info("%s is left: %s", axis.key, why)
+            self.skip(axis, why)
             return None
-        moments, d = joint_moments(work, axis), work.size(axis)
-        trees = [linkage(squareform(distances(part), checks=False), "complete") for part in moments]
-        size = max(int(fcluster(tree, 1 - self.threshold, "distance").max()) for tree in trees)
-        if size == d:
+        moments, d = relevant_moments(state, axis), state.size(axis)
+        trees = [clustering(part) for part in moments]
+        size = max(group_count(tree, self.threshold) for tree in trees)
+        if size == d or not self.can_resize(state, axis, size):
             return None
-        if why := self.left(work, axis, size):
-            log.info("%s is left: %s", axis.key, why)
-            return None
-        work.touched(axis)
-        read = np.einsum("fii->fi", moments) * np.einsum("fii->fi", work.read(axis))
-        groups = [cut(tree, size, mine) for tree, mine in zip(trees, read, strict=True)]
-        chosen = [
-            np.array(sorted(max(group, key=mine.__getitem__) for group in each))
-            for each, mine in zip(groups, read, strict=True)
-        ]
-        folds = lambda moments: np.stack(
-            [fold(*each) for each in zip(moments, groups, chosen, strict=True)]
-        )
-        centred, gaps, other = centred_sites(work, axis), {}, {}
-        for site in apart(work, axis):
-            own = measured(work, axis, [site])
-            assert own is not None
-            mine = folds(own.cov if site.key in centred else own.second)
-            other |= {slot: mine for slot in site.slots if slot in axis.consumers}
-            if site.key in centred:
-                gaps[site.key] = own.mean - np.stack(
-                    [m[c] @ f for m, c, f in zip(own.mean, chosen, mine, strict=True)]
-                )
-        carry(work, axis, gaps)
-        return dataclasses.replace(selected(chosen, d), consume=folds(moments), other=other)
+        state.check_dense(axis)
+        gram = consumer_gram(state, axis)
+        effects = np.einsum("fii->fi", moments) * np.einsum("fii->fi", gram)
+        groups = [cut(tree, size, effect) for tree, effect in zip(trees, effects, strict=True)]
+        kept = [strongest(rows, effect) for rows, effect in zip(groups, effects, strict=True)]
+
+        def multiples_of_kept(moments: np.ndarray, count: float) -> np.ndarray:
+            return np.stack([multiples(*row) for row in zip(moments, groups, kept, strict=True)])
+
+        return fold_into_consumers(state, axis, selecting(kept, d), multiples_of_kept)
 
 
-def cut(tree: np.ndarray, size: int, read: np.ndarray) -> list[list[int]]:
-    """A given number of groups of units; where ties leave fewer, those that are read most stand alone."""
+def clustering(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "merges 4"]:
+    """The complete-linkage tree of units, as scipy's `linkage` gives it."""
+    return linkage(squareform(distances(moments), checks=False), "complete")
+
+
+def group_count(tree: Float[np.ndarray, "merges 4"], threshold: float) -> int:
+    """The number of groups in which every two units correlate at least as much as a threshold."""
+    return int(fcluster(tree, 1 - threshold, "distance").max())
+
+
+def cut(
+    tree: Float[np.ndarray, "merges 4"], size: int, effects: Float[np.ndarray, " d"]
+) -> list[list[int]]:
+    """A given number of groups; where ties give fewer, units of large effect are split off."""
     labels = fcluster(tree, size, "maxclust")
     groups = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
     while len(groups) < size:
         largest = max(groups, key=len)
-        alone = max(largest, key=read.__getitem__)
+        alone = max(largest, key=effects.__getitem__)
         largest.remove(alone)
         groups.append([alone])
     return groups
 
 
-def fold(moments: np.ndarray, groups: list[list[int]], chosen: np.ndarray) -> np.ndarray:
-    """(r, d): every unit as a multiple of the one of its group that stays."""
-    found = np.zeros((len(chosen), len(moments)))
-    for row, unit in enumerate(chosen):
+def strongest(groups: list[list[int]], effects: Float[np.ndarray, " d"]) -> Int[np.ndarray, " r"]:
+    """The unit with the largest effect of each group, in ascending order."""
+    return np.array(sorted(max(group, key=effects.__getitem__) for group in groups))
+
+
+def multiples(
+    moments: Float[np.ndarray, "d d"], groups: list[list[int]], kept: Int[np.ndarray, " r"]
+) -> Float[np.ndarray, "r d"]:
+    """Every unit as a multiple of the kept unit of its group."""
+    fold = np.zeros((len(kept), len(moments)))
+    for row, unit in enumerate(kept):
         group = next(group for group in groups if unit in group)
-        found[row, group] = moments[unit, group] / max(moments[unit, unit], 1e-300)
-        found[row, unit] = 1
-    return found
+        fold[row, group] = moments[unit, group] / max(moments[unit, unit], 1e-300)
+        fold[row, unit] = 1
+    return fold
 
 
-def distances(moments: np.ndarray) -> np.ndarray:
-    """One minus the absolute correlation; a unit that never changes is a multiple, by zero, of any other."""
+def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """One minus the absolute correlation; a constant unit is a multiple, by zero, of any other."""
     scale = np.sqrt(np.maximum(np.diag(moments), 0))
     alive = scale > 1e-7 * scale.max(initial=0)
     safe = np.where(alive, scale, 1)
-    found = np.where(
-        alive[:, None] & alive[None, :], 1 - np.abs(moments / safe[:, None] / safe[None, :]), 0
-    )
-    np.fill_diagonal(found, 0)
-    return np.maximum((found + found.T) / 2, 0)
+    correlations = np.abs(moments / safe[:, None] / safe[None, :])
+    apart = np.where(alive[:, None] & alive[None, :], 1 - correlations, 0)
+    np.fill_diagonal(apart, 0)
+    return np.maximum((apart + apart.T) / 2, 0)
 
 
 def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
-    """Make one of the units that say the same, wherever they do.
+    """Merge correlated hidden units of every hidden axis.
 
-    How many stay follows from the data, not from a keep. Axes that are read by other activations, or whose norm would change,
-    are left.
+    The number of units that remain follows from the data. Axes over which activations are
+    multiplied, or that have a norm over them, are left as they are, with a note in the log.
 
     Args:
         net: from `jc.trace`; only its axes are kept.
-        threshold: the least absolute correlation, in (0, 1], of every two units that become one. Where a consumer has no bias
-            that could carry a mean, of their values about zero.
+        threshold: the least absolute correlation, in (0, 1], of every two units of a group. Where
+            a consumer has no bias that could absorb a mean, the correlation is that of the second
+            moments about zero.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`.
+        A transform; call it as `transform(params, moments)` with the moments of `jc.calibrate`.
 
     Raises:
-        ValueError: for a threshold outside (0, 1], a pattern without an axis; when called, without moments.
+        ValueError: for a threshold outside (0, 1]; when called, without moments, for a pattern that
+            matches no axis, or for an axis of a compact leaf.
+        TypeError: for a `net` that is not from `jc.trace`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> up = jax.random.normal(jax.random.key(0), (3, 4))
-        >>> params = {"up": jnp.concatenate([up, -up], 1), "down": jax.random.normal(jax.random.key(1), (8, 2))}
+        >>> down = jax.random.normal(jax.random.key(1), (8, 2))
+        >>> params = {"up": jnp.concatenate([up, -up], 1), "down": down}  # tanh is odd
         >>> x = jax.random.normal(jax.random.key(2), (50, 3))
         >>> net = jc.trace(apply, params, x)
-        >>> small = jc.merge(net, 0.99)(params, jc.calibrate(net, params, [x], progress=False))
+        >>> moments = jc.calibrate(net, params, [x], progress=False)
+        >>> small = jc.merge(net, 0.99)(params, moments)
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
     check_network("merge", net)
-    if (
-        not isinstance(threshold, (int, float))
-        or isinstance(threshold, bool)
-        or not 0 < threshold <= 1
-    ):
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not (number and 0 < threshold <= 1):
         raise ValueError(
-            f"threshold must be in (0, 1], the least correlation of units that become one; got {threshold!r}"
+            "threshold must be in (0, 1], the least correlation of units that are merged; "
+            f"got {threshold!r}"
         )
     return Merge(net.structure, float(threshold), axes)

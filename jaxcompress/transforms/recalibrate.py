@@ -1,59 +1,90 @@
-"""Gather the moments anew in the middle of a chain.
+"""Recalibrate: gather the moments anew in the middle of a chain.
 
-Carried moments are exact for the maps and first-order for the errors upstream; after deep cuts a pass over data at the
-present sizes is better. Costs what `jc.calibrate` costs.
+Moments that a transform hands on are exact for its maps and first-order in the errors of earlier
+layers; after deep cuts a pass over data at the present sizes is better. Costs as much as
+`jc.calibrate`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.settings import DIGITS, call, constructor_name, digest, show_structure
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class DataTransform(Transform):
-    """The base of transforms that read data when they run."""
+    """The base of transforms that read data when they run.
+
+    They compare by the structure of the network and by the content of the data: a list or a tuple
+    of batches by its numbers, any other iterable by its identity.
+    """
 
     net: Network
     data: Calibration
     progress: bool = True
     whole_network = True
 
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that are no arguments of the constructor."""
+        return ("net", "data")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DataTransform):
+            return False
+        return other is self or self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def _content(self) -> tuple[object, ...]:
+        return type(self), digest(self.net.structure), digest(self.data), self.progress
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__.lower()}(<batches>)"
+        net, data = show_structure(self.net.structure), f"<batches, {digest(self.data)[:DIGITS]}>"
+        return call(constructor_name(self), net, data, **self.arguments())
 
 
 class Recalibrate(DataTransform):
     """See `recalibrate`."""
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
         sensitivity = isinstance(moments, Moments) and bool(moments.gains)
-        found = calibrate(
+        fresh = calibrate(
             self.net, params, self.data, sensitivity=sensitivity, progress=self.progress
         )
-        if isinstance(moments, Moments):  # what the original was stays known
-            found = dataclasses.replace(found, reference=moments.reference, changes=moments.changes)
-        return params, found
+        if isinstance(moments, Moments):  # `reconstruct` needs the original network
+            fresh = dataclasses.replace(fresh, reference=moments.reference, changes=moments.changes)
+        return params, fresh
 
 
 def recalibrate(
     net: Network,
-    batches: Iterable[Any] | Calibration,
+    batches: Iterable[PyTree] | Calibration,
     *,
     progress: bool = True,
 ) -> Transform:
-    """A transform that leaves parameters as they are and gives the moments of what comes after it in a chain.
+    """Gather the moments anew for the transforms that follow in a chain; parameters stay.
 
     Args:
         net: from `jc.trace`.
-        batches: as for `jc.calibrate`; they are read each time the chain runs, so give a list, not an iterator.
+        batches: data as for `jc.calibrate`, or a `jc.Calibration`. It is read each time the chain
+            runs, so give a list, not an iterator.
         progress: show a progress bar.
+
+    Returns:
+        A transform. It gathers sensitivities where the moments it receives have them.
+
+    Raises:
+        ValueError: when called, without batches or for batches that do not fit.
+        TypeError: for an iterator of batches.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc

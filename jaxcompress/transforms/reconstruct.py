@@ -1,35 +1,44 @@
-"""Reconstruct: every kernel solved anew, so that the small network's layers give what the original's gave.
+"""Reconstruct: kernels solved anew, so that a small network's layers give the original's results.
 
-A fold makes each layer right on the original's activations; errors upstream then add up. Here, layer after layer in the
-order of the program, kernel W' and bias are the least-squares solution of `x' W' = x W`, x' being what the small network
-really meets and x what the original met: ridge regression towards the present kernel. A kernel of low rank becomes the best of
-its rank: that solution, projected in the metric of x' (reduced-rank regression, Izenman 1975). Costs one pass over the data for
-each layer, of both networks up to it, and m'^3 a kernel on the host. No labels, no gradients.
+A fold makes each layer right on the original's activations; errors of earlier layers then add up.
+Here, layer after layer in the order of the program, kernel and bias are the least-squares
+solution of
 
-Source: asymmetric layer-wise reconstruction (He et al. 2017, arXiv:1707.06168; Luo et al. 2017, arXiv:1707.06342).
+    x' W' + b' = x W + b        x' the inputs in the small network, x those in the original
+
+by ridge regression with the present kernel as its prior. A kernel of low rank becomes the best of
+its rank: that solution, projected in the metric of x' (reduced-rank regression, Izenman 1975).
+Costs a pass over the data for each layer, through both networks up to it, and O(m^3) a kernel of
+m inputs on the host. It needs no labels and no gradients.
+
+Source: asymmetric layer-wise reconstruction (He et al. 2017, arXiv:1707.06168; Luo et al. 2017,
+arXiv:1707.06342).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import Paired, gather, groups
+from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.axes import Layout, Site
-from jaxcompress.networks.maps import apply_map
+from jaxcompress.networks.axes import Axis, Site, Structure
+from jaxcompress.networks.layout import Layout
+from jaxcompress.networks.maps import AxisMap, apply_map
 from jaxcompress.networks.trace import Network
-from jaxcompress.transforms.axiswise import Work
 from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.consumers import bias_of, is_solvable
+from jaxcompress.transforms.folds import BiasShift
+from jaxcompress.transforms.network_state import NetworkState
 from jaxcompress.transforms.recalibrate import DataTransform
 from jaxcompress.transforms.selection import SHRINK
 
@@ -39,61 +48,85 @@ log = logging.getLogger(__name__)
 class Reconstruct(DataTransform):
     """See `reconstruct`."""
 
-    def _step(self, params: Any, moments: Any, scope: Scope) -> tuple[Any, Any]:
+    def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
         if not isinstance(moments, Moments) or moments.reference is None:
             raise ValueError(
-                "reconstruct needs the moments of jc.calibrate, which remember the original network"
+                "reconstruct needs the moments of jc.calibrate, which hold the original network"
             )
-        work = Work(self.net.structure, params, moments)
-        original = Original(self.net, moments)
-        sites = {key: self.net.structure.sites[key] for key in moments.sites}
-        low = {
-            name
-            for site in sites.values()
-            for name in site.leaves
-            if of_low_rank(work, site, name, original)
-        }
+        original = Original.of(self.net, moments)
+        state = NetworkState.of(self.net.structure, params, moments)
+        order = self.order(state, original)
+        shifts: dict[str, list[np.ndarray]] = {}
+        statistics = dict(moments.sites)
+        for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
+            paired = gather(self.net, original.params, state.params(), self.data, group[0])
+            for key in group:
+                solution = solve(state, self.net.structure.sites[key], original, paired)
+                leaves = dict(solution.kernels)
+                if solution.shift is not None:
+                    name, shift = solution.shift
+                    shifts.setdefault(name, []).append(shift)
+                    bias = original.target(name)
+                    leaves[name] = bias + np.sum(shifts[name], axis=0).reshape(bias.shape)
+                state = state.edited(leaves, solution.low_rank)
+                statistics[key] = dataclasses.replace(
+                    statistics[key], count=paired.count, mean=paired.after, cov=paired.cov
+                )
+        return state.params(), dataclasses.replace(moments, sites=statistics)
+
+    def order(self, state: NetworkState, original: Original) -> list[tuple[str, ...]]:
+        """The contractions to solve for, in order; those of a group have the same inputs."""
+        assert state.moments is not None
+        sites = [self.net.structure.sites[key] for key in state.moments.sites]
+        low_rank: set[str] = set()
+        for site in sites:
+            low_rank |= {n for n in site.leaves if is_of_low_rank(state, site, n, original)}
+        allowed = low_rank | set(state.leaves)
         solvable = {
-            key: site
-            for key, site in sites.items()
-            if work.solvable(site) and set(site.leaves) <= low | set(work.leaves)
+            site.key: site
+            for site in sites
+            if is_solvable(state, site) and set(site.leaves) <= allowed
         }
-        if left := sorted(set(sites) - set(solvable)):
+        if skipped := sorted({site.key for site in sites} - set(solvable)):
             log.info(
                 "reconstruct leaves %s: shared, stacked, grouped, compact or too wide",
-                ", ".join(left),
+                ", ".join(skipped),
             )
         values = next(self.data.values(self.net), None)
         if values is None:
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
-        gaps: dict[str, dict[str, np.ndarray]] = {}
-        met = dict(moments.sites)
-        always = {key for key, site in solvable.items() if low & set(site.leaves)}
-        order = groups(self.net, original.params, params, values, tuple(solvable), always)
-        for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
-            paired = gather(self.net, original.params, work.params(), self.data, group[0])
-            for key in group:
-                solve(work, solvable[key], original, paired, gaps)
-                met[key] = dataclasses.replace(
-                    met[key], count=paired.count, mean=paired.after, cov=paired.cov
-                )
-        return work.params(), dataclasses.replace(moments, sites=met)
+        always = {key for key, site in solvable.items() if low_rank & set(site.leaves)}
+        params = state.params()
+        return groups(self.net, original.params, params, values, tuple(solvable), always)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Original:
-    """The network that the moments were gathered with, and what has been done to its axes since."""
+    """The network with which moments were gathered, and the maps of its axes since then.
 
-    def __init__(self, net: Network, moments: Moments):
-        self.structure, self.params, self.changes = (
-            net.structure,
-            moments.reference,
-            moments.changes,
-        )
-        self.leaves = dict(named_leaves(moments.reference))
-        self.sizes = net.sizes(moments.reference)
+    Attributes:
+        structure: the network's axes.
+        params: its parameters.
+        leaves: the same by name.
+        sizes: of its axes, where they differ from the traced ones.
+        changes: the maps, in order.
+    """
+
+    structure: Structure
+    params: PyTree
+    leaves: Mapping[str, PyTree]
+    sizes: Mapping[str, int]
+    changes: tuple[tuple[Axis, AxisMap], ...]
+
+    @classmethod
+    def of(cls, net: Network, moments: Moments) -> Original:
+        """The network that moments refer to."""
+        params = moments.reference
+        leaves = dict(named_leaves(params))
+        return cls(net.structure, params, leaves, net.sizes(params), moments.changes)
 
     def target(self, name: str, inputs: tuple[int, ...] = ()) -> np.ndarray:
-        """A leaf with the maps that were applied since, but for those of its inputs."""
+        """A leaf with all maps applied, except along the dimensions that are its inputs."""
         leaves, sizes = {name: np.asarray(self.leaves[name], np.float64)}, dict(self.sizes)
         layouts = list(self.structure.layouts[name])
         for place in inputs:
@@ -105,80 +138,92 @@ class Original:
         return leaves[name]
 
 
-def of_low_rank(work: Work, site: Site, name: str, original: Original) -> bool:
-    """Whether a kernel is a product of low rank of what the site contracts, and was dense in the original."""
-    leaf = work.given[name]
+def is_of_low_rank(state: NetworkState, site: Site, name: str, original: Original) -> bool:
+    """Whether a kernel is factored along what a site contracts, and was dense in the original."""
+    leaf = state.given[name]
     if not isinstance(leaf, FactoredArray) or leaf._leading() or is_compact(original.leaves[name]):
         return False
     order = site.inputs.get(name, ())
     order += tuple(place for place in range(leaf.ndim) if place not in order)
-    return leaf.matrix_axes.inputs + leaf.matrix_axes.outputs == tuple(
-        place - leaf.ndim for place in order
-    )
+    axes = leaf.matrix_axes.inputs + leaf.matrix_axes.outputs
+    return axes == tuple(place - leaf.ndim for place in order)
 
 
-def solve(
-    work: Work,
-    site: Site,
-    original: Original,
-    paired: Paired,
-    gaps: dict[str, dict[str, np.ndarray]],
-) -> None:
-    """Solve for one contraction's kernels and bias."""
-    bias = work.bias_of(site)
-    centred = bias is not None
-    inner = paired.cov if centred else paired.cov + np.outer(paired.after, paired.after)
-    cross = paired.cross if centred else paired.cross + np.outer(paired.after, paired.before)
-    weight = SHRINK / max(paired.count, 1.0) * np.trace(inner) + np.finfo(np.float64).tiny
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The least-squares solution of one contraction.
+
+    Attributes:
+        kernels: dense kernels by name.
+        low_rank: factored kernels by name.
+        shift: of its bias from that of the original, or None.
+    """
+
+    kernels: Mapping[str, np.ndarray]
+    low_rank: Mapping[str, FactoredArray]
+    shift: BiasShift | None
+
+
+def solve(state: NetworkState, site: Site, original: Original, paired: CrossMoments) -> Solution:
+    """Solve one contraction's kernels and bias towards the original's results."""
+    bias = bias_of(state, site)
+    covariance, cross = paired.cov, paired.cross
+    if bias is None:  # no bias absorbs the mean
+        covariance = covariance + np.outer(paired.after, paired.after)
+        cross = cross + np.outer(paired.after, paired.before)
+    ridge = SHRINK / max(paired.count, 1.0) * np.trace(covariance) + np.finfo(np.float64).tiny
+    metric = covariance + ridge * np.eye(len(covariance))
+    kernels, low_rank, shift = {}, {}, None
     for name, order in site.inputs.items():
-        full = np.moveaxis(original.target(name, order), order, range(len(order))).reshape(
-            len(paired.before), -1
-        )
-        metric, low = inner + weight * np.eye(len(inner)), name not in work.leaves
-        present = (
-            np.asarray(work.given[name].materialize(), np.float64) if low else work.leaves[name]
-        )
-        moved = np.moveaxis(present, order, range(len(order)))
-        solved = np.linalg.solve(metric, cross @ full + weight * moved.reshape(len(inner), -1))
-        if low:
-            work.given[name] = work.given[name].refit(solved, metric)
-            solved = np.asarray(work.given[name]._matrix(), np.float64)
+        full = np.moveaxis(original.target(name, order), order, range(len(order)))
+        full = full.reshape(len(paired.before), -1)
+        factored = None if name in state.leaves else state.given[name]
+        present = state.leaves[name] if factored is None else factored.materialize()
+        moved = np.moveaxis(np.asarray(present, np.float64), order, range(len(order)))
+        prior = moved.reshape(len(metric), -1)
+        solved = np.linalg.solve(metric, cross @ full + ridge * prior)
+        if factored is None:
+            kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         else:
-            work.leaves[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+            low_rank[name] = factored.refit(solved, metric)
+            solved = np.asarray(low_rank[name]._matrix(), np.float64)
         if bias is not None:
             leaf, sign = bias
-            gaps.setdefault(leaf, {})[site.key] = sign * (
-                paired.before @ full - paired.after @ solved
-            )
-            plain = original.target(leaf)
-            work.leaves[leaf] = plain + np.sum(list(gaps[leaf].values()), axis=0).reshape(
-                plain.shape
-            )
+            shift = leaf, sign * (paired.before @ full - paired.after @ solved)
+    return Solution(kernels, low_rank, shift)
 
 
 def reconstruct(
     net: Network,
-    batches: Iterable[Any] | Calibration,
+    batches: Iterable[PyTree] | Calibration,
     *,
     progress: bool = True,
 ) -> Transform:
-    """Solve every kernel anew, layer after layer, towards what the original network computed on the same data.
+    """Solve every kernel anew, layer after layer, towards the original network's results.
 
-    Put it behind `rotate_and_prune` or `factored` in a chain. The original is the network that the moments were gathered with.
-    Kernels of low rank keep their rank. Those that cannot be solved for (shared, stacked in a loop, grouped, compact in another
-    form, of more inputs than were measured) stay.
+    Put it after `rotate_and_prune` or `factored` in a chain. The original is the network with which
+    the moments were gathered. Kernels of low rank keep their rank. Kernels that have no
+    least-squares problem of their own stay: shared, stacked in a loop, grouped, compact in another
+    form, or with more inputs than were measured.
 
     Args:
         net: from `jc.trace`.
-        batches: as for `jc.calibrate`; they are read once for each layer, so give a list, not an iterator.
+        batches: unlabelled data as for `jc.calibrate`, or a `jc.Calibration`. It is read once for
+            each layer, so give a list, not an iterator.
         progress: show a progress bar.
 
     Returns:
-        A transform. What comes after it in a chain has the moments that the solved kernels' inputs have now; the others'
-        are as carried (`jc.recalibrate` gathers all).
+        A transform; call it as `transform(params, moments)` with the moments of `jc.calibrate`. In
+        the moments that it hands on, those of the solved kernels' inputs are gathered anew and the
+        others are as carried; `jc.recalibrate` gathers all.
 
     Raises:
-        ValueError: when called, without the moments of `jc.calibrate`, or for batches that do not fit.
+        ValueError: when called, without the moments of `jc.calibrate`, without batches, or for
+            batches that do not fit.
+        TypeError: for an iterator of batches.
+
+    Source:
+        He et al. 2017, arXiv:1707.06168; Luo et al. 2017, arXiv:1707.06342.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc

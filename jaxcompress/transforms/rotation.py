@@ -1,51 +1,46 @@
-"""Rotate and prune: every hidden axis keeps its most useful directions, and the network really gets smaller.
+"""Rotate and prune: every hidden axis keeps its most useful directions, and the network is smaller.
 
-On an axis with only linear operations the activations are rotated to the directions that the consumers' outputs need most,
-and cut. Behind a root-mean-square norm the scale is folded first. Where a nonlinearity acts on single channels a selection
-stays and the others are folded into the consumers, the mean into their biases; queries and keys are rotated so that their
-product changes least; a normalised axis is selected from. Per head or layer where the fibres allow.
+On an axis with linear operations only, activations are rotated to the directions that matter most
+to the consumers' results, and cut; under a root-mean-square norm the norm's scale is folded
+first. Where a nonlinearity acts on single channels, a selection is kept and the others are folded
+into the consumers' kernels and biases. Queries and keys are rotated so that their product changes
+least. Maps differ for each head, layer or expert where the axis has such fibres.
 
-    small = jc.rotate_and_prune(net, keep=0.5)(params, moments)      # half the channels of every hidden axis
+    small = jc.rotate_and_prune(net, keep=0.5)(params, moments)  # half the channels of every axis
     logits = net(small, x)
+
+Costs an eigendecomposition or a greedy selection an axis, at most O(d^3), in float64 on the host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
+from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.maps import AxisMap
 from jaxcompress.networks.trace import Network, check_network
 from jaxcompress.transforms.allocation import AxisCounts
-from jaxcompress.transforms.axis_maps import (
-    choose,
-    control,
-    rotate,
-    rotate_pair,
-    rotate_rms,
-    why_not_fold,
-    why_not_rotate,
-)
-from jaxcompress.transforms.axiswise import AxisTransform, Work
+from jaxcompress.transforms.axis_rotation import rotate
+from jaxcompress.transforms.axis_selection import control, select
+from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import check_tree
-from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
-from jaxcompress.transforms.curves import curve
-from jaxcompress.transforms.leafwise import Keep, PerLeaf, check_keep
+from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
+from jaxcompress.transforms.curves import error_curve
+from jaxcompress.transforms.legality import can_rotate, why_not_fold, why_not_rotate
+from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
 ROUNDING = 1e-6
 """The share of an energy that is rounding: moments are gathered in float32."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -53,155 +48,171 @@ class RotateAndPrune(AxisTransform):
     """See `rotate_and_prune`."""
 
     structure: Structure = dataclasses.field(hash=False)
-    keep: Any
+    keep: PerPattern[float] | Budget
     axes: str = "**"
     method: str = "auto"
     seed: int = 0
     energy: float | None = None
-    multiple: Any = 1
+    multiple: PerPattern[int] = 1
 
     def hidden(self) -> tuple[str, ...]:
-        return () if self.energy is None else ("keep",)
+        """Fields that are no arguments, and the keep where an energy stands for it."""
+        return ("structure",) if self.energy is None else ("structure", "keep")
 
-    def plan(self, params: Any, moments: Any = None) -> Plan:
-        """How a budget is divided among the axes, or what sizes an energy gives; it prints.
+    @property
+    def planned(self) -> bool:
+        """Whether the sizes are computed from predicted errors."""
+        return self.energy is not None or isinstance(self.keep, Budget)
+
+    def plan(self, params: PyTree, moments: Moments | None = None) -> Plan:
+        """Divide the budget among the axes, or find the sizes that keep an energy.
 
         Args:
-            params, moments: as the transform is called with.
+            params: the network's parameters.
+            moments: of `jc.calibrate`, or None for predictions from the weights alone.
+
+        Returns:
+            The plan, a table that prints: for each axis its keep, its size, its predicted error.
 
         Raises:
-            ValueError: for a keep that is a number, a control, a total that the axes cannot reach.
+            ValueError: for a keep that is a number, a method that predicts no errors, a total that
+                the axes cannot reach.
         """
         if not self.planned:
             raise ValueError(
-                f"plan divides a budget, and keep is {self.keep}: rotate_and_prune(net, jc.budget(1/4))"
+                f"plan divides a budget, and keep is {self.keep}: "
+                "rotate_and_prune(net, jc.budget(1/4))"
             )
         check_tree(params)
         before = float(stored_numbers(params))
-        items, empty = self._items(params, moments)
-        if self.energy is None:
+        items, totals = self._items_and_totals(params, moments)
+        if isinstance(self.keep, Budget):
             return plan_for(
                 self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
             )
-        options = [
-            reaching(errors, self.energy, nothing)
-            for errors, nothing in zip(items.errors, empty, strict=True)
-        ]
+        assert self.energy is not None
+        pairs = zip(items.errors, totals, strict=True)
+        options = [least_option(errors, self.energy, total) for errors, total in pairs]
         return plan_of(joint([items], before), options)
 
-    def items(self, params: Any, moments: Any) -> Items:
-        """What a budget is divided among: the axes that can be cut, by their sizes."""
-        return self._items(params, moments)[0]
+    def items(self, params: PyTree, moments: Moments | None) -> Items:
+        """The axes that a budget is divided among, with the sizes that they can be cut to."""
+        return self._items_and_totals(params, moments)[0]
 
-    def _items(self, params: Any, moments: Any) -> tuple[Items, list[float]]:
-        """The items, and the error of each when nothing of it is left."""
+    def _items_and_totals(
+        self, params: PyTree, moments: Moments | None
+    ) -> tuple[Items, list[float]]:
+        """The items of a budget, and the predicted error of each if the axis had no channels."""
         if self.method in CONTROLS:
-            raise ValueError(f"method={self.method!r} predicts no error to go by: give it keeps")
-        work = self.prepare(params, moments)
+            raise ValueError(
+                f"method={self.method!r} predicts no errors: give keep as a number or by axis"
+            )
+        state = self.start(params, moments)
         axes = [
             axis
             for axis in self.chosen()
-            if work.size(axis) > 1 and self.left(work, axis, work.size(axis) - 1) is None
+            if state.size(axis) > 1 and self.can_resize(state, axis, state.size(axis) - 1)
         ]
-        curves = [
-            curve(work, axis, self.method)
-            for axis in tqdm(axes, desc="plan", leave=False, disable=None)
-        ]
-        sizes = {axis.key: self.sizes(axis.key, work.size(axis)) for axis in axes}
-        options = list(sizes.values())
-        full = {
-            part.key: part.size
-            for dims in self.structure.layouts.values()
-            for layout in dims
-            for part in layout.leaves()
-        }
-        layouts = {
-            name: self.structure.layouts[name] for axis in axes for name in work.touched(axis)
-        }
-        worth = {
-            name: stored_numbers(work.given[name]) / max(jnp.size(work.given[name]), 1)
-            for name in layouts
-        }
-        counts = AxisCounts(layouts, worth, sizes, full | work.sizes)
-        items = Items(
-            list(sizes),
-            [errors[each] for errors, each in zip(curves, options, strict=True)],
-            [each / each[-1] for each in options],
-            options,
-            lambda item, option: f"{options[item][option]} of {options[item][-1]}",
-            counts,
-            counts.total([len(each) - 1 for each in options]),
-            lambda item, keep: nearest(options[item], keep * options[item][-1]),
-            frozenset(layouts),
+        progress = tqdm(axes, desc="plan", leave=False, disable=None)
+        curves = [error_curve(state, axis, self.method) for axis in progress]
+        rows = tuple(
+            axis_item(axis.key, errors, self.options(axis.key, state.size(axis)))
+            for axis, errors in zip(axes, curves, strict=True)
         )
-        return items, [float(each[0]) for each in curves]
+        return axis_items(state, axes, rows), [float(errors[0]) for errors in curves]
 
-    def _step(self, params: Any, moments: Any, scope: Any) -> tuple[Any, Any]:
-        if not self.planned:
-            return super()._step(params, moments, scope)
-        return self.divided(self.plan(params, moments))._step(params, moments, scope)
+    def settled(self, params: PyTree, moments: Moments | None) -> RotateAndPrune:
+        """The transform with a keep for each axis in place of a budget or an energy."""
+        return self.divided(self.plan(params, moments)) if self.planned else self
 
     def divided(self, plan: Plan) -> RotateAndPrune:
         """The transform with the keeps of a plan."""
         return dataclasses.replace(self, keep=tuple(plan.keeps.items()), energy=None)
 
-    @property
-    def planned(self) -> bool:
-        """Whether the sizes come from the predicted errors."""
-        return self.energy is not None or isinstance(self.keep, Budget)
-
-    def sizes(self, key: str, d: int) -> np.ndarray:
-        """The sizes that an axis of size d can be cut to, and d."""
+    def options(self, key: str, size: int) -> Int[np.ndarray, " options"]:
+        """The sizes that an axis can be cut to, in ascending order, its present one the last."""
         multiple = PerLeaf(self.multiple, "multiple").get(key) or 1
-        return np.append(np.arange(multiple, d, multiple), d)
+        return np.append(np.arange(multiple, size, multiple), size)
 
-    def change(self, work: Work, axis: Axis) -> AxisMap | None:
+    def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
+        """A rotation or a selection of one axis, or None at its full size."""
+        assert not isinstance(self.keep, Budget), "a budget is settled before any change"
         keep = PerLeaf(self.keep, "keep").get(axis.key)
         if keep is None:
             return None
-        d = work.size(axis)
-        options = self.sizes(axis.key, d)
-        size = int(options[nearest(options, keep * d)])
-        if size == d:
+        present = state.size(axis)
+        options = self.options(axis.key, present)
+        size = int(options[nearest(options, keep * present)])
+        if size == present or not self.can_resize(state, axis, size):
             return None
-        if why := self.left(work, axis, size):
-            log.info("%s is left: %s", axis.key, why)
-            return None
-        work.touched(axis)
+        state.check_dense(axis)
         if self.method in CONTROLS:
-            return control(work, axis, size, self.method, self.seed)
-        if self.method != "select":
-            why = why_not_rotate(work, axis)
-            if why is None:
-                return (
-                    rotate_pair(work, axis, size)
-                    if axis.pair
-                    else (rotate_rms if "rms" in axis.marks else rotate)(work, axis, size)
-                )
-            if self.method == "rotate":
-                raise ValueError(
-                    f"{axis.key} cannot be rotated: {why}; method='auto' selects there"
-                )
-        return choose(work, axis, size, fold=why_not_fold(axis) is None)
+            return AxisChange(control(state, axis, size, self.method, self.seed))
+        if self.method == "rotate" and (why := why_not_rotate(state, axis)):
+            raise ValueError(f"{axis.key} cannot be rotated: {why}; method='auto' selects there")
+        if self.method != "select" and can_rotate(state, axis):
+            return rotate(state, axis, size)
+        return select(state, axis, size, fold=why_not_fold(axis) is None)
 
 
-def reaching(errors: np.ndarray, energy: float, nothing: float) -> int:
-    """The least option that keeps a share of what the consumers read; `nothing` is the error without the axis."""
-    return int(np.argmax(errors <= (1 - energy + ROUNDING) * nothing))
+def axis_item(
+    key: str, errors: Float[np.ndarray, " sizes"], options: Int[np.ndarray, " options"]
+) -> Item:
+    """One axis as an item of a budget, given its predicted errors at every size from 0 on."""
+    full = options[-1]
+    return Item(
+        key=key,
+        errors=errors[options],
+        keeps=options / full,
+        sizes=options,
+        labels=[f"{size} of {full}" for size in options],
+        option=lambda keep: nearest(options, keep * full),
+    )
 
 
-def nearest(options: np.ndarray, size: float) -> int:
-    """The option nearest to a size, which is rounded as a whole number is."""
+def axis_items(state: NetworkState, axes: list[Axis], rows: tuple[Item, ...]) -> Items:
+    """The items of a budget together, with the numbers stored by the leaves of their axes."""
+    layouts = {}
+    for axis in axes:
+        state.check_dense(axis)
+        layouts |= {name: state.structure.layouts[name] for name in state.leaves_with(axis)}
+    numbers_per_entry = {
+        name: stored_numbers(state.given[name]) / max(jnp.size(state.given[name]), 1)
+        for name in layouts
+    }
+    sizes = {item.key: item.sizes for item in rows}
+    counts = AxisCounts(layouts, numbers_per_entry, sizes, state.all_sizes())
+    return Items(
+        rows=rows,
+        counts=counts,
+        stored=counts.total([len(item.sizes) - 1 for item in rows]),
+        leaves=frozenset(layouts),
+    )
+
+
+def least_option(errors: Float[np.ndarray, " options"], energy: float, total: float) -> int:
+    """The first option whose error leaves a share of the energy; `total` is the error at size 0."""
+    return int(np.argmax(errors <= (1 - energy + ROUNDING) * total))
+
+
+def nearest(options: Int[np.ndarray, " options"], size: float) -> int:
+    """The index of the option nearest to a size, which is rounded first."""
     return int(np.argmin(np.abs(options - round(size))))
 
 
-def check_multiple(multiple: Any) -> Any:
+def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
     """A whole number from 1 on, or a mapping of them as a tuple of pairs."""
     if isinstance(multiple, Mapping):
-        return tuple((pattern, check_multiple(value)) for pattern, value in multiple.items())
+        return tuple((pattern, _check_whole(value)) for pattern, value in multiple.items())
+    return _check_whole(multiple)
+
+
+def _check_whole(multiple: int) -> int:
+    """A whole number from 1 on."""
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise ValueError(
-            f"multiple must be a whole number from 1 on, what sizes are divisible by; got {multiple!r}"
+            "multiple must be a whole number from 1 on, which the sizes are multiples of; "
+            f"got {multiple!r}"
         )
     return multiple
 
@@ -220,33 +231,45 @@ def rotate_and_prune(
 
     Args:
         net: from `jc.trace`; only its axes are kept.
-        keep: the fraction of the channels to keep, in (0, 1], a mapping from patterns of axis keys to fractions, or
-            `jc.budget(total)`, which divides a share of all numbers among the axes.
-        energy: instead of `keep`, the share of what every axis's consumers read that must stay, in (0, 1].
+        keep: the fraction of the channels to keep, in (0, 1]; a mapping from patterns of axis keys
+            to fractions; or `jc.budget(total)`, which divides a share of all stored numbers among
+            the axes.
+        energy: instead of `keep`, the share in (0, 1] of the squared norm of the consumers' results
+            that every axis must retain.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
-        method: "auto" rotates where that is legal, else selects and folds; "rotate" rotates or raises; "select" never
-            rotates; "magnitude" (L2 of the producers), "l1" and "random" are the controls, without a fold.
+        method: "auto" rotates where that is legal, else selects and folds; "rotate" rotates or
+            raises; "select" never rotates; "magnitude" (L2 norm of the producers), "l1" and
+            "random" are baselines without a fold.
         seed: for "random".
-        multiple: what the sizes that are left are divisible by, or a mapping from patterns of axis keys: processors are made for
-            whole blocks (1,405 neurons take longer than 1,536 of them in XLA on a CPU, 1,392 do not).
+        multiple: round sizes to a multiple of this, or of a number by pattern of axis keys, since
+            hardware computes in blocks (1,405 neurons take longer than 1,536 in XLA on a CPU, 1,392
+            do not).
 
     Returns:
-        A transform: call it as `transform(params, moments)` with `moments = jc.calibrate(net, params, batches)`. Without
-        moments it sees the weights alone, and folds nothing.
+        A transform; call it as `transform(params, moments)` with the moments of `jc.calibrate`.
+        Without moments it uses the weights alone, and folds nothing. With a budget or an energy,
+        `transform.plan(params, moments)` prints the sizes.
 
     Raises:
-        ValueError: for a keep or an energy outside (0, 1], both or none of them, an unknown method, a pattern without an axis,
-            a multiple that is no whole number.
+        ValueError: for a keep, an energy or a multiple out of range, both or neither of keep and
+            energy, an unknown method; when called, for a pattern that matches no axis, an axis of a
+            compact leaf, or a rotation that is illegal.
+        TypeError: for a `net` that is not from `jc.trace`.
+
+    Source:
+        SVD in the inputs' metric (arXiv:2403.07378); SliceGPT (arXiv:2401.15024); the interpolative
+        decomposition for networks (arXiv:2108.00065).
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
         >>> key = jax.random.key(0)
-        >>> up = jnp.tile(jax.random.normal(key, (3, 4)), 2)                     # every unit twice
+        >>> up = jnp.tile(jax.random.normal(key, (3, 4)), 2)  # every unit twice
         >>> params = {"up": up, "bias": jnp.ones(8), "down": jax.random.normal(key, (8, 2))}
         >>> x = jax.random.normal(key, (50, 3))
         >>> net = jc.trace(apply, params, x)
-        >>> small = jc.rotate_and_prune(net, keep=1/2)(params, jc.calibrate(net, params, [x], progress=False))
+        >>> moments = jc.calibrate(net, params, [x], progress=False)
+        >>> small = jc.rotate_and_prune(net, keep=1/2)(params, moments)
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
@@ -259,16 +282,17 @@ def rotate_and_prune(
         raise ValueError("rotate_and_prune takes either keep or energy, and one of them")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(
-            f"energy must be in (0, 1], the share of what the consumers read that stays; got {energy!r}"
+            "energy must be in (0, 1], the share of the consumers' results that every axis "
+            f"retains; got {energy!r}"
         )
     multiples = check_multiple(multiple)
     PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
     return RotateAndPrune(
-        net.structure,
-        1.0 if keep is None else check_keep(keep),
-        axes,
-        method,
-        seed,
-        energy,
-        multiples,
+        structure=net.structure,
+        keep=1.0 if keep is None else check_keep(keep),
+        axes=axes,
+        method=method,
+        seed=seed,
+        energy=energy,
+        multiple=multiples,
     )

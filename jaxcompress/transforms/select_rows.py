@@ -16,6 +16,7 @@ import numpy as np
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import Pattern, named_leaves, select
 from jaxcompress.transforms.base import Scope, Transform, map_leaves
+from jaxcompress.transforms.settings import DIGITS, call, digest, show
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,7 +47,9 @@ class SelectRows(Transform):
         return map_leaves(visit, params, moments)
 
     def __repr__(self) -> str:
-        return f"select_rows({self.pattern!r}, <{len(self.rows):,} rows>)"
+        few = len(self.rows) <= 8
+        text = f"<{len(self.rows):,} rows, {digest(self.rows)[:DIGITS]}>"
+        return call("select_rows", show(self.pattern), str([*self.rows]) if few else text)
 
 
 def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRows:
@@ -68,7 +71,7 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> cut = jc.select_rows("words", [0, 2])
         >>> cut, cut({"words": jnp.arange(6).reshape(3, 2), "bias": jnp.ones(2)})["words"].tolist()
-        (select_rows('words', <2 rows>), [[0, 1], [4, 5]])
+        (select_rows('words', [0, 2]), [[0, 1], [4, 5]])
     """
     rows = np.asarray(rows)
     if (

@@ -1,12 +1,13 @@
-"""Which channels of an axis to keep, and how the others follow from them: the mathematics, for one axis or one fibre.
+"""Which channels of an axis to keep, and how to predict the others: the mathematics of one axis.
 
-The activations h (second moments S) are read by consumers C, whose Gram matrix G = C C' says how much each direction
-matters. Selections keep h_S and predict h = h_S T by ridge least squares; rotations keep the best projections. All in
-float64 on the host; a selection costs O(r m^2) for m inputs of a consumer.
+The activations h (second moments S) are consumed by kernels C, whose Gram matrix G = C C' weights
+the directions of h. A selection keeps some channels K and predicts `h = h_K T` by ridge least
+squares; a rotation keeps the projections that matter most. All in float64 on the host; a selection
+of r channels costs O(r m^2) for a consumer of m inputs.
 
-Sources: pivoted Cholesky and the interpolative decomposition (Cheng et al. 2005; for networks arXiv:2108.00065), greedy
-least-squares selection (Farahat et al. 2013), SVD in the inputs' metric (arXiv:2403.07378), PCA of a residual stream
-(SliceGPT, arXiv:2401.15024).
+Sources: pivoted Cholesky and the interpolative decomposition (Cheng et al. 2005; for networks
+arXiv:2108.00065), greedy least-squares selection (Farahat et al. 2013), SVD in the inputs' metric
+(arXiv:2403.07378), PCA of a residual stream (SliceGPT, arXiv:2401.15024).
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 RIDGE = 1e-7
 """The ridge of a fold, relative to the mean variance of the kept channels."""
-RIDGED = 1e-9
-"""The ridge of a block of inputs that are one channel, relative to its mean variance."""
+BLOCK_RIDGE = 1e-9
+"""The ridge of a block of inputs that belong to one channel, relative to its mean variance."""
 SHRINK = 0.1
-"""How strongly a fit is held to what is certain, for each unknown that a measured vector must pay for."""
+"""The ridge towards a prior, relative to the mean variance, times unknowns per measured vector."""
 
 
-def root(matrix: np.ndarray) -> np.ndarray:
+def root(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     """The symmetric square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -33,29 +35,32 @@ def root(matrix: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What one consumer reads, and where in it the channels are.
+    """The inputs of one consumer, its kernel, and the inputs that belong to each channel.
 
     Attributes:
-        moments: (m, m) second moments or covariance of its inputs.
-        reader: (m, p) its kernel, or any matrix with the same Gram matrix; None where every input counts for itself, which asks for
-            channels that are one input each.
-        where: (fibres, d, k) the k inputs that each channel of each fibre is: places in a window, heads, pixels.
+        moments: second moments or covariance of the inputs.
+        kernel: the kernel, or any matrix with the same Gram matrix; None for the identity, which
+            requires channels of one input each.
+        where: the k inputs of each channel of each fibre: positions in a window, heads, pixels.
     """
 
-    moments: np.ndarray
-    reader: np.ndarray | None
-    where: np.ndarray
+    moments: Float[np.ndarray, "m m"]
+    kernel: Float[np.ndarray, "m p"] | None
+    where: Int[np.ndarray, "fibres d k"]
 
 
-def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Channels that together predict what all consumers read best, one at a time: block-pivoted Cholesky.
+def greedy(
+    systems: Sequence[System], size: int
+) -> tuple[list[Int[np.ndarray, " r"]], Float[np.ndarray, " steps"]]:
+    """Channels that together best predict the results of all consumers: block-pivoted Cholesky.
 
     Args:
         systems: a `System` for each consumer, of the same fibres and channels.
-        size: how many channels each fibre keeps.
+        size: the number of channels that each fibre keeps.
 
     Returns:
-        For each fibre its channels in ascending order, and the squared error that the consumers see with 0, 1, 2, ... of them.
+        For each fibre its channels in ascending order, and the squared error of the consumers'
+        results with 0, 1, 2, ... of all channels.
 
     Example:
         >>> import numpy as np
@@ -66,162 +71,180 @@ def greedy(systems: Sequence[System], size: int) -> tuple[list[np.ndarray], np.n
         ([0, 2], [2.5, 0.5, 0.0])
     """
     fibres, d, _ = systems[0].where.shape
-    parts = [Remainder(system, fibres * d) for system in systems]
-    start = np.sum([part.spread() for part in parts], axis=0)
+    remainders = [Remainder(system, fibres * d) for system in systems]
+    start = _total_variance(remainders)
     free = np.ones((fibres, d), bool)
-    left = np.full(fibres, size)
-    errors = [sum(part.error for part in parts)]
-    while left.any():
-        spread = np.sum([part.spread() for part in parts], axis=0)
-        usable = (
-            free & (spread > 1e-10 * np.maximum(start, start.max() * 1e-2)) & (left > 0)[:, None]
-        )
+    missing = np.full(fibres, size)
+    errors = [sum(part.error for part in remainders)]
+    while missing.any():
+        variance = _total_variance(remainders)
+        threshold = 1e-10 * np.maximum(start, start.max() * 1e-2)
+        usable = free & (variance > threshold) & (missing > 0)[:, None]
         if not usable.any():
             break
-        gains = np.full(usable.shape, -1.0)
-        gains[usable] = np.sum([part.gains(usable) for part in parts], axis=0)
-        if gains.max() <= 0:  # nothing that is left is read: any channel with some variance
-            gains = np.where(usable, spread, -1)
-        fibre, channel = map(int, np.unravel_index(int(np.argmax(gains)), gains.shape))
-        for part in parts:
+        fibre, channel = _best_channel(remainders, usable, variance)
+        for part in remainders:
             part.explain(fibre, channel)
         free[fibre, channel] = False
-        left[fibre] -= 1
-        errors.append(sum(part.error for part in parts))
+        missing[fibre] -= 1
+        errors.append(sum(part.error for part in remainders))
     for fibre in np.flatnonzero(
-        left
-    ):  # channels without any variance of their own fill the rest, in order
-        free[fibre, np.flatnonzero(free[fibre])[: left[fibre]]] = False
+        missing
+    ):  # fill up with channels that have no variance of their own
+        free[fibre, np.flatnonzero(free[fibre])[: missing[fibre]]] = False
     return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
 
-class Remainder:
-    """What of a consumer's inputs the chosen channels do not explain: `moments - L L'`, of which only what is asked for is formed.
+def _total_variance(remainders: Sequence[Remainder]) -> Float[np.ndarray, "fibres d"]:
+    """The unexplained variance of each channel, summed over consumers."""
+    return np.sum([part.variance() for part in remainders], axis=0)
 
-    A channel costs products with L and one update of what is read, `(m, p)`: no matrix of m x m is written.
+
+def _best_channel(
+    remainders: Sequence[Remainder],
+    usable: Bool[np.ndarray, "fibres d"],
+    variance: Float[np.ndarray, "fibres d"],
+) -> tuple[int, int]:
+    """The fibre and channel that lower the error most; by variance where none lowers it."""
+    gains = np.full(usable.shape, -1.0)
+    gains[usable] = np.sum([part.gains(usable) for part in remainders], axis=0)
+    if gains.max() <= 0:  # the consumers' results are explained already
+        gains = np.where(usable, variance, -1)
+    fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
+    return int(fibre), int(channel)
+
+
+class Remainder:
+    """The part of a consumer's inputs that the chosen channels do not explain: `S - L L'`.
+
+    It is updated in place, since `S - L L'` is never formed: a channel costs products with L and
+    one update of the unexplained results, (m, p). The error is that of the consumer's results.
     """
 
     def __init__(self, system: System, most: int):
-        self.system = system
+        self.where, self.kernel = system.where, system.kernel
         self.moments = np.asarray(system.moments, np.float64)
         self.lower = np.zeros((len(self.moments), most * system.where.shape[-1]), order="F")
         self.taken = 0
-        self.inner = self.moments[
-            system.where[..., :, None], system.where[..., None, :]
-        ]  # (fibres, d, k, k) of what is left
-        if system.reader is None:
+        # (fibres, d, k, k), the unexplained moments of each channel's own inputs
+        self.blocks = self.moments[system.where[..., :, None], system.where[..., None, :]]
+        if system.kernel is None:
             self.norms = np.sum(self.moments**2, axis=1)
             self.error = float(np.trace(self.moments))
         else:
-            self.seen = self.moments @ system.reader  # what is left, as it is read
-            self.error = float(np.einsum("ij,ij->", self.seen, system.reader))
+            self.results = self.moments @ system.kernel
+            self.error = float(np.einsum("ij,ij->", self.results, system.kernel))
 
-    def spread(self) -> np.ndarray:
-        """(fibres, d): the variance that is left of each channel."""
-        return np.trace(self.inner, axis1=-2, axis2=-1)
+    def variance(self) -> Float[np.ndarray, "fibres d"]:
+        """The unexplained variance of each channel."""
+        return np.trace(self.blocks, axis1=-2, axis2=-1)
 
-    def gains(self, usable: np.ndarray) -> np.ndarray:
-        """By how much each usable channel, of a mask (fibres, d), would lower the error: (channels,)."""
-        where, inner = self.system.where[usable], self.inner[usable]
-        if inner.shape[-1] == 1:
-            norms = (
-                self.norms
-                if self.system.reader is None
-                else np.einsum("ip,ip->i", self.seen, self.seen)
-            )
-            return norms[where[:, 0]] / np.maximum(inner[:, 0, 0], 1e-300)
-        read = self.seen[where]  # (channels, k, p)
-        return np.einsum("cij,cji->c", _inverse(inner), read @ np.swapaxes(read, -1, -2))
+    def gains(self, usable: Bool[np.ndarray, "fibres d"]) -> Float[np.ndarray, " channels"]:
+        """The decrease of the error by each usable channel."""
+        where, blocks = self.where[usable], self.blocks[usable]
+        if blocks.shape[-1] == 1:
+            single = self.kernel is None
+            norms = self.norms if single else np.einsum("ip,ip->i", self.results, self.results)
+            return norms[where[:, 0]] / np.maximum(blocks[:, 0, 0], 1e-300)
+        results = self.results[where]  # (channels, k, p)
+        products = results @ np.swapaxes(results, -1, -2)
+        return np.einsum("cij,cji->c", _inverse(blocks), products)
 
     def explain(self, fibre: int, channel: int) -> None:
-        """Take one channel, and from all others what follows from it."""
-        block, done = self.system.where[fibre, channel], self.lower[:, : self.taken]
-        values, vectors = np.linalg.eigh(
-            self.inner[fibre, channel]
-        )  # a block may be singular, and negative by rounding
-        half = vectors / np.sqrt(
-            np.maximum(values, 0) + RIDGED * np.mean(np.maximum(values, 0)) + 1e-300
-        )
-        column = (self.moments[:, block] - done @ done[block].T) @ half
-        if self.system.reader is None:
+        """Add one channel to the explaining ones."""
+        inputs, done = self.where[fibre, channel], self.lower[:, : self.taken]
+        half = _inverse_root(self.blocks[fibre, channel])
+        column = (self.moments[:, inputs] - done @ done[inputs].T) @ half
+        if self.kernel is None:
             self.error -= float(np.sum(column**2))
             across = self.moments @ column - done @ (done.T @ column)
             self.norms += np.sum(column * (column @ (column.T @ column) - 2 * across), axis=1)
         else:
-            read = half.T @ self.seen[block]
-            self.error -= float(np.sum(read**2))
-            self.seen -= column @ read
-        each = column[self.system.where]  # (fibres, d, k, k)
-        self.inner = self.inner - each @ np.swapaxes(each, -1, -2)
-        self.lower[:, self.taken : self.taken + len(block)] = column
-        self.taken += len(block)
+            results = half.T @ self.results[inputs]
+            self.error -= float(np.sum(results**2))
+            self.results -= column @ results
+        rows = column[self.where]  # (fibres, d, k, k)
+        self.blocks = self.blocks - rows @ np.swapaxes(rows, -1, -2)
+        self.lower[:, self.taken : self.taken + len(inputs)] = column
+        self.taken += len(inputs)
 
 
-def _inverse(blocks: np.ndarray) -> np.ndarray:
-    """The inverse of small symmetric blocks, ridged so that what was taken already adds nothing."""
+def _inverse_root(block: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """A matrix H with `H' block H = 1`; the ridge is for blocks that are singular or negative."""
+    values, vectors = np.linalg.eigh(block)
+    values = np.maximum(values, 0)
+    return vectors / np.sqrt(values + BLOCK_RIDGE * np.mean(values) + 1e-300)
+
+
+def _inverse(blocks: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
+    """The inverse of small symmetric blocks, ridged so that explained inputs add nothing."""
     k = blocks.shape[-1]
     scale = np.trace(blocks, axis1=-2, axis2=-1)[..., None, None] / k
-    return np.linalg.inv(blocks + (RIDGED * scale + 1e-300) * np.eye(k))
+    return np.linalg.inv(blocks + (BLOCK_RIDGE * scale + 1e-300) * np.eye(k))
 
 
-def choose(systems: Sequence[System], size: int) -> list[np.ndarray]:
-    """The better of two searches: weighed by what the consumers read, and the plain interpolative decomposition.
+def choose(systems: Sequence[System], size: int) -> list[Int[np.ndarray, " r"]]:
+    """The better of two searches: weighted by the kernels, and plain interpolative decomposition.
 
-    Where a channel is several inputs the second is left out: it costs most there.
+    Where a channel is several inputs the second is left out, since it costs most there.
     """
     if any(system.where.shape[-1] > 1 for system in systems):
         return greedy(systems, size)[0]
-    plain = [dataclasses.replace(system, reader=None) for system in systems]
-    tries = [greedy(systems, size)[0], greedy(plain, size)[0]]
-    return min(tries, key=lambda chosen: sum(_error(system, chosen) for system in systems))
+    plain = [dataclasses.replace(system, kernel=None) for system in systems]
+    candidates = [greedy(systems, size)[0], greedy(plain, size)[0]]
+    return min(candidates, key=lambda chosen: sum(_error(system, chosen) for system in systems))
 
 
-def _error(system: System, chosen: list[np.ndarray]) -> float:
-    """The squared error of a consumer solved anew for some channels."""
-    assert system.reader is not None
-    fixed = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
-    kept = np.concatenate(
-        [fixed, *(system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen))]
-    )
+def _error(system: System, chosen: Sequence[Int[np.ndarray, " r"]]) -> float:
+    """The squared error of a consumer whose kernel is solved anew for some channels."""
+    assert system.kernel is not None
+    others = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
+    inputs = [system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen)]
+    kept = np.concatenate([others, *inputs])
     inner = system.moments[np.ix_(kept, kept)]
     ridge = (RIDGE * np.trace(inner) / max(len(kept), 1) + 1e-300) * np.eye(len(kept))
-    total = np.einsum("ij,ij->", system.reader, system.moments @ system.reader)
-    right = system.moments[kept] @ system.reader
+    total = np.einsum("ij,ij->", system.kernel, system.moments @ system.kernel)
+    right = system.moments[kept] @ system.kernel
     return float(total - np.einsum("ij,ij->", right, np.linalg.solve(inner + ridge, right)))
 
 
-def embed(chosen: np.ndarray, size: int) -> np.ndarray:
-    """(d, r): the selection as a matrix."""
-    return np.eye(size)[:, chosen]
+def predict(
+    moments: Float[np.ndarray, "d d"], chosen: Int[np.ndarray, " r"], count: float = math.inf
+) -> Float[np.ndarray, "r d"]:
+    """All channels from the kept ones by ridge least squares; kept ones from themselves alone.
 
-
-def predict(moments: np.ndarray, chosen: np.ndarray, count: float = math.inf) -> np.ndarray:
-    """(r, d): all channels from the kept ones, by ridge least squares; the kept ones from themselves alone.
-
-    From few vectors noise is learned as well: the ridge grows with the kept channels over the vectors and with what cannot be
-    predicted, and is the whole of `SHRINK` where there are no more vectors than channels.
+    From few vectors noise is fitted as well. The ridge therefore grows with the number of kept
+    channels per vector and with the unpredictable share of the others' variance, up to `SHRINK`
+    where there are no more vectors than channels.
     """
     r = len(chosen)
     kept, right = moments[np.ix_(chosen, chosen)], moments[chosen]
     scale, tiny = np.trace(kept) / max(r, 1), np.finfo(np.float64).tiny
-    solve = lambda ridge: np.linalg.solve(kept + (ridge * scale + tiny) * np.eye(r), right)
+
+    def solve(ridge: float) -> np.ndarray:
+        return np.linalg.solve(kept + (ridge * scale + tiny) * np.eye(r), right)
+
     fold = solve(RIDGE)
     if r < len(moments) and math.isfinite(count):
-        left = np.trace(moments) - np.einsum("ij,ij->", fold, right)
-        unknown = left / max(1 - r / count, 1e-12) / max(np.trace(moments) - np.trace(kept), tiny)
-        fold = solve(RIDGE + SHRINK * r / count * min(1.0, max(unknown, 0.0) if count > r else 1.0))
+        remainder = np.trace(moments) - np.einsum("ij,ij->", fold, right)
+        dropped = max(np.trace(moments) - np.trace(kept), tiny)
+        unpredicted = remainder / max(1 - r / count, 1e-12) / dropped
+        share = max(unpredicted, 0.0) if count > r else 1.0
+        fold = solve(RIDGE + SHRINK * r / count * min(1.0, share))
     fold[:, chosen] = np.eye(r)
     return fold
 
 
-def rotation(moments: np.ndarray, gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(d, r) and (r, d): the projection of a given rank whose consumers' outputs change least.
+def rotation(
+    moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
+) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
+    """The projection of a given rank that changes the consumers' results least, as two factors.
 
-    With S the moments and C C' the Gram matrix, the truncated SVD of `S^(1/2) C`, undone on either side.
+    With S the moments and C C' the Gram matrix, the truncated SVD of `S^(1/2) C`, with `S^(1/2)`
+    inverted on either side.
     """
     values, vectors = np.linalg.eigh(moments)
-    values = np.maximum(values, 0)
-    scale = np.sqrt(values)
+    scale = np.sqrt(np.maximum(values, 0))
     alive = scale > 1e-7 * scale.max(initial=0)
     inverse = np.where(alive, 1 / np.where(alive, scale, 1), 0)
     half, back = (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
@@ -229,24 +252,37 @@ def rotation(moments: np.ndarray, gram: np.ndarray, size: int) -> tuple[np.ndarr
     return back @ directions, directions.T @ half
 
 
-def top(matrix: np.ndarray, size: int) -> np.ndarray:
-    """The leading eigenvectors, (d, r), with a sign convention so that equal matrices give equal ones."""
-    vectors = np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1][:, :size]
+def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]:
+    """The leading eigenvectors of a symmetric matrix, with fixed signs."""
+    return fix_signs(np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1][:, :size])
+
+
+def fix_signs(vectors: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "d r"]:
+    """Eigenvectors with signs such that the largest entry of each by magnitude is positive."""
+    return vectors * peak_signs(vectors)
+
+
+def peak_signs(vectors: Float[np.ndarray, "d r"]) -> Float[np.ndarray, " r"]:
+    """The sign of the largest entry by magnitude of each column."""
     peak = np.take_along_axis(vectors, np.abs(vectors).argmax(0, keepdims=True), 0)
-    return vectors * np.where(peak < 0, -1, 1)
+    return np.where(peak < 0, -1.0, 1.0)[0]
 
 
-def pair_rotation(left: np.ndarray, right: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(d, r) for each side of a product of activations, such that the product changes least at that rank.
+def pair_rotation(
+    left: Float[np.ndarray, "d d"], right: Float[np.ndarray, "d d"], size: int
+) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "d r"]]:
+    """Projections of both sides of a product of activations that change it least at a given rank.
 
-    With S and R the sides' second moments, the truncated SVD of `S^(1/2) R^(1/2)`, shared evenly.
+    With S and R the sides' second moments, the truncated SVD of `S^(1/2) R^(1/2)`, its singular
+    values shared evenly.
     """
     first, second = root(left), root(right)
     u, values, vt = np.linalg.svd(first @ second)
-    peak = np.take_along_axis(u, np.abs(u).argmax(0, keepdims=True), 0)
-    signs = np.where(peak < 0, -1, 1)[0]
-    u, vt = (u * signs)[:, :size], (vt * signs[:, None])[:size]
+    signs = peak_signs(u)
     share = np.sqrt(values[:size])
-    return np.linalg.pinv(first, rcond=1e-7) @ (u * share), np.linalg.pinv(second, rcond=1e-7) @ (
-        vt.T * share
+    left_factor = (u * signs)[:, :size] * share
+    right_factor = (vt.T * signs)[:, :size] * share
+    return (
+        np.linalg.pinv(first, rcond=1e-7) @ left_factor,
+        np.linalg.pinv(second, rcond=1e-7) @ right_factor,
     )

@@ -15,6 +15,7 @@ from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 from jaxcompress.transforms.combinators import At
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.rotation import RotateAndPrune
+from jaxcompress.transforms.settings import call
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,13 +61,17 @@ class Together(Transform):
         """All transforms in order, each with its part of a plan."""
         start = 0
         for transform, part in zip(self.transforms, parts, strict=True):
-            mine = dataclasses.replace(plan, shares=plan.shares[start : start + len(part.keys)])
-            start += len(part.keys)
+            mine = dataclasses.replace(plan, shares=plan.shares[start : start + len(part.rows)])
+            start += len(part.rows)
             params, moments = transform.divided(mine)._step(params, moments, scope)
         return params, moments
 
+    def hidden(self) -> tuple[str, ...]:
+        """The budget is that of the transforms."""
+        return ("budget",)
+
     def __repr__(self) -> str:
-        return f"together({', '.join(map(repr, self.transforms))})"
+        return call("together", *map(repr, self.transforms))
 
 
 def together(*transforms: Transform) -> Together:

@@ -15,15 +15,12 @@ from jaxcompress.arrays.atoms import DesignedAtoms, check_grid, check_rule
 from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.checks import whole_number, whole_numbers
 from jaxcompress.transforms.forms import whole_units
-from jaxcompress.transforms.leafwise import (
-    Keep,
-    LeafTransform,
-    Unreachable,
-    check_keep,
-    check_matrix_axes,
-    squared,
-)
+from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.options import Keep, check_keep, check_matrix_axes
+from jaxcompress.transforms.settings import ArraySetting
+from jaxcompress.transforms.weights import Unreachable, squared
 
 ROUNDS = 20
 """In which atoms and look-ups are learned in turns."""
@@ -64,7 +61,7 @@ class Vocabulary(LeafTransform):
         learned = isinstance(self.atoms, str)
         if learned and self.lookups is None and numbers == m * n:
             return None  # enough atoms to be exact, with their codes, are more numbers than the matrix has
-        if not learned and (self.atoms.ndim != 2 or self.atoms.shape[0] != m):
+        if not learned and (len(self.atoms.shape) != 2 or self.atoms.shape[0] != m):
             raise ValueError(
                 f"atoms: the given matrix has shape {self.atoms.shape}, expected ({m}, atoms): a row for each input"
             )
@@ -76,7 +73,7 @@ class Vocabulary(LeafTransform):
         )
         if not learned:
             return VocabularyArray.fit(
-                matrix, np.asarray(self.atoms)[:, :count], metric=metric, lookups=self.lookups
+                matrix, self.atoms.values[:, :count], metric=metric, lookups=self.lookups
             )
         if self.lookups is None:
             return VocabularyArray.fit(
@@ -157,15 +154,11 @@ def vocabulary(
     if isinstance(atoms, str) and atoms != "learned":
         check_rule(atoms, (1,))
     if not callable(atoms) and not isinstance(atoms, str):
-        atoms = _Given(np.asarray(atoms))
+        atoms = ArraySetting(np.asarray(atoms))
     if grid is not None:
-        grid = tuple(int(size) for size in grid)
-        if not grid or min(grid) < 1:
-            raise ValueError(f"grid must be sizes of at least 1, got {grid}")
-    if lookups is not None and (not isinstance(lookups, int) or lookups < 1):
-        raise ValueError(f"lookups must be a whole number of at least 1, got {lookups!r}")
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-        raise ValueError(f"channels must be a whole number of at least 1, got {channels!r}")
+        grid = whole_numbers("grid", grid, None)
+    lookups = None if lookups is None else whole_number("lookups", lookups)
+    channels = whole_number("channels", channels)
     form = Vocabulary(
         check_keep(keep), atoms, grid, lookups, seed, check_matrix_axes(matrix_axes), channels
     )
@@ -232,16 +225,3 @@ def learned_in_turns(
         atoms[..., idle[: len(worst)]] = target[..., worst]
     assert best is not None
     return best
-
-
-class _Given(np.ndarray):
-    """A matrix of atoms that compares by content, so that recipes do."""
-
-    def __new__(cls, array: np.ndarray) -> _Given:
-        return np.array(array).view(cls)
-
-    def __eq__(self, other: object) -> bool:  # type: ignore[override]
-        return isinstance(other, np.ndarray) and np.array_equal(np.asarray(self), np.asarray(other))
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash((self.shape, self.tobytes()))

@@ -357,5 +357,5 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=why):
             judge(**options)
-    with pytest.raises(TypeError, match=r"from jc\.active_set"):
+    with pytest.raises(TypeError, match=r"from jc\.classifiers\.active_set"):
         judge(active=None)

@@ -9,7 +9,7 @@ from jax import lax
 from laws import matrix
 
 import jaxcompress as jc
-from jaxcompress.moments import accumulators as taps
+from jaxcompress.moments import accumulators
 
 
 def gathered(batches, **options):
@@ -123,7 +123,7 @@ def test_a_mask_that_is_not_found_is_told(caplog):
     jc.calibrate(
         net, params, jc.Calibration([np.ones((5, 3))], mask=lambda x: jnp.ones(7)), progress=False
     )
-    assert "the mask's axes are not found in what a#0 contracts" in caplog.text
+    assert "a#0: the mask's axes are not found" in caplog.text
 
 
 def test_samples_take_a_share_of_every_example():
@@ -409,7 +409,7 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
     found = [
         jc.calibrate(net, params, jc.Calibration([x], sample=1 / 4), progress=False).sites["w#0"]
     ]
-    monkeypatch.setattr(taps, "places_of", lambda *_: None)
+    monkeypatch.setattr(accumulators, "window_counts", lambda *_: None)
     found.append(
         jc.calibrate(net, params, jc.Calibration([x], sample=1 / 4), progress=False).sites["w#0"]
     )

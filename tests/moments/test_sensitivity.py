@@ -8,7 +8,8 @@ from helpers import network, outputs
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.transforms.axiswise import Work
+from jaxcompress.transforms.consumers import consumer_gram
+from jaxcompress.transforms.network_state import NetworkState
 
 
 def felt(net, params, inputs, turns):
@@ -212,13 +213,12 @@ def test_a_tied_kernel_is_felt_where_it_is_read():
     }
     x = np.asarray(rng.normal(size=(100, 6)), np.float32)
     net = jc.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["o"], params, x)
-    work = Work(
-        net.structure, params, jc.calibrate(net, params, [x], sensitivity=True, progress=False)
-    )
+    moments = jc.calibrate(net, params, [x], sensitivity=True, progress=False)
+    state = NetworkState.of(net.structure, params, moments)
     axis = next(axis for axis in net.axes if axis.key == "w:1")
     kernel = np.asarray(params["w"], np.float64)
     np.testing.assert_allclose(
-        work.read(axis)[0], kernel.T @ work.moments.gains["w#1"].cov @ kernel, rtol=1e-6
+        consumer_gram(state, axis)[0], kernel.T @ moments.gains["w#1"].cov @ kernel, rtol=1e-6
     )
 
 

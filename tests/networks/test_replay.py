@@ -363,7 +363,7 @@ def test_batch_statistics_are_mirrors():
     without = jc.trace(model.apply, model.params, *model.inputs)
     assert len(with_state.axes) > len(without.axes)
     with pytest.raises(ValueError, match=r"no output is at '7'"):
-        jc.trace(model.apply, model.params, *model.inputs, state={"7": "batch_stats"})
+        jc.trace(model.apply, model.params, *model.inputs, state_outputs={"7": "batch_stats"})
 
 
 def test_a_cache_of_keys_and_values_is_a_mirror():
@@ -385,7 +385,7 @@ def test_a_cache_of_keys_and_values_is_a_mirror():
     }
     params["cache"] = {"k": jnp.zeros((2, 4, 8)), "v": jnp.zeros((2, 4, 6))}
     x = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
-    net = jc.trace(apply, params, x, 1, state={"1": "cache"})
+    net = jc.trace(apply, params, x, 1, state_outputs={"1": "cache"})
     assert sorted(axis.size for axis in net.axes) == [6, 8]
     small, full, _ = small_and_full(net, params, 0)
     out, cache = net(small, x, 1)

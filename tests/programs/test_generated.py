@@ -33,7 +33,7 @@ def holds(recipe) -> None:
     net = jc.trace(made.apply, made.params, *made.inputs)
     small, full, changed = small_and_full(net, made.params, len(recipe), only=embeddable(net))
     sized = net.resized({key: size for key, (_, size, _, _) in changed.items()})
-    ours = np.asarray(jax.jit(sized._replay, compiler_options=QUICK)(small, *made.inputs))
+    ours = np.asarray(jax.jit(sized.replay, compiler_options=QUICK)(small, *made.inputs))
     theirs = np.asarray(jax.jit(made.apply, compiler_options=QUICK)(full, *made.inputs))
     assert np.abs(ours - theirs).max() <= 1e-3 * max(np.abs(theirs).max(), 1e-2)
 

@@ -1,6 +1,7 @@
 """One number for everything: the division is optimal, the count is the tree's own, the error is as predicted, the total is met."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,9 @@ def test_a_share_of_all_channels():
 def test_a_plan_prints_and_shows():
     net, params, _, moments = trained_mlp()
     shrink = jc.rotate_and_prune(net, jc.budget(1 / 4))
-    assert repr(shrink) == "rotate_and_prune(<2 hidden axes>, keep=budget(0.25))"
+    assert re.fullmatch(
+        r"rotate_and_prune\(<2 hidden axes, \w{8}>, keep=budget\(0.25\)\)", repr(shrink)
+    )
     text = str(shrink.plan(params, moments))
     assert "w0:1" in text
     assert "of 64" in text
@@ -376,7 +379,7 @@ def test_an_active_set_is_a_metric():
     net, params, x, moments = trained_mlp()
     active = jc.classifiers.active_set(net, params, (x, None), tolerance=0.5, progress=False)
     rule = jc.budget(0.2, metric=jc.classifiers.accuracy_metric(active))
-    assert repr(rule) == "budget(0.2, metric=AccuracyMetric)"
+    assert re.fullmatch(r"budget\(0.2, metric=<AccuracyMetric at 0x\w+>\)", repr(rule))
     plan = jc.rotate_and_prune(net, rule).plan(params, moments)
     assert all(0 <= score <= 1 for score in plan.scores.values())
     assert len(plan.scores) > 1

@@ -268,10 +268,10 @@ def test_kernels_of_low_rank_in_every_layout(name):
     changed = 0
     for (_, before), (_, after) in zip(named_leaves(plain), named_leaves(better), strict=True):
         if isinstance(before, jc.arrays.FactoredArray):
-            assert (before.rank, before.shape, before.axes, before.dtype) == (
+            assert (before.rank, before.shape, before.matrix_axes, before.dtype) == (
                 after.rank,
                 after.shape,
-                after.axes,
+                after.matrix_axes,
                 after.dtype,
             )
             changed += not np.array_equal(before.materialize(), after.materialize())

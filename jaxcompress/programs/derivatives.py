@@ -1,0 +1,181 @@
+"""Rules of functions with derivative rules of their own: `jax.custom_jvp` and `jax.custom_vjp`.
+
+The derivative rule is traced at the full shapes, analysed with the function and replayed with it,
+since inlining the function alone would lose it (a straight-through gradient, say). At the traced
+sizes the primitive is run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcompress.programs import compat
+from jaxcompress.programs.control import transfer
+from jaxcompress.programs.program import Program, Step, Value, build, prune
+from jaxcompress.programs.rules import Analysis, Replay, bind, register
+
+T = TypeVar("T")
+
+
+def differentiable(value: Value) -> bool:
+    """Whether derivatives are taken with respect to a value: of floats alone."""
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def floats(items: Iterable[T], values: Sequence[Value]) -> list[T]:
+    """The items that belong to differentiable values."""
+    return [item for item, value in zip(items, values, strict=True) if differentiable(value)]
+
+
+def is_jvp(step: Step) -> bool:
+    """Whether the rule is one of forward mode."""
+    return step.name == "custom_jvp_call"
+
+
+def derivative(step: Step) -> Program | None:
+    """The derivative rule as a program of (operands, tangents or cotangents), at the full shapes.
+
+    Returns:
+        The program, or None where nothing is differentiable.
+    """
+    operands = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.inputs]
+    results = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.outputs]
+    tangents, cotangents = floats(operands, step.inputs), floats(results, step.outputs)
+    if not tangents or not cotangents:
+        return None
+
+    def rule(operands: list[Any], directions: list[Any]) -> list[Any]:
+        def call(values: list[Any]) -> list[Any]:
+            remaining = iter(values)
+            merged = [
+                next(remaining) if differentiable(value) else operand
+                for operand, value in zip(operands, step.inputs, strict=True)
+            ]
+            return floats(compat.bind(step.primitive, merged, step.params), step.outputs)
+
+        values = floats(operands, step.inputs)
+        if is_jvp(step):
+            return jax.jvp(call, (values,), (directions,))[1]
+        return jax.vjp(call, values)[1](directions)[0]
+
+    directions = tangents if is_jvp(step) else cotangents
+    return prune(build(jax.make_jaxpr(rule)(operands, directions)))
+
+
+def contracts(program: Program) -> bool:
+    """Whether a program has a contraction that a tap receives."""
+    for step in program.steps:
+        notes = step.note if isinstance(step.note, tuple) else (step.note,)
+        if any(isinstance(note, str) for note in notes):
+            return True
+        if any(map(contracts, step.programs.values())):
+            return True
+    return False
+
+
+def at_traced_sizes(step: Step, operands: list[Any], replay: Replay) -> bool:
+    """Whether operands and outputs have the traced shapes."""
+    shapes = [*map(np.shape, operands), *map(replay.shape, step.outputs)]
+    return shapes == [value.shape for value in (*step.inputs, *step.outputs)]
+
+
+def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """Run the function with its derivative rule, both at the present sizes."""
+    pairs = zip(operands, step.inputs, strict=True)
+    operands = [replay.dense(step, operand, value) for operand, value in pairs]
+    body, rule = step.programs["body"], step.programs.get("rule")
+    inlined = replay.tap is not None and not replay.tap.derivatives and contracts(body)
+    if not inlined and at_traced_sizes(step, operands, replay):
+        return bind(step, operands, replay)
+
+    def run(*values: Any) -> list[Any]:
+        return replay.run(body, list(values))
+
+    if rule is None or inlined:
+        return run(*operands)
+    define = with_jvp if is_jvp(step) else with_vjp
+    return define(step, replay, run, rule)(*operands)
+
+
+def with_jvp(
+    step: Step, replay: Replay, run: Callable[..., list[Any]], rule: Program
+) -> Callable[..., list[Any]]:
+    """A function with a program as its rule of forward mode."""
+    function = jax.custom_jvp(run)
+
+    @function.defjvp
+    def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        directions = floats(tangents, step.inputs)
+        derivatives = replay.run(rule, [*primals, *directions])
+        return run(*primals), with_zeros(derivatives, step.outputs, replay)
+
+    return function
+
+
+def with_vjp(
+    step: Step, replay: Replay, run: Callable[..., list[Any]], rule: Program
+) -> Callable[..., list[Any]]:
+    """A function with a program as its rule of reverse mode."""
+
+    def forward(*values: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return run(*values), values
+
+    def backward(values: tuple[Any, ...], cotangents: list[Any]) -> tuple[Any, ...]:
+        directions = floats(cotangents, step.outputs)
+        derivatives = replay.run(rule, [*values, *directions])
+        return tuple(with_zeros(derivatives, step.inputs, replay))
+
+    function = jax.custom_vjp(run)
+    function.defvjp(forward, backward)
+    return function
+
+
+def with_zeros(derivatives: list[Any], values: Sequence[Value], replay: Replay) -> list[Any]:
+    """Derivatives of the differentiable values, and JAX's zeros for the others."""
+    remaining = iter(derivatives)
+    return [
+        next(remaining)
+        if differentiable(value)
+        else np.zeros(replay.shape(value), jax.dtypes.float0)
+        for value in values
+    ]
+
+
+@register(*compat.CUSTOM, replay=replay_custom)
+def custom(step: Step, analysis: Analysis) -> None:
+    """The function is analysed, and its derivative has the axes of its operands and outputs."""
+    body = step.programs["body"]
+    for source, inner in zip(step.inputs, body.inputs, strict=True):
+        transfer(analysis, source, inner)
+    analysis.run(body)
+    for result, out in zip(body.outputs, step.outputs, strict=True):
+        transfer(analysis, result, out)
+    if "rule" not in step.programs and not analysis.of_rule:
+        rule = derivative(step)
+        if rule is not None:
+            step.programs["rule"] = rule
+    if "rule" in step.programs:
+        relate_derivative(step, analysis, step.programs["rule"])
+
+
+def relate_derivative(step: Step, analysis: Analysis, rule: Program) -> None:
+    """Unify the axes of derivatives with those of their values.
+
+    A derivative rule only relates axes: what it contracts does not count as a use of parameters.
+    Custom functions inside of it, which may be the function itself (as in logaddexp), are left to
+    JAX.
+    """
+    operands, outputs = floats(step.inputs, step.inputs), floats(step.outputs, step.outputs)
+    directions, results = (operands, outputs) if is_jvp(step) else (outputs, operands)
+    for source, inner in zip((*step.inputs, *directions), rule.inputs, strict=True):
+        transfer(analysis, source, inner)
+    Analysis(of_rule=True).run(rule)
+    why = "its derivative is laid out in another way"
+    for value, result in zip(results, rule.outputs, strict=True):
+        for one, other in zip(value.dims, result.dims, strict=True):
+            analysis.unify(step, one, other, why)

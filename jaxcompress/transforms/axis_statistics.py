@@ -1,0 +1,116 @@
+"""Second moments of what flows along a hidden axis, as the maps of that axis need them.
+
+Measured where `jc.calibrate` gave moments; otherwise those of the producers' kernels with white
+inputs, `W'W`. A consumer with a bias absorbs the mean, so that only the covariance matters to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcompress.moments.statistics import AxisMoments
+from jaxcompress.networks.axes import Axis, Site
+from jaxcompress.transforms.consumers import bias_of, consumer_gram, measured_sites
+from jaxcompress.transforms.network_state import NetworkState
+
+
+def measured(
+    state: NetworkState, axis: Axis, sites: list[Site] | None = None
+) -> AxisMoments | None:
+    """The moments along an axis for every fibre, of all or of some consumers; None if unknown."""
+    if state.moments is None:
+        return None
+    try:
+        if sites is None:
+            moments = state.moments[axis.key]
+        else:
+            moments = state.moments.pooled(axis, [state.moments.sites[s.key] for s in sites])
+    except KeyError:
+        return None
+    fibres = state.fibres(axis)
+    return dataclasses.replace(
+        moments, mean=_spread(moments.mean, fibres), cov=_spread(moments.cov, fibres)
+    )
+
+
+def _spread(values: np.ndarray, fibres: int) -> np.ndarray:
+    """One entry for each fibre, where all may share one."""
+    return np.broadcast_to(values, (fibres, *values.shape[1:]))
+
+
+def from_weights(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
+    """Second moments of an axis if the inputs of its producers were white."""
+    shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
+    return state.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(state.size(axis))
+
+
+def second_moments_of(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
+    """Second moments about zero of an axis, measured or from the weights."""
+    moments = measured(state, axis)
+    return from_weights(state, axis) if moments is None else moments.second
+
+
+def absorbing_sites(state: NetworkState, axis: Axis) -> set[str]:
+    """The keys of the consumers whose biases absorb the mean of the axis."""
+    return {site.key for site in measured_sites(state, axis) if bias_of(state, site) is not None}
+
+
+def all_absorb(state: NetworkState, axis: Axis) -> bool:
+    """Whether every measured consumer of an axis, and at least one, absorbs its mean."""
+    return len(absorbing_sites(state, axis)) == len(measured_sites(state, axis)) > 0
+
+
+def relevant_moments(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
+    """The moments in which all consumers together see errors: about the mean if all absorb it."""
+    moments = measured(state, axis)
+    if moments is None:
+        return from_weights(state, axis)
+    return moments.cov if all_absorb(state, axis) else moments.second
+
+
+def importance(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d"]:
+    """The squared error of the consumers' results if a single channel were zero, per channel."""
+    shape = (state.fibres(axis), state.size(axis), state.size(axis))
+    gram = (
+        consumer_gram(state, axis) if axis.consumers else np.broadcast_to(np.eye(shape[1]), shape)
+    )
+    second = second_moments_of(state, axis)
+    return np.einsum("fii->fi", second) * np.einsum("fii->fi", gram)
+
+
+def pair_moments(
+    state: NetworkState, axis: Axis, key: str
+) -> tuple[Float[np.ndarray, "fibres d d"], Float[np.ndarray, "fibres d d"]]:
+    """Second moments of either side of a product of activations over an axis."""
+    if state.moments is None or key not in state.moments.pairs:
+        left, right = state.structure.pairs[key].sides
+        return state.gram(axis, left), state.gram(axis, right)
+    fibres = state.fibres(axis)
+    left, right = (state.moments.pooled(axis, [side]).second for side in state.moments.pairs[key])
+    return _spread(left, fibres), _spread(right, fibres)
+
+
+def normalised_moments(state: NetworkState, axis: Axis) -> Float[np.ndarray, "d d"]:
+    """Second moments of the result of a root-mean-square norm before its scale.
+
+    Consumers are added with equal traces, since each of them may have a scale of its own.
+    """
+    if state.moments is None:
+        return from_weights(state, axis).mean(0)
+    total = np.zeros((state.size(axis), state.size(axis)))
+    for site in measured_sites(state, axis):
+        scale = state.leaves[site.scaled[0].leaf] if site.scaled else np.ones(len(total))
+        pooled = state.moments.pooled(axis, [state.moments.sites[site.key]])
+        inverse = inverse_scale(scale)
+        part = pooled.second.mean(0) * inverse[:, None] * inverse[None, :]
+        total += part / max(np.trace(part), 1e-30)
+    return total
+
+
+def inverse_scale(scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+    """One over each entry, zero where an entry is negligible."""
+    usable = np.abs(scale) > 1e-6 * np.abs(scale).max()
+    return np.where(usable, 1 / np.where(scale == 0, 1, scale), 0)

@@ -1,0 +1,176 @@
+"""Folds: consumers are adapted to a smaller axis, so that they predict its dropped part.
+
+With h the activations of an axis and `h P` those that are kept, a fold T predicts `h` as `h P T`
+and is multiplied into the consumers' kernels; the mean of the remainder is added to their biases.
+Each consumer has its own fold, since two may see the axis after different operations. A kernel
+with several positions (a convolution's window, heads) may be solved anew instead: every dropped
+channel is then predicted from the kept ones of all positions. Costs O(m^3) a consumer of m
+inputs.
+
+Source: the interpolative decomposition for networks (arXiv:2108.00065).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcompress.networks.axes import Axis, Site
+from jaxcompress.networks.layout import Layout
+from jaxcompress.networks.maps import AxisMap, along
+from jaxcompress.programs.program import Slot
+from jaxcompress.transforms.axis_statistics import absorbing_sites, measured, relevant_moments
+from jaxcompress.transforms.consumers import bias_of, is_solvable, measured_sites, statistic
+from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.selection import SHRINK
+
+Fold: TypeAlias = Callable[[np.ndarray, float], np.ndarray]
+"""From moments (fibres, d, d) and the number of measured vectors to predictions (fibres, r, d)."""
+
+BiasShift: TypeAlias = tuple[str, np.ndarray]
+"""The name of a bias, and what is added to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _SiteFold:
+    """The part of one consumer in a fold.
+
+    Attributes:
+        matrices: for each of its slots the matrices that replace the map's `consume`.
+        kernels: kernels that were solved anew, by name, at the axis's present size.
+        shift: of its bias, or None.
+    """
+
+    matrices: Mapping[Slot, np.ndarray]
+    kernels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shift: BiasShift | None = None
+
+
+def fold_into_consumers(
+    state: NetworkState, axis: Axis, change: AxisMap, fold: Fold, *, solve: bool = False
+) -> AxisChange:
+    """Complete a map of a measured axis by the folds of its consumers.
+
+    Args:
+        state: the network before the change.
+        axis: the axis, whose activations were measured.
+        change: the map; its `consume` is replaced by the fold of all consumers together.
+        fold: makes predictions from moments.
+        solve: whether kernels with several positions are solved anew; `change` is then a selection.
+    """
+    moments = measured(state, axis)
+    assert moments is not None
+    absorbing = absorbing_sites(state, axis)
+    parts: list[_SiteFold] = []
+    for site in separate_sites(state, axis):
+        absorbs = site.key in absorbing
+        own = measured(state, axis, [site])
+        assert own is not None
+        matrices = fold(own.cov if absorbs else own.second, own.count)
+        if solve and has_positions(state, site):
+            parts.append(_solved(state, axis, site, change, matrices, absorbs))
+            continue
+        shift = None
+        if absorbs:
+            gap = unpredicted(own.mean, change.produce, matrices)
+            shift = bias_shift(state, axis, site, gap)
+        parts.append(_SiteFold(_for_slots(axis, site, matrices), {}, shift))
+    other, kernels = dict(change.other), {}
+    for part in parts:
+        other |= part.matrices
+        kernels |= part.kernels
+    biases = shifted_biases(state, [part.shift for part in parts if part.shift is not None])
+    together = fold(relevant_moments(state, axis), moments.count)
+    complete = dataclasses.replace(change, consume=together, other=other)
+    return AxisChange(complete, kernels | biases)
+
+
+def separate_sites(state: NetworkState, axis: Axis) -> list[Site]:
+    """The consumers with a fold of their own: those whose slots no other contraction has."""
+    uses = Counter(slot for site in state.structure.sites.values() for slot in site.slots)
+    sites = measured_sites(state, axis)
+    return [site for site in sites if all(uses[slot] == 1 for slot in site.slots)]
+
+
+def _for_slots(axis: Axis, site: Site, matrices: np.ndarray) -> dict[Slot, np.ndarray]:
+    """The same matrices for every slot by which a site consumes an axis."""
+    return {slot: matrices for slot in site.slots if slot in axis.consumers}
+
+
+def unpredicted(
+    mean: Float[np.ndarray, "fibres d"],
+    produce: Float[np.ndarray, "fibres d r"],
+    fold: Float[np.ndarray, "fibres r d"],
+) -> Float[np.ndarray, "fibres d"]:
+    """The part of a mean that the kept activations do not predict."""
+    return mean - (mean[:, None, :] @ produce @ fold)[:, 0]
+
+
+def bias_shift(
+    state: NetworkState, axis: Axis, site: Site, gap: Float[np.ndarray, "fibres d"]
+) -> BiasShift:
+    """The shift of a consumer's bias that makes up for a constant missing from its input."""
+    bias = bias_of(state, site)
+    assert bias is not None
+    (name, sign), (kernel,) = bias, site.leaves
+    layouts = state.layouts(kernel)
+    inputs = list(site.inputs.get(kernel) or [slot.dimension for slot in site.slots])
+    position = next(place for place in inputs if axis.key in layouts[place].axes())
+    part = along(state.leaves[kernel], layouts, position, axis, gap[:, :, None])
+    # inputs of the same dimension that belong to other axes are as they were
+    others = layouts[position].resized({axis.key: 1}).index(axis.key) < 0
+    part = np.moveaxis(part, position, -1)
+    part[..., others] = 0
+    return name, sign * np.moveaxis(part, -1, position).sum(tuple(inputs))
+
+
+def shifted_biases(state: NetworkState, shifts: Iterable[BiasShift]) -> dict[str, np.ndarray]:
+    """New values of biases by name; contractions that are added up may share one."""
+    biases: dict[str, np.ndarray] = {}
+    for name, shift in shifts:
+        bias = biases.get(name, state.leaves[name])
+        biases[name] = bias + shift.reshape(bias.shape)
+    return biases
+
+
+def has_positions(state: NetworkState, site: Site) -> bool:
+    """Whether a kernel can be solved for and sees an axis at several positions."""
+    dims = statistic(state, site).dims
+    return (len(dims) > 1 or any(dim.split for dim in dims)) and is_solvable(state, site)
+
+
+def _solved(
+    state: NetworkState,
+    axis: Axis,
+    site: Site,
+    change: AxisMap,
+    fold: Float[np.ndarray, "fibres r d"],
+    absorbs: bool,
+) -> _SiteFold:
+    """A consumer's kernels by ridge least squares from the kept channels, shrunk to its fold."""
+    inputs = statistic(state, site)
+    flat, moments = inputs.flat, inputs.cov if absorbs else inputs.second
+    selection = np.swapaxes(change.produce, 1, 2)
+    ones = np.ones((1, flat.size))
+    kept = along(ones, (Layout(), flat), 1, axis, change.produce @ selection)[0] > 0.5
+    inner = moments[np.ix_(kept, kept)]
+    ridge = SHRINK * kept.sum() / max(inputs.count, 1.0) * np.trace(inner) / len(inner)
+    ridge += np.finfo(np.float64).tiny
+    kernels, shift, bias = {}, None, bias_of(state, site) if absorbs else None
+    for name, order in site.inputs.items():
+        moved = np.moveaxis(state.leaves[name], order, range(len(order)))
+        matrix = moved.reshape(flat.size, -1)
+        layouts = (flat, Layout("", matrix.shape[1]))
+        target = along(matrix, layouts, 0, axis, np.swapaxes(fold, 1, 2))
+        solved = np.zeros_like(matrix)
+        right = moments[kept] @ matrix + ridge * target
+        solved[kept] = np.linalg.solve(inner + ridge * np.eye(len(inner)), right)
+        kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+        if bias is not None:
+            shift = bias[0], bias[1] * (inputs.mean @ (matrix - solved))
+    return _SiteFold(_for_slots(axis, site, selection), kernels, shift)

@@ -1,0 +1,119 @@
+"""A leaf as the plain matrix that a form is fitted to, with the metric of its inputs.
+
+The layout of a weight (a dense kernel, attention heads, a convolution) is read through its
+`MatrixAxes`; what cannot be read is refused by the leaf's name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, PyTree
+
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.projection import weigh
+from jaxcompress.transforms.base import InputMetric
+
+
+class Unreachable(ValueError):
+    """A form cannot be stored in as few numbers as requested.
+
+    Attributes:
+        least: the least count of numbers that the form reaches.
+    """
+
+    def __init__(self, least: float, why: str):
+        super().__init__(why)
+        self.least = least
+
+    def of_matrix(self, where: str, m: int, n: int) -> Unreachable:
+        """The same error with the leaf's name and the least keep of an m x n matrix."""
+        least = math.ceil(self.least / (m * n) * 1e6) / 1e6
+        way_out = (
+            f"the least keep this form reaches on {m} x {n} is {least:g}"
+            if least <= 1
+            else f"it cannot make {m} x {n} smaller"
+        )
+        return Unreachable(self.least, f"{where}: {self}; {way_out}")
+
+
+def why_not(leaf: PyTree, axes: MatrixAxes | None) -> str | None:
+    """Why a leaf cannot be compacted, in words; None when it can."""
+    if is_compact(leaf):
+        return None
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "ndim"):
+        return f"it is a {type(leaf).__name__}, not an array"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return (
+            f"it holds {leaf.dtype}, and only float weights are compacted: leave it out of the "
+            "pattern"
+        )
+    if axes is None and leaf.ndim != 2:
+        return (
+            f"it has {leaf.ndim} dimensions {leaf.shape} of unknown roles: pass "
+            "matrix_axes=jc.MatrixAxes(inputs, outputs)"
+        )
+    return "it has no entries" if leaf.size == 0 else None
+
+
+def read_matrix(
+    where: str, leaf: PyTree, metric: ArrayLike | None, axes: MatrixAxes | None
+) -> tuple[Float[np.ndarray, "*lead m n"], InputMetric, MatrixAxes]:
+    """One weight as plain matrices, the metric of its inputs, and its axes.
+
+    Args:
+        where: the leaf's name, for messages.
+        leaf: an array or a compact array.
+        metric: second moments of its inputs, or None.
+        axes: its roles; by default those of the compact array, or (in, out).
+
+    Raises:
+        ValueError: for axes or moments that do not fit, NaN or infinity.
+    """
+    roles: MatrixAxes = axes or (leaf.matrix_axes if is_compact(leaf) else MATRIX)
+    dense = leaf.materialize() if is_compact(leaf) else leaf
+    try:
+        axes = roles.resolve(dense.ndim)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    values = np.asarray(dense)
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise ValueError(
+            f"{where} contains NaN or infinity: repair or retrain it before compressing"
+        )
+    narrow = jnp.asarray(dense).dtype.itemsize < 4
+    matrix = axes.to_matrix(values.astype(np.float32) if narrow else values)
+    return matrix, check_metric(where, metric, matrix), axes
+
+
+def squared(error: Float[ArrayLike, "*lead m n"], metric: InputMetric) -> float:
+    """The squared norm of a weight's error in the metric of its inputs, summed over a stack."""
+    error = np.asarray(error, np.float64)
+    return float(np.sum(error * (error if metric is None else weigh(metric, error))))
+
+
+def check_metric(
+    where: str, metric: ArrayLike | None, matrix: Float[np.ndarray, "*lead m n"]
+) -> InputMetric:
+    """Second moments that fit a matrix, as float64."""
+    if metric is None:
+        return None
+    metric = np.asarray(metric, np.float64)
+    m = matrix.shape[-2]
+    diagonal = metric.shape == (m,)
+    full = metric.shape[-2:] == (m, m) and metric.shape[:-2] in ((), matrix.shape[:-2])
+    if not diagonal and not full:
+        raise ValueError(
+            f"{where}: its moments have shape {metric.shape}, expected {(m, m)}: "
+            f"jc.second_moments of the layer's inputs, or how often each of {m} rows is looked up; "
+            "a transform that changed the width has to hand on its own moments"
+        )
+    if not np.isfinite(metric).all():
+        raise ValueError(
+            f"{where}: its moments contain NaN or infinity: compute them from finite inputs"
+        )
+    return metric
