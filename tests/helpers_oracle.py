@@ -5,6 +5,7 @@ of its own, or repeated where a norm divides by the size), it is a tree of full 
 unmodified function runs.
 """
 
+import itertools
 import math
 
 import jax
@@ -62,9 +63,8 @@ def embeddable(net):
         )
 
     def exact(axis):
-        beside = any(
-            segment(axis, layout) for dims in net.structure.layouts.values() for layout in dims
-        )
+        layouts = itertools.chain.from_iterable(net.structure.layouts.values())
+        beside = any(segment(axis, layout) for layout in layouts)
         repeatable = not (axis.averaged and (axis.tied or axis.pair or axis.nonlinear or beside))
         return repeatable and not (axis.pair and "elementwise" in axis.marks)
 

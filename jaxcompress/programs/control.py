@@ -8,6 +8,7 @@ a loop are carried through it: added up over the turns, or stacked where the loo
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -333,9 +334,8 @@ def readers(programs: Sequence[Program], index: int) -> int:
 
 def reads(program: Program, value: Value) -> bool:
     """Whether a program uses a value."""
-    if any(out is value for out in program.outputs):
-        return True
-    return any(operand is value for step in program.steps for operand in step.inputs)
+    operands = itertools.chain.from_iterable(step.inputs for step in program.steps)
+    return any(read is value for read in itertools.chain(program.outputs, operands))
 
 
 # --- remat ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ axis it touches opaque; `register` adds the rule of a user's own primitive.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -66,8 +67,8 @@ class Analysis:
 
     def run(self, program: Program) -> None:
         """Analyse every step in order."""
-        uses = Counter(id(value) for step in program.steps for value in step.inputs)
-        self.uses |= uses + Counter(id(value) for value in program.outputs)
+        operands = itertools.chain.from_iterable(step.inputs for step in program.steps)
+        self.uses |= Counter(map(id, itertools.chain(operands, program.outputs)))
         for step in program.steps:
             for value in step.inputs:
                 self.read(value, as_square=step.name in KEEP_SQUARES)
