@@ -58,7 +58,8 @@ class MatrixAxes:
         if sorted(negative) != list(range(-self.ndim, 0)) or self.ndim > ndim:
             raise ValueError(
                 f"{self} does not fit an array of {ndim} dimensions: inputs and outputs are "
-                "together its last dimensions, each once, and a stack comes first (jnp.moveaxis helps)"
+                "together its last dimensions, each once, and a stack comes first "
+                "(jnp.moveaxis helps)"
             )
         return MatrixAxes(tuple(negative[: len(self.inputs)]), tuple(negative[len(self.inputs) :]))
 

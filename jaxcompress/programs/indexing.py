@@ -78,7 +78,6 @@ def gather(step: Step, analysis: Analysis) -> None:
     (out,) = step.outputs
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
     window = [
         index
         for index in range(len(table.shape))
@@ -97,16 +96,7 @@ def gather(step: Step, analysis: Analysis) -> None:
         analysis.freeze(
             step, table.dims[index], "its positions are picked by an index, as in an embedding"
         )
-    rest = [position for position in range(len(out.shape)) if position not in numbers.offset_dims]
-    sources = [index for index in range(len(indices.shape) - 1)]
-    for position, index in zip(rest, sources, strict=True):
-        out.dims[position] = indices.dims[index]
-        if index in index_batching:
-            partner = batching[index_batching.index(index)]
-            analysis.unify(step, table.dims[partner], indices.dims[index])
-            out.dims[position] = table.dims[partner]
-            out.slots[position] = table.slots[partner]
-            mark(out.dims[position], Kind.ELEMENTWISE)
+    _gather_indices(step, analysis)
     if table.from_params:
         for index in window:
             analysis.role(table.slots[index], "produce")
@@ -114,6 +104,24 @@ def gather(step: Step, analysis: Analysis) -> None:
             analysis.role(table.slots[index], "look-up")
         if rows_only(step) and indices.data:
             _note_look_up(step, analysis, table)
+
+
+def _gather_indices(step: Step, analysis: Analysis) -> None:
+    """The indices' own dimensions pass; those shared with the table are one axis with its."""
+    table, indices = step.inputs
+    (out,) = step.outputs
+    numbers = step.params["dimension_numbers"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    rest = [position for position in range(len(out.shape)) if position not in numbers.offset_dims]
+    for position, index in zip(rest, range(len(indices.shape) - 1), strict=True):
+        out.dims[position] = indices.dims[index]
+        if index in index_batching:
+            partner = batching[index_batching.index(index)]
+            analysis.unify(step, table.dims[partner], indices.dims[index])
+            out.dims[position] = table.dims[partner]
+            out.slots[position] = table.slots[partner]
+            mark(out.dims[position], Kind.ELEMENTWISE)
 
 
 def _note_look_up(step: Step, analysis: Analysis, table: Value) -> None:
