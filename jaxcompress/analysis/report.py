@@ -220,7 +220,6 @@ def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, 
         or not jnp.issubdtype(new.dtype, jnp.floating)
     ):
         return None
-    sizes = tuple(new.shape[axis] for axis in axes.inputs)
 
     def count(leaf: Any) -> float:
         key = (
@@ -229,6 +228,7 @@ def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, 
             axes,
         )
         if key not in cache:
+            sizes = (leaf.shape[axis] for axis in axes.inputs)  # a cut may have changed them
             x = jax.ShapeDtypeStruct((ROWS, *sizes), leaf.dtype)
             cache[key] = flops(lambda x, w: matmul(x, w, axes), x, leaf) / ROWS
         return cache[key]

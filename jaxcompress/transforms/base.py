@@ -116,7 +116,7 @@ class Transform:
         return self._step(params, moments, scope)[0]
 
     def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+        """Fields that are no named arguments of the constructor."""
         return ()
 
     def arguments(self) -> dict[str, object]:
@@ -138,7 +138,7 @@ def check_tree(params: PyTree) -> None:
             )
 
 
-def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, "..."]]:
+def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, ...]]:
     """The second moments of the inputs of each matrix, by leaf name."""
     return moments.by_leaf() if isinstance(moments, Moments) else dict(named_leaves(moments))
 

@@ -227,7 +227,8 @@ def reconstruct(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
         >>> keys = jax.random.split(jax.random.key(0), 4)
         >>> shapes = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
@@ -236,7 +237,8 @@ def reconstruct(
         >>> moments = jc.calibrate(net, params, [x], progress=False)
         >>> prune = jc.rotate_and_prune(net, keep=1/2)
         >>> better = jc.chain(prune, jc.reconstruct(net, [x], progress=False))
-        >>> error = lambda small: float(jnp.mean((net(small, x) - apply(params, x)) ** 2))
+        >>> def error(small):
+        ...     return float(jnp.mean((net(small, x) - apply(params, x)) ** 2))
         >>> error(better(params, moments)) < error(prune(params, moments))
         True
     """
