@@ -33,7 +33,7 @@ class DataTransform(Transform):
     whole_network = True
 
     def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+        """Fields that are no named arguments of the constructor."""
         return ("net", "data")
 
     def __eq__(self, other: object) -> bool:

@@ -141,7 +141,7 @@ class Original:
 def is_of_low_rank(state: NetworkState, site: Site, name: str, original: Original) -> bool:
     """Whether a kernel is factored along what a site contracts, and was dense in the original."""
     leaf = state.given[name]
-    if not isinstance(leaf, FactoredArray) or leaf._leading() or is_compact(original.leaves[name]):
+    if not isinstance(leaf, FactoredArray) or leaf.stack_shape or is_compact(original.leaves[name]):
         return False
     order = site.inputs.get(name, ())
     order += tuple(place for place in range(leaf.ndim) if place not in order)
@@ -186,7 +186,7 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
             kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         else:
             low_rank[name] = factored.refit(solved, metric)
-            solved = np.asarray(low_rank[name]._matrix(), np.float64)
+            solved = np.asarray(low_rank[name].matrix(), np.float64)
         if bias is not None:
             leaf, sign = bias
             shift = leaf, sign * (paired.before @ full - paired.after @ solved)
