@@ -115,7 +115,7 @@ def test_channels_have_the_same_atoms_apart():
         (lambda: jc.vocabulary(1 / 2, channels=0), "channels must be a whole number"),
         (
             lambda: jc.vocabulary(1 / 2, atoms="learned", channels=2),
-            "says how designed atoms are made",
+            "is for designed atoms",
         ),
         (
             lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))),
