@@ -1,4 +1,4 @@
-"""The README's snippets run in order, and every notebook runs from its first cell to its last."""
+"""Every notebook runs from its first cell to its last."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,6 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_readme_snippets(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(snippets) >= 3
-    names: dict = {"__name__": "readme"}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), names)
 
 
 def executed(name: str, folder: Path, **settings):

@@ -186,7 +186,7 @@ def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) ->
                 np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target))
             )
     form = (
-        f"{type(new).__name__.removesuffix('Array').lower()}: {new._summary()}".rstrip(": ")
+        f"{type(new).__name__.removesuffix('Array').lower()}: {new.summary()}".rstrip(": ")
         if is_compact(new)
         else "dense"
     )
@@ -208,7 +208,7 @@ def _ratio(part: float, whole: float) -> float:
 
 def _bytes(leaf: Any) -> int:
     values = sum(jnp.asarray(value).nbytes for value in jax.tree.leaves(leaf))
-    return values + (round(4 * leaf._extra_numbers()) if is_compact(leaf) else 0)
+    return values + (round(4 * leaf.static_numbers) if is_compact(leaf) else 0)
 
 
 def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, float] | None:
@@ -220,7 +220,6 @@ def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, 
         or not jnp.issubdtype(new.dtype, jnp.floating)
     ):
         return None
-    sizes = tuple(new.shape[axis] for axis in axes.inputs)
 
     def count(leaf: Any) -> float:
         key = (
@@ -229,6 +228,7 @@ def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, 
             axes,
         )
         if key not in cache:
+            sizes = (leaf.shape[axis] for axis in axes.inputs)  # a cut may have changed them
             x = jax.ShapeDtypeStruct((ROWS, *sizes), leaf.dtype)
             cache[key] = flops(lambda x, w: matmul(x, w, axes), x, leaf) / ROWS
         return cache[key]

@@ -202,4 +202,4 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
 
 def child_moments(node: CompactArray, metric: ArrayLike | None) -> dict[str, InputMetric]:
     """The metric of each child of a compact array, given that of the array's inputs."""
-    return node._child_metrics(None if metric is None else np.asarray(metric, np.float64))
+    return node.child_metrics(None if metric is None else np.asarray(metric, np.float64))

@@ -64,7 +64,7 @@ def _rescaled(fitted: PyTree, original: PyTree, target: PyTree) -> PyTree:
 
 def scale(array: CompactArray, factor: Scalar) -> CompactArray:
     """The compact array that means `factor` times as much."""
-    child = array.linear_in or array._children[0]
+    child = array.linear_in or array.child_names[0]
     value = getattr(array, child)
     scaled = scale(value, factor) if is_compact(value) else value * factor.astype(value.dtype)
     return dataclasses.replace(array, **{child: scaled})

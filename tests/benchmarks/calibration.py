@@ -144,6 +144,17 @@ def losses(
     return found
 
 
+def table(row: dict[str, Any]) -> str:
+    """Seconds a batch, and what they are of a forward pass."""
+    seconds = row["seconds"]
+    both = seconds["forward"] + seconds["products"]
+    lines = ["| | seconds a batch | / forward | / (forward + products) |", "|---|---|---|---|"]
+    for name, value in seconds.items():
+        ratios = f"{value / seconds['forward']:.2f} | {value / both:.2f}"
+        lines.append(f"| {name} | {value:.2f} | {ratios} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="for the one long pass")
@@ -188,10 +199,7 @@ def main() -> None:
     finish("losses", lambda: losses(net, w, text, held_out))
     for tokens in (args.tokens // 8, args.tokens):
         finish(f"{tokens:,} tokens", lambda tokens=tokens: long_pass(tokens))
-    seconds, both = row["seconds"], row["seconds"]["forward"] + row["seconds"]["products"]
-    print("| | seconds a batch | / forward | / (forward + products) |\n|---|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {value:.2f} | {value / seconds['forward']:.2f} | {value / both:.2f} |")
+    print(table(row))
     print(
         json.dumps(
             {key: value for key, value in row.items() if key not in ("seconds", "batch")}, indent=1

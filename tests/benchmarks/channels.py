@@ -361,6 +361,17 @@ def coarsening_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def replay_table(rows: list[dict[str, Any]]) -> str:
+    """The cut networks through `net`, against the same widths written by hand, as markdown."""
+    heads = ("cut to a half, batch 128", "FLOPs of net / by hand", "ms of net", "ms by hand")
+    lines = [f"| {' | '.join(heads)} | ratio |", "|---" * 5 + "|"]
+    for row in rows:
+        counted, (ours, hand) = row["flops"], row["ms"]
+        cells = [f"{counted[0] / counted[1]:.6f}", f"{ours:.2f}", f"{hand:.2f}"]
+        lines.append(f"| {row['network']} | {' | '.join(cells)} | {row['ratio']:.3f} |")
+    return "\n".join(lines)
+
+
 def alone_table(case: Case, name: str) -> str:
     """Points lost where one axis is cut and the others are whole, as markdown."""
     lines = [
@@ -543,14 +554,7 @@ def main() -> None:
     cuts = [row for row in rows if row["part"] == "cut"]
     for show in (cut_table, before_table, coarsening_table):
         print(show(cuts), "\n")
-    print(
-        "| cut to a half, batch 128 | FLOPs of net / by hand | ms of net | ms by hand | ratio |\n|---|---|---|---|---|"
-    )
-    for row in (row for row in rows if row["part"] == "replay"):
-        counted, (ours, hand) = row["flops"], row["ms"]
-        print(
-            f"| {row['network']} | {counted[0] / counted[1]:.6f} | {ours:.2f} | {hand:.2f} | {row['ratio']:.3f} |"
-        )
+    print(replay_table([row for row in rows if row["part"] == "replay"]))
     speed = rows[-1]
     print(
         f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond make_jaxpr's {speed['make_jaxpr']:.0f} ms; "

@@ -684,6 +684,16 @@ def cells(
                 }  # fmt: skip
 
 
+def final_rows(results: list[dict[str, Any]], part: Part, seeds: int = 3) -> list[dict[str, Any]]:
+    """The finished cells of a part, each column at the choices of its validation images."""
+    args = argparse.Namespace(
+        columns=None, sets=None, seeds=seeds, rate=None, candidate=0, validate=False
+    )
+    keys = cells(args, part, results)
+    rows = [next((row for row in results if key.items() <= row.items()), None) for key in keys]
+    return [row for row in rows if row is not None]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each set, a column for each form: mean and standard deviation over the seeds; and the published ones."""
     columns = list(dict.fromkeys(row["column"] for row in rows))

@@ -31,20 +31,27 @@ def main() -> None:
                 for cell in cells
             }
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Accuracy before and after fine-tuning, and the differences to the baselines, paired by split."""
     after = {
         name: np.array([split[name][2] for split in results.values()]) for name in results["0"]
     }
-    print(
-        "| at 1/8 of the whole net | stored numbers | before, % | after, % | - magnitude | - plain |"
-    )
-    print("|---|---|---|---|---|---|")
+    lines = [
+        "| at 1/8 of the net | stored numbers | before, % | after, % | - magnitude | - plain |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, errors in after.items():
         numbers, before, _ = np.mean([split[name] for split in results.values()], axis=0)
         differences = [errors - after[baseline] for baseline in BASELINES]
         paired = [f"{d.mean():+.2f} ± {d.std(ddof=1) / SPLITS**0.5:.2f}" for d in differences]
-        print(
-            f"| {name} | {numbers:,.0f} | {before:.1f} | {errors.mean():.2f} ± {errors.std(ddof=1):.2f} | {' | '.join(paired)} |"
+        accuracy = f"{errors.mean():.2f} ± {errors.std(ddof=1):.2f}"
+        lines.append(
+            f"| {name} | {numbers:,.0f} | {before:.1f} | {accuracy} | {' | '.join(paired)} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
