@@ -1,4 +1,7 @@
-"""Results files: a list of finished cells, one line each, that an interrupted benchmark goes on from."""
+"""Results files: a list of finished cells, one line each.
+
+That an interrupted benchmark goes on from.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,12 @@ def finished(
     *,
     again: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each key: what the results have already stays, what is missing there is measured and written at once.
+    """A row for each key: what the results have already stays.
 
-    `results` grows as it goes, so that later keys may depend on it; with `again` everything is measured afresh.
+    What is missing there is measured and written at once.
+
+    `results` grows as it goes, so that later keys may depend on it; with `again` everything is
+    measured afresh.
     """
     rows = []
     for key in tqdm(keys, desc="cells"):
