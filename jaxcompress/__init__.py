@@ -21,17 +21,12 @@ from jaxcompress import (
     transforms,
 )
 from jaxcompress.analysis.report import report
-from jaxcompress.arrays.base import (
-    CompactArray,
-    compact_array,
-    materialize,
-    matmul,
-    static_field,
-    stored_numbers,
-)
+from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers, take
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.spline import as_function
+from jaxcompress.arrays.static import static_field
 from jaxcompress.arrays.tie import tie
 from jaxcompress.checkpoint import load, save
 from jaxcompress.moments.calibration import Calibration, calibrate
@@ -111,6 +106,7 @@ __all__ = [
     "spline",
     "static_field",
     "stored_numbers",
+    "take",
     "tie",
     "toeplitz",
     "together",

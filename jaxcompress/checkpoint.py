@@ -24,14 +24,10 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from jaxcompress.arrays.base import (
-    CompactArray,
-    decode_static,
-    encode_static,
-    is_compact,
-    registered,
-)
+from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import join, leaf_name
+from jaxcompress.arrays.registration import registered
+from jaxcompress.arrays.static import decode_static, encode_static
 
 FORMAT = "jaxcompress 1"
 DTYPES = {
@@ -177,7 +173,7 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     """A leaf as JSON; its numbers go to `tensors`."""
     if isinstance(leaf, CompactArray):
         statics = {}
-        for field in leaf._statics:
+        for field in leaf.static_names:
             value = getattr(leaf, field)
             # a function is not written: `like` has it
             statics[field] = (
@@ -185,7 +181,7 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
             )
         children = {
             child: _encode(getattr(leaf, child), join(name, child), tensors)
-            for child in leaf._children
+            for child in leaf.child_names
         }
         return {"node": type(leaf).__name__, "statics": statics, "children": children}
     if type(leaf) in records.values():

@@ -7,20 +7,19 @@ from jaxcompress.analysis.plots import (
     sketches,
     weights_as_function,
 )
-from jaxcompress.classifiers.plots import (
-    decision_mesh,
-    errors_by_cause,
-    margins,
-    realized_along,
-)
+from jaxcompress.classifiers.boundary_plots import realized_along, realized_images
+from jaxcompress.classifiers.error_plots import error_images, errors_by_cause
+from jaxcompress.classifiers.plots import decision_mesh, margins
 
 __all__ = [
     "atoms",
     "decision_mesh",
+    "error_images",
     "errors_by_cause",
     "hidden_axes",
     "margins",
     "realized_along",
+    "realized_images",
     "shrinking",
     "sketches",
     "weights_as_function",

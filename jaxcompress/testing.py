@@ -149,7 +149,7 @@ def _noise(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.A
 
 
 def _check_count(array: CompactArray) -> None:
-    children = sum(stored_numbers(getattr(array, name)) for name in array._children)
+    children = sum(stored_numbers(getattr(array, name)) for name in array.child_names)
     _require(
         array.stored_numbers >= children,
         f"honest count: {array.stored_numbers} numbers, and the children hold {children}",
@@ -199,11 +199,11 @@ def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
 
 def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
     x, g = _noise((3, array.matrix_shape[0]), 5), _noise((3, array.matrix_shape[1]), 6)
-    expected = jax.vjp(lambda a: a._matrix(), array)[1](x.T @ g)[0]
+    expected = jax.vjp(lambda a: a.matrix(), array)[1](x.T @ g)[0]
     for name, product in (
-        ("grad", array.__class__._multiply),
-        ("grad under jit", jax.jit(lambda a, x: a._multiply(x))),
-        ("grad under remat", jax.checkpoint(lambda a, x: a._multiply(x))),
+        ("grad", array.__class__.multiply),
+        ("grad under jit", jax.jit(lambda a, x: a.multiply(x))),
+        ("grad under remat", jax.checkpoint(lambda a, x: a.multiply(x))),
     ):
         actual = jax.grad(lambda a, product=product: jnp.sum(product(a, x) * g))(array)
         for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -233,9 +233,9 @@ def _check_dtype(array: CompactArray) -> None:
     with jax.numpy_dtype_promotion("strict"):
         x = _noise((3, array.matrix_shape[0]), 7, jnp.bfloat16)
         _require(
-            half._multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype"
+            half.multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype"
         )
-        array._multiply(x.astype(jnp.float32))
+        array.multiply(x.astype(jnp.float32))
         array.materialize()
 
 
@@ -264,7 +264,7 @@ def _check_stack(array: CompactArray) -> None:
     )
     x = _noise((3, 4, array.matrix_shape[0]), 8)
     plain = stack.matrix_axes.to_matrix(dense)
-    product = lambda a, x: a._multiply(x)
+    product = lambda a, x: a.multiply(x)
     _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
     _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)
     _close(
@@ -328,7 +328,7 @@ def _check_round_trip(array: CompactArray) -> None:
 
 def _check_export(array: CompactArray) -> None:
     x = jax.ShapeDtypeStruct((3, array.matrix_shape[0]), array.dtype)
-    program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum(a._multiply(x) ** 2)))
+    program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum(a.multiply(x) ** 2)))
     exported = jax_export.export(program, platforms=("cpu", "cuda", "tpu"))(array, x)
     numbers = _noise(x.shape, 9, array.dtype)
     _close(

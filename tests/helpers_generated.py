@@ -1,8 +1,10 @@
-"""Random networks over all known primitives: a recipe is a list of operations, each with a number that makes its choices.
+"""Random networks over all known primitives.
 
-An operation takes some of the last tensors, (batch, time, channels) all of them, and adds one; parameters are drawn where they
-are met, now and then one that is there already. Whatever the numbers, a recipe is a network: an operation that does not fit
-does nothing.
+A recipe is a list of operations, each with a number that seeds its choices.
+
+An operation takes some of the last tensors, (batch, time, channels) all of them, and adds one;
+parameters are drawn where they are met, now and then one that is there already. Whatever the
+numbers, a recipe is a network: an operation that does not fit does nothing.
 """
 
 import math
@@ -35,7 +37,8 @@ class Maker:
 
     Attributes:
         params: by name.
-        names: of the parameters in the order in which they are asked for; written when the network is built, read when it runs.
+        names: of the parameters in the order of their use; written when the network is built, read
+            when it runs.
         tensors: (batch, time, channels) each.
     """
 
@@ -127,7 +130,7 @@ def generated(recipe: Recipe) -> Model:
     )
 
 
-# --- dense layers --------------------------------------------------------------------------------------------------
+# --- dense layers --------------------------------------------------------------------------------
 
 
 @operation
@@ -198,7 +201,7 @@ def positions(m):
     return h + m.param(2 * TIME, h.shape[-1])[: h.shape[1]]
 
 
-# --- elementwise ---------------------------------------------------------------------------------------------------
+# --- elementwise ---------------------------------------------------------------------------------
 
 UNARY = (
     *(
@@ -374,7 +377,7 @@ def dropped_in_time(m):
     return jnp.where((m.tokens > 2)[..., None], h, 0.0 if m.flag() else -1.0)
 
 
-# --- norms and sums ------------------------------------------------------------------------------------------------
+# --- norms and sums ------------------------------------------------------------------------------
 
 
 @operation
@@ -469,7 +472,7 @@ def largest(m):
     return h * jax.nn.one_hot(m.one_of((jnp.argmax, jnp.argmin))(h, -1), h.shape[-1])
 
 
-# --- layout --------------------------------------------------------------------------------------------------------
+# --- layout --------------------------------------------------------------------------------------
 
 
 @operation
@@ -562,7 +565,7 @@ def broadcast(m):
     return jnp.broadcast_to(m.param(h.shape[-1]), h.shape) * h.mean(1, keepdims=True)
 
 
-# --- indices -------------------------------------------------------------------------------------------------------
+# --- indices -------------------------------------------------------------------------------------
 
 
 @operation
@@ -595,12 +598,12 @@ def scattered(m):
 
 @operation
 def written(m):
-    """Some positions of time become others: each of them once, or the last to be written would count."""
+    """Some positions in time are overwritten, each at most once."""
     h = m.tensor(lambda h: h.shape[1] >= 2)
     return h.at[:, m.tokens[0, 0] % h.shape[1]].set(jnp.sin(h[:, 0]))
 
 
-# --- attention and convolutions ------------------------------------------------------------------------------------
+# --- attention and convolutions ------------------------------------------------------------------
 
 
 @operation
@@ -667,7 +670,7 @@ def frequencies(m):
     return jnp.fft.irfft(jnp.fft.rfft(h, axis=1) * 0.5, n=h.shape[1], axis=1)
 
 
-# --- loops, branches, calls ----------------------------------------------------------------------------------------
+# --- loops, branches, calls ----------------------------------------------------------------------
 
 
 @operation
@@ -706,7 +709,10 @@ def layers(m):
     """Stacked layers in a loop."""
     h, width, count = m.tensor(), m.width(), m.one_of((2, 3))
     stack = m.param(count, h.shape[-1], width), m.param(count, width, h.shape[-1])
-    step = lambda x, p: (x + jax.nn.gelu(x @ p[0]) @ p[1], None)
+
+    def step(x, p):
+        return (x + jax.nn.gelu(x @ p[0]) @ p[1], None)
+
     return lax.scan(jax.checkpoint(step) if m.flag() else step, h, stack)[0]
 
 
@@ -730,7 +736,10 @@ def either(m):
 def called(m):
     h, width = m.tensor(), m.width()
     w, b = m.param(h.shape[-1], width), m.param(width)
-    layer = lambda x: jnp.sin(x @ w + b)
+
+    def layer(x):
+        return jnp.sin(x @ w + b)
+
     return m.one_of(
         (
             jax.jit(layer),
@@ -791,7 +800,7 @@ def state_space(m):
 
 
 def primitives_of(recipe: Recipe) -> set[str]:
-    """The names of the primitives that a network uses, those inside of loops and rules among them."""
+    """The names of the primitives that a network uses, also inside of loops and rules."""
     made = generated(recipe)
     found: set[str] = set()
 

@@ -1,5 +1,7 @@
-"""Small ordinary networks in every framework, written the way users write them and unaware of the library. Their sizes differ
-from one another wherever they can, so that an axis taken for another shows.
+"""Small ordinary networks in every framework, written as users write them.
+
+They import nothing of the library. Their sizes differ wherever they can, so that an axis that is
+mistaken for another fails.
 """
 
 import math
@@ -44,7 +46,7 @@ from helpers_table import (
 __all__ = ["MODELS", "Model"]
 
 
-# --- an MLP in five ways -------------------------------------------------------------------------------------------
+# --- an MLP in five ways -------------------------------------------------------------------------
 
 
 @entry
@@ -129,7 +131,7 @@ def linear_mlp() -> Model:
     return model(net.apply, params, vectors, ["params/layers_2/*"])
 
 
-# --- convolutions --------------------------------------------------------------------------------------------------
+# --- convolutions --------------------------------------------------------------------------------
 
 
 class ConvNet(nn.Module):
@@ -176,7 +178,7 @@ def convnet_train() -> Model:
     )
 
 
-# --- attention -----------------------------------------------------------------------------------------------------
+# --- attention -----------------------------------------------------------------------------------
 
 
 class EncoderLayer(nn.Module):
@@ -219,7 +221,7 @@ def layer_norm(p, x):
 
 
 def attention(q, k, v, mask):
-    """Attention of queries, keys and values whose heads are side by side; the mask is added to the logits."""
+    """Attention with heads side by side; the mask is added to the logits."""
     q, k, v = (rearrange(each, "b l (h d) -> b h l d", h=HEADS) for each in (q, k, v))
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
     context = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(logits + mask, axis=-1), v)
@@ -327,7 +329,7 @@ def fused_qkv() -> Model:
     )
 
 
-# --- loops ---------------------------------------------------------------------------------------------------------
+# --- loops ---------------------------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
@@ -418,7 +420,7 @@ def remat_mlp() -> Model:
     )
 
 
-# --- look-ups, custom derivatives, sums and concatenations ---------------------------------------------------------
+# --- look-ups, custom derivatives, sums and concatenations ---------------------------------------
 
 
 @entry

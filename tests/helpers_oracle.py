@@ -1,7 +1,8 @@
 """Law 4: a replayed small network against the full one with its maps embedded.
 
-A small tree is made by random maps on hidden axes; embedded again (every small channel in a place of its own, or repeated
-where a norm divides by the size), it is a tree of full shapes that the unmodified function runs.
+A small tree is made by random maps on hidden axes; embedded again (every small channel in a place
+of its own, or repeated where a norm divides by the size), it is a tree of full shapes that the
+unmodified function runs.
 """
 
 import math
@@ -50,8 +51,9 @@ def repeat(rng, count, r, d):
 def embeddable(net):
     """The axes on which some embedding is exact, whatever network it is.
 
-    Channels repeated for a mean change what is tied to it, paired over it, bent before it is used, or averaged with others
-    beside it; channels embedded as zeros may not be zeros where a nonlinearity lies before a product over them.
+    Channels repeated for a mean change what is tied to it, paired over it, bent before it is used,
+    or averaged with others beside it; channels embedded as zeros may not be zeros where a
+    nonlinearity lies before a product over them.
     """
 
     def segment(axis, layout):
@@ -101,5 +103,8 @@ def small_and_full(net, params, seed=0, only=None):
         count = fibre_count(structure, axis, sizes) if by_fibre else 1
         apply_map(structure, full, sizes, axis, back(rng, count, size, axis.size))
         del sizes[axis.key]
-    tree = lambda leaves: jax.tree.unflatten(treedef, [leaves[name] for name in names])
+
+    def tree(leaves):
+        return jax.tree.unflatten(treedef, [leaves[name] for name in names])
+
     return tree(small), tree(full), changed

@@ -1,4 +1,4 @@
-"""More models for the table: each has one structure that a tracer can stumble over, in an otherwise small network."""
+"""More models for the table: small networks, each with one structure that is hard to trace."""
 
 import math
 
@@ -44,7 +44,7 @@ def flax_model(net, inputs, visible, batch=BATCH) -> Model:
     return model(net.apply, params, inputs, visible, batch=batch)
 
 
-# --- embeddings, projections ---------------------------------------------------------------------------------------
+# --- embeddings, projections ---------------------------------------------------------------------
 
 
 @entry
@@ -75,7 +75,7 @@ def fused_gate_and_up() -> Model:
 
 
 def rotated(x: jax.Array) -> jax.Array:
-    """Rotary embeddings on (batch, length, heads, size): halves are turned by angles of the position."""
+    """Rotary embeddings on (batch, length, heads, size): halves are rotated by the position."""
     half = x.shape[-1] // 2
     angles = jnp.arange(x.shape[1])[:, None] / 100.0 ** (jnp.arange(half) / half)
     sin, cos = jnp.sin(angles)[:, None], jnp.cos(angles)[:, None]
@@ -85,11 +85,14 @@ def rotated(x: jax.Array) -> jax.Array:
 
 @entry
 def rotary_attention() -> Model:
-    """Queries share keys and values in groups; queries and keys keep their size, everything else is hidden."""
+    """Grouped queries; queries and keys keep their size, everything else is hidden."""
 
     def apply(params, x):
         x = dense(params["embed"], x)
-        heads = lambda y: rearrange(y, "b l (h d) -> b l h d", d=HEAD_SIZE)
+
+        def heads(y):
+            return rearrange(y, "b l (h d) -> b l h d", d=HEAD_SIZE)
+
         q, k, v = (heads(x @ params[name]) for name in ("wq", "wk", "wv"))
         k, v = (jnp.repeat(each, HEADS, axis=2) for each in (rotated(k), v))
         logits = jnp.einsum("bqhd,bkhd->bhqk", rotated(q), k) / math.sqrt(HEAD_SIZE)
@@ -123,7 +126,9 @@ def weight_norm() -> Model:
         x = jax.nn.relu(unit(params["second"], x))
         return dense(params["last"], x)
 
-    layer = lambda m, n: affine(m, n) | {"scale": (n,)}
+    def layer(m, n):
+        return affine(m, n) | {"scale": (n,)}
+
     params = draw(
         {
             "first": layer(INPUTS, FIRST),
@@ -134,7 +139,7 @@ def weight_norm() -> Model:
     return model(apply, params, vectors, ["last/*"])
 
 
-# --- convolutions --------------------------------------------------------------------------------------------------
+# --- convolutions --------------------------------------------------------------------------------
 
 
 class Grouped(nn.Module):
@@ -173,12 +178,12 @@ def unet() -> Model:
     return flax_model(UNet(), images, ["params/last/*"], batch=4)
 
 
-# --- experts -------------------------------------------------------------------------------------------------------
+# --- experts -------------------------------------------------------------------------------------
 
 
 @entry
 def experts() -> Model:
-    """Every expert on every vector, the best two mixed by their scores: hidden units of each expert are its own."""
+    """Every expert on every vector, the best two mixed by score; hidden units differ by expert."""
 
     def apply(params, x):
         x = dense(params["embed"], x)
@@ -227,7 +232,7 @@ def dispatched_experts() -> Model:
     return model(apply, draw(shapes), series, ["last/*", "router"])
 
 
-# --- recurrent networks --------------------------------------------------------------------------------------------
+# --- recurrent networks --------------------------------------------------------------------------
 
 
 class Both(nn.Module):
@@ -247,7 +252,7 @@ def bidirectional_and_stacked() -> Model:
     return flax_model(Both(), series, ["params/last/*"])
 
 
-# --- control flow --------------------------------------------------------------------------------------------------
+# --- control flow --------------------------------------------------------------------------------
 
 
 @entry
@@ -256,8 +261,13 @@ def branches() -> Model:
 
     def apply(params, x):
         x = jnp.tanh(dense(params["first"], x))
-        one = lambda x: x + jax.nn.relu(dense(params["up"], x)) @ params["down"]
-        other = lambda x: jnp.tanh(x @ params["turn"])
+
+        def one(x):
+            return x + jax.nn.relu(dense(params["up"], x)) @ params["down"]
+
+        def other(x):
+            return jnp.tanh(x @ params["turn"])
+
         return dense(params["last"], lax.cond(x.sum() > 0, one, other, x))
 
     shapes = {
@@ -274,7 +284,9 @@ def counted_loop() -> Model:
     """A residual block three times over with the same parameters, in a loop that counts."""
 
     def apply(params, x):
-        body = lambda _, x: x + jax.nn.relu(dense(params["up"], x)) @ params["down"]
+        def body(_, x):
+            return x + jax.nn.relu(dense(params["up"], x)) @ params["down"]
+
         return dense(params["last"], lax.fori_loop(0, 3, body, dense(params["first"], x)))
 
     shapes = {"first": affine(INPUTS, FIRST), "up": affine(FIRST, WIDE), "down": (WIDE, FIRST)}
@@ -293,7 +305,9 @@ def loop_until() -> Model:
             new = jnp.tanh(x + 0.3 * z @ params["turn"])
             return new, jnp.mean((new - z) ** 2), turn + 1
 
-        far = lambda state: (state[1] > 1e-6) & (state[2] < 7)
+        def far(state):
+            return (state[1] > 1e-6) & (state[2] < 7)
+
         z, _, _ = lax.while_loop(far, body, (jnp.zeros_like(x), jnp.float32(jnp.inf), 0))
         return dense(params["last"], z)
 
@@ -360,7 +374,10 @@ def linear_recurrence() -> Model:
     def apply(params, x):
         x = dense(params["embed"], x)
         decay = jnp.broadcast_to(jax.nn.sigmoid(params["decay"]), (*x.shape[:2], WIDE))
-        combine = lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1])
+
+        def combine(a, b):
+            return (a[0] * b[0], b[0] * a[1] + b[1])
+
         _, states = lax.associative_scan(combine, (decay, x @ params["enter"]), axis=1)
         return dense(params["last"], x + jax.nn.gelu(states) @ params["leave"])
 
@@ -373,7 +390,7 @@ def linear_recurrence() -> Model:
     return model(apply, draw(shapes | {"last": affine(WIDTH, OUTPUTS)}), series, ["last/*"])
 
 
-# --- indices, pieces -----------------------------------------------------------------------------------------------
+# --- indices, pieces -----------------------------------------------------------------------------
 
 
 def graphs(batch: int, length: int) -> tuple[jax.Array, ...]:

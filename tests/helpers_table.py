@@ -1,4 +1,4 @@
-"""The table of models: what an entry is, how its parameters are drawn, and the inputs that several of them take."""
+"""The table of models: entries, how their parameters are drawn, and inputs that several take."""
 
 import dataclasses
 import fnmatch
@@ -19,8 +19,10 @@ class Model:
         apply: pure, `apply(params, *inputs)` gives the outputs.
         params: float arrays, batch statistics among them where there are any.
         inputs: an example, a batch of 5 (of 4 images) and sequences of length 6.
-        state: for outputs that mirror a subtree of the parameters, {path in the outputs: path in the parameters}.
-        resize: (batch, length) to inputs of that batch and sequence length, which goes up to `POSITIONS`.
+        state: for outputs that mirror a subtree of the parameters, {path in the outputs: path in
+            the parameters}.
+        resize: (batch, length) to inputs of that batch and sequence length, which goes up to
+            `POSITIONS`.
         hidden: the leaves whose last dimension is a hidden axis, whole or in factors or segments.
     """
 
@@ -53,7 +55,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def model(apply, params, inputs, visible, state=None, batch=BATCH) -> Model:
-    """A model whose leaves all end in a hidden axis but those that a pattern in `visible` matches."""
+    """A model whose leaves all end in a hidden axis, except those that `visible` matches."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     hidden = tuple(
         name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in visible)
@@ -61,7 +63,7 @@ def model(apply, params, inputs, visible, state=None, batch=BATCH) -> Model:
     return Model("", apply, params, inputs(batch, LENGTH), state, inputs, hidden)
 
 
-# --- parameters and inputs -----------------------------------------------------------------------------------------
+# --- parameters and inputs -----------------------------------------------------------------------
 
 
 def affine(m: int, n: int) -> dict[str, tuple[int, ...]]:
@@ -87,7 +89,7 @@ def draw(shapes: Any) -> Any:
 
 
 def perturb(params: Any) -> Any:
-    """A framework's fresh parameters and noise, so that no bias is zero and no scale one; variances from 0.5 to 1.5."""
+    """Fresh parameters plus noise, so no bias is zero and no scale one; variances 0.5 to 1.5."""
 
     def leaf(path, value):
         rng = next(rngs)

@@ -186,7 +186,7 @@ def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) ->
                 np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target))
             )
     form = (
-        f"{type(new).__name__.removesuffix('Array').lower()}: {new._summary()}".rstrip(": ")
+        f"{type(new).__name__.removesuffix('Array').lower()}: {new.summary()}".rstrip(": ")
         if is_compact(new)
         else "dense"
     )
@@ -208,7 +208,7 @@ def _ratio(part: float, whole: float) -> float:
 
 def _bytes(leaf: Any) -> int:
     values = sum(jnp.asarray(value).nbytes for value in jax.tree.leaves(leaf))
-    return values + (round(4 * leaf._extra_numbers()) if is_compact(leaf) else 0)
+    return values + (round(4 * leaf.static_numbers) if is_compact(leaf) else 0)
 
 
 def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, float] | None:

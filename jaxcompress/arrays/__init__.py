@@ -3,12 +3,11 @@
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import (
     CompactArray,
-    compact_array,
     is_compact,
     materialize,
     matmul,
-    static_field,
     stored_numbers,
+    take,
 )
 from jaxcompress.arrays.clustered import ClusteredArray
 from jaxcompress.arrays.factored import FactoredArray
@@ -16,7 +15,9 @@ from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.spline import SplineArray, as_function
+from jaxcompress.arrays.static import StaticArray, static_field
 from jaxcompress.arrays.tie import tie
 from jaxcompress.arrays.toeplitz import ToeplitzArray
 from jaxcompress.arrays.vocabulary import VocabularyArray
@@ -30,6 +31,7 @@ __all__ = [
     "LookupArray",
     "MatrixAxes",
     "SplineArray",
+    "StaticArray",
     "ToeplitzArray",
     "VocabularyArray",
     "as_function",
@@ -40,5 +42,6 @@ __all__ = [
     "matrices",
     "static_field",
     "stored_numbers",
+    "take",
     "tie",
 ]

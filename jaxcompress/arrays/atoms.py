@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
+from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import static_field
 
 NAMES = ("dct", "smooth", "random")
 RIDGE = 1e-3
@@ -49,6 +51,7 @@ class DesignedAtoms(CompactArray):
     channels: int = static_field(default=1)
 
     def materialize(self) -> jax.Array:
+        """The atoms as columns, (m, k)."""
         of_one = self._of_one_channel()
         return (
             of_one
@@ -56,7 +59,8 @@ class DesignedAtoms(CompactArray):
             else jnp.kron(of_one, jnp.eye(self.channels, dtype=jnp.float32))
         )
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """`x @ atoms`, the channels apart."""
         return self.features(x, self.dtype)
 
     def features(self, x: jax.Array, dtype: Any) -> jax.Array:
@@ -96,14 +100,18 @@ class DesignedAtoms(CompactArray):
         )
         return sign[:, None] * cosines((m,), order[:, None])
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return ()
 
     @property
     def dtype(self) -> np.dtype:
+        """float32; the codes decide in which dtype a product is computed."""
         return jnp.dtype("float32")
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         name = getattr(self.rule, "__name__", str(self.rule))
         of = f" of {self.channels} channels" if self.channels > 1 else ""
         return f"{self.count} {name} atoms on {'x'.join(map(str, self.grid))}{of}"

@@ -1,48 +1,71 @@
-"""A compact array is a pytree node that holds fewer numbers than the dense array it means.
+"""A compact array is a pytree node that stores fewer numbers than the dense array it represents.
 
-`CompactArray` turns one method, `materialize`, into everything a matrix answers: products from both sides, a
-transpose, row look-ups, a shape, a count. The formula is `A = materialize(children)`; it costs what the
-subclass stores, and `x @ A` costs a dense product until the subclass gives a cheaper `_multiply`.
+A subclass of `CompactArray` writes one method, `materialize`, and inherits what a matrix is expected to offer: products from both
+sides, a transpose, row look-ups, a shape, a count of stored numbers. Memory is that of the stored numbers; `x @ A` costs a dense
+product until the subclass gives a cheaper `multiply`.
 
 Source: the unwrap-before-use pattern of paramax and lineax's small operator protocol, carried to plain pytrees.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
+import functools
 import math
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeGuard, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
-from jax import export
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.arrays.layout import MATRIX, MatrixAxes, StaticArray
-
-
-def static_field(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is part of the structure (a size, a seed), not of the stored numbers."""
-    return dataclasses.field(default=default, kw_only=kw_only, metadata={"static": True})
+from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.static import StaticArray, static_field
 
 
-registered: dict[str, type[CompactArray]] = {}
-"""Every compact array type by class name: what a checkpoint may name."""
+def check_rows(
+    take: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[[Any, Any], jax.Array]:
+    """Extend a look-up of rows of the plain, unstacked matrix to any layout, stacks, and indices of any range."""
 
-Class = TypeVar("Class", bound=type)
+    @functools.wraps(take)
+    def checked(self: CompactArray, rows: ArrayLike) -> jax.Array:
+        self.require_matrix("take")
+        rows = jnp.asarray(rows)
+        if not jnp.issubdtype(rows.dtype, jnp.integer):
+            raise TypeError(
+                f"take expects integer rows, got {rows.dtype}: "
+                "cast them, for instance with .astype(int)"
+            )
+        if not self.looks_up_rows:
+            return jnp.take(self.materialize(), rows, axis=-2)
+        count = self.shape[-2]
+        rows = jnp.where(rows < 0, rows + count, rows)
+        taken = take(self, jnp.clip(rows, 0, count - 1))
+        return jnp.where(((rows >= 0) & (rows < count))[..., None], taken, jnp.nan)
+
+    return checked
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
-def compact_array(cls: Class) -> Class:
-    """Make a subclass of `CompactArray` a frozen dataclass that JAX, `jax.export` and flax know.
+class _Fields:
+    """Tells type checkers that subclasses are dataclasses."""
 
-    Fields are children (float arrays or other compact arrays) unless declared with `jc.static_field()`. The class
-    writes one method, `materialize`, for the plain matrix `(..., m, n)` of dense children, where `...` are the
-    leading dimensions that `vmap`, `scan` and stacking add to every child. The decorator expands nested
-    children before it and applies the layout (`matrix_axes`, `dims`) after it.
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class CompactArray(_Fields):
+    """The base class of every compact array: a matrix stored in fewer numbers.
+
+    The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype, stacking,
+    `vmap` and `scan` need no bookkeeping. `@` means what numpy means by it. jax.numpy functions do not accept
+    a compact array; call `jc.materialize` first, or use `jc.matmul` and `jc.take`. `jc.compact_array` says what a
+    subclass writes.
+
+    Attributes:
+        matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and outputs.
+        dims: the sizes of those trailing dimensions; None where `materialize` alone determines them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -59,179 +82,107 @@ def compact_array(cls: Class) -> Class:
         Array([[0., 3., 6., 9.],
                [0., 3., 6., 9.]], dtype=float32)
     """
-    if not issubclass(cls, CompactArray):
-        raise TypeError(
-            f"@compact_array expects a subclass of CompactArray, got {cls.__name__}: derive it from jc.CompactArray"
-        )
-    if "materialize" in cls.__dict__:
-        dense_matrix = cls.__dict__["materialize"]
-        # jitted, so that an eager call is one compiled program rather than one for each operation
-        cls._matrix = jax.jit(lambda self: dense_matrix(self._with_dense_children()))
-        del cls.materialize
-    cls = dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
-    fields = dataclasses.fields(cls)
-    cls._children = tuple(f.name for f in fields if not f.metadata.get("static"))
-    cls._statics = tuple(f.name for f in fields if f.metadata.get("static"))
-    registered[cls.__name__] = cls
-
-    def flatten(node):
-        return tuple(getattr(node, name) for name in cls._children), tuple(
-            getattr(node, name) for name in cls._statics
-        )
-
-    def flatten_with_keys(node):
-        children, statics = flatten(node)
-        return tuple(
-            zip(map(jax.tree_util.GetAttrKey, cls._children), children, strict=True)
-        ), statics
-
-    def unflatten(statics, children):
-        # JAX unflattens with None, integers, labels and batched children too: nothing is checked here.
-        return cls(
-            **dict(zip(cls._children, children, strict=True)),
-            **dict(zip(cls._statics, statics, strict=True)),
-        )
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    export.register_pytree_node_serialization(
-        cls,
-        serialized_name=f"{cls.__module__}.{cls.__qualname__}",
-        serialize_auxdata=lambda statics: json.dumps(
-            [encode_static(value) for value in statics]
-        ).encode(),
-        deserialize_auxdata=lambda data: tuple(decode_static(value) for value in json.loads(data)),
-    )
-    serialization.register_serialization_state(
-        cls,
-        lambda node: {
-            name: serialization.to_state_dict(getattr(node, name)) for name in cls._children
-        },
-        lambda node, state: dataclasses.replace(
-            node,
-            **{
-                name: serialization.from_state_dict(getattr(node, name), state[name], name=name)
-                for name in cls._children
-            },
-        ),
-        override=True,
-    )
-    return cls
-
-
-def encode_static(value: Any) -> Any:
-    """A static field as JSON; functions have no JSON and raise."""
-    if isinstance(value, MatrixAxes):
-        return {"inputs": value.inputs, "outputs": value.outputs}
-    if isinstance(value, StaticArray) and value.array.dtype == bool:
-        return {"bits": np.packbits(value.array).tobytes().hex(), "size": value.array.size}
-    if isinstance(value, StaticArray):
-        content = base64.b64encode(
-            value.array.astype(value.array.dtype.newbyteorder("<")).tobytes()
-        ).decode()
-        return {
-            "indices": content,
-            "dtype": value.array.dtype.name,
-            "shape": list(value.array.shape),
-        }
-    if isinstance(value, tuple):
-        return {"tuple": [encode_static(item) for item in value]}
-    if callable(value):
-        raise TypeError(f"{value!r} is a function: it can be neither saved nor exported by value")
-    return value
-
-
-def decode_static(value: Any) -> Any:
-    """The inverse of `encode_static`."""
-    if not isinstance(value, dict):
-        return value
-    if "tuple" in value:
-        return tuple(decode_static(item) for item in value["tuple"])
-    if "bits" in value:
-        bits = np.unpackbits(
-            np.frombuffer(bytes.fromhex(value["bits"]), np.uint8), count=value["size"]
-        )
-        return StaticArray(bits.astype(bool))
-    if "indices" in value:
-        dtype = np.dtype(value["dtype"]).newbyteorder("<")
-        return StaticArray(
-            np.frombuffer(base64.b64decode(value["indices"]), dtype).reshape(value["shape"])
-        )
-    return MatrixAxes(tuple(value["inputs"]), tuple(value["outputs"]))
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
-class _Fields:
-    """Tells type checkers that subclasses are dataclasses."""
-
-
-@dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class CompactArray(_Fields):
-    """The base of every compact array: a matrix that is stored in fewer numbers.
-
-    Attributes:
-        matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and outputs.
-        dims: the sizes of those trailing dimensions; None where `materialize` alone tells them.
-
-    The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype, stacking,
-    `vmap` and `scan` need no bookkeeping. `@` means what numpy means by it. jax.numpy functions do not accept
-    a compact array; call `jc.materialize` first, or `jc.matmul`.
-    """
 
     matrix_axes: MatrixAxes = static_field(default=MATRIX, kw_only=True)  # noqa: RUF009
     dims: tuple[int, ...] | None = static_field(default=None, kw_only=True)
 
-    _children: ClassVar[tuple[str, ...]] = ()
-    _statics: ClassVar[tuple[str, ...]] = ("matrix_axes", "dims")
+    child_names: ClassVar[tuple[str, ...]] = ()
+    """Fields that are children, set by the decorator."""
+    static_names: ClassVar[tuple[str, ...]] = ("matrix_axes", "dims")
+    """Fields that are static, set by the decorator."""
     linear_in: ClassVar[str | None] = None
-    """The child in which `materialize` is linear (the first, unless a class says otherwise)."""
+    """The child in which `materialize` is linear (the first, unless a class names another)."""
 
     __array_ufunc__ = None  # numpy's operators defer to ours
 
-    # --- what a subclass may give --------------------------------------------------------------------------
+    # --- what a subclass may override: all of it about the plain matrix (..., m, n) -----------------------------------
 
-    def _matrix(self) -> jax.Array:
+    def matrix(self) -> Float[Array, "*stack m n"]:
+        """The plain matrix, inputs first: what a subclass wrote as `materialize`."""
         raise NotImplementedError(
             f"{type(self).__name__} needs a method materialize(self) under @jc.compact_array"
         )
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
-        """`x @ matrix` for x of shape (..., rows, m); leading dimensions broadcast as in `jnp.matmul`."""
-        return jnp.matmul(x, self._matrix())
+    def multiply(self, x: Float[Array, "*batch rows m"]) -> Float[Array, "*batch rows n"]:
+        """`x @ matrix`, the product that `@`, `jc.matmul` and `net(params, x)` use.
 
-    def _take(self, rows: jax.Array) -> jax.Array:
-        """Rows of the unstacked matrix, every index within range."""
-        return self._matrix()[rows]
+        A subclass overrides it where it has a cheaper way than the dense matrix. Children may themselves be compact
+        arrays there: `@` takes them as they are, `jc.materialize(child)` expands them.
 
-    def _leading(self) -> tuple[int, ...]:
-        return jax.eval_shape(self.__class__._matrix, self).shape[:-2]
+        Args:
+            x: (..., rows, m); its leading dimensions broadcast with the array's as in `jnp.matmul`.
 
-    def _extra_numbers(self) -> float:
-        """Numbers needed to run that are not children: orders and look-ups."""
-        return sum(
-            value.words
-            for name in self._statics
-            if isinstance(value := getattr(self, name), StaticArray)
-        )
+        Returns:
+            (..., rows, n).
+        """
+        return jnp.matmul(x, self.matrix())
 
-    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
-        """The metric in which each child should be fitted, given the metric of this matrix's inputs."""
+    def multiply_transposed(
+        self, y: Float[Array, "*batch rows n"]
+    ) -> Float[Array, "*batch rows m"]:
+        """`y @ matrix.T`; by default the transpose of `multiply`, which JAX derives.
+
+        Args:
+            y: (..., rows, n); its leading dimensions broadcast with the array's as in `jnp.matmul`.
+
+        Returns:
+            (..., rows, m).
+        """
+        leading = jnp.broadcast_shapes(y.shape[:-2], self.stack_shape)
+        y = jnp.broadcast_to(y, (*leading, *y.shape[-2:]))
+        x = jax.ShapeDtypeStruct((*y.shape[:-1], self.matrix_shape[0]), y.dtype)
+        out = jax.eval_shape(self.multiply, x)
+        return jax.linear_transpose(self.multiply, x)(y.astype(out.dtype))[0]
+
+    @check_rows
+    def take(self, rows: Int[Array, "*indices"]) -> Float[Array, "*stack_indices n"]:
+        """Rows of the dense matrix: `jnp.take(A.materialize(), rows, axis=-2)`.
+
+        A subclass overrides it where it has a cheaper way than the dense matrix; its own method sees indices within
+        range and an unstacked matrix (m, n).
+
+        Args:
+            rows: integers of any shape; negative ones count from the end, out-of-range ones give NaN.
+
+        Returns:
+            (..., *rows.shape, n).
+
+        Raises:
+            TypeError: for rows that are no integers, or an array that is no matrix in its last two dimensions.
+        """
+        return self.matrix()[rows]
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The sizes of the leading dimensions, those of a stack of matrices; () for one matrix."""
+        return jax.eval_shape(type(self).matrix, self).shape[:-2]
+
+    def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """The metric in which each child is to be fitted.
+
+        Args:
+            metric: (..., m, m) second moments of this matrix's inputs, (m,) their diagonal, or None for the identity.
+
+        Returns:
+            From a child's name to its metric; children left out have none.
+        """
         return {}
 
-    def _summary(self) -> str:
-        """A few words for the repr and the report."""
+    def summary(self) -> str:
+        """A few words on the form, for the repr and the report."""
         return ""
 
-    # --- what every array answers --------------------------------------------------------------------------
+    # --- what every array offers --------------------------------------------------------------------------------------
 
     def materialize(self) -> jax.Array:
-        """The dense array, in its layout. Costs the dense array's memory."""
-        return self.matrix_axes.from_matrix(self._matrix(), self.dims)
+        """The dense array, in its layout; takes the dense array's memory."""
+        return self.matrix_axes.from_matrix(self.matrix(), self.dims)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(m, n): the sizes of the plain matrix, inputs first."""
         if self.dims is None:
-            m, n = jax.eval_shape(self.__class__._matrix, self).shape[-2:]
+            m, n = jax.eval_shape(type(self).matrix, self).shape[-2:]
             return m, n
         return self.matrix_axes.matrix_shape(self.dims)
 
@@ -239,145 +190,140 @@ class CompactArray(_Fields):
     def shape(self) -> tuple[int, ...]:
         """The dense array's shape."""
         if self.dims is None:
-            return jax.eval_shape(self.__class__.materialize, self).shape
-        return (*self._leading(), *self.dims)
+            return jax.eval_shape(type(self).materialize, self).shape
+        return (*self.stack_shape, *self.dims)
 
     @property
     def dtype(self) -> np.dtype:
         """The dense array's dtype: that of the children."""
-        return jnp.result_type(*(child.dtype for child in self._child_values()))
+        return jnp.result_type(*(child.dtype for child in self._children()))
 
     @property
     def ndim(self) -> int:
+        """The number of the dense array's dimensions."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of entries of the dense array (not of what is stored)."""
+        """The number of entries of the dense array (not of the stored numbers)."""
         return math.prod(self.shape)
 
     @property
+    def static_numbers(self) -> float:
+        """Numbers needed to run that are static: choices and indices (an index = 1, one bit = 1/32; seeds are free)."""
+        values = (getattr(self, name) for name in self.static_names)
+        return sum(value.words for value in values if isinstance(value, StaticArray))
+
+    @property
     def stored_numbers(self) -> int:
-        """Every number needed to run: children, orders and look-ups (an index = 1, one bit = 1/32; seeds are free)."""
-        extra = self._extra_numbers()
-        return math.ceil(sum(stored_numbers(child) for child in self._child_values()) + extra)
+        """Every number needed to run: those of the children and the static ones."""
+        return math.ceil(sum(map(stored_numbers, self._children())) + self.static_numbers)
+
+    @property
+    def looks_up_rows(self) -> bool:
+        """Whether `take` is a look-up in one plain matrix, rather than one in the dense array."""
+        return self.matrix_axes.inputs == (-2,) and not self.stack_shape
 
     @property
     def T(self) -> CompactArray:
-        """The transpose: the same numbers read with inputs and outputs in exchanged positions.
+        """The transpose: the same numbers, read with inputs and outputs in exchanged positions.
 
         Raises:
             ValueError: for a stacked array, whose leading dimensions cannot go last; use `.mT`.
         """
-        if self._leading():
+        if self.stack_shape:
             raise ValueError(
                 f"{self!r} is stacked: .T would move its leading dimensions last; use .mT"
             )
         count = len(self.matrix_axes.inputs) + len(self.matrix_axes.outputs)
-        dims = self.matrix_shape if self.dims is None else self.dims
-        return dataclasses.replace(
-            self, matrix_axes=self.matrix_axes.reversed(count), dims=dims[::-1]
-        )
+        return self._reversed(count)
 
     @property
     def mT(self) -> CompactArray:
         """The transpose of the last two dimensions, leading dimensions kept."""
-        self._require_matrix("mT")
-        dims = self.matrix_shape if self.dims is None else self.dims
-        return dataclasses.replace(self, matrix_axes=self.matrix_axes.reversed(2), dims=dims[::-1])
+        self.require_matrix("mT")
+        return self._reversed(2)
 
-    def __rmatmul__(self, x: Any) -> jax.Array:
-        self._require_matrix("x @ A")
+    def __rmatmul__(self, x: ArrayLike) -> jax.Array:
+        self.require_matrix("x @ A")
         x = jnp.asarray(x)
         rows = self.shape[-2]
         if x.ndim == 0 or x.shape[-1] != rows:
             raise ValueError(
-                f"x @ A contracts x's last dimension with {rows}, got x of shape {x.shape} and {self!r}"
+                f"x @ A contracts x's last dimension with {rows}, "
+                f"got x of shape {x.shape} and {self!r}"
             )
-        multiply = self._multiply if self.matrix_axes.inputs == (-2,) else self._multiply_transposed
+        multiply = self.multiply if self.matrix_axes.inputs == (-2,) else self.multiply_transposed
         return multiply(x) if x.ndim > 1 else multiply(x[None])[..., 0, :]
 
-    def __matmul__(self, x: Any) -> jax.Array:
-        self._require_matrix("A @ x")
+    def __matmul__(self, x: ArrayLike) -> jax.Array:
+        self.require_matrix("A @ x")
         x = jnp.asarray(x)
-        return (
-            x @ self.mT if x.ndim == 1 else jnp.matrix_transpose(jnp.matrix_transpose(x) @ self.mT)
-        )
-
-    def take(self, rows: Any) -> jax.Array:
-        """Rows of the dense matrix: `jnp.take(A.materialize(), rows, axis=-2)`, without the dense matrix if possible.
-
-        Args:
-            rows: integers of any shape; negative ones count from the end, out-of-range ones give NaN.
-
-        Returns:
-            An array of shape (..., *rows.shape, n).
-        """
-        self._require_matrix("take")
-        rows = jnp.asarray(rows)
-        if not jnp.issubdtype(rows.dtype, jnp.integer):
-            raise TypeError(
-                f"take expects integer rows, got {rows.dtype}: cast them, for instance with .astype(int)"
-            )
-        if self._leading() or self.matrix_axes.inputs != (-2,):
-            return jnp.take(self.materialize(), rows, axis=-2)
-        count = self.shape[-2]
-        rows = jnp.where(rows < 0, rows + count, rows)
-        taken = self._take(jnp.clip(rows, 0, count - 1))
-        return jnp.where(((rows >= 0) & (rows < count))[..., None], taken, jnp.nan)
+        if x.ndim == 1:
+            return x @ self.mT
+        return jnp.matrix_transpose(jnp.matrix_transpose(x) @ self.mT)
 
     def __repr__(self) -> str:
         try:
             count, size = self.stored_numbers, self.size
-            words = [
-                f"{self.shape} {self.dtype}",
-                self._summary(),
-                f"{count} stored{_fraction(count, size)}",
-            ]
-            return f"{type(self).__name__}({', '.join(filter(None, words))})"
+            shape, stored = f"{self.shape} {self.dtype}", f"{count} stored{_fraction(count, size)}"
+            fields = [word for word in (shape, self.summary(), stored) if word]
         except Exception:  # JAX fills nodes with None, labels and specs; a repr must still print
-            return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._children)})"
+            fields = [f"{name}={getattr(self, name)!r}" for name in self.child_names]
+        return f"{type(self).__name__}({', '.join(fields)})"
 
-    # --- inner machinery -----------------------------------------------------------------------------------
+    # --- for this package ---------------------------------------------------------------------------------------------
 
-    def _child_values(self) -> list[Any]:
-        return [getattr(self, name) for name in self._children]
-
-    def _with_dense_children(self) -> Self:
+    def with_dense_children(self) -> Self:
+        """The same array with its compact children materialised."""
+        children = {name: getattr(self, name) for name in self.child_names}
         nested = {
-            n: getattr(self, n).materialize()
-            for n in self._children
-            if isinstance(getattr(self, n), CompactArray)
+            name: child.materialize() for name, child in children.items() if is_compact(child)
         }
         return dataclasses.replace(self, **nested) if nested else self
 
-    def _multiply_transposed(self, y: jax.Array) -> jax.Array:
-        """`y @ matrix.T`: the transpose of `_multiply`, which JAX derives."""
-        leading = jnp.broadcast_shapes(y.shape[:-2], self._leading())
-        y = jnp.broadcast_to(y, (*leading, *y.shape[-2:]))
-        x = jax.ShapeDtypeStruct((*y.shape[:-1], self.matrix_shape[0]), y.dtype)
-        out = jax.eval_shape(self._multiply, x)
-        return jax.linear_transpose(self._multiply, x)(y.astype(out.dtype))[0]
+    def require_matrix(self, operation: str) -> None:
+        """Refuse an operation on an array whose last two dimensions are not inputs and outputs.
 
-    def _require_matrix(self, operation: str) -> None:
+        Raises:
+            TypeError: naming the operation and `jc.matmul`, which contracts any layout.
+        """
         if len(self.matrix_axes.inputs) != 1 or len(self.matrix_axes.outputs) != 1:
             raise TypeError(
-                f"{operation} needs a matrix in the last two dimensions; {self!r} has {self.matrix_axes}: "
+                f"{operation} needs a matrix in the last two dimensions; "
+                f"{self!r} has {self.matrix_axes}: "
                 "use jc.matmul(x, A, matrix_axes=A.matrix_axes), which contracts the inputs"
             )
+
+    def _children(self) -> list[Any]:
+        return [getattr(self, name) for name in self.child_names]
+
+    def _reversed(self, count: int) -> CompactArray:
+        dims = self.matrix_shape if self.dims is None else self.dims
+        axes = self.matrix_axes.reversed(count)
+        return dataclasses.replace(self, matrix_axes=axes, dims=dims[::-1])
 
 
 def _fraction(count: int, size: int) -> str:
     return "" if not count or count >= size else f" = 1/{size / count:.3g}"
 
 
-def is_compact(value: Any) -> bool:
-    """Whether a tree's node is a compact array: the `is_leaf` of every walk over parameters."""
+def is_compact(value: object) -> TypeGuard[CompactArray]:
+    """Whether a tree's node is a compact array: the `is_leaf` of every walk over parameters.
+
+    Args:
+        value: any node of a pytree.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> jc.arrays.is_compact(jnp.ones((2, 4))), jc.arrays.is_compact(jc.hashed(1/2)(jnp.ones((2, 4))))
+        (False, True)
+    """
     return isinstance(value, CompactArray)
 
 
-def materialize(params: Any) -> Any:
-    """Every compact array of a tree as the dense array it means, innermost first; other leaves as they are.
+def materialize(params: PyTree) -> PyTree:
+    """Every compact array of a tree as its dense array, innermost first; other leaves as they are.
 
     Args:
         params: any pytree.
@@ -396,8 +342,11 @@ def materialize(params: Any) -> Any:
     )
 
 
-def stored_numbers(params: Any) -> int:
+def stored_numbers(params: PyTree) -> int:
     """How many numbers a tree stores: entries of dense leaves, `stored_numbers` of compact arrays.
+
+    Args:
+        params: any pytree.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -408,8 +357,38 @@ def stored_numbers(params: Any) -> int:
     return sum(leaf.stored_numbers if is_compact(leaf) else int(np.size(leaf)) for leaf in leaves)
 
 
-def matmul(x: Any, w: Any, matrix_axes: MatrixAxes | None = None) -> jax.Array:
-    """Contract inputs with a dense or compact weight, without materialising a compact one.
+def take(table: jax.Array | np.ndarray | CompactArray, rows: ArrayLike) -> jax.Array:
+    """Rows of a dense or compact matrix, by a compact one's own look-up: the embedding of tokens.
+
+    Args:
+        table: (..., m, n), a dense array or a `CompactArray`.
+        rows: integers of any shape; negative ones count from the end, out-of-range ones give NaN.
+
+    Returns:
+        (..., *rows.shape, n).
+
+    Raises:
+        TypeError: for rows that are no integers, or an array that is no matrix in its last two dimensions.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxcompress as jc
+        >>> words = jnp.arange(12.0).reshape(6, 2)
+        >>> jc.take(words, jnp.array([0, -1])).tolist()
+        [[0.0, 1.0], [10.0, 11.0]]
+        >>> jc.take(jc.clustered(keep=1)({"words": words})["words"], jnp.array([[0, 5, 5]])).shape
+        (1, 3, 2)
+    """
+    if isinstance(table, CompactArray):
+        return table.take(rows)
+    return jnp.take(table, jnp.asarray(rows), axis=-2)
+
+
+def matmul(
+    x: jax.Array,
+    w: jax.Array | np.ndarray | CompactArray,
+    matrix_axes: MatrixAxes | None = None,
+) -> jax.Array:
+    """Contract inputs with a dense or compact weight, by a compact one's own product.
 
     Args:
         x: (..., *inputs): its last dimensions are the weight's input dimensions.
@@ -432,28 +411,33 @@ def matmul(x: Any, w: Any, matrix_axes: MatrixAxes | None = None) -> jax.Array:
     """
     if matrix_axes is None:
         return x @ w
-    x = jnp.asarray(x)
-    matrix_axes = matrix_axes.resolve(w.ndim)
-    dims = w.shape[w.ndim - matrix_axes.ndim :]
+    x, matrix_axes = jnp.asarray(x), matrix_axes.resolve(w.ndim)
     if w.ndim != matrix_axes.ndim:
         raise ValueError(
-            f"matmul with axes takes an unstacked weight, got shape {w.shape} for {matrix_axes}: use jax.vmap over the stack"
+            f"matmul with axes takes an unstacked weight, got shape {w.shape} for {matrix_axes}: "
+            "use jax.vmap over the stack"
         )
-    sizes = tuple(dims[axis] for axis in matrix_axes.inputs)
-    count = len(sizes)
-    if x.shape[x.ndim - count :] != sizes:
+    sizes = tuple(w.shape[axis] for axis in matrix_axes.inputs)
+    batch = x.shape[: x.ndim - len(sizes)]
+    if x.shape[len(batch) :] != sizes:
         raise ValueError(
             f"matmul contracts the last dimensions of x with {sizes}, got x of shape {x.shape}"
         )
-    flat = x.reshape(*x.shape[: x.ndim - count], math.prod(sizes))
-    if is_compact(w):
-        if matrix_axes not in (w.matrix_axes, w.matrix_axes.swapped()):
-            raise ValueError(
-                f"matmul got axes {matrix_axes} for an array with {w.matrix_axes}: give its own axes or their exchange"
-            )
-        multiply = w._multiply if matrix_axes == w.matrix_axes else w._multiply_transposed
-        out = multiply(flat[None] if flat.ndim == 1 else flat)
-        out = out[0] if flat.ndim == 1 else out
-    else:
-        out = flat @ matrix_axes.to_matrix(w)
-    return out.reshape(*x.shape[: x.ndim - count], *(dims[axis] for axis in matrix_axes.outputs))
+    out = _plain_product(x.reshape(math.prod(batch), math.prod(sizes)), w, matrix_axes)
+    return out.reshape(*batch, *(w.shape[axis] for axis in matrix_axes.outputs))
+
+
+def _plain_product(
+    rows: jax.Array, w: jax.Array | np.ndarray | CompactArray, matrix_axes: MatrixAxes
+) -> jax.Array:
+    """`rows @ w` for rows (rows, m) and a weight read as a plain matrix."""
+    if not is_compact(w):
+        return rows @ matrix_axes.to_matrix(w)
+    if matrix_axes == w.matrix_axes:
+        return w.multiply(rows)
+    if matrix_axes == w.matrix_axes.swapped():
+        return w.multiply_transposed(rows)
+    raise ValueError(
+        f"matmul got axes {matrix_axes} for an array with {w.matrix_axes}: "
+        "give its own axes or their exchange"
+    )

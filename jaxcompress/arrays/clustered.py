@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.spatial import KDTree
 
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static_field
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
 from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import StaticArray, static_field
 
 MOST = 2**16
 """The most runs: an index is then two bytes."""
@@ -44,9 +45,11 @@ class ClusteredArray(CompactArray):
     index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
+        """The rows put together from their runs."""
         return self._gather(jnp.asarray(self.index.array, jnp.int32))
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """The runs of the rows alone."""
         return self._gather(jnp.asarray(self.index.array, jnp.int32)[rows])
 
     def _gather(self, index: jax.Array) -> jax.Array:
@@ -55,10 +58,13 @@ class ClusteredArray(CompactArray):
         found = runs.at[..., index, :].get(mode="promise_in_bounds")  # a k-means has no others
         return found.reshape(*found.shape[:-2], -1)[..., : self.matrix_shape[1]]
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.runs.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         count, block = self.runs.shape[-2:]
         return f"{count} runs of {block}"
 
@@ -130,21 +136,12 @@ class ClusteredArray(CompactArray):
 
 
 def cluster(places: np.ndarray, weight: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(places,) which of at most `count` clusters each belongs to, all in use: Lloyd's k-means, by a tree of the centres."""
+    """(places,) which of at most `count` clusters each belongs to, all in use: k-means on a sample of the places."""
     rng = np.random.default_rng(seed)
-    some = rng.permutation(len(places))[: max(SAMPLE, 4 * count)]
-    seen, power = places[some], weight[some]
-    centres = np.unique(seen[: 4 * count], axis=0)
+    sample = rng.permutation(len(places))[: max(SAMPLE, 4 * count)]
+    points, weights = places[sample], weight[sample]
+    centres = np.unique(points[: 4 * count], axis=0)
     centres = centres[rng.permutation(len(centres))[:count]]
-    for _ in range(STEPS if len(centres) < len(seen) else 0):
-        nearest = KDTree(centres).query(seen, workers=-1)[1]
-        total = np.bincount(nearest, power, len(centres))
-        sums = [np.bincount(nearest, power * column, len(centres)) for column in seen.T]
-        moved = np.where(
-            total[:, None] > 0, np.stack(sums, 1) / np.maximum(total, 1e-300)[:, None], centres
-        )
-        still, centres = np.array_equal(moved, centres), moved
-        if still:
-            break
-    found = KDTree(centres).query(places, workers=-1)[1]
-    return np.unique(found, return_inverse=True)[1]
+    if len(centres) < len(points):
+        centres, _ = lloyd(points, weights, centres, rounds=STEPS)
+    return np.unique(nearest_by_tree(places, centres), return_inverse=True)[1]

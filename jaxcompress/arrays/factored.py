@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import StaticArray, static_field
 
 
 @compact_array
@@ -39,6 +40,7 @@ class FactoredArray(CompactArray):
     by_rows: bool = static_field(default=False)
 
     def materialize(self) -> jax.Array:
+        """The chosen lines, and the others as their mixtures."""
         if self._full:
             return self.lines
         if self.by_rows:
@@ -47,7 +49,8 @@ class FactoredArray(CompactArray):
             ]
         return jnp.concatenate([self.lines, self.lines @ self.mixing], axis=-1)[..., self._places]
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """Two products of rank r."""
         if self._full:
             return x @ self.lines
         if self.by_rows:
@@ -55,9 +58,10 @@ class FactoredArray(CompactArray):
         kept = x @ self.lines
         return jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """Rows of the chosen columns, and their mixtures."""
         if self.by_rows and not self._full:
-            return self._matrix()[rows]
+            return self.matrix()[rows]
         return self._multiply_rows(self.lines[rows])
 
     def _multiply_rows(self, kept: jax.Array) -> jax.Array:
@@ -67,17 +71,22 @@ class FactoredArray(CompactArray):
             else jnp.concatenate([kept, kept @ self.mixing], axis=-1)[..., self._places]
         )
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.lines.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         return f"rank {self.rank}"
 
-    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+    def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Columns are fitted in the inputs' metric."""
         return {} if self.by_rows else {"lines": metric}
 
     @property
     def rank(self) -> int:
+        """The number of chosen lines."""
         return self.lines.shape[-2 if self.by_rows else -1]
 
     @property
@@ -192,8 +201,9 @@ def dominant_lines(
     _, n, r = basis.shape
     order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[-1]
     inside, outside = order[:r].copy(), order[r:].copy()
+    coefficients = np.zeros(())
     for sweep in range(sweeps):
-        if sweep % 64 == 0:  # fresh, so that the rank-one updates gather no error
+        if sweep % 64 == 0:  # computed anew, so that the rank-one updates gather no error
             coefficients = np.linalg.solve(
                 basis[:, inside].mT, basis[:, outside].mT
             )  # (stack, r, n-r)

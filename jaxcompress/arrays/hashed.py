@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
+from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.permutation import Seed, mix, permute
 from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import static_field
 
 
 @compact_array
@@ -45,27 +47,33 @@ class HashedArray(CompactArray):
     block: int = static_field(default=1)
     layout: str = static_field(default="random")
 
-    def _matrix(
+    def matrix(
         self,
     ) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
+        """The table's entries, signed, at the hashed places."""
         m, n = self.matrix_shape
-        return self._with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
+        return self.with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """`x @ matrix`, in the circular layout without the matrix."""
         if self.layout == "random":
-            return super()._multiply(x)
+            return super().multiply(x)
         m, n = self.matrix_shape
         return (_correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round)(
             x, self.table, self._seed(), m=m, n=n
         )
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """The entries of the rows alone."""
         return self._rows(rows.astype(jnp.uint32), self.matrix_shape[1])
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.table.shape[:-1]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         return (
             self.layout
             if self.layout != "random"

@@ -8,12 +8,10 @@ and a reshape and stores nothing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from typing import Any
 
 import einops
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,40 +103,3 @@ class MatrixAxes:
 
 MATRIX = MatrixAxes((-2,), (-1,))
 """The plain layout: (in, out)."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StaticArray:
-    """A numpy array of booleans or indices as part of a tree's structure: compared and hashed by content, the digest cached.
-
-    An integer child would break `jax.grad` and every optimizer, so a choice that cannot be avoided is static.
-    It is counted: one bit a boolean, a whole number an index.
-    """
-
-    array: np.ndarray
-    digest: str = dataclasses.field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        array = np.asarray(self.array)
-        small = bool if array.dtype == bool else np.min_scalar_type(int(array.max(initial=0)))
-        array = np.ascontiguousarray(array, dtype=small)
-        array.setflags(write=False)
-        object.__setattr__(self, "array", array)
-        content = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-        object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest())
-
-    @property
-    def words(self) -> float:
-        """How many numbers it counts as."""
-        return self.array.size / 32 if self.array.dtype == bool else self.array.size
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StaticArray) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __repr__(self) -> str:
-        if self.array.dtype == bool:
-            return f"StaticArray({self.array.size} bits, {int(self.array.sum())} set)"
-        return f"StaticArray({self.array.size} indices)"

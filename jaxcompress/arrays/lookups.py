@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, static_field
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.projection import per_matrix, weigh
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import StaticArray, static_field
 
 
 @compact_array
@@ -34,11 +35,13 @@ class LookupArray(CompactArray):
     index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
+        """The entries at their rows, zero elsewhere."""
         rows, n = self.matrix_shape
-        dense = jnp.zeros((*self._leading(), rows, n), self.values.dtype)
+        dense = jnp.zeros((*self.stack_shape, rows, n), self.values.dtype)
         return dense.at[..., self._index(), jnp.arange(n)].set(self.values, unique_indices=True)
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """A sum of s gathered columns."""
         values = self.values.materialize() if is_compact(self.values) else self.values
         found = (x[..., rows] * values[..., t, None, :] for t, rows in enumerate(self._index()))
         return sum(found, jnp.zeros((), jnp.result_type(x, values)))
@@ -46,10 +49,13 @@ class LookupArray(CompactArray):
     def _index(self) -> jax.Array:
         return jnp.asarray(self.index.array, jnp.int32)
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.values.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         count = self.index.array.shape[0]
         return f"{count} {'entry' if count == 1 else 'entries'} a column"
 

@@ -46,7 +46,7 @@ def names_within(tree: Any) -> list[str]:
     for name, leaf in named_leaves(tree):
         names.append(name)
         if isinstance(leaf, CompactArray):
-            for child in leaf._children:
+            for child in leaf.child_names:
                 names += [
                     join(join(name, child), inner) for inner in names_within(getattr(leaf, child))
                 ]

@@ -14,7 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.sparse import diags_array
 from scipy.sparse.linalg import LinearOperator, cg
+
+
+class _NormalEquations(LinearOperator):
+    """`T' M T` as an operator on k numbers."""
+
+    def __init__(self, size: int, apply: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(np.dtype(np.float64), (size, size))
+        self.apply = apply
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self.apply(x)
 
 
 def least_squares(
@@ -47,12 +59,8 @@ def least_squares(
         >>> least_squares(spread, total, np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0]), np.zeros(1), np.array([9.0]))
         array([3.])
     """
-    size = (len(start), len(start))
-    inverse = np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
-    normal = LinearOperator(
-        size, matvec=lambda values: collect(weigh(metric, expand(values))), dtype=np.float64
-    )  # pyright: ignore[reportCallIssue]
-    precondition = LinearOperator(size, matvec=lambda values: inverse * values, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    normal = _NormalEquations(len(start), lambda v: collect(weigh(metric, expand(v))))
+    precondition = diags_array(np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0))
     # solve for the correction: the part of the start that the metric does not see is left alone
     residual = collect(weigh(metric, matrix - expand(start)))
     correction, _ = cg(normal, residual, rtol=tol, maxiter=steps, M=precondition)

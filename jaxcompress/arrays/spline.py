@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
+from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import static_field
 
 BASES = ("step", "linear", "cubic")
 
@@ -45,12 +47,15 @@ class SplineArray(CompactArray):
     basis: str = static_field(default="step")
 
     def materialize(self) -> jax.Array:
+        """The function's values at all n places of every period."""
         return self._refine(self.samples)
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """The product with the samples, interpolated."""
         return self._refine(x @ self.samples)
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """The rows' samples, interpolated."""
         samples = (
             self.samples.take(rows)
             if isinstance(self.samples, CompactArray)
@@ -58,13 +63,17 @@ class SplineArray(CompactArray):
         )
         return self._refine(samples)
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.samples.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         return f"{self.samples.shape[-1]} {self.basis} knots a period"
 
-    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+    def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Samples are fitted in the inputs' metric."""
         return {"samples": metric}
 
     def _refine(self, coarse: jax.Array) -> jax.Array:

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcompress.arrays.base import CompactArray, compact_array, static_field
+from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.registration import compact_array
+from jaxcompress.arrays.static import static_field
 
 
 @compact_array
@@ -39,6 +41,7 @@ class ToeplitzArray(CompactArray):
     pad: tuple[int, ...] = static_field(default=())
 
     def materialize(self) -> jax.Array:
+        """The window's weights at every position, zero elsewhere."""
         # a row more than the grid has takes what stands on the zeros
         count, leading = math.prod(self.grid), self.taps.shape[:-2]
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
@@ -52,22 +55,20 @@ class ToeplitzArray(CompactArray):
             *leading, count, rows.shape[0] * self.taps.shape[-1]
         )
 
-    @jax.jit
-    def _multiply(self, x: jax.Array) -> jax.Array:
-        index = self._places()
-        # patches and one product: inside a scan, XLA's convolutions are slow on a CPU
-        seen = x.at[..., jnp.maximum(index, 0)].get(mode="promise_in_bounds")
-        seen = jnp.where(index < 0, 0, seen) if any(self.pad) else seen
-        out = seen @ self.taps[..., None, :, :]  # (..., rows, positions, channels)
-        return out.reshape(*out.shape[:-2], out.shape[-2] * out.shape[-1])
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """One product of all patches with the window."""
+        return _slide(self, x)
 
     def _places(self) -> jax.Array:
         return places(self.grid, self.window, self.stride, self.pad)
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.taps.shape[:-2]
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         sizes = ["x".join(map(str, each)) for each in (self.window, self.grid)]
         return f"{self.taps.shape[-1]} windows of {sizes[0]} on {sizes[1]}"
 
@@ -134,6 +135,16 @@ class ToeplitzArray(CompactArray):
         return cls(
             jnp.asarray(taps, jnp.asarray(matrix).dtype), grid, window, stride, pad, dims=(m, n)
         )
+
+
+@jax.jit  # an eager product is one program
+def _slide(array: ToeplitzArray, x: jax.Array) -> jax.Array:
+    """`x @ matrix` as patches and one product: inside a scan, XLA's convolutions are slow on a CPU."""
+    index = array._places()
+    patches = x.at[..., jnp.maximum(index, 0)].get(mode="promise_in_bounds")
+    patches = jnp.where(index < 0, 0, patches) if any(array.pad) else patches
+    out = patches @ array.taps[..., None, :, :]  # (..., rows, positions, channels)
+    return out.reshape(*out.shape[:-2], out.shape[-2] * out.shape[-1])
 
 
 def positions(

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.atoms import DesignedAtoms
-from jaxcompress.arrays.base import CompactArray, compact_array, is_compact, materialize
+from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.arrays.registration import compact_array
 
 
 @compact_array
@@ -37,40 +38,49 @@ class VocabularyArray(CompactArray):
     linear_in = "codes"
 
     def materialize(self) -> jax.Array:
+        """Atoms times codes."""
         if isinstance(self.atoms, DesignedAtoms):
             return self.atoms.expand(self.codes)
         return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
 
-    def _with_dense_children(self) -> VocabularyArray:
+    def with_dense_children(self) -> VocabularyArray:
+        """Atoms that are recomputed stay as they are."""
         atoms = self.atoms if isinstance(self.atoms, DesignedAtoms) else materialize(self.atoms)
         return dataclasses.replace(self, atoms=atoms, codes=materialize(self.codes))
 
-    def _multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """First the atoms, then the codes."""
         designed = isinstance(self.atoms, DesignedAtoms)
         return (
             self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()
         ) @ self.codes
 
-    def _take(self, rows: jax.Array) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """The atoms' rows times the codes."""
         return self._dense_atoms()[rows] @ self.codes
 
-    def _leading(self) -> tuple[int, ...]:
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The leading dimensions of what is stored."""
         return self.codes.shape[:-2]
 
     @property
     def dtype(self) -> np.dtype:
+        """The codes' dtype."""
         return self.codes.dtype
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The form's sizes."""
         atoms = (
-            self.atoms._summary()
+            self.atoms.summary()
             if isinstance(self.atoms, CompactArray)
             else f"{self.atoms.shape[-1]} stored atoms"
         )
-        codes = self.codes._summary() if isinstance(self.codes, CompactArray) else ""
+        codes = self.codes.summary() if isinstance(self.codes, CompactArray) else ""
         return f"{atoms}, codes of {codes}" if codes else atoms
 
-    def _child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+    def child_metrics(self, metric: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Codes are fitted in the metric of the atoms' inner products."""
         atoms = np.asarray(self._dense_atoms(), np.float64)
         gram = atoms.mT @ (atoms if metric is None else weigh(metric, atoms))
         return {"atoms": metric, "codes": gram}
@@ -121,5 +131,5 @@ class VocabularyArray(CompactArray):
             return array
         return dataclasses.replace(
             array,
-            codes=LookupArray.fit(codes, lookups, metric=array._child_metrics(metric)["codes"]),
+            codes=LookupArray.fit(codes, lookups, metric=array.child_metrics(metric)["codes"]),
         )

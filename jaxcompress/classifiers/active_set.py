@@ -1,55 +1,74 @@
-"""The active set: the examples whose answers a compaction could overturn, by their margins.
+"""The active set: the examples whose predictions a compaction could change, by their margins.
 
-Where every logit moves by at most e, an example whose signed margin s has |s| > 2 e keeps its answer; those within are the active
-set. Judged on it, and on a random part of the rest, a compaction costs a few percent of a pass over the data
-(`jc.classifiers.rank_compactions`). The margins cost one pass of the original, once.
+A compaction is a compressed version of the network. Where every logit moves by at most e, an
+example whose signed margin s has |s| > 2 e keeps its prediction; the others are the active set.
+Evaluated on it, and on a random part of the rest, a compaction costs a few percent of a pass over
+the data (`jc.classifiers.rank_compactions`). The margins cost one pass of the original, once.
 
-Sources: active sets of constraints (Nocedal and Wright 2006, chapter 12); margins, Elsayed et al. 2018 (arXiv:1803.05598).
+Sources: active sets of constraints (Nocedal and Wright 2006, chapter 12); margins, Elsayed et al.
+2018 (arXiv:1803.05598).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxcompress.classifiers.expected_answers import logit_features
-from jaxcompress.classifiers.margins import is_right, logits_of, signed_margins, to_labels
+from jaxcompress.classifiers.margins import (
+    Net,
+    checked_classes,
+    is_right,
+    logits_of,
+    signed_margins,
+)
+from jaxcompress.classifiers.predicted_correctness import logit_features
 
+CALLER = "active_set"
 SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75)
-"""Where the strata end, as shares of the examples by increasing margin; each is split into right and wrong."""
+"""Ends of the strata, as shares of the examples by increasing margin; each is split into right and
+wrong predictions."""
 SMALLEST = 10
-"""Examples of a stratum, at least."""
+"""The fewest examples of a stratum."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ActiveSet:
-    """The margins of a network on data; see `active_set`.
+    """The margins of a network on data; made by `active_set`.
 
     Attributes:
         net: `net(params, x) -> logits`.
-        x, labels: the examples and what is right; the network's own answers where labels are unknown.
-        logits: (examples, classes) of the network.
-        margins: (examples,) signed: the label's logit minus the largest of the others.
-        right: (examples,) whether the network gives the label.
-        distance: (examples,) how far each is from being overturned: |margins|, or these in the order of a score.
-        tolerance: how far logits are expected to move.
+        x: the examples.
+        labels: the right classes; the network's own predictions where labels are unknown.
+        logits: of the network.
+        margins: signed: the label's logit minus the largest of the others.
+        right: whether the network predicts the label.
+        distance: to a changed prediction: |margins|, or these in the order of a score.
+        tolerance: expected movement of the logits.
         seed: of the random parts.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> x = jnp.array([[0.1, 0.0], [3.0, 0.0], [0.0, 0.3]])
+        >>> apply = lambda p, x: p * x
+        >>> active = jc.classifiers.active_set(apply, 1.0, (x, None), 0.2, progress=False)
+        >>> active.active.tolist(), active.accuracy
+        ([0, 2], 1.0)
     """
 
-    net: Callable[[Any, Any], Any]
-    x: Any
-    labels: np.ndarray
-    logits: np.ndarray
-    margins: np.ndarray
-    right: np.ndarray
-    distance: np.ndarray
+    net: Net
+    x: jax.Array | np.ndarray
+    labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
+    margins: Float[np.ndarray, " n"]
+    right: Bool[np.ndarray, " n"]
+    distance: Float[np.ndarray, " n"]
     tolerance: float
     seed: int
 
@@ -57,18 +76,18 @@ class ActiveSet:
         return len(self.labels)
 
     @cached_property
-    def order(self) -> np.ndarray:
+    def order(self) -> Int[np.ndarray, " n"]:
         """All examples by increasing distance."""
         return np.argsort(self.distance, kind="stable")
 
     @property
-    def active(self) -> np.ndarray:
-        """The examples that are overturned by nothing but a movement within the tolerance: the nearest comes first."""
+    def active(self) -> Int[np.ndarray, " active"]:
+        """The examples whose prediction could flip within the tolerance, the nearest first."""
         return self.order[: np.searchsorted(self.distance[self.order], 2 * self.tolerance, "right")]
 
     @cached_property
-    def features(self) -> np.ndarray:
-        """(examples, k): what the logits of a compaction are regressed on."""
+    def features(self) -> Float[np.ndarray, "n features"]:
+        """The features that the logits of a compaction are regressed on."""
         return logit_features(self.logits)
 
     @property
@@ -78,61 +97,69 @@ class ActiveSet:
 
     @cached_property
     def strata(self) -> list[np.ndarray]:
-        """Examples of about one distance, right ones and wrong ones apart, each in a random order."""
+        """Examples of similar distance, right and wrong ones apart, each in a random order."""
         rng = np.random.default_rng(self.seed)
         ends = sorted({round(share * len(self)) for share in SHARES})
-        found: list[np.ndarray] = []
+        parts, strata = np.split(self.order, ends), []
         for right in (True, False):
-            group, pending = [], np.array([], np.int64)
-            for part in np.split(self.order, ends):
-                pending = np.concatenate([pending, part[self.right[part] == right]])
-                if len(pending) >= SMALLEST:
-                    group.append(pending)
-                    pending = pending[:0]
-            if len(pending):
-                group[-1:] = [np.concatenate([*group[-1:], pending])]
-            found += group
-        return [rng.permutation(each) for each in found]
+            strata += _merged_small([part[self.right[part] == right] for part in parts])
+        return [rng.permutation(stratum) for stratum in strata]
 
     def __repr__(self) -> str:
         return (
-            f"ActiveSet({len(self.active):,} of {len(self):,} examples have margins up to {2 * self.tolerance:g}; "
-            f"accuracy {self.accuracy:.4f})"
+            f"ActiveSet({len(self.active):,} of {len(self):,} examples have margins up to "
+            f"{2 * self.tolerance:g}; accuracy {self.accuracy:.4f})"
         )
 
 
+def _merged_small(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Consecutive parts, merged until each has the fewest examples of a stratum."""
+    merged, pending = [], np.array([], np.int64)
+    for part in parts:
+        pending = np.concatenate([pending, part])
+        if len(pending) >= SMALLEST:
+            merged.append(pending)
+            pending = pending[:0]
+    if len(pending):
+        merged[-1:] = [np.concatenate([*merged[-1:], pending])]
+    return merged
+
+
 def active_set(
-    net: Callable[[Any, Any], Any],
-    params: Any,
-    data: tuple[Any, Any],
+    net: Net,
+    params: PyTree,
+    data: tuple[jax.Array | np.ndarray, Int[ArrayLike, " n"] | None],
     tolerance: float,
     *,
-    score: Any = None,
+    score: Float[ArrayLike, " n"] | None = None,
     seed: int = 0,
     batch_size: int = 1000,
     progress: bool = True,
 ) -> ActiveSet:
-    """Find the examples that a compaction could overturn.
+    """Find the examples whose predictions a compaction could change.
 
     Args:
-        net: `net(params, x) -> logits (n, classes)`: a `jc.networks.Network`, or any function that jits.
+        net: `net(params, x) -> logits (n, classes)`: a `jc.networks.Network`, or any function that
+            can be jitted.
         params: the original parameters.
-        data: (x, y): examples along the first dimension, and labels (examples,) as whole numbers; with y None what is judged is the
-            agreement with the original.
-        tolerance: how far logits are expected to move: where all move by less, only margins up to twice that can be overturned.
-            `jc.classifiers.rank_compactions` starts from it and measures.
-        score: (examples,), another order: those with the lowest come first, such as `-rate_of_change(...)` of
-            `jaxcompress.classifiers.margins`.
-        seed: of the random parts that are drawn later. Who makes compactions after having looked at results takes another.
+        data: (x, y): examples along the first dimension, and their labels as integers; with y None
+            compactions are compared with the original's predictions.
+        tolerance: expected movement of the logits: where all move by less, only predictions with
+            margins up to twice that can change. `jc.classifiers.rank_compactions` starts from it
+            and measures.
+        score: another order of the examples: those with the lowest come first, such as
+            `-rate_of_change(...)` of `jaxcompress.classifiers.margins`.
+        seed: of random parts that are drawn later. After choosing compactions by looking at results
+            take another seed.
         batch_size: examples a call.
         progress: show a progress bar.
 
     Returns:
-        An `ActiveSet`: `.active` are the examples with the smallest margins, `.margins` those of all.
+        The examples with the smallest margins (`.active`), and the margins of all (`.margins`).
 
     Raises:
-        ValueError: for no examples, labels that do not fit, a tolerance that is not positive, fewer than two classes, logits
-            that are not finite.
+        ValueError: for no examples, labels that do not fit, a tolerance that is not positive, fewer
+            than two classes, logits that are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -142,49 +169,60 @@ def active_set(
         >>> jc.classifiers.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
         ActiveSet(141 of 1,000 examples have margins up to 0.5; accuracy 1.0000)
     """
-    if isinstance(tolerance, bool) or not (
-        isinstance(tolerance, int | float | np.number) and 0 < tolerance < math.inf
-    ):
-        raise ValueError(
-            f"active_set: tolerance must be a positive number, how far logits are expected to move; got {tolerance!r}"
-        )
-    if not (isinstance(data, tuple | list) and len(data) == 2):
-        raise ValueError(
-            f"active_set: data are (x, y), with y None where labels are unknown; got {type(data).__name__}"
-        )
-    x = data[0]
-    if not np.ndim(x) or not (count := len(x)):
-        raise ValueError(
-            f"active_set: x has the shape {np.shape(x)}, expected at least one example along the first dimension"
-        )
-    labels = to_labels("active_set", data[1], count)
+    _check_tolerance(tolerance)
+    x, labels = _checked_data(data)
+    count = len(x)
     if score is not None and np.shape(score) != (count,):
         raise ValueError(
-            f"active_set: the score has the shape {np.shape(score)}, expected one number for each of {count} examples"
+            f"{CALLER}: the score has the shape {np.shape(score)}, expected one number for each of "
+            f"{count} examples"
         )
-    run = jax.jit(net)
+    run, index, size = partial(jax.jit(net), params), np.arange(count), min(batch_size, count)
     with tqdm(total=count, desc="margins", disable=not progress, leave=False) as bar:
-        logits = logits_of(
-            "active_set: net",
-            lambda x: run(params, x),
-            x,
-            np.arange(count),
-            min(batch_size, count),
-            bar,
-        )
-    if not np.isfinite(logits).all():
-        raise ValueError(
-            f"active_set: {int((~np.isfinite(logits)).any(1).sum())} examples have logits that are not finite"
-        )
+        logits = logits_of(f"{CALLER}: net", run, x, index, size, bar)
     labels = np.argmax(logits, 1) if labels is None else labels
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"active_set: labels from {labels.min()} to {labels.max()} do not fit logits of {logits.shape[1]} classes"
-        )
+    _check_logits(logits, labels)
     margins = signed_margins(logits, labels)
     distance = np.abs(margins)
     if score is not None:
         distance[np.argsort(np.asarray(score), kind="stable")] = np.sort(distance)
-    return ActiveSet(
-        net, x, labels, logits, margins, is_right(logits, labels), distance, float(tolerance), seed
-    )
+    right = is_right(logits, labels)
+    return ActiveSet(net, x, labels, logits, margins, right, distance, float(tolerance), seed)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    is_number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
+    if not (is_number and 0 < tolerance < math.inf):
+        raise ValueError(
+            f"{CALLER}: tolerance must be a positive number, the expected movement of the logits; "
+            f"got {tolerance!r}"
+        )
+
+
+def _checked_data(
+    data: tuple[jax.Array | np.ndarray, Int[ArrayLike, " n"] | None],
+) -> tuple[jax.Array | np.ndarray, Int[np.ndarray, " n"] | None]:
+    """The examples, and their labels or None."""
+    if not (isinstance(data, tuple | list) and len(data) == 2):
+        raise ValueError(
+            f"{CALLER}: data are (x, y), with y None where labels are unknown; got "
+            f"{type(data).__name__}"
+        )
+    x, labels = data
+    if not np.ndim(x) or not len(x):
+        raise ValueError(
+            f"{CALLER}: x has the shape {np.shape(x)}, expected at least one example along the "
+            "first dimension"
+        )
+    return x, checked_classes(CALLER, labels, len(x))
+
+
+def _check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(1).sum())
+        raise ValueError(f"{CALLER}: {bad} examples have logits that are not finite")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"{CALLER}: labels from {labels.min()} to {labels.max()} do not fit logits of "
+            f"{logits.shape[1]} classes"
+        )

@@ -1,68 +1,97 @@
-"""Charts around points: edges along the principal directions of a point's neighbours, or random ones, to both sides.
+"""Charts around points: edges to both sides along principal directions of the neighbours.
 
 Source: principal charts, Zhang and Zha 2004 (doi:10.1137/S1064827502419154).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from jaxcompress.classifiers.bisection import Asked
+from jaxcompress.classifiers.bisection import QueriedPoints
+
+BLOCK = 1024
+"""Points whose directions are computed at once."""
 
 
-def charts_around(
-    asked: Asked,
-    graph: np.ndarray,
-    distances: np.ndarray,
-    rank: int,
-    directions: str,
-    box: tuple[np.ndarray, np.ndarray] | None,
+@dataclasses.dataclass(frozen=True)
+class Charts:
+    """How charts are laid around points.
+
+    Attributes:
+        rank: number of directions a point, 0 for no charts.
+        directions: "principal" or "random".
+        box: lower and upper corner that the ends are clipped to, or None.
+    """
+
+    rank: int
+    directions: str
+    box: tuple[np.ndarray, np.ndarray] | None
+
+
+def chart_edges(
+    queried: QueriedPoints,
+    charts: Charts,
+    neighbours: Int[np.ndarray, "given k"],
+    distances: Float[np.ndarray, "given k"],
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Edges from each given point to both sides along the directions of its chart, whose ends are asked as far as the budget goes.
+) -> Int[np.ndarray, "edges 2"]:
+    """Query points to both sides of each given point along the directions of its chart.
 
     Args:
-        asked: the given points are its first ones.
-        graph, distances: (given, k), the neighbours of each and how far they are; their median is how far an edge goes.
-        rank: directions a point.
-        directions: "principal" or "random".
-        box: the ends stay in it.
+        queried: the given points, and nothing else yet.
+        charts: directions and their number.
+        neighbours: indices of each point's neighbours.
+        distances: to the neighbours; their median is the length of an edge.
         rng: of random directions.
 
     Returns:
-        (edges, 2), the numbers of their ends among the points asked.
+        The edges as pairs of indices among the queried points, as far as the budget goes.
     """
-    given, block, edges = asked.points, 1024, []
-    for start in range(0, len(given), block):
-        rows = np.minimum(np.arange(start, start + block), len(given) - 1)
-        if directions == "principal":
-            along = np.asarray(_principal(given[graph[rows]] - given[rows, None], rank=rank))
-        else:
-            along = rng.normal(size=(block, rank, given.shape[1]))
-            along /= np.linalg.norm(along, axis=-1, keepdims=True)
-        steps = along * np.median(distances[rows], axis=1)[:, None, None]
+    given, edges = queried.points, []
+    for start in range(0, len(given), BLOCK):
+        # the last block repeats the last point, so that one size is compiled
+        rows = np.minimum(np.arange(start, start + BLOCK), len(given) - 1)
+        steps = _directions(given, neighbours[rows], rows, charts, rng)
+        steps = steps * np.median(distances[rows], axis=1)[:, None, None]
         ends = given[rows, None] + np.concatenate([steps, -steps], axis=1)
-        ends = (ends if box is None else np.clip(ends, *box)).astype(np.float32)[
-            : len(given) - start
-        ]
-        moved = (ends != given[start : start + block, None]).any(2)
-        new = asked.ask(ends[moved])
-        edges.append(np.stack([start + np.nonzero(moved)[0][: len(new)], new], axis=1))
+        ends = ends if charts.box is None else np.clip(ends, *charts.box)
+        ends = ends.astype(np.float32)[: len(given) - start]
+        moved = (ends != given[start : start + BLOCK, None]).any(2)
+        indices = queried.query(ends[moved])
+        starts = start + np.nonzero(moved)[0][: len(indices)]
+        edges.append(np.stack([starts, indices], axis=1))
     return np.concatenate(edges)
 
 
+def _directions(
+    given: np.ndarray,
+    neighbours: np.ndarray,
+    rows: np.ndarray,
+    charts: Charts,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "rows rank d"]:
+    """Unit vectors, principal or random."""
+    if charts.directions == "principal":
+        differences = given[neighbours] - given[rows, None]
+        return np.asarray(_principal(differences, rank=charts.rank))
+    directions = rng.normal(size=(len(rows), charts.rank, given.shape[1]))
+    return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+
+
 @partial(jax.jit, static_argnames="rank")
-def _principal(differences: jax.Array, *, rank: int) -> jax.Array:
-    """(b, k, d) -> (b, rank, d): unit vectors along which differences are largest; zero where there are fewer."""
+def _principal(differences: Float[Array, "b k d"], *, rank: int) -> Float[Array, "b rank d"]:
+    """Unit vectors of the largest differences; zero beyond the rank of the differences."""
     unit = jnp.max(jnp.abs(differences), axis=(1, 2), keepdims=True)
     differences = differences / jnp.where(unit == 0, 1, unit)
     gram = jnp.einsum("bkd,bld->bkl", differences, differences, precision="highest")
     values, vectors = jnp.linalg.eigh(gram)
-    along = jnp.einsum("bkd,bkr->brd", differences, vectors[..., -rank:], precision="highest")
-    size = jnp.linalg.norm(along, axis=-1, keepdims=True)
-    real = values[:, -rank:, None] > 1e-5 * values[:, -1:, None]
-    return jnp.where(real, along / jnp.where(size == 0, 1, size), 0)
+    directions = jnp.einsum("bkd,bkr->brd", differences, vectors[..., -rank:], precision="highest")
+    norm = jnp.linalg.norm(directions, axis=-1, keepdims=True)
+    nonzero = values[:, -rank:, None] > 1e-5 * values[:, -1:, None]
+    return jnp.where(nonzero, directions / jnp.where(norm == 0, 1, norm), 0)

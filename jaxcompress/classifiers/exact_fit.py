@@ -1,50 +1,59 @@
-"""A student that agrees with every point of a realised classifier: no generalization is asked for, only agreement.
+"""A student trained until it agrees with a realized classifier at every point.
 
-The loss is `sum(w ce) / sum(w)`, the cross entropy with a weight for each point. First Adam with w = 1, by the one training loop;
-then rounds of L-BFGS on all points, before each of which the weights of the points that disagree grow by a factor. It stops at full
-agreement. Costs Adam's steps, and for each step of L-BFGS a line search: some passes over all points.
+Nothing has to generalize. The loss is `sum(w ce) / sum(w)`, the cross entropy with a weight for
+each point. First Adam with w = 1, by the one training loop; then rounds of L-BFGS on all points,
+before each of which the weights of the points that disagree grow by a factor. It stops at full
+agreement. Costs Adam's steps, and for each step of L-BFGS a line search: a few passes over all
+points.
 
-Sources: L-BFGS, Liu and Nocedal 1989 (doi:10.1007/BF01589116); weights that grow on what is wrong, AdaBoost, Freund and Schapire
-1997 (doi:10.1006/jcss.1997.1504).
+Sources: L-BFGS, Liu and Nocedal 1989 (doi:10.1007/BF01589116); growing weights on errors, AdaBoost,
+Freund and Schapire 1997 (doi:10.1006/jcss.1997.1504).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm.auto import tqdm
 
-from jaxcompress.classifiers.realization import Realized
+from jaxcompress.classifiers.queries import LabelledPoints
 from jaxcompress.training.fit import check_fit, fit, pieces
+
+CALLER = "fit_exactly"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactFit:
-    """A student and how it came to agree.
+    """A student and its agreement during training.
 
     Attributes:
-        params: those of the best agreement that was seen.
-        steps: (checks,), the steps taken at each check: of Adam, then of L-BFGS.
-        agreement: (checks,), the share of points whose largest logit is the classifier's label.
-        points: how many points there are.
+        params: those of the best agreement.
+        steps: the steps taken at each check: of Adam, then of L-BFGS.
+        agreement: the share of points whose largest logit is the classifier's label.
+        points: number of points.
+
+    Example:
+        >>> import numpy as np, jaxcompress as jc
+        >>> jc.classifiers.ExactFit({}, np.array([0, 50]), np.array([0.5, 0.9]), points=20)
+        ExactFit(18 of 20 points agree after 50 steps)
     """
 
-    params: Any
-    steps: np.ndarray
-    agreement: np.ndarray
+    params: PyTree
+    steps: Int[np.ndarray, " checks"]
+    agreement: Float[np.ndarray, " checks"]
     points: int
 
     @property
     def disagreeing(self) -> int:
-        """How many points the student has otherwise."""
+        """Number of points the student disagrees on."""
         return round((1 - float(self.agreement.max())) * self.points)
 
     @property
@@ -53,13 +62,17 @@ class ExactFit:
         return not self.disagreeing
 
     def __repr__(self) -> str:
-        return f"ExactFit({self.points - self.disagreeing:,} of {self.points:,} points agree after {int(self.steps[-1])} steps)"
+        agreeing = self.points - self.disagreeing
+        return (
+            f"ExactFit({agreeing:,} of {self.points:,} points agree "
+            f"after {int(self.steps[-1])} steps)"
+        )
 
 
 def fit_exactly(
-    apply: Callable[[Any, Any], jax.Array],
-    params: Any,
-    realized: Realized,
+    apply: Callable[[PyTree, jax.Array], jax.Array],
+    params: PyTree,
+    realized: LabelledPoints,
     *,
     steps: int = 2000,
     rounds: int = 40,
@@ -70,19 +83,21 @@ def fit_exactly(
     seed: int = 0,
     progress: bool = True,
 ) -> ExactFit:
-    """Train a student until it agrees with a realised classifier at every point, as far as it can.
+    """Train a student until it agrees with a realized classifier at every point, if it can.
 
     Args:
-        apply: `apply(params, x (n, d)) -> logits (n, classes)`, as many as `realized.classes` or more; the i-th is for the i-th.
+        apply: `apply(params, x (n, d)) -> logits (n, classes)`, for at least `realized.classes`;
+            logit i belongs to class i.
         params: a tree of float leaves and compact arrays.
-        realized: from `jc.classifiers.realize`. Every point counts alike, the volume of its cell does not.
-        steps: of Adam, whose rate falls to zero by a cosine.
-        rounds: of L-BFGS, at most.
+        realized: from `jc.classifiers.realize` or `jc.classifiers.realize_along`. Every point
+            counts alike, its weight is not used.
+        steps: of Adam, whose rate decays to zero by a cosine.
+        rounds: the most rounds of L-BFGS.
         polish: steps of L-BFGS a round.
         learning_rate: of Adam.
-        growth: what the weight of a point that disagrees is multiplied with before each round.
+        growth: factor of the weights of points that disagree, before each round.
         batch_size: points a step of Adam; all, up to 4096, by default.
-        seed: the order of the points.
+        seed: of the order of the points.
         progress: show a progress bar.
 
     Returns:
@@ -97,86 +112,153 @@ def fit_exactly(
         >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
         >>> realized = jc.classifiers.realize(disc, ([-1, -1], [1, 1]), jnd=1/16, progress=False)
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
-        >>> up, down = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 16), (16, 2)]))
-        >>> params = {"up": up, "bias": jnp.zeros(16), "down": down / 4}
+        >>> up = jax.random.normal(jax.random.key(0), (2, 16))
+        >>> down = jax.random.normal(jax.random.key(1), (16, 2)) / 4
+        >>> params = {"up": up, "bias": jnp.zeros(16), "down": down}
         >>> jc.classifiers.fit_exactly(apply, params, realized, steps=300, progress=False).exact
         True
     """
     x, y = jnp.asarray(realized.points), jnp.asarray(realized.targets)
     size = min(len(x), 4096) if batch_size is None else batch_size
-    check_fit("fit_exactly", params, (x, y), steps, size, None)
-    if not (growth >= 1 and rounds >= 0 and polish >= 1):
-        raise ValueError(
-            f"fit_exactly: growth, rounds and polish must be at least 1, 0 and 1, got {growth}, {rounds} and {polish}"
-        )
-    shape = jax.eval_shape(apply, params, x).shape
-    if len(shape) != 2 or shape[0] != len(x) or shape[1] < len(realized.classes):
-        raise ValueError(
-            f"fit_exactly: apply gives logits {shape}, expected ({len(x)}, {len(realized.classes)} or more): one for each class"
-        )
+    check_fit(CALLER, params, (x, y), steps, size, None)
+    _check(growth, rounds, polish)
+    _check_logits(jax.eval_shape(apply, params, x).shape, len(x), len(realized.classes))
+    loss = _weighted_cross_entropy(apply)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1)))
+    agreeing_at = jax.jit(lambda params: jnp.argmax(apply(params, x), 1) == y)
+    with tqdm(total=steps + rounds * polish, desc=CALLER, disable=not progress, leave=False) as bar:
 
-    def loss(params: Any, batch: Any, key: Any) -> jax.Array:
-        x, y, w = batch
-        logits = apply(params, x).astype(jnp.float32)
-        return jnp.sum(w * optax.softmax_cross_entropy_with_integer_labels(logits, y)) / jnp.sum(w)
+        def checked(history: _History, params: PyTree, step: int) -> _History:
+            history = history.extended(params, np.asarray(agreeing_at(params), bool), step)
+            bar.update(step - bar.n)
+            bar.set_postfix(disagreeing=int((~history.agreeing).sum()), refresh=False)
+            return history
 
-    right = jax.jit(lambda params: jnp.argmax(apply(params, x), 1) == y)
-    weights, best, record = np.ones(len(x)), params, []
-    with tqdm(
-        total=steps + rounds * polish, desc="fit_exactly", disable=not progress, leave=False
-    ) as bar:
-
-        def agrees(params: Any, taken: int) -> bool:
-            nonlocal best
-            agreeing: np.ndarray = np.asarray(right(params), bool)
-            share = float(agreeing.mean())
-            if not record or share > max(share for _, share in record):
-                best = params
-            record.append((taken, share))
-            if taken >= steps:
-                weights[~agreeing] *= growth
-            bar.update(taken - bar.n)
-            bar.set_postfix(disagreeing=int((~agreeing).sum()), refresh=False)
-            return bool(agreeing.all())
-
-        done, state = agrees(params, 0), None
-        optimizer, every = (
-            optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1))),
-            pieces(steps),
-        )
-        for stop in [] if done else [*range(every, steps, every), steps]:
-            state = fit(
-                loss, params, (x, y, jnp.ones(len(x))), optimizer=optimizer, steps=stop, batch_size=size, seed=seed, state=state,
-                callback_steps=every, progress=False,
-            )  # fmt: skip
-            if done := agrees(state.params, stop):
+        history = checked(_History(params), params, 0)
+        if not history.exact:
+            data = (x, y, jnp.ones(len(x)))
+            for step, current in _adam(loss, params, data, optimizer, steps, size, seed):
+                history = checked(history, current, step)
+                if history.exact:
+                    break
+        current, weights = history.best, np.ones(len(x))
+        for turn in range(rounds):
+            if history.exact:
                 break
-        current = best
-        for turn in range(0 if done else rounds):
+            weights = np.where(history.agreeing, weights, growth * weights)
             data = (x, y, jnp.asarray(weights / weights.mean(), jnp.float32))
-            current = _polished(current, data, loss=loss, count=polish)
+            current = _lbfgs(current, data, loss=loss, count=polish)
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(current)):
-                current = best
-            if agrees(current, steps + (turn + 1) * polish):
-                break
-    taken, shares = (np.asarray(column) for column in zip(*record, strict=True))
-    return ExactFit(best, taken, shares, len(x))
+                current = history.best
+            history = checked(history, current, steps + (turn + 1) * polish)
+    return ExactFit(history.best, np.array(history.steps), np.array(history.shares), len(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class _History:
+    """The checks so far.
+
+    Attributes:
+        best: the parameters of the best agreement.
+        agreeing: (points,), where the student agreed at the last check.
+        steps: taken at each check.
+        shares: of points that agreed.
+    """
+
+    best: PyTree
+    agreeing: Bool[np.ndarray, " points"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, bool)
+    )
+    steps: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the student agreed everywhere at the last check."""
+        return bool(self.agreeing.all())
+
+    def extended(self, params: PyTree, agreeing: np.ndarray, step: int) -> _History:
+        """With one more check."""
+        share = float(agreeing.mean())
+        best = params if share > max(self.shares, default=-1.0) else self.best
+        return _History(best, agreeing, (*self.steps, step), (*self.shares, share))
+
+
+def _weighted_cross_entropy(
+    apply: Callable[[PyTree, jax.Array], jax.Array],
+) -> Callable[[PyTree, PyTree, jax.Array | None], Float[Array, ""]]:
+    """The loss of a batch (x, y, weights)."""
+
+    def loss(params: PyTree, batch: PyTree, key: jax.Array | None) -> Float[Array, ""]:
+        x, y, weights = batch
+        logits = apply(params, x).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return jnp.sum(weights * losses) / jnp.sum(weights)
+
+    return loss
+
+
+def _adam(
+    loss: Callable,
+    params: PyTree,
+    data: PyTree,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[int, PyTree]]:
+    """The steps taken and the parameters, at a few stops on the way and at the end."""
+    every, state = pieces(steps), None
+    for stop in [*range(every, steps, every), steps]:
+        state = fit(
+            loss,
+            params,
+            data,
+            optimizer=optimizer,
+            steps=stop,
+            batch_size=batch_size,
+            seed=seed,
+            state=state,
+            callback_steps=every,
+            progress=False,
+        )
+        yield stop, state.params
 
 
 @partial(jax.jit, static_argnames=("loss", "count"))
-def _polished(params: Any, data: Any, *, loss: Callable, count: int) -> Any:
-    """Parameters after so many steps of L-BFGS on all points, as one vector, for which XLA compiles faster."""
-    flat, tree = ravel_pytree(params)
-    optimizer, value_of = optax.lbfgs(), lambda flat: loss(tree(flat), data, None)
-    both = optax.value_and_grad_from_state(value_of)
+def _lbfgs(params: PyTree, data: PyTree, *, loss: Callable, count: int) -> PyTree:
+    """Take steps of L-BFGS on all points, with the parameters as one vector: it compiles faster."""
+    flat, unravel = ravel_pytree(params)
+    optimizer = optax.lbfgs()
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
+    def value_of(flat: jax.Array) -> jax.Array:
+        return loss(unravel(flat), data, None)
+
+    value_and_grad = optax.value_and_grad_from_state(value_of)
+
+    def step(carry: PyTree, _: None) -> tuple[PyTree, None]:
         flat, state = carry
-        value, gradient = both(flat, state=state)
+        value, gradient = value_and_grad(flat, state=state)
         updates, state = optimizer.update(
             gradient, state, flat, value=value, grad=gradient, value_fn=value_of
         )
         return (optax.apply_updates(flat, updates), state), None
 
     (flat, _), _ = jax.lax.scan(step, (flat, optimizer.init(flat)), length=count)
-    return tree(flat)
+    return unravel(flat)
+
+
+def _check(growth: float, rounds: int, polish: int) -> None:
+    if not (growth >= 1 and rounds >= 0 and polish >= 1):
+        raise ValueError(
+            f"{CALLER}: growth, rounds and polish must be at least 1, 0 and 1, got {growth}, "
+            f"{rounds} and {polish}"
+        )
+
+
+def _check_logits(shape: tuple[int, ...], count: int, classes: int) -> None:
+    if len(shape) != 2 or shape[0] != count or shape[1] < classes:
+        raise ValueError(
+            f"{CALLER}: apply gives logits {shape}, expected ({count}, {classes} or more): one for "
+            "each class"
+        )

@@ -1,8 +1,9 @@
-"""A mesh of boxes as a classifier: the dyadic tree and its look-up.
+"""A mesh of boxes as a classifier: a dyadic tree and its look-up.
 
-A coarse grid of roots; each box is whole, or halved along every axis into 2^d children that lie one after the other. A point's
-place on the finest grid is one integer an axis, whose bits choose the child level by level: `node = first[node] + bits`. A look-up
-costs one gather a level, a mesh one int32 a node.
+The roots form a coarse grid; a box is a leaf, or halved along every axis into 2^d children stored
+one after the other. A point's position on the finest grid is one integer an axis, whose bits select
+the child level by level: `node = first[node] + bits`. A look-up costs one gather a level, a mesh
+one int32 a node.
 
 Source: trees of boxes in adaptive meshes, Samet 1984 (doi:10.1145/356924.356930).
 """
@@ -10,59 +11,92 @@ Source: trees of boxes in adaptive meshes, Samet 1984 (doi:10.1145/356924.356930
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from jaxcompress.checkpoint import record
 
 FINEST = 2**20
-"""Cells along an axis: what float32 tells apart."""
+"""The most cells along an axis: about the resolution of float32."""
+
+AnyArray = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A box divided into coarse cells, each of which is halved level by level.
+
+    Attributes:
+        low: lower corner of the box, float64.
+        high: upper corner of the box, float64.
+        coarse: number of coarse cells along each axis.
+    """
+
+    low: Float[np.ndarray, " d"]
+    high: Float[np.ndarray, " d"]
+    coarse: tuple[int, ...]
+
+    def edges(self, level: int | np.ndarray) -> Float[np.ndarray, "... d"]:
+        """The edge lengths of a box at a level, (d,), or (n, d) at levels (n, 1)."""
+        return (self.high - self.low) / (np.asarray(self.coarse) << level)
+
+    def centres(
+        self, position: Int[np.ndarray, "n d"], level: int | np.ndarray
+    ) -> Float[np.ndarray, "n d"]:
+        """The centres of boxes at a level, or at levels (n, 1), in float32."""
+        return (self.low + (position + 0.5) * self.edges(level)).astype(np.float32)
 
 
 @record
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeshClassifier:
-    """Each point of a box to the label of its cell, by look-up.
+    """A classifier that looks up the label of the cell a point lies in.
 
-    A pytree, so that it goes through `jax.jit`; made by `jc.classifiers.realize`. Points outside of the box are clamped to its border. A cell
-    has its lower faces, not its upper ones. Outside of jit it is numpy on the host, with no program to compile for each mesh, and
-    gives the same cells.
+    A pytree, so that it passes through `jax.jit`; made by `jc.classifiers.realize`. Points outside
+    of the box are clamped to its faces. A cell includes its lower faces, not its upper ones.
+    Outside of jit it runs in numpy on the host, without compilation, with the same cells.
 
     Attributes:
-        low, high: (d,), the box.
-        tree: (nodes,), int32; the roots come first. The place of the first child, or `-1 - cell`: a cell is one box or several.
-        words: (cells, ..., 1 or 2), int32: the labels, in words of 32 bits.
-        coarse: how many roots along each axis.
-        depth: how often the smallest cells are halved.
-        kind: the labels' type: int32 where all fit, else int64 or uint64.
+        low: lower corner of the box.
+        high: upper corner of the box.
+        tree: int32, the roots first: the index of a node's first child, or `-1 - cell`, where a
+            cell is one box or several.
+        words: int32: the labels, in words of 32 bits.
+        coarse: number of roots along each axis.
+        depth: number of times the smallest cells are halved.
+        kind: dtype of the labels: "int32" where all fit, else "int64" or "uint64".
 
     Example:
         >>> import jax, numpy as np, jaxcompress as jc
-        >>> found = jc.classifiers.realize(lambda x: np.int32(x[:, 0] > 0.3), ([0, 0], [1, 1]), 1 / 64, progress=False)
-        >>> jax.jit(found.mesh)(np.float32([[0.2, 0.5], [0.4, 0.5], [7.0, 0.5]])).tolist()
+        >>> right = lambda x: np.int32(x[:, 0] > 0.3)
+        >>> box = ([0, 0], [1, 1])
+        >>> realized = jc.classifiers.realize(right, box, 1 / 64, progress=False)
+        >>> jax.jit(realized.mesh)(np.float32([[0.2, 0.5], [0.4, 0.5], [7.0, 0.5]])).tolist()
         [0, 1, 1]
     """
 
-    low: Any
-    high: Any
-    tree: Any
-    words: Any
+    low: Float[AnyArray, " d"]
+    high: Float[AnyArray, " d"]
+    tree: Int[AnyArray, " nodes"]
+    words: Int[AnyArray, "cells ..."]
     coarse: tuple[int, ...]
     depth: int
     kind: str
 
-    def cell(self, points: Any) -> Any:
-        """The index of each point's cell, in the order of `Realized.points`; runs inside jit for labels of any size.
+    def cell(self, points: Float[AnyArray, "... d"]) -> Int[AnyArray, " ..."]:
+        """The index of each point's cell in `Realized.points`; runs in jit for labels of any size.
 
         Args:
-            points: (..., d).
+            points: in the units of the box.
 
         Returns:
-            (...), int32.
+            int32.
 
         Raises:
             ValueError: for points of another dimension.
@@ -74,20 +108,18 @@ class MeshClassifier:
         xp = jnp if isinstance(points, Tracer) or isinstance(self.tree, Tracer) else np
         tree, low, high = (xp.asarray(leaf) for leaf in (self.tree, self.low, self.high))
         sides = np.asarray(self.coarse) << self.depth
-        # a difference and a product: XLA could round a quotient by a constant otherwise than numpy
-        place = xp.floor(
-            (xp.asarray(points, np.float32) - low) * (sides.astype(np.float32) / (high - low))
-        )
-        place = xp.fmin(xp.fmax(place, 0), (sides - 1).astype(np.float32)).astype(
-            np.int32
-        )  # NaN is taken for the lower end
-        return -1 - tree[descended(tree, place, self.depth, self.coarse, xp)]
+        # a product and no quotient, which XLA rounds differently from numpy for constants
+        per_unit = sides.astype(np.float32) / (high - low)
+        position = xp.floor((xp.asarray(points, np.float32) - low) * per_unit)
+        # fmax and fmin clamp NaN to the lower end
+        position = xp.fmin(xp.fmax(position, 0), (sides - 1).astype(np.float32)).astype(np.int32)
+        return -1 - tree[descend(tree, position, self.depth, self.coarse, xp)]
 
-    def __call__(self, points: Any) -> Any:
+    def __call__(self, points: Float[AnyArray, "... d"]) -> Int[AnyArray, " ..."]:
         """The label of each point.
 
         Args:
-            points: (..., d).
+            points: in the units of the box.
 
         Returns:
             (...) or (..., k), int32 where all labels fit.
@@ -104,33 +136,35 @@ class MeshClassifier:
             return np.ascontiguousarray(words).view(self.kind)[..., 0]
         if not jax.config.read("jax_enable_x64"):
             raise TypeError(
-                f"MeshClassifier: these labels are {self.kind}, which JAX has only with jax_enable_x64; inside jit use "
-                "mesh.cell(points), and look the labels up outside: realized.labels[cell]"
+                f"MeshClassifier: these labels are {self.kind}, which JAX has only with "
+                "jax_enable_x64; inside jit use mesh.cell(points), and look the labels up outside: "
+                "realized.labels[cell]"
             )
         return jax.lax.bitcast_convert_type(words, self.kind)
 
-    def boxes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The boxes that are whole, the largest first: their centres, their edges and the cells that they belong to.
+    def boxes(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "boxes d"], Float[np.ndarray, "boxes d"], Int[np.ndarray, " boxes"]
+    ]:
+        """The leaves, the largest first: their centres, edge lengths and cells.
 
         Returns:
-            (boxes, d) in float32, (boxes, d) in float64 and (boxes,) in int32.
+            float32, float64 and int32.
         """
-        tree, low, high = (
-            np.asarray(self.tree),
-            np.asarray(self.low, np.float64),
-            np.asarray(self.high, np.float64),
-        )
+        tree = np.asarray(self.tree)
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        grid = Grid(low, high, self.coarse)
         centres, sizes, cells = [], [], []
-        place = roots(self.coarse)
-        nodes = np.arange(len(place))
+        position = roots(self.coarse)
+        nodes = np.arange(len(position))
         for level in range(self.depth + 1):
-            whole = tree[nodes] < 0
-            cells.append(-1 - tree[nodes[whole]])
-            sizes.append(
-                np.broadcast_to(edges(low, high, self.coarse, level), (len(cells[-1]), len(low)))
-            )
-            centres.append(centre(low, high, self.coarse, place[whole], level))
-            place, nodes = halved(place[~whole]), family(tree[nodes[~whole]], len(low)).ravel()
+            leaf = tree[nodes] < 0
+            cells.append(-1 - tree[nodes[leaf]])
+            sizes.append(np.broadcast_to(grid.edges(level), position[leaf].shape))
+            centres.append(grid.centres(position[leaf], level))
+            position = child_positions(position[~leaf])
+            nodes = children_of(tree[nodes[~leaf]], len(low)).ravel()
         return np.concatenate(centres), np.concatenate(sizes), np.concatenate(cells)
 
     def __repr__(self) -> str:
@@ -143,11 +177,24 @@ jax.tree_util.register_dataclass(
 )
 
 
-def descended(first: Any, place: Any, level: int, coarse: tuple[int, ...], xp: Any = np) -> Any:
-    """The node at a level, or the whole cell above it, that holds each place (..., d) on that level's grid."""
-    axes = [
-        place[..., axis] for axis in range(len(coarse))
-    ]  # sums along a short axis are slow in numpy
+def descend(
+    first: AnyArray,
+    position: AnyArray,
+    level: int,
+    coarse: tuple[int, ...],
+    xp: ModuleType = np,
+) -> Any:
+    """The node at a level, or the leaf above it, that contains each position.
+
+    Args:
+        first: index of each node's first child, negative for leaves.
+        position: (..., d), on the grid of that level.
+        level: number of halvings.
+        coarse: number of roots along each axis.
+        xp: numpy or jax.numpy.
+    """
+    # one array an axis: sums along a short axis are slow in numpy
+    axes = [position[..., axis] for axis in range(len(coarse))]
     node = 0
     for side, along in zip(coarse, axes, strict=True):
         node = node * side + (along >> level)
@@ -158,39 +205,21 @@ def descended(first: Any, place: Any, level: int, coarse: tuple[int, ...], xp: A
     return node
 
 
-def roots(coarse: tuple[int, ...]) -> np.ndarray:
-    """The places (roots, d) of the coarse grid, row by row."""
+def roots(coarse: tuple[int, ...]) -> Int[np.ndarray, "roots d"]:
+    """The positions of the coarse grid, row by row."""
     return np.indices(coarse, np.int32).reshape(len(coarse), -1).T
 
 
-def octants(d: int) -> np.ndarray:
-    """(2^d, d): which half along each axis a child is; the order of a family."""
+def octants(d: int) -> Int[np.ndarray, "children d"]:
+    """The half, 0 or 1, of each of the 2^d children along each axis, in storage order."""
     return (np.arange(2**d)[:, None] >> np.arange(d) & 1).astype(np.int32)
 
 
-def halved(place: np.ndarray) -> np.ndarray:
-    """The places of all children on the next level's grid."""
-    return (2 * place[:, None] + octants(place.shape[1])).reshape(-1, place.shape[1])
+def child_positions(position: Int[np.ndarray, "n d"]) -> Int[np.ndarray, "children d"]:
+    """The positions of all children on the next level's grid."""
+    return (2 * position[:, None] + octants(position.shape[1])).reshape(-1, position.shape[1])
 
 
-def family(first: np.ndarray, d: int) -> np.ndarray:
-    """(n, 2^d): the children that start at `first`."""
+def children_of(first: Int[np.ndarray, " n"], d: int) -> Int[np.ndarray, "n children"]:
+    """The indices of the 2^d children that start at `first`."""
     return first[:, None] + np.arange(2**d, dtype=np.int32)
-
-
-def edges(
-    low: np.ndarray, high: np.ndarray, coarse: tuple[int, ...], level: int | np.ndarray
-) -> np.ndarray:
-    """(d,): the edges of a box at a level, or (n, d) at levels (n, 1)."""
-    return (high - low) / (np.asarray(coarse) << level)
-
-
-def centre(
-    low: np.ndarray,
-    high: np.ndarray,
-    coarse: tuple[int, ...],
-    place: np.ndarray,
-    level: int | np.ndarray,
-) -> np.ndarray:
-    """(n, d), float32: the centres of boxes at a level, or at levels (n, 1)."""
-    return (low + (place + 0.5) * edges(low, high, coarse, level)).astype(np.float32)

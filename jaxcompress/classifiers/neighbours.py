@@ -1,10 +1,10 @@
 """Exact nearest neighbours, by blocked matrix products.
 
-`|q - p|^2 = |q|^2 - 2 q.p + |p|^2` finds a few candidates more than are asked for, whose distances are then taken from the
-differences themselves, so that rounding reorders nothing. Costs 2 d operations a pair of points and one block of queries against
-all points in memory, never all pairs.
+`|q - p|^2 = |q|^2 - 2 q.p + |p|^2` selects a few more candidates than needed, whose distances are
+then computed from the differences, so that rounding does not reorder them. Costs 2 d operations a
+pair of points; memory holds one block of queries against all points, never all pairs.
 
-Source: the product form is the field's usual one (Johnson, Douze and Jégou 2017, arXiv:1702.08734).
+Source: the usual product form (Johnson, Douze and Jégou 2017, arXiv:1702.08734).
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 from tqdm.auto import tqdm
 
 SPARE = 8
+"""Additional candidates, which rounding may exchange with the nearest ones."""
 PAIRS = 2**24
-"""Candidates that rounding may exchange, and pairs of points that are in memory at once."""
+"""Pairs of points that are in memory at once."""
 
 
 def nearest(
-    queries: np.ndarray,
-    points: np.ndarray,
+    queries: Float[np.ndarray, "m d"],
+    points: Float[np.ndarray, "n d"],
     k: int,
     *,
-    own: np.ndarray | None = None,
+    own: Int[np.ndarray, " m"] | None = None,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
     """The k points nearest to each query.
 
     Args:
-        queries: (m, d).
-        points: (n, d).
+        queries: the points to look from.
+        points: the points to find.
         k: how many, at most n, or n - 1 where a point leaves itself out.
-        own: (m,) for each query the index of the point that is itself and does not count, -1 for none.
+        own: for each query the index of the point that is itself and is left out, -1 for none.
         progress: show a progress bar.
 
     Returns:
-        Their distances and indices, (m, k) each, the nearest first; of equal distances the first point comes first.
+        Their distances and indices, the nearest first; of equal distances the lower index first.
 
     Example:
         >>> import numpy as np
@@ -49,139 +51,150 @@ def nearest(
         >>> distances.round(1).tolist(), indices.tolist()
         ([[0.2, 0.8]], [[0, 1]])
     """
-    size = (
-        -(-len(points) // (step := 2 ** max(len(points).bit_length() - 3, 8))) * step
-    )  # few sizes, so that few are compiled
-    block = (
-        max(1, min(1_024, 2 ** (len(queries) - 1).bit_length(), PAIRS // size))
-        if len(queries)
-        else 1
-    )
+    size, block = _compiled_sizes(len(queries), len(points))
     own = np.full(len(queries), -1) if own is None else own
     centre = points.mean(0, dtype=np.float64)
-    unit = (
-        float(np.sqrt(np.mean((points - centre) ** 2))) or 1.0
-    )  # squares of what is near 1 neither overflow nor vanish
-    scaled = lambda rows: np.asarray((rows - centre) / unit, np.float32)
+    # in units of their spread, so that squares neither overflow nor vanish in float32
+    unit = float(np.sqrt(np.mean((points - centre) ** 2))) or 1.0
+
+    def scaled(rows: np.ndarray) -> np.ndarray:
+        return np.asarray((rows - centre) / unit, np.float32)
+
     table = jnp.asarray(np.pad(scaled(points), ((0, size - len(points)), (0, 0))))
-    distances, indices = (
-        np.empty((len(queries), k), np.float64),
-        np.empty((len(queries), k), np.int64),
-    )
+    distances = np.empty((len(queries), k), np.float64)
+    indices = np.empty((len(queries), k), np.int64)
     with tqdm(total=len(queries), desc="neighbours", disable=not progress, leave=False) as bar:
         for start in range(0, len(queries), block):
-            rows = np.minimum(
-                np.arange(start, start + block), len(queries) - 1
-            )  # the last block repeats the last query
-            found = _block(
+            stop = min(start + block, len(queries))
+            # the last block repeats the last query
+            rows = np.minimum(np.arange(start, start + block), len(queries) - 1)
+            near, index = _block(
                 scaled(queries[rows]), own[rows].astype(np.int32), table, len(points), k=k
             )
-            count = min(block, len(queries) - start)
-            distances[start : start + count], indices[start : start + count] = (
-                np.asarray(each)[:count] for each in found
-            )
-            bar.update(count)
+            distances[start:stop] = np.asarray(near)[: stop - start]
+            indices[start:stop] = np.asarray(index)[: stop - start]
+            bar.update(stop - start)
     return unit * distances, indices
+
+
+def _compiled_sizes(queries: int, points: int) -> tuple[int, int]:
+    """The padded number of points and the queries a block: few sizes, so few compilations."""
+    step = 2 ** max(points.bit_length() - 3, 8)
+    size = -(-points // step) * step
+    if not queries:
+        return size, 1
+    return size, max(1, min(1_024, 2 ** (queries - 1).bit_length(), PAIRS // size))
 
 
 @partial(jax.jit, static_argnames="k")
 def _block(
-    queries: jax.Array, own: jax.Array, points: jax.Array, count: int, *, k: int
-) -> tuple[jax.Array, jax.Array]:
-    none = lambda index: (index == own[:, None]) | (index >= count)
+    queries: Float[Array, "b d"], own: Int[Array, " b"], points: Float[Array, "n d"], count: int,
+    *, k: int,
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:  # fmt: skip
+    """Nearest neighbours of a block of queries among the first `count` points."""
+
+    def excluded(index: jax.Array) -> jax.Array:
+        return (index == own[:, None]) | (index >= count)
+
     rough = jnp.sum(points**2, 1) - 2 * jnp.matmul(queries, points.T, precision="highest")
-    rough = jnp.where(none(jnp.arange(len(points))), jnp.inf, rough)
+    rough = jnp.where(excluded(jnp.arange(len(points))), jnp.inf, rough)
     _, index = jax.lax.top_k(-rough, min(k + SPARE, len(points)))
     index = jnp.sort(index, axis=1)
     exact = jnp.sqrt(jnp.sum((points[index] - queries[:, None]) ** 2, axis=-1))
-    exact = jnp.where(none(index), jnp.inf, exact)
+    exact = jnp.where(excluded(index), jnp.inf, exact)
     order = jnp.argsort(exact, axis=1, stable=True)[:, :k]
     return jnp.take_along_axis(exact, order, 1), jnp.take_along_axis(index, order, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
+class Neighbourhoods:
     """The k nearest points of points, themselves left out, and of queries.
 
     Attributes:
-        of_points: (n, k) indices.
-        of_queries: (m, k) indices.
-        distances: (m, k) of the queries.
-        scales: (m,) the median distance of a query's neighbours to their own k-th neighbour.
-        far_points, far_queries: (n,) and (m,) the distance to the k-th neighbour in units of that scale: about 1 where points
-            are as dense as around their neighbours.
+        of_points: indices.
+        of_queries: indices.
+        distances: of the queries to their neighbours.
+        scales: the local scale: the median distance of a query's neighbours to their own k-th
+            neighbour.
+        relative_points: each point's distance to its k-th neighbour, in units of the local scale:
+            about 1 where points are as dense as around their neighbours.
+        relative_queries: the same of the queries.
     """
 
-    of_points: np.ndarray
-    of_queries: np.ndarray
-    distances: np.ndarray
-    scales: np.ndarray
-    far_points: np.ndarray
-    far_queries: np.ndarray
+    of_points: Int[np.ndarray, "n k"]
+    of_queries: Int[np.ndarray, "m k"]
+    distances: Float[np.ndarray, "m k"]
+    scales: Float[np.ndarray, " m"]
+    relative_points: Float[np.ndarray, " n"]
+    relative_queries: Float[np.ndarray, " m"]
 
 
-def surroundings(
-    points: np.ndarray, queries: np.ndarray, k: int, *, progress: bool = False
-) -> Surroundings:
-    """The neighbours of points (n, d) and of queries (m, d), and how far off each is by the local scale.
+def neighbourhoods(
+    points: Float[np.ndarray, "n d"],
+    queries: Float[np.ndarray, "m d"],
+    k: int,
+    *,
+    progress: bool = False,
+) -> Neighbourhoods:
+    """The neighbours of points and of queries, and how remote each is on the local scale.
 
     Example:
         >>> import numpy as np
-        >>> from jaxcompress.classifiers.neighbours import surroundings
-        >>> surroundings(np.arange(9.0)[:, None], np.array([[4.5], [20.0]]), 2).far_queries.round(2).tolist()
+        >>> from jaxcompress.classifiers.neighbours import neighbourhoods
+        >>> line, queries = np.arange(9.0)[:, None], np.array([[4.5], [20.0]])
+        >>> neighbourhoods(line, queries, 2).relative_queries.round(2).tolist()
         [0.5, 8.67]
     """
     own, of_points = nearest(points, points, k, own=np.arange(len(points)), progress=progress)
     distances, of_queries = nearest(queries, points, k, progress=progress)
-    scale = lambda neighbours: np.maximum(
-        np.median(own[neighbours, -1], axis=1), np.finfo(np.float64).tiny
-    )
+
+    def scale(neighbours: np.ndarray) -> np.ndarray:
+        median = np.median(own[neighbours, -1], axis=1)
+        return np.maximum(median, np.finfo(np.float64).tiny)
+
     scales = scale(of_queries)
-    return Surroundings(
-        of_points,
-        of_queries,
-        distances,
-        scales,
-        own[:, -1] / scale(of_points),
-        distances[:, -1] / scales,
+    relative_points, relative_queries = own[:, -1] / scale(of_points), distances[:, -1] / scales
+    return Neighbourhoods(
+        of_points, of_queries, distances, scales, relative_points, relative_queries
     )
 
 
-def p_values(ordinary: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The share of ordinary values that are at least as large as each one found, which itself counts as one of them.
+def conformal_p_values(
+    ordinary: Float[np.ndarray, " n"], values: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
+    """The share of ordinary values at least as large as each value, which itself counts as one.
 
     Example:
         >>> import numpy as np
-        >>> from jaxcompress.classifiers.neighbours import p_values
-        >>> p_values(np.arange(9.0), np.array([4.0, 20.0])).tolist()
+        >>> from jaxcompress.classifiers.neighbours import conformal_p_values
+        >>> conformal_p_values(np.arange(9.0), np.array([4.0, 20.0])).tolist()
         [0.6, 0.1]
     """
-    below = np.searchsorted(np.sort(ordinary), found, side="left")
+    below = np.searchsorted(np.sort(ordinary), values, side="left")
     return (1 + len(ordinary) - below) / (1 + len(ordinary))
 
 
-def outvoted(labels: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """Whether fewer of a point's neighbours have its label than have another one.
+def outvoted(
+    labels: Shaped[np.ndarray, " n"], neighbours: Int[np.ndarray, "n k"]
+) -> Bool[np.ndarray, " n"]:
+    """Whether another label is more common among a point's neighbours than its own.
 
     Args:
-        labels: (n,).
-        neighbours: (n, k) indices.
-
-    Returns:
-        (n,) booleans.
+        labels: of the points.
+        neighbours: indices of each point's neighbours.
 
     Example:
         >>> import numpy as np
         >>> from jaxcompress.classifiers.neighbours import outvoted
-        >>> outvoted(np.array([0, 0, 0, 1]), np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])).tolist()
+        >>> neighbours = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+        >>> outvoted(np.array([0, 0, 0, 1]), neighbours).tolist()
         [False, False, False, True]
     """
     near = labels[neighbours]
-    alike = np.zeros(len(labels), int)
-    most = np.zeros(len(labels), int)
-    for voter in near.T:  # a voter counts for its label
+    same, most = np.zeros(len(labels), int), np.zeros(len(labels), int)
+    for voter in near.T:
         count = (near == voter[:, None]).sum(1)
         own = voter == labels
-        alike = np.where(own, count, alike)
+        same = np.where(own, count, same)
         most = np.where(own, most, np.maximum(most, count))
-    return alike < most
+    return same < most

@@ -1,7 +1,7 @@
-"""A classifier that is asked: batches of one size, checked answers, counted questions, and the labelled points that come of it.
+"""An oracle: a classifier that is queried in batches of one size, with checked and counted answers.
 
-One call gets `batch_size` points, so that a jitted classifier compiles once; the last one is filled up by repetition, which is no
-question. Costs the classifier's calls.
+Every call gets `batch_size` points, so that a jitted classifier compiles once; the last batch is
+padded with its last point, which is not counted as a query. Costs the classifier's calls.
 
 Source: learning from membership queries, Angluin 1988 (doi:10.1007/BF00116828).
 """
@@ -10,181 +10,228 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from tqdm.auto import tqdm
 
 from jaxcompress.training.batches import in_batches
 
+Classify = Callable[[np.ndarray], ArrayLike]
+"""`classify(points (batch_size, ...)) -> labels (batch_size,) or (batch_size, k)`, integers."""
+PointFunction = Callable[[np.ndarray], ArrayLike]
+"""A function of points (batch_size, d) that gives floats, one number or one row for each point."""
+Jnd = float | ArrayLike | PointFunction
+"""A just-noticeable difference: the smallest difference of inputs that matters (psychophysics)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """What a classifier says at points, as a training set.
+class LabelledPoints:
+    """Points and a classifier's predictions there, as a training set.
 
     Attributes:
-        points: (n, d), float32, each asked.
-        labels: (n,) or (n, k): what the classifier said there, in its own type.
-        weights: (n,), float64.
-        soft: (n, classes) probabilities, or None.
-        queries: how many points were asked.
-        complete: whether all was found that was to be; False where the budget ended it.
-        training_points: how many examples the classifier was trained on, as given.
+        points: float32; the classifier was queried at each.
+        labels: the predictions, in the classifier's own integer type.
+        weights: float64.
+        soft: probabilities, or None.
+        queries: number of points queried.
+        complete: False where the budget ended the search.
+        training_points: number of examples the classifier was trained on, as given.
     """
 
-    points: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-    soft: np.ndarray | None
+    points: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, "n ..."]
+    weights: Float[np.ndarray, " n"]
+    soft: Float[np.ndarray, "n classes"] | None
     queries: int
     complete: bool
     training_points: int | None = None
 
     @property
-    def classes(self) -> np.ndarray:
-        """The labels that occur, sorted: (classes,) or (classes, k)."""
+    def classes(self) -> Int[np.ndarray, "classes ..."]:
+        """The distinct labels, sorted."""
         return np.unique(self.labels, axis=0)
 
     @property
-    def targets(self) -> np.ndarray:
-        """(n,), int32: each label's place among `classes`, which is what a student with logits learns."""
-        return np.unique(self.labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
+    def targets(self) -> Int[np.ndarray, " n"]:
+        """The index of each label in `classes`, int32: the targets of a student with logits."""
+        return class_indices(self.labels)
+
+
+def class_indices(labels: Int[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
+    """The index of each label among the sorted distinct labels, int32."""
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
 
 
 @dataclasses.dataclass
-class Asker:
-    """A classifier, and how often it was asked.
+class Oracle:
+    """A classifier that counts its queries.
 
     Attributes:
-        who: the function that asks, for errors.
+        caller: the public function that queries, named in errors.
         classify: `classify(points (batch_size, d)) -> labels`.
         batch_size: points a call.
-        budget: at most so many questions; whoever asks sees to it by `left`.
-        bar: a tqdm bar of questions.
-        queries: how many were asked.
-        kind: the labels' type and length.
+        budget: the most queries, or None; callers ask `affordable` first.
+        bar: a tqdm bar of queries.
+        queries: number of points queried so far.
+        label_type: dtype and length of the labels, once known.
     """
 
-    who: str
-    classify: Callable[[np.ndarray], Any]
+    caller: str
+    classify: Classify
     batch_size: int
-    budget: int | None
-    bar: Any
+    budget: int | None = None
+    bar: tqdm | None = None
     queries: int = 0
-    kind: tuple[Any, ...] | None = None
+    label_type: tuple[np.dtype | int, ...] | None = None
 
-    def left(self, wanted: int) -> int:
-        """How many of the wanted questions the budget still has."""
+    def affordable(self, wanted: int) -> int:
+        """The number of the wanted queries that the budget allows."""
         return wanted if self.budget is None else min(wanted, self.budget - self.queries)
 
     def labels(self, points: np.ndarray) -> np.ndarray:
-        """The labels of points."""
+        """Query the classifier at points."""
         self.queries += len(points)
         return in_batches(self._checked, points, self.batch_size, self.bar)
 
     def _checked(self, points: np.ndarray) -> np.ndarray:
-        labels = checked_labels(self.who, self.classify(points), len(points))
-        kind = (labels.dtype, *labels.shape[1:])
-        self.kind = kind if self.kind is None else self.kind
-        if kind != self.kind:
+        labels = checked_labels(self.caller, self.classify(points), len(points))
+        label_type = (labels.dtype, *labels.shape[1:])
+        self.label_type = label_type if self.label_type is None else self.label_type
+        if label_type != self.label_type:
             raise ValueError(
-                f"{self.who}: classify gave labels of type {kind} after {self.kind}: one type and one length for all"
+                f"{self.caller}: classify gave labels of type {label_type} after "
+                f"{self.label_type}: one type and one length for all"
             )
         return labels
 
 
-def checked_labels(who: str, found: Any, count: int, *, tuples: bool = True) -> np.ndarray:
-    """What a classifier gave for so many points as labels: (count,) integers, or (count, k) where tuples are labels, too."""
-    labels = np.asarray(found)
-    labels = labels.astype(np.int32) if labels.dtype == bool else labels
-    if not np.issubdtype(labels.dtype, np.integer):
-        hint = (
-            "; integers beyond 64 bits are given as tuples (n, k)"
-            if tuples and labels.dtype == object
-            else ": take the argmax"
-        )
-        raise TypeError(f"{who}: classify gave {labels.dtype}, expected integers{hint}")
-    if (
-        labels.ndim not in ((1, 2) if tuples else (1,))
-        or len(labels) != count
-        or 0 in labels.shape[1:]
-    ):
+def checked_labels(
+    caller: str, labels: ArrayLike, count: int, *, tuples: bool = True
+) -> Int[np.ndarray, "count ..."]:
+    """A classifier's output as integer labels, refused where it is anything else.
+
+    Args:
+        caller: the public function, named in errors.
+        labels: the output for `count` points.
+        count: number of points.
+        tuples: also accept tuples of integers, (count, k).
+    """
+    checked = np.asarray(labels)
+    checked = checked.astype(np.int32) if checked.dtype == bool else checked
+    if not np.issubdtype(checked.dtype, np.integer):
+        hint = ": take the argmax"
+        if tuples and checked.dtype == object:
+            hint = "; integers beyond 64 bits are given as tuples (n, k)"
+        raise TypeError(f"{caller}: classify gave {checked.dtype}, expected integers{hint}")
+    ndims = (1, 2) if tuples else (1,)
+    if checked.ndim not in ndims or len(checked) != count or 0 in checked.shape[1:]:
         expected = f"({count},)" + f" or ({count}, k)" * tuples
         raise ValueError(
-            f"{who}: classify gave labels of shape {labels.shape} for {count} points, expected {expected}"
+            f"{caller}: classify gave labels of shape {checked.shape} for {count} points, "
+            f"expected {expected}"
         )
-    return labels
+    return checked
 
 
 def probabilities(
-    who: str, soft: Callable[[np.ndarray], Any] | None, points: np.ndarray, batch_size: int
-) -> np.ndarray | None:
-    """What `soft` says at points, checked; None without it."""
+    caller: str, soft: PointFunction | None, points: np.ndarray, batch_size: int
+) -> Float[np.ndarray, "n classes"] | None:
+    """The probabilities that `soft` gives at points, checked; None without it."""
     if soft is None:
         return None
-
     classes: list[int] = []
 
     def checked(points: np.ndarray) -> np.ndarray:
-        found = np.asarray(soft(points), np.float32)
-        if found.ndim != 2 or len(found) != len(points) or not found.shape[1]:
-            n = len(points)
+        batch = np.asarray(soft(points), np.float32)
+        if batch.ndim != 2 or len(batch) != len(points) or not batch.shape[1]:
             raise ValueError(
-                f"{who}: soft gave an array of shape {found.shape} for {n} points, expected ({n}, classes)"
+                f"{caller}: soft gave an array of shape {batch.shape} for {len(points)} points, "
+                f"expected ({len(points)}, classes)"
             )
-        classes.append(found.shape[1])
+        classes.append(batch.shape[1])
         if classes[-1] != classes[0]:
             raise ValueError(
-                f"{who}: soft gave {classes[-1]} classes after {classes[0]}: as many for all points"
+                f"{caller}: soft gave {classes[-1]} classes after {classes[0]}: "
+                "give the same number for all points"
             )
-        if not np.isfinite(found).all():
-            raise ValueError(
-                f"{who}: soft gave numbers that are not finite; expected probabilities"
-            )
-        return found
+        if not np.isfinite(batch).all():
+            raise ValueError(f"{caller}: soft gave NaN or infinity; expected probabilities")
+        return batch
 
     return in_batches(checked, points, batch_size)
 
 
-def jnd_at(
-    who: str, jnd: Callable[[np.ndarray], Any], batch_size: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A just-noticeable difference that varies in space, checked: (n, d) -> (n,)."""
+def jnd_function(
+    caller: str, jnd: PointFunction, batch_size: int
+) -> Callable[[np.ndarray], Float[np.ndarray, " n"]]:
+    """A just-noticeable difference that varies in space, checked and in batches."""
 
     def checked(points: np.ndarray) -> np.ndarray:
-        found = np.asarray(jnd(points), np.float64)
-        if found.shape != (len(points),):
+        differences = np.asarray(jnd(points), np.float64)
+        if differences.shape != (len(points),):
             raise ValueError(
-                f"{who}: jnd gave an array of shape {found.shape} for {len(points)} points, expected ({len(points)},)"
+                f"{caller}: jnd gave an array of shape {differences.shape} for {len(points)} "
+                f"points, expected ({len(points)},)"
             )
-        if not (found > 0).all():
-            raise ValueError(
-                f"{who}: jnd must be positive everywhere, got {found[~(found > 0)][0]}"
-            )
-        return found
+        bad = differences[~(differences > 0)]
+        if len(bad):
+            raise ValueError(f"{caller}: jnd must be positive everywhere, got {bad[0]}")
+        return differences
 
     return lambda points: in_batches(checked, points, batch_size)
 
 
-def check_batch_size(who: str, batch_size: Any) -> None:
-    if not (isinstance(batch_size, int | np.integer) and batch_size >= 1):
-        raise ValueError(f"{who}: batch_size must be a whole number from 1 on, got {batch_size}")
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is an integer that is not below the least."""
+    return isinstance(value, int | np.integer) and bool(value >= least)
 
 
-def check_budget(who: str, budget: Any) -> None:
+def check_count(caller: str, name: str, value: object) -> None:
+    """Refuse what is not an integer from 1 on."""
+    if not is_count(value):
+        raise ValueError(f"{caller}: {name} must be a whole number from 1 on, got {value!r}")
+
+
+def check_budget(caller: str, budget: object) -> None:
+    """Refuse a budget that is neither an integer nor None."""
     if not (budget is None or isinstance(budget, int | np.integer)):
         raise ValueError(
-            f"{who}: budget must be a whole number of questions or None, got {budget!r}"
+            f"{caller}: budget must be a whole number of queries or None, got {budget!r}"
         )
 
 
-def check_domain(who: str, domain: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """The box, (d,) each."""
+def check_box(
+    caller: str,
+    domain: tuple[ArrayLike, ArrayLike],
+    d: int | None = None,
+    *,
+    dtype: type[np.floating] = np.float64,
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """The lower and upper corner of a box, in float64.
+
+    Args:
+        caller: the public function, named in errors.
+        domain: (low, high).
+        d: number of dimensions that numbers are broadcast to; None takes that of the corners.
+        dtype: the corners are rounded to this type.
+    """
+    expected = "(low (d,), high (d,))" if d is None else f"(low, high), numbers or ({d},)"
     try:
-        low, high = (np.broadcast_to(np.asarray(side, np.float64), (d,)) for side in domain)
+        low, high = (np.asarray(side, dtype).astype(np.float64) for side in domain)
+        if d is not None:
+            low, high = np.broadcast_to(low, (d,)), np.broadcast_to(high, (d,))
     except (TypeError, ValueError):
+        raise ValueError(f"{caller}: domain must be {expected}, got {domain}") from None
+    if low.ndim != 1 or low.shape != high.shape or not len(low):
         raise ValueError(
-            f"{who}: domain must be (low, high), numbers or ({d},), got {domain}"
-        ) from None
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"{who}: domain needs finite low < high, got {domain}")
+            f"{caller}: domain must be {expected}, got the shapes {low.shape} and {high.shape}"
+        )
+    finite = np.isfinite(low).all() and np.isfinite(high).all()
+    if not (finite and (low < high).all() and (high - low <= np.finfo(dtype).max).all()):
+        raise ValueError(
+            f"{caller}: domain needs finite low < high in every dimension, "
+            f"got {low.tolist()} and {high.tolist()}"
+        )
     return low, high

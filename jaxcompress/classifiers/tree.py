@@ -1,40 +1,52 @@
-"""A mesh that grows on the host while a classifier is asked: boxes are halved where questions go, and the answers spread.
+"""A dyadic tree that grows while a classifier is queried, and spreads its labels over all boxes.
 
-A question belongs to a smallest cell: a box whose edges are no longer than the just-noticeable difference. Boxes are halved only
-on the way to such cells. Places are given on one lattice, that of the deepest level.
+A query belongs to a cell: a box whose edges are at most the just-noticeable difference. Boxes are
+halved only on the way to such cells. Positions are given on one lattice, that of the deepest level.
+
+Source: adaptive refinement, Berger and Colella 1989 (doi:10.1016/0021-9991(89)90035-1).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Bool, Int
 
-from jaxcompress.classifiers.mesh import MeshClassifier, descended, family, halved, roots
+from jaxcompress.classifiers.mesh import (
+    MeshClassifier,
+    child_positions,
+    children_of,
+    descend,
+    roots,
+)
 
 
 class Tree:
-    """Nodes are appended, never moved.
+    """The nodes of the tree as columns; nodes are appended, never moved.
 
     Attributes:
-        coarse, depth: how many roots along each axis, and how often they are halved down to the lattice.
-        too_large: `too_large(tree, nodes) -> (n,)`: which boxes are larger than the just-noticeable difference.
-        first: (nodes,), the first child, or -1.
-        place: (nodes, d), on the grid of the node's level.
-        level: (nodes,).
-        smallest: (nodes,), whether the box is known to be small enough.
-        asked: (nodes,), whether the classifier was asked at the centre; only smallest cells are.
-        label: (nodes, k), the answer, or after `spread` that of `source`.
-        source: (nodes,), the asked cell that has given the label, or -1.
+        coarse: number of roots along each axis.
+        d: number of dimensions.
+        depth: number of halvings from a root to the lattice.
+        too_large: `too_large(tree, nodes) -> (n,)`: which boxes are larger than the jnd.
+        first: index of the first child, or -1 for leaves.
+        position: on the grid of the node's level.
+        level: number of halvings.
+        smallest: whether the box is known to be a cell, which is not halved.
+        queried: whether the classifier was queried at the centre; only cells are.
+        label: the prediction, or after `propagate_labels` that of `source`.
+        source: the queried cell that the label is from, or -1.
     """
 
-    first: np.ndarray
-    place: np.ndarray
-    level: np.ndarray
-    smallest: np.ndarray
-    asked: np.ndarray
-    label: np.ndarray
-    source: np.ndarray
+    first: Int[np.ndarray, " nodes"]
+    position: Int[np.ndarray, "nodes d"]
+    level: Int[np.ndarray, " nodes"]
+    smallest: Bool[np.ndarray, " nodes"]
+    queried: Bool[np.ndarray, " nodes"]
+    label: Int[np.ndarray, "nodes k"]
+    source: Int[np.ndarray, " nodes"]
 
     def __init__(
         self,
@@ -44,26 +56,17 @@ class Tree:
     ) -> None:
         self.coarse, self.d, self.depth, self.too_large = coarse, len(coarse), depth, too_large
         self._buffers: dict[str, np.ndarray] = {}
-        place = roots(coarse)
-        self._append(place, np.zeros(len(place), np.int8), np.zeros((len(place), 0), np.int32))
+        position = roots(coarse)
+        count = len(position)
+        self._append(position, np.zeros(count, np.int8), np.zeros((count, 0), np.int32))
 
-    def _append(self, place: np.ndarray, level: np.ndarray, label: np.ndarray) -> None:
-        """New whole nodes. Buffers double, so that they are seldom copied."""
-        count, nothing, no = (
-            len(place),
-            np.full(len(place), -1, np.int32),
-            np.zeros(len(place), bool),
-        )
-        new = dict(
-            place=place,
-            level=level,
-            label=label,
-            first=nothing,
-            source=nothing,
-            smallest=no,
-            asked=no,
-        )
-        for name, rows in new.items():
+    def _append(self, position: np.ndarray, level: np.ndarray, label: np.ndarray) -> None:
+        """Append leaves. Buffers double, so that they are seldom copied."""
+        count = len(position)
+        none, false = np.full(count, -1, np.int32), np.zeros(count, bool)
+        columns = {"position": position, "level": level, "label": label}
+        columns |= {"first": none, "source": none, "smallest": false, "queried": false}
+        for name, rows in columns.items():
             old = getattr(self, name, rows[:0])
             buffer, end = self._buffers.get(name, old), len(old) + count
             if len(buffer) < end:
@@ -72,38 +75,33 @@ class Tree:
             buffer[len(old) : end] = rows
             setattr(self, name, buffer[:end])
 
-    def split(self, nodes: np.ndarray) -> None:
+    def split(self, nodes: Int[np.ndarray, " n"]) -> None:
         """Halve boxes along every axis."""
-        count = len(nodes) * 2**self.d
-        self.first[nodes] = len(self.first) + np.arange(0, count, 2**self.d, dtype=np.int32)
-        level = np.repeat(self.level[nodes] + np.int8(1), 2**self.d)
-        self._append(
-            halved(self.place[nodes]),
-            level,
-            np.zeros((count, self.label.shape[1]), self.label.dtype),
-        )
+        children = 2**self.d
+        count = len(nodes) * children
+        self.first[nodes] = len(self.first) + np.arange(0, count, children, dtype=np.int32)
+        level = np.repeat(self.level[nodes] + np.int8(1), children)
+        label = np.zeros((count, self.label.shape[1]), self.label.dtype)
+        self._append(child_positions(self.position[nodes]), level, label)
 
-    def answer(self, nodes: np.ndarray, labels: np.ndarray) -> None:
-        """Keep what the classifier says of smallest cells."""
+    def record(self, nodes: Int[np.ndarray, " n"], labels: Int[np.ndarray, "n ..."]) -> None:
+        """Store the classifier's predictions at cells."""
         labels = labels.reshape(len(nodes), -1)
         if not self.label.shape[1]:
-            self._buffers["label"] = self.label = np.zeros(
-                (len(self.first), labels.shape[1]), labels.dtype
-            )
-        self.label[nodes], self.source[nodes], self.asked[nodes] = labels, nodes, True
+            empty = np.zeros((len(self.first), labels.shape[1]), labels.dtype)
+            self._buffers["label"] = self.label = empty
+        self.label[nodes], self.source[nodes], self.queried[nodes] = labels, nodes, True
 
-    def box(self, places: np.ndarray) -> np.ndarray:
-        """The whole boxes at places of the lattice; -1 outside."""
-        inside = ((places >= 0) & (places < np.asarray(self.coarse) << self.depth)).all(-1)
-        found = descended(
-            self.first, np.where(np.expand_dims(inside, -1), places, 0), self.depth, self.coarse
-        )
-        return np.where(inside, found, -1)
+    def leaf_at(self, positions: Int[np.ndarray, "... d"]) -> Int[np.ndarray, " ..."]:
+        """The leaves at positions of the lattice; -1 outside of the box."""
+        inside = ((positions >= 0) & (positions < np.asarray(self.coarse) << self.depth)).all(-1)
+        clamped = np.where(np.expand_dims(inside, -1), positions, 0)
+        return np.where(inside, descend(self.first, clamped, self.depth, self.coarse), -1)
 
-    def cell(self, places: np.ndarray) -> np.ndarray:
-        """The smallest cells at places inside of the box; what is larger is halved."""
+    def cell_at(self, positions: Int[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
+        """The cells at positions inside of the box; larger boxes are halved."""
         while True:
-            nodes = descended(self.first, places, self.depth, self.coarse)
+            nodes = descend(self.first, positions, self.depth, self.coarse)
             new = np.unique(nodes[~self.smallest[nodes]])
             if not len(new):
                 return nodes
@@ -112,118 +110,142 @@ class Tree:
             self.split(new[large])
 
     def corner(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest places (n, d) of boxes, and their edges (n, 1)."""
+        """The lowest positions (n, d) of boxes on the lattice, and their edges (n, 1)."""
         shift = (self.depth - self.level[nodes].astype(np.int32))[:, None]
-        return self.place[nodes] << shift, np.int32(1) << shift
+        return self.position[nodes] << shift, np.int32(1) << shift
 
-    def middle(self, nodes: np.ndarray) -> np.ndarray:
-        """The places (n, d) in the middle of boxes."""
+    def middle(self, nodes: np.ndarray) -> Int[np.ndarray, "n d"]:
+        """The positions in the middle of boxes."""
         corner, size = self.corner(nodes)
         return corner + size // 2
 
-    def by(self, nodes: np.ndarray, *faces: tuple[int, int, int]) -> np.ndarray:
-        """Places (n, d) by the middle of a face of each box, or by the edge between two.
+    def at_faces(self, nodes: np.ndarray, *faces: tuple[int, int, int]) -> Int[np.ndarray, "n d"]:
+        """Positions at the middle of a face of each box, or of the edge between two faces.
 
         Args:
-            nodes: (n,).
-            faces: (axis, side, out): of the lower (0) or upper (1) face, the place within the box (0) or beyond the face (1).
+            nodes: the boxes.
+            faces: (axis, side, out): the lower (0) or upper (1) face, and whether the position is
+                within the box (0) or beyond the face (1).
         """
         corner, size = self.corner(nodes)
-        place = corner + size // 2
+        position = corner + size // 2
         for axis, side, out in faces:
-            place[:, axis] = corner[:, axis] + (size[:, 0] - 1 + out if side else -out)
-        return place
+            position[:, axis] = corner[:, axis] + (size[:, 0] - 1 + out if side else -out)
+        return position
 
-    def faces(self) -> Iterator[tuple[int, int]]:
+    def faces(self) -> Iterator[tuple[int, ...]]:
         """Each axis with its lower and its upper side."""
         return np.ndindex(self.d, 2)
 
-    def across(self, nodes: np.ndarray) -> np.ndarray:
-        """(n, 2d): the boxes beyond the middles of all faces, or -1; of two that share a face the smaller one has the other."""
-        return np.stack([self.box(self.by(nodes, (*face, 1))) for face in self.faces()], 1)
+    def face_neighbours(self, nodes: np.ndarray) -> Int[np.ndarray, "n faces"]:
+        """The leaves beyond the middles of all 2 d faces, or -1.
 
-    def unlike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        Where boxes of two sizes share a face, the larger one is a neighbour of the smaller one.
+        """
+        beyond = [
+            self.leaf_at(self.at_faces(nodes, (axis, side, 1))) for axis, side in self.faces()
+        ]
+        return np.stack(beyond, 1)
+
+    def labels_differ(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Whether nodes have different labels."""
         return (self.label[one] != self.label[other]).any(-1)
 
-    def spread(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give each box the label of the asked cell that comes to it first, box by box through faces.
+    def propagate_labels(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n faces"]]:
+        """Give each leaf the label of the nearest queried cell, counted in steps through faces.
 
         Returns:
-            The whole boxes (n,), and those across their faces (n, 2d).
+            The leaves, and the neighbours across their faces.
         """
-        whole = np.flatnonzero(self.first < 0).astype(np.int32)
-        there = self.across(whole)
-        pairs = np.repeat(whole, 2 * self.d)[there.ravel() >= 0], there[there >= 0]
-        self.source[~self.asked] = -1
+        leaves = np.flatnonzero(self.first < 0).astype(np.int32)
+        neighbours = self.face_neighbours(leaves)
+        inside = neighbours >= 0
+        pairs = np.repeat(leaves, 2 * self.d)[inside.ravel()], neighbours[inside]
+        self.source[~self.queried] = -1
         from_, to = np.concatenate(pairs), np.concatenate(pairs[::-1])
         while True:
-            waits = self.source[to] < 0
-            from_, to = from_[waits], to[waits]
+            unlabelled = self.source[to] < 0
+            from_, to = from_[unlabelled], to[unlabelled]
             ready = self.source[from_] >= 0
             if not ready.any():
                 break
             self.source[to[ready]] = self.source[from_[ready]]
-        self.label[whole] = self.label[self.source[whole]]
-        return whole, there
+        self.label[leaves] = self.label[self.source[leaves]]
+        return leaves, neighbours
 
-    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Join families of one label, after `spread`.
-
-        Returns:
-            Which nodes are reached from the roots, by way of boxes of several labels; the cells (elsewhere -1) that the whole ones
-            of them belong to; the box of each cell that holds its question; and the question, an asked node. A box without one of
-            its own belongs to the cell of its label's source.
-        """
-        one, question = self.first < 0, np.where(self.asked, np.arange(len(self.first)), -1)
-        middle = (self.place + 0.5) * 0.5 ** self.level[:, None]
-        inner = [
-            np.flatnonzero((self.first >= 0) & (self.level == level))
-            for level in range(int(self.level.max()))
-        ]
-        for nodes in reversed(inner):
-            children = family(self.first[nodes], self.d)
-            self.label[nodes], self.source[nodes] = (
-                self.label[children[:, 0]],
-                self.source[children[:, 0]],
-            )
-            one[nodes] = (one[children] & ~self.unlike(children, nodes[:, None])).all(1)
-            asked = question[children]  # of these the one next to the middle
-            away = np.where(
-                asked < 0, np.inf, ((middle[asked] - middle[nodes][:, None]) ** 2).sum(2)
-            )
-            question[nodes] = asked[np.arange(len(nodes)), away.argmin(1)]
+    def merge(self) -> MergedCells:
+        """Merge sibling boxes of one label, after `propagate_labels`."""
+        uniform, query = self._merge_upwards()
         reached = self.level == 0
-        for nodes in inner:
-            reached[family(self.first[nodes], self.d)] = (reached[nodes] & ~one[nodes])[:, None]
-        kept = one & reached
-        own = kept & (question >= 0)
+        for nodes in self._inner_nodes():
+            children = children_of(self.first[nodes], self.d)
+            reached[children] = (reached[nodes] & ~uniform[nodes])[:, None]
+        merged = uniform & reached
+        own = merged & (query >= 0)
         cell = np.where(own, np.cumsum(own) - 1, -1).astype(np.int32)
-        others = np.flatnonzero(kept & ~own)
-        place = self.corner(self.source[others])[0]
-        cell[others] = cell[
-            descended(np.where(kept, -1, self.first), place, self.depth, self.coarse)
-        ]
-        return reached, cell, np.flatnonzero(own), question[own]
+        # boxes without a query of their own belong to the cell their label is from
+        others = np.flatnonzero(merged & ~own)
+        position = self.corner(self.source[others])[0]
+        first = np.where(merged, -1, self.first)
+        cell[others] = cell[descend(first, position, self.depth, self.coarse)]
+        return MergedCells(reached, cell, np.flatnonzero(own), query[own])
+
+    def _merge_upwards(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each node has one label, and its query nearest to its middle, or -1."""
+        uniform, query = self.first < 0, np.where(self.queried, np.arange(len(self.first)), -1)
+        middle = (self.position + 0.5) * 0.5 ** self.level[:, None]
+        for nodes in reversed(self._inner_nodes()):
+            children = children_of(self.first[nodes], self.d)
+            self.label[nodes] = self.label[children[:, 0]]
+            self.source[nodes] = self.source[children[:, 0]]
+            differ = self.labels_differ(children, nodes[:, None])
+            uniform[nodes] = (uniform[children] & ~differ).all(1)
+            candidates = query[children]
+            distance = ((middle[candidates] - middle[nodes][:, None]) ** 2).sum(2)
+            nearest = np.where(candidates < 0, np.inf, distance).argmin(1)
+            query[nodes] = candidates[np.arange(len(nodes)), nearest]
+        return uniform, query
+
+    def _inner_nodes(self) -> list[np.ndarray]:
+        """The nodes with children, by level."""
+        inner = self.first >= 0
+        levels = range(int(self.level.max()))
+        return [np.flatnonzero(inner & (self.level == level)) for level in levels]
 
     def mesh(
         self,
         low: np.ndarray,
         high: np.ndarray,
-        reached: np.ndarray,
-        cell: np.ndarray,
-        labels: np.ndarray,
+        reached: Bool[np.ndarray, " nodes"],
+        cell: Int[np.ndarray, " nodes"],
+        labels: Int[np.ndarray, "cells ..."],
     ) -> MeshClassifier:
-        """The nodes that are reached as a classifier, by their cells and these cells' labels."""
+        """The reached nodes as a classifier, given their cells and the labels of the cells."""
         index = np.cumsum(reached, dtype=np.int32) - 1
         tree = np.where(cell >= 0, -1 - cell, index[self.first])[reached].astype(np.int32)
+        kind = "uint64" if labels.dtype == np.uint64 else "int64"
         limit = np.iinfo(np.int32)
         if limit.min <= labels.min() and labels.max() <= limit.max:
             kind = "int32"
-        else:
-            kind = "uint64" if labels.dtype == np.uint64 else "int64"
         words = np.ascontiguousarray(labels.astype(kind)[..., None]).view(np.int32)
         depth = int(self.level[cell >= 0].max())
         return MeshClassifier(
             low.astype(np.float32), high.astype(np.float32), tree, words, self.coarse, depth, kind
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedCells:
+    """The cells of a tree after merging.
+
+    Attributes:
+        reached: whether a node is reached from the roots through boxes of several labels.
+        cell: the cell that a node belongs to; -1 for nodes of several labels or not reached.
+        boxes: the node of each cell that contains its query.
+        queries: the queried node of each cell.
+    """
+
+    reached: Bool[np.ndarray, " nodes"]
+    cell: Int[np.ndarray, " nodes"]
+    boxes: Int[np.ndarray, " cells"]
+    queries: Int[np.ndarray, " cells"]

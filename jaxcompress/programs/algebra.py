@@ -1,8 +1,8 @@
-"""The algebra of dimensions: which dimensions of which arrays are the same axis, whole, as a factor or as a segment.
+"""The algebra of dimensions: which dimensions of which arrays are the same axis.
 
 A `Dim` is a node of a union-find forest. An atom may turn out to be a *product* of factors (a
-reshape of heads x size into two dimensions) or a *concatenation* of segments (gates side by side);
-unifying two such forms aligns their factors or cuts both at the union of their boundaries. What
+reshape of heads x size into two dimensions) or a *concatenation* of segments (gates side by side).
+Unifying two such forms aligns their factors, or cuts both at the union of their boundaries. What
 cannot be aligned is marked opaque, with the reason. Costs nearly constant time an operation.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 
 class Kind(enum.IntFlag):
-    """What lies between the producers and the consumers of an axis; the strongest mark names the axis."""
+    """The operations between producers and consumers of an axis; the strongest names its kind."""
 
     LINEAR = 0
     DIAGONAL = 1
@@ -27,12 +28,19 @@ class Kind(enum.IntFlag):
     @property
     def label(self) -> str:
         """The name of the strongest mark."""
-        return Kind(1 << (self.bit_length() - 1)).name.lower() if self else "linear"  # type: ignore[union-attr]
+        strongest = max((kind for kind in Kind if kind & self), default=Kind.LINEAR)
+        return str(strongest.name).lower()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why an axis is opaque: the primitive, a sentence, and the place in the source."""
+    """Why an axis is opaque.
+
+    Attributes:
+        primitive: the JAX primitive that makes it so.
+        sentence: the reason.
+        where: file, line and function in the source, where they are known.
+    """
 
     primitive: str
     sentence: str
@@ -40,14 +48,24 @@ class Reason:
 
 
 class Dim:
-    """One dimension: an atom, a product of factors (row-major), or a concatenation of segments."""
+    """One dimension: an atom, a product of factors (row-major), or a concatenation of segments.
+
+    Attributes:
+        size: the number of positions.
+        parent: another dimension that this one turned out to be, or None.
+        split: "product", "concat", or None for an atom.
+        parts: the factors or segments.
+        kind: of an atom, the operations that lie on it.
+        pair: of an atom, whether two activations are contracted over it.
+        reasons: of an atom, why it is opaque.
+    """
 
     __slots__ = ("kind", "pair", "parent", "parts", "reasons", "size", "split")
 
     def __init__(self, size: int):
         self.size = int(size)
         self.parent: Dim | None = None
-        self.split: str | None = None  # "product" or "concat"
+        self.split: str | None = None
         self.parts: tuple[Dim, ...] = ()
         self.kind = Kind.LINEAR
         self.pair = False
@@ -57,11 +75,9 @@ class Dim:
         root = find(self)
         if root.split is None:
             return str(root.size)
-        return (
-            f"({' x '.join(map(repr, root.parts))})"
-            if root.split == "product"
-            else f"[{' + '.join(map(repr, root.parts))}]"
-        )
+        if root.split == "product":
+            return f"({' x '.join(map(repr, root.parts))})"
+        return f"[{' + '.join(map(repr, root.parts))}]"
 
 
 class Misaligned(Exception):
@@ -78,7 +94,7 @@ def find(dim: Dim) -> Dim:
 
 
 def atoms(dim: Dim) -> list[Dim]:
-    """The atoms a dimension is made of, in order, with repetitions."""
+    """The atoms of a dimension in order, with repetitions."""
     root = find(dim)
     if root.split is None:
         return [root]
@@ -86,7 +102,7 @@ def atoms(dim: Dim) -> list[Dim]:
 
 
 def parts(dim: Dim, split: str) -> list[Dim]:
-    """The factors or the segments of a dimension, nested ones of the same split in line; itself when it has none."""
+    """The factors or the segments of a dimension, flat; the dimension itself if it has none."""
     root = find(dim)
     if root.split != split:
         return [root]
@@ -110,11 +126,9 @@ def pair(dim: Dim | None) -> None:
 
 
 def unify(a: Dim | None, b: Dim | None, reason: Reason) -> None:
-    """Make two dimensions one axis, or mark both opaque for a reason when their forms have no common refinement."""
-    if a is None or b is None:
-        mark(
-            a, Kind.OPAQUE, reason
-        )  # a dimension of one against one of many: a broadcast that no rule explained
+    """Make two dimensions one axis, or both opaque where their forms have no common refinement."""
+    if a is None or b is None:  # one position against several: a broadcast that no rule explains
+        mark(a, Kind.OPAQUE, reason)
         mark(b, Kind.OPAQUE, reason)
         return
     try:
@@ -126,6 +140,7 @@ def unify(a: Dim | None, b: Dim | None, reason: Reason) -> None:
 
 
 def _unify(a: Dim, b: Dim) -> None:
+    """Make two dimensions one axis, or raise `Misaligned`."""
     a, b = find(a), find(b)
     if a is b:
         return
@@ -144,21 +159,22 @@ def _unify(a: Dim, b: Dim) -> None:
         for one, other in zip(cut(a, bounds), cut(b, bounds), strict=True):
             _unify(one, other)
         return
-    concat, product = (a, b) if a.split == "concat" else (b, a)
-    tie(concat, find(parts(product, "product")[0]).size)
-    _unify(concat, product)
+    segments, factors = (a, b) if a.split == "concat" else (b, a)
+    tie(segments, find(parts(factors, "product")[0]).size)
+    _unify(segments, factors)
 
 
 def _link(atom: Dim, target: Dim) -> None:
-    """Let an atom stand for another dimension, handing its marks on."""
-    if any(found is atom for found in atoms(target)):
+    """Let an atom be another dimension, which receives its marks."""
+    inside = atoms(target)
+    if atom in inside:
         raise Misaligned("an axis would be a part of itself")
     atom.parent = target
-    for found in atoms(target):
-        found.kind |= atom.kind
-        found.pair |= atom.pair
-        known = {reason.sentence for reason in found.reasons}
-        found.reasons += [reason for reason in atom.reasons if reason.sentence not in known]
+    for other in inside:
+        other.kind |= atom.kind
+        other.pair |= atom.pair
+        known = {reason.sentence for reason in other.reasons}
+        other.reasons += [reason for reason in atom.reasons if reason.sentence not in known]
 
 
 def refine(atom: Dim, split: str, sizes: Sequence[int]) -> list[Dim]:
@@ -182,6 +198,7 @@ def concat(segments: Sequence[Dim]) -> Dim:
 
 
 def _compound(split: str, members: Sequence[Dim], size: int) -> Dim:
+    """A dimension of several, or the only one itself."""
     if len(members) == 1:
         return members[0]
     dim = Dim(size)
@@ -190,7 +207,7 @@ def _compound(split: str, members: Sequence[Dim], size: int) -> Dim:
 
 
 def align(left: Sequence[Dim], right: Sequence[Dim]) -> tuple[list[Dim], list[Dim]]:
-    """Refine two lists of factors with equal products until they agree in sizes, leading factors first."""
+    """Refine lists of factors with equal products until their sizes agree, from the first on."""
     left, right = list(left), list(right)
     done: tuple[list[Dim], list[Dim]] = ([], [])
     while left and right:
@@ -229,20 +246,17 @@ def factor(dim: Dim, leading: int) -> list[Dim]:
 
 
 def repeated(dim: Dim) -> list[Dim]:
-    """Atoms that are a factor of a dimension more than once: an axis times itself, which no map can reach."""
+    """Atoms that are a factor of a dimension more than once: an axis times itself."""
     root = find(dim)
     if root.split is None:
         return []
     inside = [set(atoms(part)) for part in root.parts]
-    found = [atom for part in root.parts for atom in repeated(part)]
-    if root.split == "product":
-        found += [
-            atom
-            for index, part in enumerate(inside)
-            for atom in part
-            if any(atom in other for other in inside[:index])
-        ]
-    return found
+    twice: list[Dim] = []
+    for index, part in enumerate(root.parts):
+        twice += repeated(part)
+        if root.split == "product":
+            twice += inside[index] & set().union(*inside[:index])
+    return twice
 
 
 def tie(dim: Dim, count: int) -> None:
@@ -263,57 +277,63 @@ def tie(dim: Dim, count: int) -> None:
 
 
 def _bounds(dim: Dim) -> list[int]:
-    ends, total = [], 0
-    for segment in parts(dim, "concat"):
-        total += find(segment).size
-        ends.append(total)
-    return ends[:-1]
+    """The places between the segments of a dimension."""
+    return list(itertools.accumulate(find(part).size for part in parts(dim, "concat")))[:-1]
 
 
 def cut(dim: Dim, bounds: Iterable[int]) -> list[Dim]:
-    """A dimension as segments that end at the given places, each a `Dim`."""
+    """A dimension as segments that end at the given places."""
     root = find(dim)
     bounds = [place for place in bounds if 0 < place < root.size]
     if not bounds:
         return [root]
     if root.split is None:
-        ends = [*bounds, root.size]
-        return refine(
-            root, "concat", [end - start for start, end in zip([0, *bounds], ends, strict=True)]
-        )
+        return refine(root, "concat", _lengths(bounds, root.size))
     if root.split == "product":
-        lead, *rest = parts(root, "product")
-        stride = root.size // find(lead).size
-        if any(place % stride for place in bounds):
-            raise Misaligned(f"its {root!r} positions are cut at {bounds}")
-        mark(lead, Kind.OPAQUE, Reason("slice", "some of its positions are cut out"))
-        inner = product(rest)
-        ends = [*bounds, root.size]
-        pieces = []
-        for start, end in zip([0, *bounds], ends, strict=True):
-            count = (end - start) // stride
-            if count == 1:
-                pieces.append(inner)
-                continue
-            rows = Dim(count)
-            mark(rows, Kind.OPAQUE, Reason("slice", "some of its positions are cut out"))
-            pieces.append(product([rows, *rest]))
-        return pieces
+        return _cut_product(root, bounds)
+    return _cut_concat(root, bounds)
+
+
+def _lengths(bounds: Sequence[int], size: int) -> list[int]:
+    """The lengths of the segments between the given places."""
+    return [end - start for start, end in itertools.pairwise([0, *bounds, size])]
+
+
+def _cut_product(root: Dim, bounds: list[int]) -> list[Dim]:
+    """Segments of a product, each of some positions of its leading factor."""
+    lead, *rest = parts(root, "product")
+    stride = root.size // find(lead).size
+    if any(place % stride for place in bounds):
+        raise Misaligned(f"its {root!r} positions are cut at {bounds}")
+    why = Reason("slice", "some of its positions are cut out")
+    mark(lead, Kind.OPAQUE, why)
+    inner = product(rest)
+    segments = []
+    for length in _lengths(bounds, root.size):
+        if length == stride:
+            segments.append(inner)
+            continue
+        rows = Dim(length // stride)
+        mark(rows, Kind.OPAQUE, why)
+        segments.append(product([rows, *rest]))
+    return segments
+
+
+def _cut_concat(root: Dim, bounds: list[int]) -> list[Dim]:
+    """Segments of a concatenation; its own boundaries are refined by the given ones."""
     segments: list[Dim] = []
     total = 0
     for segment in parts(root, "concat"):
-        size = find(segment).size
         segments += cut(segment, [place - total for place in bounds])
-        total += size
-    # segments between the wanted places that were finer than asked are put together
-    groups: list[list[Dim]] = [[]]
+        total += find(segment).size
+    root.parts = tuple(segments)
+    groups: list[list[Dim]] = [[]]  # finer segments between two of the given places stay together
     total = 0
     for segment in segments:
         groups[-1].append(segment)
         total += find(segment).size
         if total in bounds:
             groups.append([])
-    root.parts = tuple(segments)
     return [concat(group) for group in groups]
 
 
@@ -336,7 +356,7 @@ def size_of(dim: Dim | None, sizes: Sizes) -> int:
 
 
 def place_of(dim: Dim | None, place: int, sizes: Sizes) -> int:
-    """Where a place of a dimension (an offset at the old sizes, between segments) is at new sizes."""
+    """The offset at new sizes of a place between segments, given by its offset at the old sizes."""
     if dim is None or place == 0:
         return place
     root = find(dim)

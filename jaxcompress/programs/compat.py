@@ -1,6 +1,7 @@
-"""What the library takes from unstable corners of JAX, in one place.
+"""The unstable corners of JAX that the library depends on, in one place.
 
-Run with jax 0.5.3, 0.10.2 and 0.12.0 (tests/networks). Everything else goes through `jax.make_jaxpr` and `jax.extend.core`.
+Run with jax 0.5.3, 0.10.2 and 0.12.0 (tests/networks). Everything else goes through
+`jax.make_jaxpr` and `jax.extend.core`.
 """
 
 from __future__ import annotations
@@ -23,22 +24,20 @@ INLINED = {
 """Primitives that only call a jaxpr, and the parameter that holds it."""
 
 REMAT = frozenset({"checkpoint", "remat", "remat2"})
+"""Names of rematerialisation."""
+
 CUSTOM = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+"""Functions with derivative rules of their own, and the parameter that holds their jaxpr."""
+
 RANDOM = frozenset(
-    {
-        "random_bits",
-        "random_seed",
-        "random_wrap",
-        "random_unwrap",
-        "random_fold_in",
-        "random_split",
-        "threefry2x32",
-    }
+    {"random_bits", "random_seed", "random_wrap", "random_unwrap"}
+    | {"random_fold_in", "random_split", "threefry2x32"}
 )
+"""Primitives that draw random numbers or derive keys."""
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
@@ -47,7 +46,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
 
 
 def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are carried."""
+    """The numbers of a scan's constants and of its carries."""
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on: trees of operands
@@ -55,11 +54,12 @@ def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a number, not a variable."""
     return isinstance(atom, core.Literal)
 
 
 def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
-    """Run one equation on operands; always a list."""
+    """Run a primitive on operands; returns a list even of a single output."""
     bind_params = primitive.get_bind_params(params)
     if isinstance(bind_params, tuple):  # before jax 0.7: functions first, then the parameters
         functions, rest = bind_params
@@ -70,21 +70,25 @@ def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[An
 
 
 def where(equation: Any) -> str:
-    """File, line and function of the user's code that made an equation, of no installed package; empty when not known."""
-    info, frames = equation.source_info, []
-    for known in (
-        info,
-        getattr(info, "traceback", None),
-    ):  # what the private helper takes differs from version to version
-        with contextlib.suppress(Exception):
-            from jax._src import source_info_util
-
-            frames = frames or list(source_info_util.user_frames(known))  # type: ignore[arg-type]
+    """File, line and function of the user's code that made an equation, "" where unknown."""
+    frames = _frames(equation.source_info)
     outside = [frame for frame in frames if "site-packages" not in frame.file_name] or frames
     if not outside:
         return ""
-    frame = outside[0]
-    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line} ({frame.function_name.rsplit('.', 1)[-1]})"
+    file = outside[0].file_name.rsplit("/", 1)[-1]
+    function = outside[0].function_name.rsplit(".", 1)[-1]
+    return f"{file}:{outside[0].start_line} ({function})"
+
+
+def _frames(info: Any) -> list[Any]:
+    """The frames of the user's code; what JAX's private helper takes differs between versions."""
+    frames: list[Any] = []
+    for argument in (info, getattr(info, "traceback", None)):
+        with contextlib.suppress(Exception):
+            from jax._src import source_info_util
+
+            frames = frames or list(source_info_util.user_frames(argument))
+    return frames
 
 
 @contextlib.contextmanager
@@ -101,14 +105,19 @@ def context_of(equation: Any) -> Iterator[None]:
 
 
 def checkpointed(function: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
-    """`jax.checkpoint` as an equation's parameters say."""
+    """`jax.checkpoint` with the parameters of an equation."""
     return jax.checkpoint(
         function, prevent_cse=params.get("prevent_cse", True), policy=params.get("policy")
     )
 
 
 def flops(program: Any, *arguments: Any) -> float:
-    """What XLA counts for one call of a function, or of a program that is lowered or compiled already."""
+    """XLA's count of floating-point operations of one call.
+
+    Args:
+        program: a function, or one that is lowered or compiled already.
+        *arguments: of a function.
+    """
     stage = (
         program
         if hasattr(program, "cost_analysis")

@@ -8,10 +8,14 @@ wherever all of its inputs (or all of its outputs) are.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Slot, Step, Value
@@ -61,8 +65,7 @@ def consume(
                 "what is contracted over it is the same everywhere",
             )
     for theirs, position in mine.items():
-        for slot in weight.slots[theirs]:
-            analysis.scales.setdefault(slot, set()).add(activations.scaled[position])
+        _note_scales(analysis, weight.slots[theirs], activations.scaled[position])
     leaf = min((name for name, _ in slots), default="?")
     key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
     step.note = key
@@ -80,149 +83,228 @@ def consume(
     return key
 
 
+def _note_scales(analysis: Analysis, slots: frozenset[Slot], scales: frozenset[Slot]) -> None:
+    for slot in slots:
+        analysis.scales.setdefault(slot, set()).add(scales)
+
+
 # --- matrix products -----------------------------------------------------------------------------------------------
 
 
-def free(value: Value, contracting: Any, batch: Any) -> list[int]:
-    return [
-        index
-        for index in range(len(value.shape))
-        if index not in contracting and index not in batch
-    ]
+def free(ndim: int, contracting: Sequence[int], batch: Sequence[int]) -> list[int]:
+    """Positions that a product keeps: neither contracted nor shared."""
+    return [index for index in range(ndim) if index not in contracting and index not in batch]
 
 
 def replay_dot(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """A product of arrays, or a compact operand's own."""
     if replay.tap is not None and step.note is not None:
         replay.tap.see(step.note, operands, step)
     for side in (1, 0):
-        if hasattr(operands[side], "materialize"):
-            result = structural_dot(step, operands, side, replay)
-            if result is not None:
-                return felt(step.note, step, [result], replay)
+        if is_compact(operands[side]) and own_product(step, operands[side], side) is not None:
+            return felt(step.note, step, [structural_dot(step, operands, side, replay)], replay)
     return felt(step.note, step, bind(step, operands, replay), replay)
 
 
 def felt(key: str | None, step: Step, results: list[Any], replay: Replay) -> list[Any]:
-    """What a contraction gives, as the tap hands it on."""
-    return (
-        results if replay.tap is None or key is None else [replay.tap.feel(key, step, results[0])]
-    )
+    """The results of a contraction, as the tap hands them on."""
+    if replay.tap is None or key is None:
+        return results
+    return [replay.tap.feel(key, step, results[0])]
 
 
-def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -> Any:
-    """The product with a compact operand by its own `_multiply`, or None where its roles do not fit."""
-    (contracting, batch) = step.params["dimension_numbers"]
-    array, x = operands[side], operands[1 - side]
-    if hasattr(x, "materialize"):
-        x = replay.dense(step, x, step.inputs[1 - side])
+class Product(NamedTuple):
+    """A compact array's own product, over its inputs or over its outputs.
+
+    Attributes:
+        multiply: from x (..., rows, contracted) to (..., rows, outputs).
+        contracted: positions in the array that it sums over, in its order.
+        outputs: positions in the array that its result has, in its order.
+    """
+
+    multiply: Callable[[jax.Array], jax.Array]
+    contracted: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def own_product(step: Step, array: CompactArray, side: int) -> Product | None:
+    """The product that a step asks of a compact operand, or None where it has none like it.
+
+    It has one over all of its inputs or all of its outputs, with any of its stack dimensions shared.
+    """
+    contracting, batch = step.params["dimension_numbers"]
     lead = array.ndim - array.matrix_axes.ndim
-    mine, theirs = contracting[side], contracting[1 - side]
-    if tuple(batch[side]) != tuple(range(lead)):
+    if any(axis >= lead for axis in batch[side]):
         return None
-    roles = {
-        frozenset(axis % array.ndim for axis in array.matrix_axes.inputs): (
-            array.matrix_axes.inputs,
-            array.matrix_axes.outputs,
-            array._multiply,
-        ),
-        frozenset(axis % array.ndim for axis in array.matrix_axes.outputs): (
-            array.matrix_axes.outputs,
-            array.matrix_axes.inputs,
-            array._multiply_transposed,
-        ),
+    inputs, outputs = (
+        tuple(axis % array.ndim for axis in role)
+        for role in (array.matrix_axes.inputs, array.matrix_axes.outputs)
+    )
+    products = {
+        frozenset(outputs): Product(array.multiply_transposed, outputs, inputs),
+        frozenset(inputs): Product(array.multiply, inputs, outputs),
     }
-    if frozenset(mine) not in roles:
-        return None
-    inputs, outputs, multiply = roles[frozenset(mine)]
+    return products.get(frozenset(contracting[side]))
+
+
+def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -> jax.Array:
+    """A product of `dot_general` by a compact operand's own `multiply` or `multiply_transposed`."""
+    contracting, batch = step.params["dimension_numbers"]
+    array = operands[side]
+    x = replay.dense(step, operands[1 - side], step.inputs[1 - side])
     replay.tell(step, step.inputs[side], "contracted")
-    partner = dict(zip(mine, theirs, strict=True))
-    order = [partner[axis % array.ndim] for axis in inputs]
-    rest = free_positions(x.ndim, theirs, batch[1 - side])
+    product = own_product(step, array, side)
+    assert product is not None, "replay_dot asks for a product that the array has"
+    stack, shape = range(array.ndim - array.matrix_axes.ndim), array.shape
+    partner = dict(zip(batch[side], batch[1 - side], strict=True))
+    partner |= dict(zip(contracting[side], contracting[1 - side], strict=True))
+    rest = free(x.ndim, contracting[1 - side], batch[1 - side])
     sizes = [x.shape[axis] for axis in rest]
-    flat = jnp.transpose(x, (*batch[1 - side], *rest, *order))
-    stack = [x.shape[axis] for axis in batch[1 - side]]
-    flat = flat.reshape(*stack, math.prod(sizes), math.prod(x.shape[axis] for axis in order))
+    # x as (stack, rows, contracted), with 1 for each stack dimension that it does not share
+    shared = [partner[axis] for axis in stack if axis in partner]
+    summed = [partner[axis] for axis in product.contracted]
+    rows = jnp.transpose(x, (*shared, *rest, *summed)).reshape(
+        *(shape[axis] if axis in partner else 1 for axis in stack),
+        math.prod(sizes),
+        math.prod(shape[axis] for axis in product.contracted),
+    )
+    out = product.multiply(rows).reshape(
+        *(shape[axis] for axis in stack), *sizes, *(shape[axis] for axis in product.outputs)
+    )
+    out = jnp.transpose(
+        out, output_order(len(stack), len(rest), product.outputs, batch[side], side)
+    )
     wanted = step.params.get("preferred_element_type")
-    out = multiply(flat)
-    shape = array.shape
-    results = [shape[axis % array.ndim] for axis in outputs]
-    out = out.reshape(*stack, *sizes, *results)
-    # the product's order is batch, left, right; within the array's side its dimensions are in their own order
-    ranks = sorted(range(len(outputs)), key=lambda index: outputs[index] % array.ndim)
-    first = len(stack) + len(sizes)
-    mine_last = [first + rank for rank in ranks]
-    others = list(range(len(stack), first))
-    order = [*range(len(stack)), *(others + mine_last if side == 1 else mine_last + others)]
-    out = jnp.transpose(out, order)
     return out if wanted is None else out.astype(wanted)
 
 
-def free_positions(ndim: int, contracting: Any, batch: Any) -> list[int]:
-    return [index for index in range(ndim) if index not in contracting and index not in batch]
+def output_order(
+    stack: int, rest: int, outputs: tuple[int, ...], batch: Sequence[int], side: int
+) -> list[int]:
+    """The permutation from (stack, the other side's dimensions, outputs) to `dot_general`'s batch, left, right."""
+    where = {axis: axis for axis in range(stack)}
+    where |= {axis: stack + rest + index for index, axis in enumerate(outputs)}
+    mine = [where[axis] for axis in sorted(where) if axis not in batch]
+    theirs = list(range(stack, stack + rest))
+    first, second = (theirs, mine) if side == 1 else (mine, theirs)
+    return [*(where[axis] for axis in batch), *first, *second]
 
 
 @register("dot_general", replay=replay_dot)
 def dot_general(step: Step, analysis: Analysis) -> None:
+    """Contracted and shared dimensions are one axis; what else follows depends on what the two sides are."""
     merge_facts(step)
     left, right = step.inputs
-    (out,) = step.outputs
-    (contracting, batch) = step.params["dimension_numbers"]
+    contracting, batch = step.params["dimension_numbers"]
     for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
         analysis.unify(step, left.dims[mine], right.dims[theirs])
-    index = 0
-    for mine, theirs in zip(*batch, strict=True):
-        copy_facts(
-            out,
-            index,
-            left if left.data or not out.data else right,
-            mine if left.data or not out.data else theirs,
-        )
+    _product_facts(step)
+    summed = [dim for position in contracting[0] if (dim := left.dims[position]) is not None]
+    kept = [dim for dim in step.outputs[0].dims if dim is not None]
+    analysis.mixed.append((summed, kept))
+    PRODUCTS[_origin(left), _origin(right)](step, analysis)
+
+
+def _origin(value: Value) -> str:
+    if value.data:
+        return "data"
+    return "parameters" if value.from_params else "constant"
+
+
+def _product_facts(step: Step) -> None:
+    """What the dimensions of a product have from those of its sides."""
+    left, right = step.inputs
+    (out,) = step.outputs
+    contracting, batch = step.params["dimension_numbers"]
+    shared = list(zip(*batch, strict=True))
+    for index, (mine, theirs) in enumerate(shared):
+        source = (left, mine) if left.data or not out.data else (right, theirs)
+        copy_facts(out, index, *source)
         out.constant[index] = left.constant[mine] and right.constant[theirs]
         mark(out.dims[index], Kind.ELEMENTWISE)  # each position has a product of its own
-        index += 1
-    for value, theirs, others in (
-        (left, contracting[0], batch[0]),
-        (right, contracting[1], batch[1]),
-    ):
-        for position in free(value, theirs, others):
-            copy_facts(out, index, value, position)
-            if not value.data and out.data:
-                out.scaled[index] = frozenset()
-            index += 1
-    inside = [out.dims[position] for position in range(len(out.dims))]
-    analysis.mixed.append(
-        (
-            [dim for position in contracting[0] if (dim := left.dims[position]) is not None],
-            [dim for dim in inside if dim is not None],
-        )
-    )
-    if left.data and right.data:
-        _pair(step, analysis)
-    elif left.from_params and right.from_params:
-        analysis.role(all_slots(left, contracting[0]), "produce")
-        analysis.role(all_slots(right, contracting[1]), "consume")
-        out.bent = left.bent or right.bent or bool(all_leaves(left) & all_leaves(right))
-    elif left.from_params or right.from_params:
-        side = 1 if left.from_params else 0
-        activations, weight = step.inputs[side], step.inputs[1 - side]
-        if not activations.data and not loop_start(activations):
-            # a constant: the product is made of parameters, and nothing was measured
-            for position in contracting[1 - side]:
-                mark(weight.dims[position], Kind.NORMALISED)
-            out.bent = weight.bent
-            return
-        theirs = free(weight, contracting[1 - side], batch[1 - side])
-        analysis.role(all_slots(weight, theirs), "produce")
-        analysis.role(all_slots(weight, batch[1 - side]), "batch")
-        pairs = list(zip(contracting[side], contracting[1 - side], strict=True))
-        shared = tuple((position, activations.dims[position]) for position in batch[side])
-        produced = (*theirs, *batch[1 - side])
-        key = consume(step, analysis, activations, weight, pairs, shared, produced=produced)
-        out.sites = frozenset({key})
-    else:
-        for value, positions in ((left, contracting[0]), (right, contracting[1])):
-            for position in positions if value.data else ():
-                mark(value.dims[position], Kind.NORMALISED)
+    sides = zip((left, right), contracting, batch, strict=True)
+    kept = []
+    for value, summed, together in sides:
+        kept += [(value, position) for position in free(len(value.shape), summed, together)]
+    for index, (value, position) in enumerate(kept, len(shared)):
+        copy_facts(out, index, value, position)
+        if not value.data and out.data:
+            out.scaled[index] = frozenset()
+
+
+def _of_activations(step: Step, analysis: Analysis) -> None:
+    """A pair, such as queries and keys."""
+    left, right = step.inputs
+    contracting, batch = step.params["dimension_numbers"]
+    dims = tuple(left.dims[position] for position in contracting[0])
+    for dim in dims:
+        pair(dim)
+    sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
+    if not all(sides):  # one side is no axis of parameters: only a sum over the other is known
+        for position in contracting[0]:
+            mark(left.dims[position], Kind.NORMALISED)
+        return
+    for value, positions in zip((left, right), contracting, strict=True):
+        for position in positions:
+            _note_scales(analysis, value.slots[position], value.scaled[position])
+    key = step.note if isinstance(step.note, str) else analysis.count("pair", analysis.pairs)
+    step.note = key
+    shared = tuple((mine, theirs, left.dims[mine]) for mine, theirs in zip(*batch, strict=True))
+    positions = (tuple(contracting[0]), tuple(contracting[1]))
+    analysis.pairs[key] = Pair(key, dims, positions, shared, sides)
+
+
+def _of_parameters(step: Step, analysis: Analysis) -> None:
+    """Both roles inside one weight: the left side produces what the right side consumes."""
+    left, right = step.inputs
+    contracting, _ = step.params["dimension_numbers"]
+    analysis.role(all_slots(left, contracting[0]), "produce")
+    analysis.role(all_slots(right, contracting[1]), "consume")
+    twice = bool(all_leaves(left) & all_leaves(right))
+    step.outputs[0].bent = left.bent or right.bent or twice
+
+
+def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
+    """Activations, or a constant, times the parameter on one side: it consumes and produces."""
+    weight, activations = step.inputs[side], step.inputs[1 - side]
+    contracting, batch = step.params["dimension_numbers"]
+    (out,) = step.outputs
+    if not activations.data and not loop_start(activations):
+        # a constant: the product is made of parameters, and nothing was measured
+        for position in contracting[side]:
+            mark(weight.dims[position], Kind.NORMALISED)
+        out.bent = weight.bent
+        return
+    kept = free(len(weight.shape), contracting[side], batch[side])
+    analysis.role(all_slots(weight, kept), "produce")
+    analysis.role(all_slots(weight, batch[side]), "batch")
+    pairs = list(zip(contracting[1 - side], contracting[side], strict=True))
+    shared = tuple((position, activations.dims[position]) for position in batch[1 - side])
+    produced = (*kept, *batch[side])
+    key = consume(step, analysis, activations, weight, pairs, shared, produced=produced)
+    out.sites = frozenset({key})
+
+
+def _of_constant(step: Step, analysis: Analysis) -> None:
+    """A sum over activations that no parameter takes part in."""
+    contracting, _ = step.params["dimension_numbers"]
+    for value, positions in zip(step.inputs, contracting, strict=True):
+        for position in positions if value.data else ():
+            mark(value.dims[position], Kind.NORMALISED)
+
+
+PRODUCTS: dict[tuple[str, str], Callable[[Step, Analysis], None]] = {
+    ("data", "data"): _of_activations,
+    ("parameters", "parameters"): _of_parameters,
+    ("parameters", "data"): partial(_of_weight, side=0),
+    ("parameters", "constant"): partial(_of_weight, side=0),
+    ("data", "parameters"): partial(_of_weight, side=1),
+    ("constant", "parameters"): partial(_of_weight, side=1),
+    ("data", "constant"): _of_constant,
+    ("constant", "data"): _of_constant,
+    ("constant", "constant"): _of_constant,
+}
+"""What a product means, by the origins of its left and right sides."""
 
 
 def loop_start(value: Value) -> bool:
@@ -235,30 +317,8 @@ def loop_start(value: Value) -> bool:
 
 
 def all_leaves(value: Value) -> set[str]:
-    return {name for slots in value.slots for name, _ in slots}
-
-
-def _pair(step: Step, analysis: Analysis) -> None:
-    left, right = step.inputs
-    (contracting, batch) = step.params["dimension_numbers"]
-    dims = tuple(left.dims[position] for position in contracting[0])
-    for dim in dims:
-        pair(dim)
-    sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
-    if not all(sides):  # one side is no axis of parameters: only a sum over the other is known
-        for position in contracting[0]:
-            mark(left.dims[position], Kind.NORMALISED)
-        return
-    for value, positions in ((left, contracting[0]), (right, contracting[1])):
-        for position in positions:
-            for slot in value.slots[position]:
-                analysis.scales.setdefault(slot, set()).add(value.scaled[position])
-    key = step.note if isinstance(step.note, str) else analysis.count("pair", analysis.pairs)
-    step.note = key
-    shared = tuple((mine, theirs, left.dims[mine]) for mine, theirs in zip(*batch, strict=True))
-    analysis.pairs[key] = Pair(
-        key, dims, (tuple(contracting[0]), tuple(contracting[1])), shared, sides
-    )
+    """The parameter leaves that a value came from."""
+    return {slot.leaf for slots in value.slots for slot in slots}
 
 
 # --- convolutions --------------------------------------------------------------------------------------------------

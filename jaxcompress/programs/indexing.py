@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Step
@@ -30,25 +31,16 @@ def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 
 def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    """What is picked, of a compact table without making it dense where that is possible."""
+    """The rows that are picked, by a compact table's own `take` where it has one for them."""
     table, indices = operands
-    operand = step.inputs[0]
-    if (
-        hasattr(table, "materialize")
-        and rows_only(step)
-        and table.ndim == 2
-        and table.matrix_axes.ndim == 2
-    ):
-        rows = indices[..., 0]
-        mode = step.params["mode"]
-        if mode != lax.GatherScatterMode.FILL_OR_DROP:
-            rows = jnp.clip(rows, 0, table.shape[0] - 1)
-        else:  # take() counts negative rows from the end; this gather fills for them
-            rows = jnp.where(rows < 0, table.shape[0], rows)
-        if table.matrix_axes.inputs in ((-2,), (-1,)):
-            replay.tell(step, operand, "looked up")
-            return [table.take(rows)]
-    return replay_window(step, operands, replay)
+    if not (is_compact(table) and rows_only(step) and table.looks_up_rows):
+        return replay_window(step, operands, replay)
+    replay.tell(step, step.inputs[0], "looked up")
+    rows = indices[..., 0]
+    if step.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+        return [table.take(jnp.clip(rows, 0, table.shape[0] - 1))]
+    # take() counts negative rows from the end; this gather fills for them
+    return [table.take(jnp.where(rows < 0, table.shape[0], rows))]
 
 
 def replay_window(step: Step, operands: list[Any], replay: Replay) -> list[Any]:

@@ -29,7 +29,10 @@ class AxisTransform(Transform):
 
     def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
         """The change of one axis, or None to leave it as it is."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} is an AxisTransform without a change: write "
+            "change(self, state, axis), which returns an AxisChange, or None to leave the axis"
+        )
 
     def settled(self, params: PyTree, moments: Moments | None) -> AxisTransform:
         """The transform with all options that depend on the parameters computed from them."""

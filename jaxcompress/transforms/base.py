@@ -116,7 +116,7 @@ class Transform:
         return self._step(params, moments, scope)[0]
 
     def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+        """Fields that are no named arguments of the constructor."""
         return ()
 
     def arguments(self) -> dict[str, object]:
@@ -138,7 +138,7 @@ def check_tree(params: PyTree) -> None:
             )
 
 
-def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, "..."]]:
+def moments_by_name(moments: Moments | PyTree) -> Mapping[str, Float[ArrayLike, ...]]:
     """The second moments of the inputs of each matrix, by leaf name."""
     return moments.by_leaf() if isinstance(moments, Moments) else dict(named_leaves(moments))
 
@@ -202,4 +202,4 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
 
 def child_moments(node: CompactArray, metric: ArrayLike | None) -> dict[str, InputMetric]:
     """The metric of each child of a compact array, given that of the array's inputs."""
-    return node._child_metrics(None if metric is None else np.asarray(metric, np.float64))
+    return node.child_metrics(None if metric is None else np.asarray(metric, np.float64))

@@ -110,7 +110,7 @@ class At(Transform):
             return self.transform._apply(leaf, metric, inner)
         if not isinstance(leaf, CompactArray) or callable(self.pattern):
             return leaf
-        children = [child for child in leaf._children if self._reaches(name, leaf, child)]
+        children = [child for child in leaf.child_names if self._reaches(name, leaf, child)]
         if not children:
             return leaf
         metrics = child_moments(leaf, metric)

@@ -51,7 +51,8 @@ def compress(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
         >>> keys = jax.random.split(jax.random.key(0), 4)
         >>> shapes = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}

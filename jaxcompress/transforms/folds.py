@@ -92,7 +92,9 @@ def fold_into_consumers(
 
 def separate_sites(state: NetworkState, axis: Axis) -> list[Site]:
     """The consumers with a fold of their own: those whose slots no other contraction has."""
-    uses = Counter(slot for site in state.structure.sites.values() for slot in site.slots)
+    uses: Counter[Slot] = Counter()
+    for site in state.structure.sites.values():
+        uses.update(site.slots)
     sites = measured_sites(state, axis)
     return [site for site in sites if all(uses[slot] == 1 for slot in site.slots)]
 

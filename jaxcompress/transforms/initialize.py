@@ -59,7 +59,7 @@ def initialize(key: jax.Array, transform: Transform, params: Any) -> Any:
 
 def scale(array: CompactArray, factor: jax.Array) -> CompactArray:
     """The compact array that means `factor` times as much."""
-    child = array.linear_in or array._children[0]
+    child = array.linear_in or array.child_names[0]
     value = getattr(array, child)
     scaled = scale(value, factor) if is_compact(value) else value * factor.astype(value.dtype)
     return dataclasses.replace(array, **{child: scaled})

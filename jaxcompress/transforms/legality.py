@@ -6,6 +6,8 @@ legal.
 
 from __future__ import annotations
 
+import itertools
+
 from jaxcompress.networks.axes import Axis
 from jaxcompress.transforms.consumers import sites_of
 from jaxcompress.transforms.network_state import NetworkState
@@ -100,7 +102,7 @@ def scales_are_foldable(state: NetworkState, axis: Axis) -> bool:
         return False
     if axis.averaged and not all(known):  # the constant of the mean is moved into the scales
         return False
-    scales = {slot for scaled in known for slot in scaled}
-    consumers = {slot for site in sites for slot in site.slots}
+    scales = set(itertools.chain.from_iterable(known))
+    consumers = set(itertools.chain.from_iterable(site.slots for site in sites))
     plain = all(len(state.structure.layouts[slot.leaf]) == 1 for slot in scales)
     return plain and scales == set(axis.scales) and consumers >= set(axis.consumers)

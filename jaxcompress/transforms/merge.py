@@ -140,7 +140,8 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> up = jax.random.normal(jax.random.key(0), (3, 4))
         >>> down = jax.random.normal(jax.random.key(1), (8, 2))
         >>> params = {"up": jnp.concatenate([up, -up], 1), "down": down}  # tanh is odd

@@ -33,7 +33,7 @@ class DataTransform(Transform):
     whole_network = True
 
     def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments of the constructor."""
+        """Fields that are no named arguments of the constructor."""
         return ("net", "data")
 
     def __eq__(self, other: object) -> bool:
@@ -88,7 +88,8 @@ def recalibrate(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"]) @ p["down"]
         >>> x = jax.random.normal(jax.random.key(0), (50, 3))
         >>> params = {"up": jax.random.normal(jax.random.key(1), (3, 8)), "down": jnp.ones((8, 2))}
         >>> net = jc.trace(apply, params, x)

@@ -141,7 +141,7 @@ class Original:
 def is_of_low_rank(state: NetworkState, site: Site, name: str, original: Original) -> bool:
     """Whether a kernel is factored along what a site contracts, and was dense in the original."""
     leaf = state.given[name]
-    if not isinstance(leaf, FactoredArray) or leaf._leading() or is_compact(original.leaves[name]):
+    if not isinstance(leaf, FactoredArray) or leaf.stack_shape or is_compact(original.leaves[name]):
         return False
     order = site.inputs.get(name, ())
     order += tuple(place for place in range(leaf.ndim) if place not in order)
@@ -186,7 +186,7 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
             kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
         else:
             low_rank[name] = factored.refit(solved, metric)
-            solved = np.asarray(low_rank[name]._matrix(), np.float64)
+            solved = np.asarray(low_rank[name].matrix(), np.float64)
         if bias is not None:
             leaf, sign = bias
             shift = leaf, sign * (paired.before @ full - paired.after @ solved)
@@ -227,7 +227,8 @@ def reconstruct(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
         >>> keys = jax.random.split(jax.random.key(0), 4)
         >>> shapes = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}
         >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
@@ -236,7 +237,8 @@ def reconstruct(
         >>> moments = jc.calibrate(net, params, [x], progress=False)
         >>> prune = jc.rotate_and_prune(net, keep=1/2)
         >>> better = jc.chain(prune, jc.reconstruct(net, [x], progress=False))
-        >>> error = lambda small: float(jnp.mean((net(small, x) - apply(params, x)) ** 2))
+        >>> def error(small):
+        ...     return float(jnp.mean((net(small, x) - apply(params, x)) ** 2))
         >>> error(better(params, moments)) < error(prune(params, moments))
         True
     """

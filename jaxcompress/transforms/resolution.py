@@ -241,7 +241,8 @@ def refine(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> keys, shapes = jax.random.split(jax.random.key(0), 3), [(3, 4), (4, 2), (5, 3)]
         >>> up, down, x = map(jax.random.normal, keys, shapes)
         >>> params = {"up": up, "down": down}
@@ -284,7 +285,8 @@ def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "*
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> keys, shapes = jax.random.split(jax.random.key(0), 3), [(3, 4), (4, 2), (5, 3)]
         >>> up, down, x = map(jax.random.normal, keys, shapes)
         >>> params = {"up": up, "down": down}
@@ -306,7 +308,8 @@ def thin(net: Network, factor: Factor, *, axes: str = "**") -> Thin:
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> from jaxcompress.transforms.resolution import thin
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> small = thin(jc.trace(apply, params, jnp.ones((5, 3))), 4)(params)
         >>> small["up"].shape, small["down"].tolist()

@@ -262,7 +262,8 @@ def rotate_and_prune(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
         >>> key = jax.random.key(0)
         >>> up = jnp.tile(jax.random.normal(key, (3, 4)), 2)  # every unit twice
         >>> params = {"up": up, "bias": jnp.ones(8), "down": jax.random.normal(key, (8, 2))}

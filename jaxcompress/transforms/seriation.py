@@ -172,7 +172,8 @@ def seriate(net: Network, method: str = "tour", *, axes: str = "**") -> Seriate:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x * p["up"] + p["shift"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x * p["up"] + p["shift"]) @ p["down"]
         >>> shift = jnp.array([3.0, 1.0, 4.0, 2.0, 0.0])
         >>> params = {"up": jnp.ones(5), "shift": shift, "down": jnp.ones((5, 1))}
         >>> x = jnp.linspace(-3, 3, 20)[:, None]
@@ -207,7 +208,8 @@ def roughness(net: Network, params: PyTree, moments: Moments | None = None) -> d
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> up = jnp.cumsum(jax.random.normal(jax.random.key(0), (3, 64)), 1)
         >>> params = {"up": up, "down": jnp.ones((64, 1))}
         >>> net = jc.trace(apply, params, jnp.ones((1, 3)))

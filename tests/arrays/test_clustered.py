@@ -7,7 +7,7 @@ import pytest
 from laws import matrix, weighted_error
 
 import jaxcompress as jc
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.static import StaticArray
 
 
 def test_runs_that_are_there_are_found():

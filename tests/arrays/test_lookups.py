@@ -9,7 +9,7 @@ from laws import matrix, moments, weighted_error
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import DesignedAtoms, coordinates, spread
-from jaxcompress.arrays.layout import StaticArray
+from jaxcompress.arrays.static import StaticArray
 
 
 def sparse(rows: int, columns: int, entries: int) -> np.ndarray:

@@ -48,7 +48,7 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.special import softmax
 
 import jaxcompress as jc
-from jaxcompress.classifiers.expected_answers import logit_features, right_chances
+from jaxcompress.classifiers.predicted_correctness import logit_features, correctness_probabilities
 from jaxcompress.classifiers.margins import is_right, signed_margins
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -276,7 +276,7 @@ def random(
 def regressed(data: Cached, share: float, seed: int) -> tuple[np.ndarray, Bounds]:
     part = np.random.default_rng(seed).choice(len(data), round(share * len(data)), replace=False)
     given = logit_features(data.original), data.original, data.labels, part
-    chances = np.stack([right_chances(*given, logits[part]) for logits in data.tables.values()])
+    chances = np.stack([correctness_probabilities(*given, logits[part]) for logits in data.tables.values()])
     chances[:, part] = data.right[:, part]
     return chances.mean(1), []
 

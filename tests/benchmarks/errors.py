@@ -277,8 +277,8 @@ def main() -> None:
             train, classify = clothes(condition, SEEDS[0])
             test = tested(condition)
             report = jc.classifiers.explain_errors(classify, train, test)
-            jc.plots.errors_by_cause(
-                report, train, test, image=(28, 28), path=args.plot / f"errors_{condition}.png"
+            jc.plots.error_images(
+                report, train, test, (28, 28), path=args.plot / f"errors_{condition}.png"
             )
 
 

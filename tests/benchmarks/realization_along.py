@@ -279,7 +279,7 @@ def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
     coarse = coarsened(validate, key["count"], column != "without data", few, members, seed)
     if column == "border":
         found = realized(validate, key["count"], True)
-        ends, said_there = found.border.reshape(-1, 784), found.border_labels.ravel()
+        ends, said_there = found.boundary.reshape(-1, 784), found.boundary_labels.ravel()
         chosen = ends[per_class_random(said_there, m - m // 2, rng)]
         return np.concatenate([coarse.points, chosen]), None, coarse.queries
     if column == "matched":

@@ -10,9 +10,10 @@ import pytest
 from scipy.stats import hypergeom
 
 import jaxcompress as jc
-import jaxcompress.classifiers.ranking
-from jaxcompress.classifiers.margins import is_right, rate_of_change, signed_margins, total_bounds
-from jaxcompress.classifiers.ranking import filled
+import jaxcompress.classifiers.estimation
+from jaxcompress.classifiers.margins import is_right, rate_of_change, signed_margins
+from jaxcompress.classifiers.sampling import divide
+from jaxcompress.classifiers.stratified_bounds import total_bounds
 
 rng = np.random.default_rng(0)
 COUNT = 3_000
@@ -140,7 +141,7 @@ def garbage(features, logits, labels, index, seen):
 def test_estimates_are_unbiased(expect, monkeypatch):
     """The mean of 25 draws is within 4 of its standard errors of the truth, for every candidate; and they say how far off."""
     if expect is not None:
-        monkeypatch.setattr(jaxcompress.classifiers.ranking, "right_chances", expect)
+        monkeypatch.setattr(jaxcompress.classifiers.estimation, "correctness_probabilities", expect)
     draws = [judge(active=seeded(seed), evaluations=0.06) for seed in range(25)]
     for name, truth in TRUTH.items():
         each, accuracy, error = np.array(
@@ -303,7 +304,7 @@ def test_evaluations_are_divided_to_the_last_one(seed):
     least = np.minimum(2, most)
     weights = rng.exponential(size=8) * rng.integers(0, 2, 8)
     for count in (0, least.sum(), int(most.sum() // 2), most.sum(), 10**6):
-        found = filled(int(count), weights, least, most)
+        found = divide(int(count), weights, least, most)
         assert ((least <= found) & (found <= most)).all()
         assert found.sum() == np.clip(count, least.sum(), most.sum())
 

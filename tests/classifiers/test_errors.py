@@ -6,7 +6,7 @@ from helpers_worlds import one_nearest, tally, world
 
 import jaxcompress as jc
 from jaxcompress.classifiers.neighbours import nearest, outvoted
-from jaxcompress.classifiers.verdicts import AMBIGUOUS, CAUSES, judge
+from jaxcompress.classifiers.verdicts import AMBIGUOUS, CAUSES, decide_cause
 
 
 def explain(classify, train, test, **options):
@@ -225,12 +225,12 @@ WITNESSES = [
 
 
 @pytest.mark.parametrize(("counts", "cause", "runner_up"), WITNESSES)
-def test_judge(counts, cause, runner_up):
-    witnesses: dict[str, int] = dict(
+def test_decide_cause(counts, cause, runner_up):
+    evidence: dict[str, int] = dict(
         zip(("wrong labels", "over-divided", "under-divided", "supported"), counts, strict=True)
     )
-    assert judge(witnesses, 10, 0.5, 0.01)[:2] == (cause, runner_up)
-    remote, other, confidence = judge(witnesses, 10, 0.005, 0.01)
+    assert decide_cause(evidence, 10, 0.5, 0.01)[:2] == (cause, runner_up)
+    remote, other, confidence = decide_cause(evidence, 10, 0.005, 0.01)
     assert (remote, confidence) == ("wrong interpolation", 0.995)
     assert other in (*CAUSES, "")
 
@@ -266,13 +266,11 @@ def test_pictures():
     ).axes
     regions = ax.collections[0].get_datalim(ax.transData)
     assert np.allclose([regions.p0, regions.p1], [2 * test[0].min(0), 2 * test[0].max(0)], atol=0.1)
-    shown = jc.plots.errors_by_cause(report, train, test, image=(1, 2), count=2, near=1)
+    shown = jc.plots.error_images(report, train, test, (1, 2), count=2, near=1)
     assert len(shown.axes) == 4 * sum(count > 0 for count in report.counts.values())
     with pytest.raises(ValueError, match="no errors"):
-        jc.plots.errors_by_cause(
-            jc.classifiers.ErrorReport([], 1.0, 1.0, 5), train, test, image=(1, 2)
-        )
-    with pytest.raises(ValueError, match=r"given image="):
+        jc.plots.error_images(jc.classifiers.ErrorReport([], 1.0, 1.0, 5), train, test, (1, 2))
+    with pytest.raises(ValueError, match=r"draw images with error_images"):
         jc.plots.errors_by_cause(report, (np.ones((4, 3)), train[1]), test)
 
 
@@ -316,7 +314,7 @@ REFUSED = [
         ZEROS,
         {"train": (X[[0, 1] * 20], Y)},
         ValueError,
-        "more than 10 different training points, got 2",
+        "more than 10 distinct training points, got 2",
     ),
     (ZEROS, {"k": 0}, ValueError, "k must be a whole number"),
     (ZEROS, {"steps": 1.5}, ValueError, "steps must be a whole number"),

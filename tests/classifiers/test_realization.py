@@ -193,13 +193,13 @@ def trees(monkeypatch):
 def borders_are_small(tree, jnd):
     """Both sides of every face between two labels were asked, in cells as small as the jnd at their centres."""
     whole = np.flatnonzero(tree.first < 0)
-    around = tree.across(whole)
-    border = (around >= 0) & tree.unlike(whole[:, None], around)
+    around = tree.face_neighbours(whole)
+    border = (around >= 0) & tree.labels_differ(whole[:, None], around)
     assert border.any()
     border = np.concatenate([whole[border.any(1)], around[border]])
-    assert tree.asked[border].all()
+    assert tree.queried[border].all()
     size = 1 / (tree.coarse[0] << tree.level[border].astype(int))
-    assert (size <= jnd((tree.place[border] + 0.5) * size[:, None]) * (1 + 1e-5)).all()
+    assert (size <= jnd((tree.position[border] + 0.5) * size[:, None]) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -449,7 +449,7 @@ ERRORS = {
     "a budget of floats": (
         dict(budget=100.0),
         ValueError,
-        r"budget must be a whole number of questions or None, got 100\.0",
+        r"budget must be a whole number of queries or None, got 100\.0",
     ),
     "as wide as float32": (dict(domain=([-3e38] * 2, [3e38] * 2), jnd=1e37), ValueError, "finite"),
     "coarse 0": (dict(coarse=0), ValueError, "coarse"),

@@ -8,10 +8,10 @@ import pytest
 from helpers import mlp, mlp_params
 
 import jaxcompress as jc
-from jaxcompress.classifiers.bisection import Asked, checked_at_midpoints
-from jaxcompress.classifiers.condensation import condensed
+from jaxcompress.classifiers.bisection import QueriedPoints, check_midpoints
+from jaxcompress.classifiers.condensation import condense
 from jaxcompress.classifiers.k_means import k_means, means
-from jaxcompress.classifiers.queries import Asker
+from jaxcompress.classifiers.queries import Oracle
 from jaxcompress.classifiers.realization_along import random_points
 
 NETWORKS = {d: mlp_params((d, 16, 16, 4), seed=d) for d in (2, 5, 20)}
@@ -89,10 +89,10 @@ def test_pairs_straddle_and_what_is_kept_labels_all(name, d, options):
     asked = Recorder(CLASSIFIERS[name])
     found = realized(name, d, classify=asked, **options)
     assert found.complete
-    assert len(found.border) > 20
+    assert len(found.boundary) > 20
     assert asked.shapes == {((256, d), "float32")}
 
-    ends, labels = found.border, found.border_labels
+    ends, labels = found.boundary, found.boundary_labels
     assert differ(labels[:, 0], labels[:, 1]).all()
     jnd = options.get("jnd", lambda x: np.full(len(x), 0.03))
     apart = np.linalg.norm(ends[:, 0].astype(float) - ends[:, 1], axis=1)
@@ -113,7 +113,7 @@ def test_pairs_straddle_and_what_is_kept_labels_all(name, d, options):
     assert found.bounds == {
         "training points": None,
         "given points": found.enough,
-        "borders": len(found.points),
+        "boundary": len(found.points),
     }
     if "domain" in options:
         assert found.points.min() >= 0
@@ -135,8 +135,8 @@ def test_the_budget_is_kept(budget):
     found = realized("network", 5, budget=budget, charts=1 if budget == 400 else 0)
     assert found.queries == budget
     assert not found.complete
-    if len(found.border):
-        assert (found.border_labels[:, 0] != found.border_labels[:, 1]).all()
+    if len(found.boundary):
+        assert (found.boundary_labels[:, 0] != found.boundary_labels[:, 1]).all()
     whole = realized("network", 5)
     equal = realized("network", 5, budget=whole.queries)
     assert equal.complete
@@ -146,9 +146,9 @@ def test_the_budget_is_kept(budget):
 def test_a_finer_jnd_halves_on():
     """The same edges: each pair lies on a coarser one, for one question a halving of one border."""
     coarse, fine = (realized("half space", 5, jnd=jnd, tolerance=0.0) for jnd in (0.04, 0.02))
-    assert len(coarse.border) == len(fine.border)
-    assert coarse.queries < fine.queries <= coarse.queries + len(coarse.border)
-    offset = lambda found: np.abs(found.border.mean(1).sum(1) - 2.5).max()
+    assert len(coarse.boundary) == len(fine.boundary)
+    assert coarse.queries < fine.queries <= coarse.queries + len(coarse.boundary)
+    offset = lambda found: np.abs(found.boundary.mean(1).sum(1) - 2.5).max()
     assert offset(fine) <= 0.02 * np.sqrt(5)
 
 
@@ -159,10 +159,10 @@ def islands(share, rng, count=3_000):
         np.float32
     )
     classify = lambda x: np.where((x[:, 1] == 0.5) & hidden[np.int64(x[:, 0])], 1, 0)
-    asked = Asked(
-        Asker("test", classify, 512, None, type("Bar", (), {"update": lambda self, n: None})()), 2
+    asked = QueriedPoints(
+        Oracle("test", classify, 512), 2
     )
-    asked.ask(points)
+    asked.query(points)
     return asked, np.arange(2 * count).reshape(-1, 2), int(hidden.sum())
 
 
@@ -173,7 +173,7 @@ def test_the_bound_on_hidden_classes_holds(share, confidence):
     right, checks, tolerance = [], [], 0.01
     for seed in range(200):
         asked, edges, hidden = islands(share, np.random.default_rng(seed))
-        halves, checked, found, bound = checked_at_midpoints(
+        halves, checked, found, bound = check_midpoints(
             asked, edges, confidence, tolerance, np.random.default_rng(seed + 999)
         )
         assert len(halves) == 2 * found
@@ -191,7 +191,7 @@ def test_the_bound_on_hidden_classes_holds(share, confidence):
 @pytest.mark.parametrize("tolerance", [0.0, 1e-9])
 def test_without_tolerance_all_are_checked(tolerance):
     asked, edges, hidden = islands(0.02, np.random.default_rng(0))
-    assert checked_at_midpoints(asked, edges, 0.95, tolerance, np.random.default_rng(1))[1:] == (
+    assert check_midpoints(asked, edges, 0.95, tolerance, np.random.default_rng(1))[1:] == (
         len(edges),
         hidden,
         0.0,
@@ -208,11 +208,11 @@ def test_islands_inside_edges_become_classes():
     assert found.hidden
     assert found.given_labels.max() == 0
     assert found.classes.tolist() == [0, 1]
-    np.testing.assert_allclose(np.sort(np.abs(found.border - 4.5).min(1).ravel()), 0.2, atol=0.01)
+    np.testing.assert_allclose(np.sort(np.abs(found.boundary - 4.5).min(1).ravel()), 0.2, atol=0.01)
     coarse = found.coarsened(island, 1)
     assert sorted(coarse.labels.tolist()) == [0, 1]
     assert coarse.weights[coarse.labels == 1].tolist() == [0]
-    with pytest.raises(ValueError, match="no border"):
+    with pytest.raises(ValueError, match="no boundary"):
         jc.classifiers.realize_along(
             island, points[points[:, 0] != 4], 0.01, neighbours=1, progress=False
         )
@@ -227,7 +227,7 @@ def test_runs_repeat_and_the_order_of_points_does_not_matter():
     pairs = lambda values: {frozenset(rows(pair)) for pair in values}
     straight = realized("network", 5, points, tolerance=0.0)
     mixed = realized("network", 5, np.random.default_rng(3).permutation(points), tolerance=0.0)
-    assert pairs(straight.border) == pairs(mixed.border)
+    assert pairs(straight.boundary) == pairs(mixed.boundary)
     assert rows(straight.points) == rows(mixed.points)
     assert straight.queries == mixed.queries
 
@@ -300,13 +300,13 @@ def test_means_that_are_of_another_class_become_members():
 def test_condensed_points_label_all(d, classes):
     rng = np.random.default_rng(d)
     points, targets = rng.normal(size=(400, d)).astype(np.float32), rng.integers(classes, size=400)
-    kept, cells = condensed(points, targets)
+    kept, cells = condense(points, targets)
     np.testing.assert_array_equal(targets[kept][cells], targets)
     np.testing.assert_array_equal(nearest_labels(points[kept], np.arange(len(kept)), points), cells)
     apart = (
         np.where(targets[:, None] == np.arange(classes), 10, 0) + points[:, :1]
     )  # far from each other: one of each is enough
-    assert len(condensed(apart, targets)[0]) == classes
+    assert len(condense(apart, targets)[0]) == classes
 
 
 def test_k_means_is_better_than_chance():
@@ -328,10 +328,10 @@ def test_charts_find_borders_that_lie_off_the_data():
     rng = np.random.default_rng(0)
     points = np.stack([rng.uniform(0, 5, 200), 0.02 * rng.normal(size=200)], axis=1)
     lane = lambda x: np.int32(x[:, 1] > 0.09)
-    with pytest.raises(ValueError, match="no border"):
+    with pytest.raises(ValueError, match="no boundary"):
         realized("lane", 2, points, lane, jnd=0.01)
     found = realized("lane", 2, points, lane, jnd=0.01, charts=2)
-    np.testing.assert_allclose(found.border[..., 1], 0.09, atol=0.011)
+    np.testing.assert_allclose(found.boundary[..., 1], 0.09, atol=0.011)
 
 
 def test_a_student_learns_from_it():
@@ -362,7 +362,7 @@ def test_wrong_labels(said):
     [
         (dict(points=np.ones((5, 3, 2))), r"points must be \(n, d\)"),
         (dict(points=np.full((5, 2), np.nan)), "must be finite"),
-        (dict(points=np.ones((50, 2))), "1 different points are too few"),
+        (dict(points=np.ones((50, 2))), "1 distinct points are too few"),
         (dict(points=np.zeros((0, 2))), "too few"),
         (dict(neighbours=300), "from 1 to 299"),
         (dict(neighbours=0), "neighbours must be"),
@@ -407,9 +407,9 @@ def test_pictures(name, d):
             len(each.given),
             len(each.points),
         )
-        assert len(border.get_paths()) == len(each.border)
+        assert len(border.get_paths()) == len(each.boundary)
         assert len(ax.get_legend().get_texts()) == len(each.classes) + 1
-        images = jc.plots.realized_along(each, image=(d, 1), count=3, pairs=2)
+        images = jc.plots.realized_images(each, (d, 1), count=3, pairs=2)
         rows = np.reshape(images.axes, (len(each.classes), 5))
         for label, row in enumerate(rows):
             shown = [panel.images[0].get_array().ravel() for panel in row[:3] if panel.images]
@@ -417,4 +417,4 @@ def test_pictures(name, d):
             assert len(shown) == min(3, len(mine))
             assert all((mine == image).all(1).any() for image in shown)
     with pytest.raises(ValueError, match="grid"):
-        jc.plots.realized_along(found, image=(d, 2))
+        jc.plots.realized_images(found, (d, 2))

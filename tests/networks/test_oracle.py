@@ -1,4 +1,4 @@
-"""Law 4 on every model of the table: a replayed small network is the full one with its maps embedded."""
+"""Law 4 on every model: a replayed small network is the full one with its maps embedded."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_random_maps_of_every_kind_and_fibre(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_identity_of_every_fibre_changes_no_parameter(name):
-    """A kernel between two dimensions that have the fibres both has blocks from each fibre to each."""
+    """A kernel with the fibres in both dimensions has blocks from every fibre to every other."""
     model, net = network(name)
     leaves = {leaf: np.asarray(value) for leaf, value in named_leaves(model.params)}
     for axis in net.axes:
@@ -62,7 +62,7 @@ GRADIENTS += ["branches", "nested_calls", "custom_product", "experts", "graph_ne
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_are_those_of_the_full_network(name):
-    """Through custom rules, scans and norms; the embedded parameters' gradient, read where the small ones are."""
+    """Through custom rules, scans and norms, compared on leaves that no changed axis touches."""
     model, net = network(name)
     elementwise = [axis.key for axis in net.axes if axis.kind == "elementwise" and not axis.fibres]
     small, full, changed = small_and_full(net, model.params, 3, only=elementwise)

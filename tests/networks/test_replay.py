@@ -1,4 +1,6 @@
-"""Replay: the cost of the small network written by hand, every JAX transformation, compact arrays contracted where they meet."""
+"""Replay: its cost, every JAX transformation, compact arrays contracted by their own products."""
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -106,6 +108,27 @@ def test_an_eager_call_is_compiled_once_for_each_shape():
     assert len(traced) == count + 1
 
 
+def test_a_network_is_replaced_not_changed():
+    """`resized` gives another network, which shares the analyses."""
+    _, net = network("encoder_by_hand")
+    heads = next(axis for axis in net.axes if ":1.0" in axis.key)
+    sized = net.resized({heads.key: heads.size - 1})
+    assert not net.given_sizes
+    assert sized.given_sizes == {heads.key: heads.size - 1}
+    assert sized.traces is net.traces
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sized.given_sizes = {}
+    assert f"{len(net.refused)} refused" in repr(net)
+
+
+def test_full_sizes_are_those_of_all_parameters():
+    _, net = network("stacked_scan")
+    for axis in net.axes:
+        assert net.structure.full_sizes[axis.key] == axis.size
+    for row in net.refused:
+        assert net.structure.full_sizes[row.axis] == row.size
+
+
 def test_tracing_alone_changes_nothing():
     for name in ("convnet", "encoder_by_hand", "gru"):
         model, net = network(name)
@@ -120,7 +143,7 @@ def test_tracing_alone_changes_nothing():
 
 
 def test_means_over_the_batch_and_over_axes_of_equal_size():
-    """A mean's divisor is the present size of what was summed; the same number elsewhere is left alone."""
+    """A mean divides by the present size of what is summed; the same number elsewhere stays."""
 
     def apply(params, x):
         h = jnp.tanh(x @ params["up"])
@@ -147,7 +170,7 @@ def test_means_over_the_batch_and_over_axes_of_equal_size():
 
 
 def test_two_replays_in_a_row():
-    """A pruned network can be traced and pruned again; the first network still runs what the second gives."""
+    """A pruned network can be traced and pruned again; the first network still runs the result."""
     params, x = mlp_params((5, 8, 6, 3)), jax.random.normal(jax.random.key(0), (20, 5))
     net = jc.trace(mlp, params, x)
     once = jc.rotate_and_prune(net, 1 / 2)(params, jc.calibrate(net, params, [x], progress=False))
@@ -158,7 +181,7 @@ def test_two_replays_in_a_row():
     close(net(twice, x), mlp(twice, x), 1e-5)
 
 
-# --- compact arrays ------------------------------------------------------------------------------------------------
+# --- compact arrays ------------------------------------------------------------------------------
 
 
 FORMS = {
@@ -240,12 +263,15 @@ def test_prune_then_compact_then_run():
     )
     small, after = shrink.apply(model.params, moments)
     close(net(small, *x), net(jc.materialize(small), *x), 1e-4)
-    loss = lambda params: jnp.sum(net(params, *x) ** 2)
+
+    def loss(params):
+        return jnp.sum(net(params, *x) ** 2)
+
     assert jax.tree.structure(jax.grad(loss)(small)) == jax.tree.structure(small)
     assert after.by_leaf()["params/layers_2/kernel"].shape == (6, 6)
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 def test_parameters_that_do_not_fit_are_named():
@@ -367,7 +393,7 @@ def test_batch_statistics_are_mirrors():
 
 
 def test_a_cache_of_keys_and_values_is_a_mirror():
-    """A decoder's cache lives beside the parameters, and its outputs mirror it: its channels are hidden as well."""
+    """A decoder's cache is a parameter that outputs mirror: its channels are hidden as well."""
 
     def apply(params, x, place):
         q, k, v = (x @ params[name] for name in ("q", "k", "v"))
@@ -395,7 +421,7 @@ def test_a_cache_of_keys_and_values_is_a_mirror():
 
 @pytest.mark.parametrize("name", ["encoder_linen", "mlp_equinox", "stacked_scan", "convnet"])
 def test_weights_are_compacted_by_the_networks_own_roles(name):
-    """(out, in), three-dimensional and stacked kernels, and convolutions, with the axes that the network found."""
+    """(out, in), three-dimensional, stacked and convolution kernels, by the axes of the network."""
     model, net = network(name)
     weights = [leaf for leaf, axes in net.matrix_axes.items() if axes]
     small = jc.at(tuple(weights), jc.factored(3 / 4, matrix_axes=net.matrix_axes))(model.params)

@@ -1,4 +1,7 @@
-"""Law 4 on random networks over all known primitives: 200 of them, none wrong, nor of 500 (`JAXCOMPRESS_NETWORKS=500 pytest`)."""
+"""Law 4 on random networks over all known primitives.
+
+200 by default; `JAXCOMPRESS_NETWORKS=500 pytest` for more.
+"""
 
 import os
 
@@ -57,7 +60,7 @@ def test_random_networks(part):
 
 
 def test_the_recipes_meet_every_rule():
-    """Every primitive that has a rule is in some network, but for those that stand for another name or another machine."""
+    """Every primitive with a rule is in some network, but for old names and other machines."""
     numbers = np.random.default_rng(0).integers(2**30, size=40).tolist()
     every = [
         [("dense", 0), ("dense", 0), (name, number)] for name in OPERATIONS for number in numbers

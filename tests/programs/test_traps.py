@@ -1,7 +1,8 @@
-"""Small networks aimed at the weak spots of an analysis: each once was silently wrong, or easily could be.
+"""Small networks aimed at weak spots of the analysis: each once was silently wrong, or could be.
 
-`ORACLE` cases are held to law 4 on random maps. `EXACT` cases have parameters in which half of the channels say nothing new
-(duplicates, constants, a rank of a half), so that cutting them must change nothing.
+`ORACLE` cases are held to law 4 on random maps. `EXACT` cases have parameters in which half of the
+channels are redundant (duplicates, constants, a rank of a half), so that cutting them must change
+nothing.
 """
 
 import jax
@@ -124,7 +125,7 @@ def test_heads_that_are_mixed_share_their_maps(name):
             )
 
 
-# --- cuts that must change nothing -----------------------------------------------------------------------------------
+# --- cuts that must change nothing ---------------------------------------------------------------
 
 
 def duplicates(m):
@@ -223,12 +224,12 @@ LEGAL = {
     "a norm without an average",
     "a mean subtracted",
 }
-"""Where a fold or a rotation is legal, and must be found; elsewhere it must be refused, or be exact all the same."""
+"""Where a fold or a rotation is legal and must be found; elsewhere it is refused, or exact."""
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_what_says_nothing_new_goes_without_loss_or_no_fold_is_claimed(name):
-    """Where an analysis must refuse a fold, a selection may lose; what it computes is then that of the selected units."""
+    """Where a fold is refused, a selection may lose; it then computes what the kept units do."""
     apply, params = EXACT[name]
     x = noise(64, 3, seed=20) if name != "a bias by position" else X
     net = jc.trace(apply, params, x)
@@ -266,7 +267,9 @@ def test_axes_that_nothing_produces_are_refused():
 
 
 def test_integer_and_complex_leaves():
-    apply = lambda p, x: jax.nn.relu(x @ p["A"] + p["a"]) @ (p["q"].astype(jnp.float32) * 0.1)
+    def apply(p, x):
+        return jax.nn.relu(x @ p["A"] + p["a"]) @ (p["q"].astype(jnp.float32) * 0.1)
+
     params = {
         "A": TWINS["A"],
         "a": TWINS["a"],
@@ -282,9 +285,9 @@ def test_integer_and_complex_leaves():
 
 
 def test_an_axis_times_itself_is_refused():
-    apply = lambda p, x: (lambda a: (a[:, :, None] * a[:, None, :]).reshape(-1, 64) @ p["o"])(
-        x @ p["A"]
-    )
+    def apply(p, x):
+        return (lambda a: (a[:, :, None] * a[:, None, :]).reshape(-1, 64) @ p["o"])(x @ p["A"])
+
     params = {"A": noise(3, 8), "o": noise(64, 2)}
     net = jc.trace(apply, params, X)
     assert len(net.axes) == 0
@@ -292,7 +295,9 @@ def test_an_axis_times_itself_is_refused():
 
 
 def test_a_weight_times_a_constant_is_no_place_of_measurement():
-    apply = lambda p, x: jax.nn.relu(x @ p["A"]) @ (p["W"] @ np.ones((5, 5), np.float32))
+    def apply(p, x):
+        return jax.nn.relu(x @ p["A"]) @ (p["W"] @ np.ones((5, 5), np.float32))
+
     params = {"A": noise(3, 8), "W": noise(8, 5)}
     net = jc.trace(apply, params, X)
     moments = jc.calibrate(net, params, [X], progress=False)
@@ -302,7 +307,10 @@ def test_a_weight_times_a_constant_is_no_place_of_measurement():
 
 def scanned(p, x, tail=0.0):
     """A loop that adds one row of a leaf, or a leaf that is used once more behind it."""
-    turn = lambda h, _: (jnp.tanh(h @ p["W"] + p["b"]), None)
+
+    def turn(h, _):
+        return (jnp.tanh(h @ p["W"] + p["b"]), None)
+
     return lax.scan(turn, x @ p["A"], None, length=2)[0] @ p["C"] + tail
 
 
@@ -327,7 +335,7 @@ BIASES = {
 
 @pytest.mark.parametrize("name", BIASES)
 def test_a_bias_that_is_used_elsewhere_carries_no_mean(name):
-    """It would be changed there as well: channels that are constant must go without loss, or no bias may be claimed."""
+    """A fold would change its other use: either nothing is lost, or no bias is claimed."""
     shapes = {"A": (3, 8), "W": (8, 8), "V": (8, 8), "C": (8, 2), "B": (2, 8), "v": (8,)}
     params = {
         key: jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)

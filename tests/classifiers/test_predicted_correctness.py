@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxcompress.classifiers.expected_answers import logit_features, right_chances
+from jaxcompress.classifiers.predicted_correctness import logit_features, correctness_probabilities
 from jaxcompress.classifiers.margins import is_right
 
 COUNT = 4_000
@@ -17,7 +17,7 @@ def world(classes, seed=0):
 
 
 def chances(logits, labels, moved, index):
-    return right_chances(logit_features(logits), logits, labels, index, moved[index])
+    return correctness_probabilities(logit_features(logits), logits, labels, index, moved[index])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 60])
