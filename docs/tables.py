@@ -5,8 +5,8 @@
 
 Each page has a template in docs/templates. There, `{{ table("denil") }}` is a table as the
 benchmark prints it, and `{{ cell("denil", "DCT", "test error %") }}` one of its cells, so that
-prose and tables cannot differ. `value(...)` is the same cell as a number (its mean, where there is a
-spread), for differences and ratios. Nothing is measured here.
+prose and tables cannot differ. `value(...)` is the same cell as a number (its mean, where there is
+a spread), for differences and ratios. Nothing is measured here.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.special import softmax
 
 import jaxcompress as jc
-from jaxcompress.classifiers.predicted_correctness import logit_features, correctness_probabilities
 from jaxcompress.classifiers.margins import is_right, signed_margins
+from jaxcompress.classifiers.predicted_correctness import correctness_probabilities, logit_features
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 FINER = (
@@ -276,7 +276,9 @@ def random(
 def regressed(data: Cached, share: float, seed: int) -> tuple[np.ndarray, Bounds]:
     part = np.random.default_rng(seed).choice(len(data), round(share * len(data)), replace=False)
     given = logit_features(data.original), data.original, data.labels, part
-    chances = np.stack([correctness_probabilities(*given, logits[part]) for logits in data.tables.values()])
+    chances = np.stack(
+        [correctness_probabilities(*given, logits[part]) for logits in data.tables.values()]
+    )
     chances[:, part] = data.right[:, part]
     return chances.mean(1), []
 
@@ -410,10 +412,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     draws = sum(row["draws"] for row in bounded)
     certain, confident = np.sum([row["wrong"] for row in bounded], 0) if bounded else (0, 0)
     lines.append(
-        (
-            f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all "
-            f"at once on {confident}."
-        )
+        f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all "
+        f"at once on {confident}."
     )
     ours = [row for row in bounded if row["column"] == "active"]
     widths = (

@@ -577,7 +577,8 @@ def main() -> None:
     print(replay_table([row for row in rows if row["part"] == "replay"]))
     speed = rows[-1]
     print(
-        f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond make_jaxpr's {speed['make_jaxpr']:.0f} ms; "
+        f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond "
+        f"make_jaxpr's {speed['make_jaxpr']:.0f} ms; "
         f"{speed['first']:.0f} ms the first time"
     )
 

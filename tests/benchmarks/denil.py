@@ -147,7 +147,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             return values.std(ddof=1) if len(values) > 1 else 0.0
 
         lines.append(
-            f"| {column} | {stored:,} | {100 * stored / WEIGHTS:.1f} % | {each.mean():.2f} ± {spread(each):.2f} "
+            f"| {column} | {stored:,} | {100 * stored / WEIGHTS:.1f} % "
+            f"| {each.mean():.2f} ± {spread(each):.2f} "
             f"| {gap.mean():+.2f} ± {spread(gap) / len(gap) ** 0.5:.2f} |"
         )
     return "\n".join(lines)

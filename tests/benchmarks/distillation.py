@@ -307,10 +307,8 @@ def gap_table(results: list[dict[str, Any]]) -> str:
             ]
             made = f"{mine[0]['rate']:g} | {mine[0]['softness']:g}"
             lines.append(
-                (
-                    f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | "
-                    f"{spread(closed)} |"
-                )
+                f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | "
+                f"{spread(closed)} |"
             )
     lines.append(
         f"| teacher | | | {spread([row['teacher'] for row in rows if row['column'] == 'hard'])} | |"

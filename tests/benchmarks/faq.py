@@ -168,10 +168,8 @@ def _fetch(draft: Path, stored: Path) -> dict[str, str]:
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise FileNotFoundError(
-            (
-                f"the questions are not in the cache, and there is no {missing[0]} to fetch "
-                f"them: {by_hand}"
-            )
+            f"the questions are not in the cache, and there is no {missing[0]} to fetch "
+            f"them: {by_hand}"
         )
     command = ["apt-get", "download", *PACKAGES]
     try:
@@ -439,10 +437,8 @@ def main() -> None:
         answer = statistics.median(len(pair.answer.split()) for pair in of_source)
         print(f"{source:12} {len(of_source):6} {question:20.0f} {answer:13.0f}")
     print(
-        (
-            f"{len(found)} pairs; {len(texts):,} background texts of "
-            f"{sum(len(text.split()) for text in texts):,} words"
-        )
+        f"{len(found)} pairs; {len(texts):,} background texts of "
+        f"{sum(len(text.split()) for text in texts):,} words"
     )
     print("; ".join(f"{package} {version}" for package, version in versions().items()))
     for pair in (found[0], found[-1]):

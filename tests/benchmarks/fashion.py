@@ -71,10 +71,8 @@ def _read(folder: Path, name: str) -> np.ndarray:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise ValueError(
-            (
-                f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and "
-                f"it is fetched again"
-            )
+            f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and "
+            f"it is fetched again"
         )
     return read_idx(io.BytesIO(content))
 
@@ -82,16 +80,16 @@ def _read(folder: Path, name: str) -> np.ndarray:
 def _fetch(folder: Path) -> None:
     """Bring the four files into the cache."""
     by_hand = (
-        f"put {', '.join(SHA256)} (or the same with .gz) into {folder} by hand, or make the arrays from "
-        'sklearn.datasets.fetch_openml("Fashion-MNIST", as_frame=False): its first 60,000 rows are the training set'
+        f"put {', '.join(SHA256)} (or the same with .gz) into {folder} by hand, "
+        "or make the arrays from "
+        'sklearn.datasets.fetch_openml("Fashion-MNIST", as_frame=False): '
+        "its first 60,000 rows are the training set"
     )
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise FileNotFoundError(
-            (
-                f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: "
-                f"{by_hand}"
-            )
+            f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: "
+            f"{by_hand}"
         )
     problem = ""
     with tempfile.TemporaryDirectory() as draft:

@@ -659,10 +659,8 @@ def search(
     known = [row for row in rows() if row[other] == others[0]]
     if others[1:] and len(known) < len(values) * needed:
         raise SystemExit(
-            (
-                f"{column}: not every {one} has its {needed} validation errors: run with "
-                f"--validate first"
-            )
+            f"{column}: not every {one} has its {needed} validation errors: run with "
+            f"--validate first"
         )
     for following in others[1:]:
         yield *least(known, (one,), needed), following
@@ -679,10 +677,8 @@ def decided(
     tried = Counter(tuple(row[name] for name in names) for row in rows)
     if any(tried[choice] < needed for choice in choices):
         raise SystemExit(
-            (
-                f"{column}: not every {' and '.join(names)} has its {needed} validation errors: "
-                f"run with --validate first"
-            )
+            f"{column}: not every {' and '.join(names)} has its {needed} validation errors: "
+            f"run with --validate first"
         )
     return least(rows, names, needed)
 

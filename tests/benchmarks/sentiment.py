@@ -150,7 +150,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         before, after = np.array(row["before"]), np.array(row["after"])
         gap = after - before
         lines.append(
-            f"| {row['numbers'] / row['whole']:.3f} | {row['minutes']:g} | {before.mean():.1f} | {after.mean():.1f} "
+            f"| {row['numbers'] / row['whole']:.3f} | {row['minutes']:g} "
+            f"| {before.mean():.1f} | {after.mean():.1f} "
             f"| {gap.mean():+.1f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.1f} |"
         )
     return "\n".join(lines)

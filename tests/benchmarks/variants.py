@@ -8,7 +8,7 @@ change is good. "paper's form" has 1,000 units and every kernel hashed, trained 
 three rates as in the paper, and as all others.
 
     python tests/benchmarks/variants.py                        # 3 seeds, about an hour of one core
-    python tests/benchmarks/variants.py --sets MNIST --variants hashed "paper's form" "paper's form, momentum 0.003" ...
+    python tests/benchmarks/variants.py --sets MNIST --variants hashed "paper's form" ...
 
 Finished cells stay in the results file (`--out`).
 

@@ -1,21 +1,24 @@
-r"""Other people's models, unmodified: what `jc.trace` finds in them, what it refuses and why, and whether their halves are right.
+r"""Other people's models, unmodified: their hidden axes, what is refused, and what is computed.
 
-Every model comes from a published package, with random weights, at a reduced size where its constructor allows one. Each is
-traced, cut to half on every hidden axis with `rotate_and_prune`, from its weights alone and with moments of random batches, and
-the small network is run. "oracle error" is law 4 (tests/networks/oracle.py): the largest difference between the replayed small
-network and the full one with the small one's maps embedded, relative to the outputs' largest, over two draws of random maps. Models
-with batch statistics run in inference mode.
+Every model comes from a published package, with random weights, at a reduced size where its
+constructor allows one. Each is traced and cut to half on every hidden axis with `rotate_and_prune`,
+from its weights alone and with moments of random batches, and the small network is run. "oracle
+error" is law 4 (tests/helpers_oracle.py): the largest difference between the replayed small network
+and the full one with the small one's maps embedded, relative to the outputs' largest, over two
+draws of random maps. Models with batch statistics run in inference mode.
 
-    pip install -e '.[test]' transformers==4.57.6 equimo==1.1.0 pdequinox==0.1.2 flowjax==19.1.2 jraph==0.0.6.dev0 distrax==0.1.9 \
-        tf-keras==2.21.0 dm-clrs==2.0.3 e3nn-jax==0.21.0 flaxmodels==0.1.3 brax==0.14.2 jraphx==0.1.0 mamba2-jax==1.1.2 \
+    pip install -e '.[test]' transformers==4.57.6 equimo==1.1.0 pdequinox==0.1.2 \
+        flowjax==19.1.2 jraph==0.0.6.dev0 distrax==0.1.9 tf-keras==2.21.0 dm-clrs==2.0.3 \
+        e3nn-jax==0.21.0 flaxmodels==0.1.3 brax==0.14.2 jraphx==0.1.0 mamba2-jax==1.1.2 \
         jaxkan==0.3.7 penzai==0.2.5 numpyro==0.22.0 keras==3.15.1 keras-hub==0.32.0 torch==2.14.1
     pip install --no-deps jax-models==0.0.5 nanodl==0.0.0 flaxdiff==0.2.11
     python tests/benchmarks/zoo.py                   # the table; 20 minutes on two busy cores
     python tests/benchmarks/zoo.py --only 'bert*'    # some of it
     python tests/benchmarks/zoo.py --by-package      # a line for every package
-    python tests/benchmarks/zoo.py --again           # measure afresh, for instance after a change of the library
+    python tests/benchmarks/zoo.py --again           # measure afresh
 
-A model whose package is missing is left out, and the table says so. Finished rows are kept in the results file (`--out`).
+A model whose package is missing is left out, and the table says so. Finished rows are kept in the
+results file (`--out`).
 """
 
 from __future__ import annotations
