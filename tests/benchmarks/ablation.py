@@ -48,10 +48,7 @@ KEEP = 1 / 4
 TOTAL = KEEP * 22_713_216
 """Of MiniLM's numbers."""
 TOKENS = 80_000
-"""Of documents, for A7: four times what the job calibrates on.
-
-Since kernels are solved for and not only cut.
-"""
+"""Tokens of documents that calibrate A7: four times the job's, since kernels are solved for."""
 Change = Callable[[Any, Any], Any]
 Narrowing = Callable[[Encoder, float], Change | None]
 """From an encoder and the numbers that its kernels may have to a transform."""
@@ -82,10 +79,7 @@ def by_magnitude(encoder: Encoder, numbers: float) -> Change:
 
 
 def of_residual(encoder: Encoder, numbers: float) -> Change:
-    """Three quarters of the residual width, selected.
-
-    In front of a linear layer that leads back to the whole; then the rest.
-    """
+    """Three quarters of the residual width, selected before a linear layer restores it."""
 
     def change(params: Any, moments: Any) -> Any:
         width = next(
@@ -101,9 +95,9 @@ def of_residual(encoder: Encoder, numbers: float) -> Change:
 
 
 def with_way_back(encoder: Encoder) -> Encoder:
-    """The encoder with a last layer that is linear and changes nothing.
+    """The encoder with a linear last layer that changes nothing.
 
-    Before which the residual width is a hidden axis.
+    Before it the residual width is a hidden axis.
     """
     count, d = encoder.config.num_hidden_layers, encoder.config.hidden_size
     config = dataclasses.replace(
@@ -160,10 +154,7 @@ def faq_texts() -> tuple[list[str], list[str]]:
 
 
 def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
-    """Shares of MiniLM's own recall and reciprocal ranks.
-
-    By embeddings of questions and answers.
-    """
+    """Shares of MiniLM's own recall and reciprocal ranks, from embeddings of both sides."""
     texts = faq_texts()
     theirs = [
         benchmark.known(name, large, each)
@@ -240,10 +231,10 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
 
 
 def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
-    """A7: the relative squared error of hidden states of answers at the ranks of 0.6.
+    """A7: the relative squared error of answers' hidden states at the ranks of 0.6 of the numbers.
 
-    Of the numbers: plain, whitened by what each layer met in the original, and layer after layer
-    by what it meets in the network that is cut.
+    By a plain SVD, whitened by the inputs in the original, and solved layer after layer for the
+    inputs in the network that is cut.
     """
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
     chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]

@@ -145,9 +145,9 @@ def compactions(
 
 
 def answers(seed: int) -> dict[str, np.ndarray]:
-    """The logits of the network, its last checkpoints and every compaction on validation.
+    """Logits of the network, its last checkpoints and every compaction, kept in the cache.
 
-    Test images; kept in the cache.
+    On the validation and the test images.
     """
     place = cache_folder() / "active_set" / f"{seed}.npz"
     if place.exists():
@@ -365,9 +365,9 @@ def cells(columns: list[str], seeds: int, split: str) -> Iterator[dict[str, Any]
 
 
 def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
-    """The share that a random subset needs for a figure, on a line through the logarithms.
+    """The share that a random subset needs for a figure; infinite beyond the last one.
 
-    Infinite beyond the last.
+    Interpolated linearly in the logarithms.
     """
 
     def loss(row):
@@ -385,10 +385,7 @@ def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Pairs ranked right and the error.
-
-    And how many times as many evaluations a random subset needs for each.
-    """
+    """Pairs ranked correctly and the error, each with the evaluations a random subset needs."""
     lines = [
         "| column | " + " | ".join(f"{100 * share:g} %" for share in SHARES) + " |",
         "|---" * (len(SHARES) + 1) + "|",

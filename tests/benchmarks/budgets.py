@@ -38,9 +38,9 @@ JUDGED = 2_000
 
 
 def equal_keep(net: jc.networks.Network, params: Any, total: float) -> float:
-    """The largest keep of all axes alike whose tree is no more than a share of all numbers.
+    """The largest equal keep of all axes whose tree stays within a share of all numbers.
 
-    Sizes alone are computed.
+    Computed from sizes alone.
     """
     low, high, worth = 0.0, 1.0, total * jc.stored_numbers(params)
     for _ in range(40):

@@ -1,6 +1,6 @@
-"""What calibration costs beside a forward pass, on a pretrained 6-layer encoder.
+"""What calibration costs beside a forward pass, and what sampling positions loses.
 
-And what is lost where a share is measured.
+On a pretrained 6-layer encoder.
 
 MiniLM-L6 (22.7 M numbers) reads docstrings of Python's standard library in windows of 128 tokens,
 over and over until there are enough. Timed batch by batch, each way in turn: the forward pass; the
@@ -69,10 +69,7 @@ def apply(w: Any, ids: jax.Array) -> jax.Array:
 
 
 def timed(given: Iterator[jax.Array], consume: Callable[[Iterator[jax.Array]], Any]) -> list[float]:
-    """Seconds of each batch, from the moment it is asked for to that of the next.
-
-    Without the first, which compiles.
-    """
+    """Seconds between the requests of consecutive batches, without the first, which compiles."""
     stamps: list[float] = []
 
     def marked() -> Iterator[jax.Array]:

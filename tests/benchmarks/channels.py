@@ -347,10 +347,7 @@ def before_table(rows: list[dict[str, Any]]) -> str:
 
 
 def coarsening_table(rows: list[dict[str, Any]]) -> str:
-    """Points lost by coarsening, beside what selection.
-
-    Of as many channels in every layer loses, as markdown.
-    """
+    """Points lost by coarsening, and by selecting as many channels in every layer, as markdown."""
     columns = ["equal in all layers", *ORDERS]
     lines = [
         "| network | cut | " + " | ".join(["selected", *ORDERS]) + " |",
@@ -523,11 +520,12 @@ def main() -> None:
     args = parser.parse_args()
     data, judge = fashion.load()
     if args.validate:
-        return validate(data, args.networks)
+        validate(data, args.networks)
+        return
     if args.alone:
         for name in args.networks:
             print(alone_table(Case(name, 0, data, judge, args.retrain), name), "\n")
-        return None
+        return
 
     results = json.loads(args.out.read_text()) if args.out.exists() else []
     rows: list[dict[str, Any]] = []

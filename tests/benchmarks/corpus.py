@@ -80,10 +80,7 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
 
 
 def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
-    """What MiniLM says of the texts, kept in the cache folder for all cells.
-
-    And the seconds that it took.
-    """
+    """MiniLM's embeddings of the texts, kept in the cache, and the seconds that they took."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
@@ -97,10 +94,7 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
 def compacted(
     key: dict[str, Any], large: Encoder, texts: list[str]
 ) -> tuple[Encoder, list[float], float]:
-    """The encoder made small for texts, its losses while it learned.
-
-    And the minutes of all of it.
-    """
+    """The encoder made small for texts, its losses during learning, and the minutes in all."""
     settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()

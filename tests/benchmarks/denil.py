@@ -41,10 +41,7 @@ FIRST = BUDGET - LAST - SECOND
 
 
 def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
-    """Features in the first kernel, dense codes or, where so many features are asked for.
-
-    Hashed ones; the second kernel hashed.
-    """
+    """Features in the first kernel, with dense or hashed codes; the second kernel is hashed."""
     second = jc.at("1/kernel", jc.hashed(SECOND / 500**2, seed=seed))
     if features is None:
         return jc.chain(
@@ -60,10 +57,7 @@ def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
 
 
 def translated(seed: int) -> jc.Transform:
-    """Windows, and 25 cosines of the 10 x 10 positions for each of their 5 channels.
-
-    With hashed codes.
-    """
+    """Windows, and hashed codes of 25 cosines of the 10 x 10 positions of each of 5 channels."""
     codes = BUDGET - LAST - 5 * 81
     return jc.chain(
         jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)),

@@ -1,6 +1,4 @@
-"""Soft targets on MNIST: how much of a teacher's gap a student closes.
-
-And why they are easier to learn.
+"""Soft targets on MNIST: the share of a teacher's gap that a student closes, and why.
 
 The setting of Hinton et al. 2015: the teacher is 784-1200-1200-10, trained on images shifted by up
 to two pixels with a tenth of the pixels hidden; the student is 784-800-800-10, trained for 12,000

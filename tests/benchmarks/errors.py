@@ -1,6 +1,4 @@
-"""Why classifiers err: `jc.classifiers.explain_errors` where the causes are known.
-
-And on Fashion-MNIST.
+"""Verdicts of `jc.classifiers.explain_errors` where the causes are known, and on Fashion-MNIST.
 
 Worlds: those of tests/analysis/worlds.py, in 2, 8 and 20 dimensions, 1,500 training and 1,500 test
 points each. A verdict is right when it names the plant whose work the error is; "ambiguous" is not

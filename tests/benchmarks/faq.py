@@ -1,6 +1,4 @@
-"""Questions and answers out of four manuals, and the manuals themselves as text.
-
-To measure search with compressed encoders.
+"""Questions and answers of four manuals, and their text, to measure search with small encoders.
 
 The pairs are the frequently asked questions of Perl, Python, Debian and Git. They come with four
 Debian packages, fetched once by apt-get and never installed; what is read from them is kept as
@@ -70,9 +68,7 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All questions with their answers, by source.
-
-    And in a source by file name and from top to bottom.
+    """All questions with their answers, sorted by source, file name and position.
 
     A question that comes twice has its first answer; answers of fewer than `SHORTEST_ANSWER` words
     are left out.
@@ -95,9 +91,7 @@ def documents() -> list[str]:
 
 
 def background() -> list[str]:
-    """The sections of the other pages in those packages, each with its heading.
-
-    Without such sentences as well.
+    """The sections of the other pages, each with its heading, without sentences of questions.
 
     They are Perl's manual, Python's library reference, tutorial and how-tos, and Git's manual; no
     text comes twice.
@@ -396,10 +390,7 @@ def _pod(path: Path) -> list[_Section]:
 
 
 def _without_codes(text: str, start: int = 0, closing: str = r"\Z") -> tuple[str, int]:
-    """A text in perlpod up to what closes it, without formatting codes like `C<...>`.
-
-    And where the rest begins.
-    """
+    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and its end."""
     plain = ""
     closed = re.compile(closing)
     while True:

@@ -61,10 +61,7 @@ TEMPERATURE = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network is to have: its layers, its classes.
-
-    And a share of the numbers of the network of full size.
-    """
+    """The layers, the classes, and the share of the full network's numbers that a network has."""
 
     layers: int
     classes: int
@@ -179,10 +176,7 @@ def plain(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
 
 
 def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
-    """All kernels but the last in one form, at one keep.
-
-    So many hidden units at 1/64 and at 1/8.
-    """
+    """All kernels but the last in one form, at one keep; hidden units at 1/64 and at 1/8."""
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         hidden = small if task.small else large
@@ -620,10 +614,7 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def least(rows: Sequence[dict[str, Any]], names: Sequence[str], needed: int = 1) -> tuple[Any, ...]:
-    """The values of these names with the least mean logarithm of the errors.
-
-    Of those with so many errors at least.
-    """
+    """The values with the least mean logarithm of the errors, where enough errors are known."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(math.log(row["error"]))
@@ -651,7 +642,8 @@ def search(
     Args:
         column: for messages.
         rows: gives the results so far.
-        first, second: names and values.
+        first: the name and values of the choice made first.
+        second: those of the other.
         needed: so many results each.
     """
     (one, values), (other, others) = first, second
@@ -751,10 +743,7 @@ def final_rows(results: list[dict[str, Any]], part: Part, seeds: int = 3) -> lis
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each set, a column for each form: mean and standard deviation over the seeds.
-
-    And the published ones.
-    """
+    """A line for each set with mean and deviation of each form, and the published errors."""
     columns = list(dict.fromkeys(row["column"] for row in rows))
     share, soft = rows[0]["share"], rows[0]["soft"]
     lines = [

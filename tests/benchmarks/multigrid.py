@@ -442,10 +442,7 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line for each column: what it needs in shares of what flat training does.
-
-    And what it ends with.
-    """
+    """A line for each column: its costs as shares of flat training's, and where it ends."""
     head = [
         "network",
         "training",

@@ -623,10 +623,7 @@ def encode(w: dict[str, Any], ids: jax.Array, mask: jax.Array) -> list[jax.Array
 
 
 def token_states(texts: list[str], count: int) -> dict[int, np.ndarray]:
-    """The states of the first `count` tokens of texts at the embeddings (0).
-
-    At the sixth layer (6).
-    """
+    """States of the first `count` tokens: the embeddings (0) or the sixth layer (6)."""
     tokenizer, w = minilm()
     run = jax.jit(lambda ids, mask: [states for states in encode(w, ids, mask)][::6])
     found: dict[int, list[np.ndarray]] = {0: [], 6: []}

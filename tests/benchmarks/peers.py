@@ -431,10 +431,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def table(rows: list[Row], clocks: list[Row]) -> str:
-    """Points of test accuracy lost, mean and standard deviation over the seeds, and the costs.
-
-    As markdown.
-    """
+    """Points of test accuracy lost with their deviations, and the costs, as markdown."""
     head = [
         "network",
         "cut",
@@ -564,10 +561,7 @@ def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list
 
 
 def choice_table(rows: list[Row]) -> str:
-    """Accuracy on the images held back, after the cut and after fine-tuning at each rate.
-
-    As markdown.
-    """
+    """Accuracy on held-back images after the cut and after tuning at each rate, as markdown."""
     lines = [
         "| network | cut | method | before | after | "
         + " | ".join(f"tuned at rate {place + 1}" for place in range(3))

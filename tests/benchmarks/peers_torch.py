@@ -128,10 +128,7 @@ def carry(model: nn.Module, weights: dict[str, np.ndarray], convolutions: int) -
 
 
 class Data:
-    """Images in the shape that a network takes, the batches of every training.
-
-    And the cycle of its rate.
-    """
+    """Images in a network's shape, the batches of every training, and the cycle of its rate."""
 
     def __init__(self, path: str, images: bool):
         self.shape = (-1, 1, 28, 28) if images else (-1, 784)

@@ -1,6 +1,4 @@
-"""What it costs to know a decision border to h = 1/256, against a uniform grid.
-
-And students of what is known.
+"""The cost of a decision boundary at h = 1/256 against a uniform grid, and students of it.
 
 First table: `jc.classifiers.realize` on the unit box from a coarse grid of 8 cells a side, for h =
 1/32 .. 1/256. Its questions at 1/256 as a share of the 256^d of a grid; the floor, the cells of
@@ -175,10 +173,7 @@ def costs(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_grid(classify: Any, found: jc.classifiers.Realized, n: int) -> tuple[int, int]:
-    """Of all cells of the grid, how many have a face towards another label.
-
-    And for how many the mesh has another one.
-    """
+    """The grid cells with a face towards another label, and those that the mesh gets wrong."""
     d = found.points.shape[1]
     labels, wrong = np.empty(n**d, np.int32), 0
     for start in range(0, n**d, 2**20):
@@ -196,10 +191,7 @@ def against_grid(classify: Any, found: jc.classifiers.Realized, n: int) -> tuple
 
 
 def pieces(classify: Any, d: int) -> dict[str, int]:
-    """How many pieces hold a box larger than a coarse cell.
-
-    And how many of them are not in the mesh cell for cell.
-    """
+    """The pieces that hold a coarse cell, and those of them that the mesh misses in part."""
     n = 128 if d == 2 else 64
     x = ((np.indices((n,) * d).reshape(d, -1).T + 0.5) / n).astype(np.float32)
     labels = np.asarray(classify(x)).reshape((n,) * d)

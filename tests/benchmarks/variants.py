@@ -63,10 +63,7 @@ TASK = Task(3, 10, 1 / 64)
 
 @jc.compact_array
 class OtherHash(jc.CompactArray):
-    """A hash without signs, or one that throws each entry to any place, as in the paper.
-
-    So that some are used more often.
-    """
+    """A hash without signs, or one that is not balanced, as in the paper."""
 
     table: jax.Array
     signs: bool = jc.static_field(default=True)

@@ -841,10 +841,7 @@ def flaxmodels_resnet18() -> Model:
 
 
 def jax_models(module: Any, draw: Any) -> Model:
-    """Its modules take rates out of arrays on the way.
-
-    Which tracing forbids unless they are computed at once.
-    """
+    """Its modules read rates from arrays, so those are computed at once, outside tracing."""
     made = linen(module, draw, True)
 
     def apply(params: Any, *inputs: Any) -> Any:
