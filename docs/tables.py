@@ -1,11 +1,12 @@
-"""Makes the measured pages of the site and the table of the README from the checked-in results of the benchmarks.
+"""Makes the site's measured pages and the README's table from the benchmarks' checked-in results.
 
-    python docs/tables.py            # writes docs/measured/*.md and the marked block of README.md
+    python docs/tables.py            # writes docs/measured/*.md, and the marked blocks of others
     python docs/tables.py --list     # the names of the tables
 
-Each page has a template in docs/templates. There, `{{ table("denil") }}` is a table as the benchmark prints it, and
-`{{ cell("denil", "DCT", "test error %") }}` one of its cells, so that prose and tables cannot differ. `value(...)` is
-the same cell as a number (its mean, where there is a spread), for differences and ratios. Nothing is measured here.
+Each page has a template in docs/templates. There, `{{ table("denil") }}` is a table as the
+benchmark prints it, and `{{ cell("denil", "DCT", "test error %") }}` one of its cells, so that
+prose and tables cannot differ. `value(...)` is the same cell as a number (its mean, where there is
+a spread), for differences and ratios. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
-MARKS = "<!-- made by docs/tables.py -->", "<!-- end -->"
+MARKED = r"<!-- table: (.+?) -->.*?<!-- end -->"
+"""A block of a page that is written by hand otherwise."""
 HEADER = "<!-- Made by docs/tables.py from docs/templates/{name}: edit that, and run it. -->\n\n"
 
 TABLES: dict[str, Callable[[], str]] = {}
@@ -91,7 +93,7 @@ def cells_of(markdown: str) -> list[list[str]]:
     return [lines[0], *lines[2:]]
 
 
-# --- networks trained from the start ---------------------------------------------------------------
+# --- networks trained from the start -------------------------------------------------------------
 
 
 def hashed_rows(part: str) -> Rows:
@@ -228,7 +230,7 @@ def digits() -> str:
     return benchmark("tour_splits").table(results("tour_splits"))
 
 
-# --- trained networks made smaller -----------------------------------------------------------------
+# --- trained networks made smaller ---------------------------------------------------------------
 
 
 def channel_rows(part: str) -> Rows:
@@ -332,9 +334,11 @@ def output_layer(start: str) -> Callable[[], str]:
 
 
 OUTPUTS = {
-    "perceptron": "Fashion-MNIST", "characters": "textgenrnn",
-    "words, embeddings": "MiniLM word scores of its emb", "words, layer 6": "MiniLM word scores of its six",
-}  # fmt: skip
+    "perceptron": "Fashion-MNIST",
+    "characters": "textgenrnn",
+    "words, embeddings": "MiniLM word scores of its emb",
+    "words, layer 6": "MiniLM word scores of its six",
+}
 for _name, _start in OUTPUTS.items():
     TABLES[f"output layer, {_name}"] = output_layer(_start)
 
@@ -345,7 +349,7 @@ def output_law() -> str:
     return benchmark("output_layer").law_table(rows)
 
 
-# --- training loops and learning from a classifier -------------------------------------------------
+# --- training loops and learning from a classifier -----------------------------------------------
 
 
 @named("multigrid")
@@ -396,7 +400,7 @@ for _place, _name in enumerate(("worlds", "planted", "clothes")):
     )[place]
 
 
-# --- documents -------------------------------------------------------------------------------------
+# --- documents -----------------------------------------------------------------------------------
 
 
 @named("documents")
@@ -438,7 +442,16 @@ def sentiment() -> str:
     return benchmark("sentiment").table(results("sentiment"))
 
 
-# --- the pages -------------------------------------------------------------------------------------
+@named("readability")
+def readability() -> str:
+    """Measures of the source, a column for each package."""
+    packages = results("readability")
+    names = list(next(iter(packages.values())))
+    rows = [[name, *(f"{facts[name]:,}" for facts in packages.values())] for name in names]
+    return grid(["", *packages], rows)
+
+
+# --- the pages -----------------------------------------------------------------------------------
 
 
 @cache
@@ -475,9 +488,15 @@ NAMES: dict[str, Any] = {
 
 def filled(template: str) -> str:
     """A template with its placeholders replaced by what they evaluate to."""
-    return re.sub(
+    text = re.sub(
         r"\{\{(.+?)\}\}", lambda match: str(eval(match[1].strip(), dict(NAMES))), template
     )
+    return unbroken(text)
+
+
+def unbroken(text: str) -> str:
+    """A text whose spreads stay on one line."""
+    return text.replace(" ± ", "\u00a0±\u00a0")
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -485,10 +504,13 @@ def pages() -> Iterator[tuple[Path, str]]:
     for template in sorted((ROOT / "docs" / "templates").glob("*.md")):
         text = filled(template.read_text())
         yield ROOT / "docs" / "measured" / template.name, HEADER.format(name=template.name) + text
-    path = ROOT / "README.md"
-    start, end = map(re.escape, MARKS)
-    made = f"{MARKS[0]}\n\n{table('readme')}\n\n{MARKS[1]}"
-    yield path, re.sub(f"{start}.*?{end}", lambda _: made, path.read_text(), flags=re.DOTALL)
+    for path in (ROOT / "README.md", ROOT / "docs" / "contributing.md"):
+        yield path, re.sub(MARKED, marked, path.read_text(), flags=re.DOTALL)
+
+
+def marked(block: re.Match[str]) -> str:
+    """A marked block with its table."""
+    return f"<!-- table: {block[1]} -->\n\n{unbroken(table(block[1]))}\n\n<!-- end -->"
 
 
 def main() -> None:

@@ -39,8 +39,12 @@ def executed(name: str, folder: Path, **settings):
 
 def test_every_notebook_is_here():
     assert sorted(path.name for path in (ROOT / "colabs").glob("*.ipynb")) == [
-        "compose.ipynb", "documents.ipynb", "learning.ipynb", "resolution.ipynb", "sharing.ipynb",
-    ]  # fmt: skip
+        "compose.ipynb",
+        "documents.ipynb",
+        "learning.ipynb",
+        "resolution.ipynb",
+        "sharing.ipynb",
+    ]
 
 
 @pytest.mark.filterwarnings("default")  # of the notebook client, not of ours
@@ -51,20 +55,42 @@ def test_transforms_are_composed(tmp_path):
 MEASURED = {
     "resolution.ipynb": (
         dict(STEPS=120, UNITS=64),
-        ("roughness", "smoothed, in order", "largest change of a logit", "With a quarter of the channels", "of the FLOPs"),
+        (
+            "roughness",
+            "smoothed, in order",
+            "largest change of a logit",
+            "With a quarter of the channels",
+            "of the FLOPs",
+        ),
     ),
     "sharing.ipynb": (
         dict(SEEDS=2, STEPS=60),
-        ("variance", "low rank", "windows", "examples: designed", "overlap with the cosines", "learned there", "Gabor", "spelling"),
+        (
+            "variance",
+            "low rank",
+            "windows",
+            "examples: designed",
+            "overlap with the cosines",
+            "learned there",
+            "Gabor",
+            "spelling",
+        ),
     ),
     "learning.ipynb": (
         dict(SEEDS=2, STEPS=150),
         (
-            "the mesh as a classifier", "missed by the seeds", "border pairs", "realized, members", "wrong interpolation",
-            "mean cosine", "saturated", "last layer times 4", "within their bounds",
+            "the mesh as a classifier",
+            "missed by the seeds",
+            "border pairs",
+            "realized, members",
+            "wrong interpolation",
+            "mean cosine",
+            "saturated",
+            "last layer times 4",
+            "within their bounds",
         ),
     ),
-}  # fmt: skip
+}
 """What short runs on small images are given, and what they print."""
 
 

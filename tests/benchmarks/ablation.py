@@ -1,13 +1,17 @@
-"""What each means brings to a MiniLM of a quarter of its numbers, beside the simplest others, before and after learning.
+"""What each means brings to a MiniLM of a quarter of its numbers, beside the simplest others.
 
-All rows have the words of the documents, the same texts (those of `corpus.py`), the same total of numbers, and learn as long from
-the same hidden states; one thing differs from the first row, or everything. Judged on the development half of the questions: share
-of MiniLM's own recall@1 and reciprocal ranks, both sides embedded by the small encoder, and the fidelity of questions / answers.
-"PCA of the output" cuts nothing but the embeddings, of MiniLM itself. The last lines are A7: the linear maps of all layers at a low
-rank, 40 % of their numbers gone, by a plain SVD, by one whitened by their inputs, and layer after layer (`jc.reconstruct`); the
-squared error of hidden states of answers.
+Before and after learning.
 
-    python tests/benchmarks/ablation.py                  # three minutes a row, ten more with its learning; A7 ten
+All rows have the words of the documents, the same texts (those of `corpus.py`), the same total of
+numbers, and learn as long from the same hidden states; one thing differs from the first row, or
+everything. Judged on the development half of the questions: share of MiniLM's own recall@1 and
+reciprocal ranks, both sides embedded by the small encoder, and the fidelity of questions /
+answers. "PCA of the output" cuts nothing but the embeddings, of MiniLM itself. The last lines are
+A7: the linear maps of all layers at a low rank, 40 % of their numbers gone, by a plain SVD, by one
+whitened by their inputs, and layer after layer (`jc.reconstruct`); the squared error of hidden
+states of answers.
+
+    python tests/benchmarks/ablation.py  # three minutes a row, ten more with its learning; A7 ten
     python tests/benchmarks/ablation.py --minutes 0      # the rows before learning
 
 It needs what `corpus.py` needs. Finished rows stay in the results file (`--out`).
@@ -44,7 +48,7 @@ KEEP = 1 / 4
 TOTAL = KEEP * 22_713_216
 """Of MiniLM's numbers."""
 TOKENS = 80_000
-"""Of documents, for A7: four times what the job calibrates on, since kernels are solved for and not only cut."""
+"""Tokens of documents that calibrate A7: four times the job's, since kernels are solved for."""
 Change = Callable[[Any, Any], Any]
 Narrowing = Callable[[Encoder, float], Change | None]
 """From an encoder and the numbers that its kernels may have to a transform."""
@@ -60,9 +64,12 @@ def with_words(encoder: Encoder, numbers: float) -> Change:
 
 def by_magnitude(encoder: Encoder, numbers: float) -> Change:
     """Hidden axes at equal keeps, by the norm of their weights, nothing folded."""
-    cut = lambda keep: jc.rotate_and_prune(
-        encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude"
-    )
+
+    def cut(keep):
+        return jc.rotate_and_prune(
+            encoder.net, keep, axes="layer_*/**/kernel:[12]", method="magnitude"
+        )
+
     low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
@@ -72,7 +79,7 @@ def by_magnitude(encoder: Encoder, numbers: float) -> Change:
 
 
 def of_residual(encoder: Encoder, numbers: float) -> Change:
-    """Three quarters of the residual width, selected, in front of a linear layer that leads back to the whole; then the rest."""
+    """Three quarters of the residual width, selected before a linear layer restores it."""
 
     def change(params: Any, moments: Any) -> Any:
         width = next(
@@ -88,7 +95,10 @@ def of_residual(encoder: Encoder, numbers: float) -> Change:
 
 
 def with_way_back(encoder: Encoder) -> Encoder:
-    """The encoder with a last layer that is linear and changes nothing, before which the residual width is a hidden axis."""
+    """The encoder with a linear last layer that changes nothing.
+
+    Before it the residual width is a hidden axis.
+    """
     count, d = encoder.config.num_hidden_layers, encoder.config.hidden_size
     config = dataclasses.replace(
         encoder.config, num_hidden_layers=count + 1, linear_layers=(count,)
@@ -144,7 +154,7 @@ def faq_texts() -> tuple[list[str], list[str]]:
 
 
 def judged(ours: list[np.ndarray], large: Encoder) -> dict[str, Any]:
-    """Shares of MiniLM's own recall and reciprocal ranks, by embeddings of questions and answers."""
+    """Shares of MiniLM's own recall and reciprocal ranks, from embeddings of both sides."""
     texts = faq_texts()
     theirs = [
         benchmark.known(name, large, each)
@@ -221,8 +231,10 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
 
 
 def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
-    """A7: the relative squared error of hidden states of answers at the ranks of 0.6 of the numbers: plain, whitened by what each
-    layer met in the original, and layer after layer by what it meets in the network that is cut.
+    """A7: the relative squared error of answers' hidden states at the ranks of 0.6 of the numbers.
+
+    By a plain SVD, whitened by the inputs in the original, and solved layer after layer for the
+    inputs in the network that is cut.
     """
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
     chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
@@ -258,7 +270,10 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
 def table(results: dict[str, Any]) -> str:
     """A line for each row."""
     lines = [
-        "| row | numbers | recall@1 / MRR kept, % | fidelity q / d | after learning | fidelity q / d |",
+        (
+            "| row | numbers | recall@1 / MRR kept, % | fidelity q / d | after learning | "
+            "fidelity q / d |"
+        ),
         "|---" * 6 + "|",
     ]
 
@@ -302,12 +317,16 @@ def main() -> None:
     results: dict[str, Any] = {}
     if args.out.exists():
         results = {found.pop("row"): found for found in json.loads(args.out.read_text())}
-    keep = lambda: write(args.out, [{"row": name} | found for name, found in results.items()])
+
+    def keep():
+        return write(args.out, [{"row": name} | found for name, found in results.items()])
+
     large = read_encoder(installed_model(), benchmark.LENGTH)
     texts = benchmark.learned_texts(large)
     others: dict[str, Callable[[], dict[str, Any]]] = {
-        "PCA of the output": lambda: principal(large, texts), "A7": lambda: whitening(large, texts),
-    }  # fmt: skip
+        "PCA of the output": lambda: principal(large, texts),
+        "A7": lambda: whitening(large, texts),
+    }
     for name, run in tqdm(others.items(), desc="baselines"):
         if name not in results:
             results[name] = run()

@@ -1,26 +1,29 @@
-"""Ranking compactions on a few percent of the examples: the active set against random subsets and anchor points.
+"""Ranking compactions on a few percent of the examples.
 
-A perceptron 784-256-256-10 on Fashion-MNIST, 50,000 images train. Some 40 compactions of it, those that lose 12 points at most on
-the 10,000 validation images, are ranked by their accuracy on the 10,000 test images, of which each may see 1 to 20 % (on the
-average of all; the original saw all of them once, which is not counted). Every one was evaluated on everything before, so that a
-draw looks up what it would have measured. What is reported: the share of the pairs at least one point apart that are ranked right,
-ties half, and the mean absolute error in points, each with how many times as many evaluations a random subset needs for it (looked
-for up to half of all); how often bounds were wrong. The tolerance and everything else in the library was chosen on the validation
+The active set against random subsets and anchor points.
+
+A perceptron 784-256-256-10 on Fashion-MNIST, 50,000 images train. Some 40 compactions of it, those
+that lose 12 points at most on the 10,000 validation images, are ranked by their accuracy on the
+10,000 test images, of which each may see 1 to 20 % (on the average of all; the original saw all of
+them once, which is not counted). Every one was evaluated on everything before, so that a draw
+looks up what it would have measured. What is reported: the share of the pairs at least one point
+apart that are ranked right, ties half, and the mean absolute error in points, each with how many
+times as many evaluations a random subset needs for it (looked for up to half of all); how often
+bounds were wrong. The tolerance and everything else in the library was chosen on the validation
 images, where `--validate` runs the same table.
 
-    active                     `jc.classifiers.rank_compactions`, tolerance 1
-    active, unbiased           the unbiased estimate of the same draws
-    active, tolerance 1/4, 4   chosen badly
-    active, rate of change     examples in the order of how far their margins moved between the last four tenths of training
-    active, both               in the order of the margin over that movement
-    random                     the accuracy on a random subset, the same for all compactions
-    random, control variate    the original's accuracy, and what changes on a random subset
-    random, expected answers   the regression of the library, from a random subset
-    stratified                 the accuracy, with equal shares of 20 strata of the signed margin
-    anchor points              medoids of clusters of the original's confidences, weighted by the clusters (arXiv:2309.08638, whose
+    active                     `jc.classifiers.rank_compactions`, tolerance 1 active, unbiased
+    the unbiased estimate of the same draws active, tolerance 1/4, 4   chosen badly active, rate of
+    change     examples in the order of how far their margins moved between the last four tenths of
+    training active, both               in the order of the margin over that movement random
+    the accuracy on a random subset, the same for all compactions random, control variate    the
+    original's accuracy, and what changes on a random subset random, expected answers   the
+    regression of the library, from a random subset stratified                 the accuracy, with
+    equal shares of 20 strata of the signed margin anchor points              medoids of clusters
+    of the original's confidences, weighted by the clusters (arXiv:2309.08638, whose
                                clusters are of several models' confidences)
 
-    python tests/benchmarks/active_set.py                 # a minute to train each of 3 seeds, then half an hour
+    python tests/benchmarks/active_set.py  # a minute to train each of 3 seeds, then half an hour
     python tests/benchmarks/active_set.py --validate      # on the validation images
 
 Finished cells stay in the results file (`--out`).
@@ -45,8 +48,8 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.special import softmax
 
 import jaxcompress as jc
-from jaxcompress.classifiers.predicted_correctness import correctness_probabilities, logit_features
 from jaxcompress.classifiers.margins import is_right, signed_margins
+from jaxcompress.classifiers.predicted_correctness import correctness_probabilities, logit_features
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 FINER = (
@@ -80,7 +83,10 @@ MOST = 0.12
 
 def each_kernel(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
     """A change of the hidden kernels, on the host."""
-    kernel = lambda layer: layer | {"kernel": jnp.asarray(change(np.asarray(layer["kernel"])))}
+
+    def kernel(layer):
+        return layer | {"kernel": jnp.asarray(change(np.asarray(layer["kernel"])))}
+
     return lambda params: params | {name: kernel(params[name]) for name in ("0", "1")}
 
 
@@ -110,7 +116,10 @@ def compactions(
     net: jc.networks.Network, moments: jc.moments.Moments
 ) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """All that are judged, by name."""
-    hidden = lambda transform: jc.at(("0/kernel", "1/kernel"), transform)
+
+    def hidden(transform):
+        return jc.at(("0/kernel", "1/kernel"), transform)
+
     for keep in (0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17, 0.15, 0.12, 0.1):
         yield (
             f"rotate_and_prune {keep:g}",
@@ -136,7 +145,10 @@ def compactions(
 
 
 def answers(seed: int) -> dict[str, np.ndarray]:
-    """The logits of the network, its last checkpoints and every compaction on validation and test images; kept in the cache."""
+    """Logits of the network, its last checkpoints and every compaction, kept in the cache.
+
+    On the validation and the test images.
+    """
     place = cache_folder() / "active_set" / f"{seed}.npz"
     if place.exists():
         return dict(np.load(place))
@@ -144,20 +156,29 @@ def answers(seed: int) -> dict[str, np.ndarray]:
     x, y = train.pixels[:-VALIDATION], train.labels[:-VALIDATION]
     judged = np.concatenate([train.pixels[-VALIDATION:], test.pixels])
     plain = jc.training.cross_entropy(lambda params, pixels: logits(params, pixels))
-    loss = lambda params, batch, key: plain(
-        params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
-    )
+
+    def loss(params, batch, key):
+        return plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+
     seen = []
     params = jc.fit(
-        loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
-        seed=seed, callback=lambda state: seen.append(state.params), callback_steps=STEPS // 10,
-    ).params  # fmt: skip
+        loss,
+        dense_params(jax.random.key(seed), SIZES),
+        (x, y),
+        optimizer=one_cycle(RATE, STEPS),
+        steps=STEPS,
+        batch_size=BATCH,
+        seed=seed,
+        callback=lambda state: seen.append(state.params),
+        callback_steps=STEPS // 10,
+    ).params
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
     moments = jc.calibrate(net, params, [to_unit(jnp.asarray(x[:5_000]))], progress=False)
     outputs = jax.jit(lambda params, pixels: logits(params, to_unit(pixels)))
-    on_all = lambda params: np.concatenate(
-        [np.asarray(outputs(params, part)) for part in np.split(judged, 10)]
-    )
+
+    def on_all(params):
+        return np.concatenate([np.asarray(outputs(params, part)) for part in np.split(judged, 10)])
+
     found = {"original": on_all(params)}
     found |= {f"checkpoint {index}": on_all(each) for index, each in enumerate(seen[-4:-1])}
     for name, change in compactions(net, moments):
@@ -176,7 +197,10 @@ class Cached:
     def __init__(self, seed: int, split: str):
         found = answers(seed)
         part = slice(0, VALIDATION) if split == "validation" else slice(VALIDATION, None)
-        right = lambda logits, part: is_right(logits[part], found["labels"][part])
+
+        def right(logits, part):
+            return is_right(logits[part], found["labels"][part])
+
         floor = right(found["original"], slice(0, VALIDATION)).mean() - MOST
         kept = [
             name
@@ -316,9 +340,12 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
         wrong = [old + any(each) for old, each in zip(wrong, np.reshape(outside, (-1, 2)).T)]
     width = float(np.mean([high - low for _, (low, high) in bounds])) if bounds else None
     return {
-        "right": round(100 * float(np.mean(shares)), 3), "gap": round(100 * float(np.mean(gaps)), 4), "wrong": wrong,
-        "width": width and round(100 * width, 2), "compactions": len(data.truth),
-    }  # fmt: skip
+        "right": round(100 * float(np.mean(shares)), 3),
+        "gap": round(100 * float(np.mean(gaps)), 4),
+        "wrong": wrong,
+        "width": width and round(100 * width, 2),
+        "compactions": len(data.truth),
+    }
 
 
 def cells(columns: list[str], seeds: int, split: str) -> Iterator[dict[str, Any]]:
@@ -338,8 +365,14 @@ def cells(columns: list[str], seeds: int, split: str) -> Iterator[dict[str, Any]
 
 
 def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
-    """The share that a random subset needs for a figure, on a line through the logarithms; infinite beyond the last."""
-    loss = lambda row: max(100 - row["right"], 1e-9) if what == "right" else row["gap"]
+    """The share that a random subset needs for a figure; infinite beyond the last one.
+
+    Interpolated linearly in the logarithms.
+    """
+
+    def loss(row):
+        return max(100 - row["right"], 1e-9) if what == "right" else row["gap"]
+
     means = [
         np.mean([loss(row) for row in rows if row["column"] == "random" and row["share"] == share])
         for share in FINER
@@ -352,7 +385,7 @@ def needed(rows: list[dict[str, Any]], what: str, value: float) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Pairs ranked right and the error, and how many times as many evaluations a random subset needs for each."""
+    """Pairs ranked correctly and the error, each with the evaluations a random subset needs."""
     lines = [
         "| column | " + " | ".join(f"{100 * share:g} %" for share in SHARES) + " |",
         "|---" * (len(SHARES) + 1) + "|",
@@ -376,7 +409,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     draws = sum(row["draws"] for row in bounded)
     certain, confident = np.sum([row["wrong"] for row in bounded], 0) if bounded else (0, 0)
     lines.append(
-        f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all at once on {confident}."
+        f"\nOf {draws} draws the certain bounds failed on {certain}, those of 95 % for all "
+        f"at once on {confident}."
     )
     ours = [row for row in bounded if row["column"] == "active"]
     widths = (

@@ -1,9 +1,13 @@
-"""What a metric brings to a budget: the plan of the least predicted error, against the best of four by validation images.
+"""What a metric brings to a budget.
 
-A perceptron 784-200-200-200-200-10 on Fashion-MNIST (50,000 images train) is cut to a share of its numbers, by `rotate_and_prune`
-on hidden axes or `factored` on kernels, on moments of 5,000 training images; nothing is trained again. The plan is chosen by the
-predicted error alone, by the accuracy on 10,000 validation images, or by an active set that sees 500 of these for each plan. What
-is reported is the accuracy on the 10,000 test images, in %, mean and standard deviation over seeds.
+The plan of the least predicted error, against the best of four by validation images.
+
+A perceptron 784-200-200-200-200-10 on Fashion-MNIST (50,000 images train) is cut to a share of its
+numbers, by `rotate_and_prune` on hidden axes or `factored` on kernels, on moments of 5,000
+training images; nothing is trained again. The plan is chosen by the predicted error alone, by the
+accuracy on 10,000 validation images, or by an active set that sees 500 of these for each plan.
+What is reported is the accuracy on the 10,000 test images, in %, mean and standard deviation over
+seeds.
 
     python tests/benchmarks/budget_metric.py       # five minutes
 
@@ -45,7 +49,10 @@ COLUMNS = ("no metric", "accuracy", "active set")
 def data() -> tuple[Digits, Digits, Digits]:
     """Training, validation and test images."""
     train, test = fashion.load()
-    part = lambda where: Digits(train.pixels[where], train.labels[where])
+
+    def part(where):
+        return Digits(train.pixels[where], train.labels[where])
+
     return part(slice(None, -VALIDATION)), part(slice(-VALIDATION, None)), test
 
 
@@ -54,13 +61,19 @@ def trained(seed: int) -> tuple[jc.networks.Network, Any, jc.moments.Moments]:
     """The network, its parameters and moments."""
     x, y = data()[0].pixels, data()[0].labels
     plain = jc.training.cross_entropy(lambda params, pixels: logits(params, pixels))
-    loss = lambda params, batch, key: plain(
-        params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key
-    )
+
+    def loss(params, batch, key):
+        return plain(params, (partly_hidden(batch[0], HIDDEN, key), batch[1]), key)
+
     params = jc.fit(
-        loss, dense_params(jax.random.key(seed), SIZES), (x, y), optimizer=one_cycle(RATE, STEPS), steps=STEPS, batch_size=BATCH,
+        loss,
+        dense_params(jax.random.key(seed), SIZES),
+        (x, y),
+        optimizer=one_cycle(RATE, STEPS),
+        steps=STEPS,
+        batch_size=BATCH,
         seed=seed,
-    ).params  # fmt: skip
+    ).params
     net = jc.trace(logits, params, jnp.zeros((2, 784)))
     return (
         net,
@@ -86,7 +99,10 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     net, params, moments = trained(key["seed"])
     form, _ = FORMS[key["form"]]
     _, judge, test = data()
-    seen = lambda params, pixels: net(params, to_unit(pixels))
+
+    def seen(params, pixels):
+        return net(params, to_unit(pixels))
+
     active = jc.classifiers.active_set(
         seen, params, (judge.pixels, judge.labels), tolerance=1.0, seed=key["seed"], progress=False
     )
@@ -115,9 +131,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     for form, (_, totals) in FORMS.items():
         for total in totals:
             here = [row for row in rows if row["form"] == form and row["total"] == total]
-            span = lambda name, here=here: (
-                f"{np.mean([row[name] for row in here]):.2f} ± {np.std([row[name] for row in here]):.2f}"
-            )
+
+            def span(name, here=here):
+                return (
+                    f"{np.mean([row[name] for row in here]):.2f} ± "
+                    f"{np.std([row[name] for row in here]):.2f}"
+                )
+
             lines.append(
                 f"| `{form}` | {100 * total:g} % | "
                 + " | ".join(span(name) for name in ("before", *COLUMNS))
@@ -138,8 +158,10 @@ def main() -> None:
     args = parser.parse_args()
     keys = [
         {"seed": seed, "form": form, "total": total}
-        for seed in range(args.seeds) for form, (_, totals) in FORMS.items() for total in totals
-    ]  # fmt: skip
+        for seed in range(args.seeds)
+        for form, (_, totals) in FORMS.items()
+        for total in totals
+    ]
     print(table(finished(args.out, read(args.out), keys, measure)))
 
 

@@ -1,10 +1,14 @@
-"""One number for everything against equal keeps: the networks of channels.py cut to a share of all their numbers, no fine-tuning.
+"""One number for everything against equal keeps.
 
-Both columns cut with `rotate_and_prune` on the same moments (20,000 training images, an eighth of each image's patches,
-sensitivities of the logits), to the same total of stored numbers; nothing is reconstructed. The 10,000 test images judge.
-"predicted" is the plan's squared error of a logit, beside what it was measured to be on 2,000 test images.
+The networks of channels.py cut to a share of all their numbers, no fine-tuning.
 
-    python tests/benchmarks/budgets.py              # the table; about 10 minutes on two cores once the networks are trained
+Both columns cut with `rotate_and_prune` on the same moments (20,000 training images, an eighth of
+each image's patches, sensitivities of the logits), to the same total of stored numbers; nothing is
+reconstructed. The 10,000 test images judge. "predicted" is the plan's squared error of a logit,
+beside what it was measured to be on 2,000 test images.
+
+    # the table; about 10 minutes on two cores once the networks are trained
+    python tests/benchmarks/budgets.py
 
 Trained parameters are those of channels.py, finished cells are kept in the results file (`--out`).
 """
@@ -34,7 +38,10 @@ JUDGED = 2_000
 
 
 def equal_keep(net: jc.networks.Network, params: Any, total: float) -> float:
-    """The largest keep of all axes alike whose tree is no more than a share of all numbers; sizes alone are computed."""
+    """The largest equal keep of all axes whose tree stays within a share of all numbers.
+
+    Computed from sizes alone.
+    """
     low, high, worth = 0.0, 1.0, total * jc.stored_numbers(params)
     for _ in range(40):
         middle = (low + high) / 2
@@ -76,15 +83,23 @@ def measure(case: channels.Case, total: float) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Points lost, mean and standard deviation over the seeds, as markdown."""
     lines = [
-        "| network | of all numbers | budget | equal keeps | FLOPs of each | a logit's squared error, predicted | measured |"
+        (
+            "| network | of all numbers | budget | equal keeps | FLOPs of each | a logit's "
+            "squared error, predicted | measured |"
+        )
     ]
     lines.append("|---" * 7 + "|")
     for name, total in dict.fromkeys((row["network"], row["total"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["total"]) == (name, total)]
-        spread = lambda x: (
-            f"{np.mean(x):.2f} ± {np.std(x, ddof=1):.2f}" if len(x) > 1 else f"{np.mean(x):.2f}"
-        )
-        mean = lambda way, what, rows=mine: float(np.mean([row[way][what] for row in rows]))
+
+        def spread(x):
+            return (
+                f"{np.mean(x):.2f} ± {np.std(x, ddof=1):.2f}" if len(x) > 1 else f"{np.mean(x):.2f}"
+            )
+
+        def mean(way, what, rows=mine):
+            return float(np.mean([row[way][what] for row in rows]))
+
         lost = [spread([row[way]["lost"] for row in mine]) for way in ("budget", "equal")]
         cells = [
             name,

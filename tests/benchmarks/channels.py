@@ -1,21 +1,28 @@
-"""Channels of trained networks are cut without fine-tuning: what is lost on Fashion-MNIST, and what the small network costs.
+"""Channels of trained networks are cut without fine-tuning.
 
-Two ordinary linen networks, a perceptron 784-512-512-10 and a small ConvNet with batch norm, are trained with three seeds and
-cut on every hidden axis at once. 20,000 training images calibrate, an eighth of each image's patches; the 10,000 test images
-judge. The perceptron's weight decay was chosen out of two on the last 10,000 training images, one seed; the rest of the
-training was set in advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all channels,
-divided by the predicted error of the logits. In all other columns the share is the same in every layer: "equal in all layers"
-is ours so, "no reconstruction" that without the second step, "weights alone" without calibration; magnitude (with our
-reconstruction, too), l1 and random are the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.seriate`
-in each of its three ways, with the shares that "ours" has, in the order that training left, and without reconstruction. Then two
-speeds: the cut network against the same network written by hand, and what `jc.trace` costs beyond `jax.make_jaxpr` on a
-twelve-layer encoder.
+What is lost on Fashion-MNIST, and what the small network costs.
 
-    python tests/benchmarks/channels.py             # the tables; about 75 minutes on two cores, 45 of them training
-    python tests/benchmarks/channels.py --again     # measure afresh, for instance after a change of the transform
-    python tests/benchmarks/channels.py --alone     # each axis cut alone, to see which one loses what
+Two ordinary linen networks, a perceptron 784-512-512-10 and a small ConvNet with batch norm, are
+trained with three seeds and cut on every hidden axis at once. 20,000 training images calibrate, an
+eighth of each image's patches; the 10,000 test images judge. The perceptron's weight decay was
+chosen out of two on the last 10,000 training images, one seed; the rest of the training was set in
+advance. "ours" is `rotate_and_prune` with a budget of channels and `reconstruct`: a share of all
+channels, divided by the predicted error of the logits. In all other columns the share is the same
+in every layer: "equal in all layers" is ours so, "no reconstruction" that without the second step,
+"weights alone" without calibration; magnitude (with our reconstruction, too), l1 and random are
+the controls. A second table is of `jc.coarsen`, which averages neighbours: after `jc.seriate` in
+each of its three ways, with the shares that "ours" has, in the order that training left, and
+without reconstruction. Then two speeds: the cut network against the same network written by hand,
+and what `jc.trace` costs beyond `jax.make_jaxpr` on a twelve-layer encoder.
 
-Trained parameters stay in the cache folder (`--retrain` makes them anew), finished cells in the results file (`--out`).
+    # the tables; about 75 minutes on two cores, 45 of them training
+    python tests/benchmarks/channels.py
+    # measure afresh, for instance after a change of the transform
+    python tests/benchmarks/channels.py --again
+    python tests/benchmarks/channels.py --alone  # each axis cut alone, to see which one loses what
+
+Trained parameters stay in the cache folder (`--retrain` makes them anew), finished cells in the
+results file (`--out`).
 """
 
 from __future__ import annotations
@@ -69,7 +76,7 @@ BATCH, COST_BATCH, RUNS = 128, 128, 30
 VALIDATION = 10_000
 
 
-# --- the networks ---------------------------------------------------------------------------------------------------
+# --- the networks --------------------------------------------------------------------------------
 
 
 class Perceptron(nn.Module):
@@ -216,7 +223,7 @@ def flops(run: Callable[[Any, jax.Array], jax.Array], params: Any) -> float:
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
-# --- the cuts (A8) --------------------------------------------------------------------------------------------------
+# --- the cuts (A8) -------------------------------------------------------------------------------
 
 
 class Case:
@@ -340,7 +347,7 @@ def before_table(rows: list[dict[str, Any]]) -> str:
 
 
 def coarsening_table(rows: list[dict[str, Any]]) -> str:
-    """Points lost by coarsening, beside what selection of as many channels in every layer loses, as markdown."""
+    """Points lost by coarsening, and by selecting as many channels in every layer, as markdown."""
     columns = ["equal in all layers", *ORDERS]
     lines = [
         "| network | cut | " + " | ".join(["selected", *ORDERS]) + " |",
@@ -386,11 +393,14 @@ def alone_table(case: Case, name: str) -> str:
     return "\n".join(lines)
 
 
-# --- the speeds (B4, B5) --------------------------------------------------------------------------------------------
+# --- the speeds (B4, B5) -------------------------------------------------------------------------
 
 
 def replay_speed(case: Case, small: Any) -> dict[str, Any]:
-    """The cut network through `net`, against the same widths written by hand: FLOPs, and the medians of interleaved runs."""
+    """The cut network through `net`, against the same widths written by hand.
+
+    FLOPs, and the medians of interleaved runs.
+    """
     ways = {"net": case.net, "by hand": case.subject.by_hand(small)}
     counted = [flops(run, small) for run in ways.values()]
     jitted = [jax.jit(run) for run in ways.values()]
@@ -434,7 +444,10 @@ class Encoder(nn.Module):
 
 
 def trace_speed(runs: int = 5) -> dict[str, Any]:
-    """What `jc.trace` costs beyond `jax.make_jaxpr`, in milliseconds; a fresh function each time, that no cache answers."""
+    """What `jc.trace` costs beyond `jax.make_jaxpr`, in milliseconds.
+
+    A fresh function each time, that no cache answers.
+    """
     model = Encoder()
     inputs = jnp.zeros((2, 32), jnp.int32), jnp.ones((2, 32), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -444,8 +457,12 @@ def trace_speed(runs: int = 5) -> dict[str, Any]:
         work(lambda params, *inputs: model.apply(params, *inputs))
         return 1e3 * (time.perf_counter() - start)
 
-    plain = lambda apply: jax.make_jaxpr(apply)(params, *inputs)
-    traced = lambda apply: jc.trace(apply, params, *inputs)
+    def plain(apply):
+        return jax.make_jaxpr(apply)(params, *inputs)
+
+    def traced(apply):
+        return jc.trace(apply, params, *inputs)
+
     first = milliseconds(plain), milliseconds(traced)
     times = np.array([[milliseconds(plain), milliseconds(traced)] for _ in range(runs)])
     jaxpr, trace = np.median(times, 0)
@@ -461,7 +478,7 @@ def trace_speed(runs: int = 5) -> dict[str, Any]:
     return {"equations": equations, **{key: round(float(value), 1) for key, value in found.items()}}
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
+# --- all of it -----------------------------------------------------------------------------------
 
 
 def validate(data: Digits, names: list[str]) -> None:
@@ -503,11 +520,12 @@ def main() -> None:
     args = parser.parse_args()
     data, judge = fashion.load()
     if args.validate:
-        return validate(data, args.networks)
+        validate(data, args.networks)
+        return
     if args.alone:
         for name in args.networks:
             print(alone_table(Case(name, 0, data, judge, args.retrain), name), "\n")
-        return None
+        return
 
     results = json.loads(args.out.read_text()) if args.out.exists() else []
     rows: list[dict[str, Any]] = []
@@ -557,7 +575,8 @@ def main() -> None:
     print(replay_table([row for row in rows if row["part"] == "replay"]))
     speed = rows[-1]
     print(
-        f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond make_jaxpr's {speed['make_jaxpr']:.0f} ms; "
+        f"\ntrace of {speed['equations']} equations: {speed['beyond']:.0f} ms beyond "
+        f"make_jaxpr's {speed['make_jaxpr']:.0f} ms; "
         f"{speed['first']:.0f} ms the first time"
     )
 

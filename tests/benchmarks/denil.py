@@ -1,13 +1,17 @@
-"""Denil et al.'s experiment: MNIST by 784-500-500-10, a twentieth of its weights learned and the others predicted from features.
+"""Denil et al.'s experiment: MNIST by 784-500-500-10.
 
-The network of full size against networks of the same sizes that store 32,350 numbers for their 647,000 weights, biases apart. The
-last kernel is dense in all. The second is hashed in 8,000 numbers, the first has 19,350 and is written in features of the pixels:
-38 of them with dense codes (15 where the features are learned, and stored), or 100 with hashed codes. "Toeplitz + DCT" has windows
-of 9 x 9 in the first layer (405 numbers) and cosines of their positions in the second. One loop for all, that of `hashednets.py`;
-each column's rate, from three, then its share of hidden pixels, from two, by the last 10,000 training images; no test image chose
-anything.
+A twentieth of its weights learned and the others predicted from features.
 
-    python tests/benchmarks/denil.py --validate          # chooses, one seed: about a minute a run on 2 cores
+The network of full size against networks of the same sizes that store 32,350 numbers for their
+647,000 weights, biases apart. The last kernel is dense in all. The second is hashed in 8,000
+numbers, the first has 19,350 and is written in features of the pixels: 38 of them with dense codes
+(15 where the features are learned, and stored), or 100 with hashed codes. "Toeplitz + DCT" has
+windows of 9 x 9 in the first layer (405 numbers) and cosines of their positions in the second. One
+loop for all, that of `hashednets.py`; each column's rate, from three, then its share of hidden
+pixels, from two, by the last 10,000 training images; no test image chose anything.
+
+    # chooses, one seed: about a minute a run on 2 cores
+    python tests/benchmarks/denil.py --validate
     python tests/benchmarks/denil.py                     # 10 seeds
 
 Finished cells stay in the results file (`--out`).
@@ -37,7 +41,7 @@ FIRST = BUDGET - LAST - SECOND
 
 
 def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
-    """Features in the first kernel, dense codes or, where so many features are asked for, hashed ones; the second kernel hashed."""
+    """Features in the first kernel, with dense or hashed codes; the second kernel is hashed."""
     second = jc.at("1/kernel", jc.hashed(SECOND / 500**2, seed=seed))
     if features is None:
         return jc.chain(
@@ -53,7 +57,7 @@ def written(seed: int, atoms: str, features: int | None = None) -> jc.Transform:
 
 
 def translated(seed: int) -> jc.Transform:
-    """Windows, and 25 cosines of the 10 x 10 positions for each of their 5 channels, with hashed codes."""
+    """Windows, and hashed codes of 25 cosines of the 10 x 10 positions of each of 5 channels."""
     codes = BUDGET - LAST - 5 * 81
     return jc.chain(
         jc.at("0/kernel", jc.toeplitz((9, 9), grid=GRID, stride=2)),
@@ -99,7 +103,10 @@ def validated(results: list[dict[str, Any]], column: str) -> list[dict[str, Any]
 
 
 def cells(args: argparse.Namespace, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
+    """What to train: the key of each result.
+
+    With `--validate` the later ones depend on the earlier results.
+    """
     for column in args.columns:
         rows = partial(validated, results, column)
         for rate, dropout in (
@@ -129,9 +136,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     for column, each in errors.items():
         stored = next(row["stored"] for row in rows if row["column"] == column)
         gap = each - errors.get("full", each)
-        spread = lambda values: values.std(ddof=1) if len(values) > 1 else 0.0
+
+        def spread(values):
+            return values.std(ddof=1) if len(values) > 1 else 0.0
+
         lines.append(
-            f"| {column} | {stored:,} | {100 * stored / WEIGHTS:.1f} % | {each.mean():.2f} ± {spread(each):.2f} "
+            f"| {column} | {stored:,} | {100 * stored / WEIGHTS:.1f} % "
+            f"| {each.mean():.2f} ± {spread(each):.2f} "
             f"| {gap.mean():+.2f} ± {spread(gap) / len(gap) ** 0.5:.2f} |"
         )
     return "\n".join(lines)

@@ -1,22 +1,27 @@
-"""Soft targets on MNIST: how much of a teacher's gap a student closes, and why they are easier to learn.
+"""Soft targets on MNIST: the share of a teacher's gap that a student closes, and why.
 
-The setting of Hinton et al. 2015: the teacher is 784-1200-1200-10, trained on images shifted by up to two pixels with a tenth of
-the pixels hidden; the student is 784-800-800-10, trained for 12,000 steps of 100 images by Adam in one cosine cycle, nothing
-hidden. Each seed has a teacher of its own. A column's rate and temperature, or share of smoothing, are the best of a few by the
-last 10,000 training images, seed 0; no test image chose anything. The gap is from the student that learns labels to the teacher.
+The setting of Hinton et al. 2015: the teacher is 784-1200-1200-10, trained on images shifted by up
+to two pixels with a tenth of the pixels hidden; the student is 784-800-800-10, trained for 12,000
+steps of 100 images by Adam in one cosine cycle, nothing hidden. Each seed has a teacher of its
+own. A column's rate and temperature, or share of smoothing, are the best of a few by the last
+10,000 training images, seed 0; no test image chose anything. The gap is from the student that
+learns labels to the teacher.
 
     hard, smoothed             labels, and labels of which a share goes to all classes: the control
-    soft                       what the teacher says of the training images
-    ... shifted                the same three on shifted images; the teacher is asked for each of them
-    soft, states               soft, and the second hidden layers' alignment
+    soft                       what the teacher says of the training images ... shifted
+    the same three on shifted images; the teacher is asked for each of them soft, states
+    soft, and the second hidden layers' alignment
 
-    python tests/benchmarks/distillation.py --validate      # chooses: a minute or two a run of one core
+    # chooses: a minute or two a run of one core
+    python tests/benchmarks/distillation.py --validate
     python tests/benchmarks/distillation.py                 # 3 seeds
-    python tests/benchmarks/distillation.py --part why      # gradients and curvature on the way, 3 seeds
+    # gradients and curvature on the way, 3 seeds
+    python tests/benchmarks/distillation.py --part why
 
-"why" looks at students of hard, smoothed and soft targets after so many steps: the gradient noise scale (the useful batch size) on
-1,000 training images, the mean cosine between the gradients of two of the 500 images that the teacher is least sure of and of 500
-others, the Hessian's largest eigenvalue and trace on 1,000 images, and how many test images student and teacher call the same.
+"why" looks at students of hard, smoothed and soft targets after so many steps: the gradient noise
+scale (the useful batch size) on 1,000 training images, the mean cosine between the gradients of
+two of the 500 images that the teacher is least sure of and of 500 others, the Hessian's largest
+eigenvalue and trace on 1,000 images, and how many test images student and teacher call the same.
 
 Finished cells stay in the results file (`--out`).
 """
@@ -63,12 +68,19 @@ VALIDATION = 10_000
 
 
 def shifted(pixels: jax.Array, key: jax.Array, *, alike: bool = False) -> jax.Array:
-    """Every image moved by up to two pixels each way, or all by the same, empty where nothing was."""
+    """Every image moved by up to two pixels each way, or all by the same.
+
+    Empty where nothing was.
+    """
     images = jnp.pad(pixels.reshape(-1, 28, 28), ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
     corners = jax.random.randint(key, (1 if alike else len(images), 2), 0, 2 * SHIFT + 1)
-    cut = lambda each: jax.lax.dynamic_slice(*each, (28, 28))
+
+    def cut(each):
+        return jax.lax.dynamic_slice(*each, (28, 28))
+
     each = images, jnp.broadcast_to(corners, (len(images), 2))
-    # a loop of two: on a CPU, XLA would cut again for every window that reads the result, five times as slow
+    # a loop of two: on a CPU, XLA would cut again for every window that reads the result, five
+    # times as slow
     return jax.lax.map(cut, each, batch_size=-(-len(images) // 2)).reshape(pixels.shape)
 
 
@@ -135,7 +147,10 @@ def task(
     kind, moving = column.removesuffix(", shifted"), column.endswith(", shifted")
     if not kind.startswith("soft"):
         plain = jc.training.cross_entropy(on_bytes, smoothing=softness)
-        move = lambda batch, key: (shifted(batch[0], key), batch[1]) if moving else batch
+
+        def move(batch, key):
+            return (shifted(batch[0], key), batch[1]) if moving else batch
+
         return lambda params, batch, key: plain(params, move(batch, key), key), tuple(train)
     if kind == "soft, states":
         said = jc.training.predict(with_hidden, teaching, train.pixels)
@@ -217,7 +232,10 @@ def why(key: dict[str, Any]) -> dict[str, Any]:
         )
         row: dict[str, Any] = {"step": step, "agree": round(100 * agree, 2)}
         if step in LOOKS:
-            of = lambda index: jax.tree.map(lambda leaf: leaf[index], data)
+
+            def of(index):
+                return jax.tree.map(lambda leaf: leaf[index], data)
+
             all_, close = statistics(state.params, of(others)), statistics(state.params, of(near))
             bent = jc.training.curvature(
                 loss, state.params, of(others), jax.random.key(0), steps=15, signs=5, progress=False
@@ -274,9 +292,10 @@ def gap_table(results: list[dict[str, Any]]) -> str:
     rows = [row for row in results if (row["part"], row["split"]) == ("gap", "final")]
     base = {row["seed"]: row["wrong"] for row in rows if row["column"] == "hard"}
     lines = ["| student | rate | softness | wrong of 10,000 | gap closed % |", "|---" * 5 + "|"]
-    spread = lambda values: (
-        f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
-    )
+
+    def spread(values):
+        return f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
+
     for column in COLUMNS:
         mine = [row for row in rows if row["column"] == column and row["seed"] in base]
         if mine:
@@ -286,7 +305,8 @@ def gap_table(results: list[dict[str, Any]]) -> str:
             ]
             made = f"{mine[0]['rate']:g} | {mine[0]['softness']:g}"
             lines.append(
-                f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | {spread(closed)} |"
+                f"| {column} | {made} | {spread([row['wrong'] for row in mine])} | "
+                f"{spread(closed)} |"
             )
     lines.append(
         f"| teacher | | | {spread([row['teacher'] for row in rows if row['column'] == 'hard'])} | |"

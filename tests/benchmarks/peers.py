@@ -1,25 +1,33 @@
-"""Beside what people use now: the trained networks of channels.py cut by torch-pruning and by TorchIntegral, and by us.
+"""Beside what people use now.
 
-The same trained weights go over to torch, logits equal to 1e-4, and every method cuts the same share of all channels, on every
-hidden axis at once. Test accuracy before, after the cut, and after one short fine-tuning that is the same for all: half an epoch of
-the training images in one order, Adam with one cosine cycle, batch 128, batch norms in training mode; ours is tuned in JAX, the
-peers in torch. Each side's rate and variants were chosen on the thin ConvNet and the perceptron, trained on 50,000 images and
-judged by the other 10,000 (`--choose`), and so was which of torch-pruning's scopes is worth tuning; the test set chose nothing.
+The trained networks of channels.py cut by torch-pruning and by TorchIntegral, and by us.
 
-    python tests/benchmarks/peers.py --torch-integral PATH      # the table, more than an hour on two cores
-    python tests/benchmarks/peers.py --torch-integral PATH --choose     # what the choices came from
+The same trained weights go over to torch, logits equal to 1e-4, and every method cuts the same
+share of all channels, on every hidden axis at once. Test accuracy before, after the cut, and after
+one short fine-tuning that is the same for all: half an epoch of the training images in one order,
+Adam with one cosine cycle, batch 128, batch norms in training mode; ours is tuned in JAX, the
+peers in torch. Each side's rate and variants were chosen on the thin ConvNet and the perceptron,
+trained on 50,000 images and judged by the other 10,000 (`--choose`), and so was which of
+torch-pruning's scopes is worth tuning; the test set chose nothing.
 
-Each peer runs in a virtual environment of its own, made once in the cache folder (torch 2.13.0 for CPUs; TorchIntegral is compiled
-there, which takes a C++ compiler and Python's headers), or in one of yours by `--torch-pruning-python` and
-`--torch-integral-python`. TorchIntegral is on GitHub alone, as TheStageAI/TorchIntegral: PATH is a clone of it; without PATH its
-cells are left out. Trained parameters are those of channels.py, finished cells stay in the results file (`--out`).
+    # the table, more than an hour on two cores
+    python tests/benchmarks/peers.py --torch-integral PATH
+    python tests/benchmarks/peers.py --torch-integral PATH --choose  # what the choices came from
 
-What the methods see. "ours" and "ours, equal shares" are those of channels.py: 20,000 training images without labels.
-torch-pruning's magnitude and batch norm scales see the weights alone; its Taylor importance sees the same images with labels;
-"sparse training first" trains with its regularizer before the cut, with labels, on as many steps as the fine-tuning.
-TorchIntegral's "resampled" sees the weights alone; "grid tuned" is its fast pruning of trained networks (it trains the sampling
-points and the biases), "trained at random sizes" its training of an integral network; both with labels, on as many steps as the
-fine-tuning, which follows. It folds the batch norms into the kernels.
+Each peer runs in a virtual environment of its own, made once in the cache folder (torch 2.13.0 for
+CPUs; TorchIntegral is compiled there, which takes a C++ compiler and Python's headers), or in one
+of yours by `--torch-pruning-python` and `--torch-integral-python`. TorchIntegral is on GitHub
+alone, as TheStageAI/TorchIntegral: PATH is a clone of it; without PATH its cells are left out.
+Trained parameters are those of channels.py, finished cells stay in the results file (`--out`).
+
+What the methods see. "ours" and "ours, equal shares" are those of channels.py: 20,000 training
+images without labels. torch-pruning's magnitude and batch norm scales see the weights alone; its
+Taylor importance sees the same images with labels; "sparse training first" trains with its
+regularizer before the cut, with labels, on as many steps as the fine-tuning. TorchIntegral's
+"resampled" sees the weights alone; "grid tuned" is its fast pruning of trained networks (it trains
+the sampling points and the biases), "trained at random sizes" its training of an integral network;
+both with labels, on as many steps as the fine-tuning, which follows. It folds the batch norms into
+the kernels.
 """
 
 from __future__ import annotations
@@ -76,7 +84,10 @@ UNTUNED = (
     "torch-pruning, batch norm scale, local",
     "torch-pruning, Taylor, local",
 )
-"""The scopes that did worse on the development ConvNet: on ConvNets their cells end with the cut."""
+"""The scopes that did worse on the development ConvNet.
+
+On ConvNets their cells end with the cut.
+"""
 
 COMPARED = ("ours", "torch-pruning, group L2, local", "TorchIntegral, resampled")
 """Where `--choose` tries all rates, one method of each side."""
@@ -106,7 +117,10 @@ FOR_PERCEPTRON: dict[str, Row] = {
     "TorchIntegral, grid tuned": {"restarts": 2, "rate": 1e-3},
     "TorchIntegral, trained at random sizes": {"restarts": 2, "rate": 1e-3},
 }
-"""What is another choice there. TorchIntegral's default of 100 restarts would take it minutes a cell to order 512 channels."""
+"""What is another choice there.
+
+TorchIntegral's default of 100 restarts would take it minutes a cell to order 512 channels.
+"""
 
 VARIANTS: dict[str, dict[str, tuple[Any, ...]]] = {
     "torch-pruning, Taylor, global": {"images": (2_000, 20_000)},
@@ -129,7 +143,7 @@ AGREE = 1_000
 """Test images whose logits go to torch with the weights."""
 
 
-# --- the networks, in words that both frameworks understand ---------------------------------------------------------
+# --- the networks, in words that both frameworks understand --------------------------------------
 
 
 def form(name: str, widths: Iterable[int] | None = None) -> Row:
@@ -145,7 +159,10 @@ def form(name: str, widths: Iterable[int] | None = None) -> Row:
 
 
 def costs(name: str, widths: Iterable[int] | None = None) -> tuple[int, int]:
-    """Stored numbers and multiply-adds for an image, by the widths alone; a batch norm counts as the bias that it folds into."""
+    """Stored numbers and multiply-adds for an image, by the widths alone.
+
+    A batch norm counts as the bias that it folds into.
+    """
     shape = form(name, widths)
     inputs, side = (1, 28) if shape["convolutions"] else (784, 1)
     numbers, products = 0, 0
@@ -173,11 +190,14 @@ def batches(examples: int) -> np.ndarray:
     )
 
 
-# --- our side -------------------------------------------------------------------------------------------------------
+# --- our side ------------------------------------------------------------------------------------
 
 
 def fine_tune(name: str, params: Any, rate: float, data: Digits) -> Any:
-    """One cycle of Adam on the module written at the parameters' widths, with its batch norms in training mode."""
+    """One cycle of Adam on the module written at the parameters' widths.
+
+    With its batch norms in training mode.
+    """
     module = channels.SUBJECTS[name].make(widths_of(name, params))
     optimizer = optax.adam(cycle(rate))
 
@@ -256,7 +276,7 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-# --- the peers' side ------------------------------------------------------------------------------------------------
+# --- the peers' side -----------------------------------------------------------------------------
 
 
 def folder() -> Path:
@@ -320,7 +340,8 @@ def carry(name: str, seed: int, data: Digits, judge: Digits) -> Path:
 def ask(python: Path, peer: str, job: Row, patient: bool = True) -> Iterator[Row]:
     """Run a job in a peer's environment; a row for each of its cells, when it is finished.
 
-    Patient threads sleep where they wait for each other: beside other work, torch is ten times slower without.
+    Patient threads sleep where they wait for each other: beside other work, torch is ten times
+    slower without.
     """
     command = [str(python), str(Path(__file__).with_name("peers_torch.py"))]
     log, pipe = folder() / f"{peer}.log", subprocess.PIPE
@@ -342,11 +363,14 @@ def ask(python: Path, peer: str, job: Row, patient: bool = True) -> Iterator[Row
         )
 
 
-# --- the speeds -----------------------------------------------------------------------------------------------------
+# --- the speeds ----------------------------------------------------------------------------------
 
 
 def clock_jax(name: str, widths: list[list[int]], runs: int = 30, warm: int = 5) -> list[float]:
-    """The medians of interleaved forward passes at batch 128 in milliseconds, of the module written at the widths."""
+    """The medians of interleaved forward passes at batch 128 in milliseconds.
+
+    Of the module written at the widths.
+    """
     x = jnp.zeros((channels.COST_BATCH, 784))
     modules = [channels.SUBJECTS[name].make(tuple(each)) for each in widths]
     ready = [(jax.jit(module.apply), module.init(jax.random.key(0), x[:1])) for module in modules]
@@ -362,7 +386,10 @@ def clock_jax(name: str, widths: list[list[int]], runs: int = 30, warm: int = 5)
 
 
 def torch_form(name: str, method: str, widths: list[int]) -> Row:
-    """The network that a peer leaves behind: TorchIntegral's has folded batch norms, and the flattening is a convolution."""
+    """The network that a peer leaves behind.
+
+    TorchIntegral's has folded batch norms, and the flattening is a convolution.
+    """
     cell = METHODS[method]
     if cell["peer"] != "torch-integral":
         return form(name, widths)
@@ -395,7 +422,7 @@ def clock(name: str, widths: dict[str, list[int]], python: Path, data: Path) -> 
     )
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 def spread(values: Iterable[float]) -> str:
@@ -404,7 +431,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def table(rows: list[Row], clocks: list[Row]) -> str:
-    """Points of test accuracy lost, mean and standard deviation over the seeds, and the costs, as markdown."""
+    """Points of test accuracy lost with their deviations, and the costs, as markdown."""
     head = [
         "network",
         "cut",
@@ -427,7 +454,10 @@ def table(rows: list[Row], clocks: list[Row]) -> str:
             for row in rows
             if (row["network"], row["keep"], row["method"]) == (name, keep, method)
         ]
-        start = f"| {name} | {1 - keep:.0%} | {method}{'' if len(mine) > 2 else f' ({len(mine)} seeds)'} |"
+        start = (
+            f"| {name} | {1 - keep:.0%} | "
+            f"{method}{'' if len(mine) > 2 else f' ({len(mine)} seeds)'} |"
+        )
         problem = next((row["failed"] for row in mine if "failed" in row), None)
         if problem:
             lines.append(f"{start} {problem} |" + " |" * len(head))
@@ -466,7 +496,10 @@ def table(rows: list[Row], clocks: list[Row]) -> str:
         )
         lines += [
             "",
-            f"{name} before: {', '.join(f'{value:.2f}' for value in before.values())} % right{whole}",
+            (
+                f"{name} before: {', '.join(f'{value:.2f}' for value in before.values())} % "
+                f"right{whole}"
+            ),
         ]
     return "\n".join(lines)
 
@@ -477,7 +510,10 @@ TIME = "seconds to compress, of all cores"
 
 
 def summary(rows: list[Row], clocks: list[Row]) -> str:
-    """The means over the seeds with a row for each method, as markdown: what is lost, and what it costs."""
+    """The means over the seeds with a row for each method, as markdown.
+
+    What is lost, and what it costs.
+    """
     cells = list(dict.fromkeys((row["network"], row["keep"]) for row in rows))
     parts = []
     for figure in (LOST, COST, TIME):
@@ -525,7 +561,7 @@ def shown_as(figure: str, cell: tuple[str, float], mine: list[Row], clocks: list
 
 
 def choice_table(rows: list[Row]) -> str:
-    """Accuracy on the images held back, after the cut and after fine-tuning at each rate, as markdown."""
+    """Accuracy on held-back images after the cut and after tuning at each rate, as markdown."""
     lines = [
         "| network | cut | method | before | after | "
         + " | ".join(f"tuned at rate {place + 1}" for place in range(3))
@@ -545,7 +581,7 @@ def choice_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
+# --- all of it -----------------------------------------------------------------------------------
 
 
 def variants() -> dict[str, Row]:

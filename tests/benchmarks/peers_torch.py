@@ -1,9 +1,13 @@
-"""The torch side of peers.py: one trained network, cut by torch-pruning or by TorchIntegral, judged and fine-tuned.
+"""The torch side of peers.py.
 
-Not for running by hand. peers.py starts it in the peer's own environment, writes a job as JSON to its standard input, and reads
-one line of JSON for each finished cell from its standard output; whatever the peers print goes to the standard error. The job
-names two files of arrays: `data` with the images, the order of the batches and the cycle of the learning rate, the same for every
-method and framework, and `weights` with flax's parameters and the logits that they give, which are looked at before any cut.
+One trained network, cut by torch-pruning or by TorchIntegral, judged and fine-tuned.
+
+Not for running by hand. peers.py starts it in the peer's own environment, writes a job as JSON to
+its standard input, and reads one line of JSON for each finished cell from its standard output;
+whatever the peers print goes to the standard error. The job names two files of arrays: `data` with
+the images, the order of the batches and the cycle of the learning rate, the same for every method
+and framework, and `weights` with flax's parameters and the logits that they give, which are looked
+at before any cut.
 """
 
 from __future__ import annotations
@@ -24,12 +28,15 @@ from torch import nn
 
 THREADS = 2
 CHUNK, AGREE, CLOSE = 250, 1_000, 1e-4
-"""Images at once where nothing is trained; images whose logits are compared with flax's, and how close they have to be."""
+"""Images at once where nothing is trained.
+
+Images whose logits are compared with flax's, and how close they have to be.
+"""
 
 RUNS, WARM = 30, 5
 
 
-# --- the networks ---------------------------------------------------------------------------------------------------
+# --- the networks --------------------------------------------------------------------------------
 
 
 def build(
@@ -45,9 +52,10 @@ def build(
         widths: of the hidden layers, convolutions first.
         convolutions: how many of them are convolutions.
         pooled: which convolutions a max pooling follows.
-        integral: the first dense layer behind convolutions as a convolution of the whole image, the same function:
-            TorchIntegral does not follow a channel through a flattening.
-        norms: whether a batch norm follows each convolution; else the convolution has a bias, as after fusing.
+        integral: the first dense layer behind convolutions as a convolution of the whole image,
+            the same function: TorchIntegral does not follow a channel through a flattening.
+        norms: whether a batch norm follows each convolution; else the convolution has a bias, as
+            after fusing.
     """
     layers: list[nn.Module] = []
     widths, pooled = list(widths), set(pooled)
@@ -82,9 +90,12 @@ def weighted(model: nn.Module) -> list[Any]:
 @torch.no_grad()
 def carry(model: nn.Module, weights: dict[str, np.ndarray], convolutions: int) -> None:
     """Flax's parameters into a model at the same widths."""
-    fill = lambda parameter, value: parameter.copy_(
-        torch.from_numpy(np.ascontiguousarray(value)).reshape(parameter.shape)
-    )
+
+    def fill(parameter, value):
+        return parameter.copy_(
+            torch.from_numpy(np.ascontiguousarray(value)).reshape(parameter.shape)
+        )
+
     for index, layer in enumerate(weighted(model)):
         if index < convolutions:
             fill(layer.weight, weights[f"Conv_{index}/kernel"].transpose(3, 2, 0, 1))
@@ -113,11 +124,11 @@ def carry(model: nn.Module, weights: dict[str, np.ndarray], convolutions: int) -
             fill(parameter, weights[f"BatchNorm_{index}/{name}"])
 
 
-# --- data, training, judging ----------------------------------------------------------------------------------------
+# --- data, training, judging ---------------------------------------------------------------------
 
 
 class Data:
-    """Images in the shape that a network takes, the batches of every training, and the cycle of its rate."""
+    """Images in a network's shape, the batches of every training, and the cycle of its rate."""
 
     def __init__(self, path: str, images: bool):
         self.shape = (-1, 1, 28, 28) if images else (-1, 784)
@@ -163,11 +174,14 @@ class Data:
         model.eval()
 
 
-# --- torch-pruning --------------------------------------------------------------------------------------------------
+# --- torch-pruning -------------------------------------------------------------------------------
 
 
 def torch_pruning(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Module:
-    """Cut by a pruner of torch-pruning, after sparse training where the cell has a regularization."""
+    """Cut by a pruner of torch-pruning.
+
+    After sparse training where the cell has a regularization.
+    """
     import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
     importance = tp.importance.GroupMagnitudeImportance(p=2)
@@ -204,14 +218,17 @@ def torch_pruning(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Modu
     return model
 
 
-# --- TorchIntegral --------------------------------------------------------------------------------------------------
+# --- TorchIntegral -------------------------------------------------------------------------------
 
 
 def torch_integral(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Module:
-    """Converted as in its examples, tuned as the cell says, and sampled at fewer points on every axis.
+    """Converted as in its examples, tuned as the cell says.
 
-    "grid" is its fast pruning of trained networks (the points and the biases are trained at the final size), "weights" its training
-    of an integral network (at random sizes from the final to the whole one).
+    And sampled at fewer points on every axis.
+
+    "grid" is its fast pruning of trained networks (the points and the biases are trained at the
+    final size), "weights" its training of an integral network (at random sizes from the final to
+    the whole one).
     """
     import torch_integral as inn  # pyright: ignore[reportMissingImports]
     from torch_integral import permutation  # pyright: ignore[reportMissingImports]
@@ -252,7 +269,7 @@ def torch_integral(model: nn.Module, cell: dict[str, Any], data: Data) -> nn.Mod
 PEERS = {"torch-pruning": torch_pruning, "torch-integral": torch_integral}
 
 
-# --- one job --------------------------------------------------------------------------------------------------------
+# --- one job -------------------------------------------------------------------------------------
 
 
 def run(model: nn.Module, cell: dict[str, Any], data: Data, before: float) -> dict[str, Any]:

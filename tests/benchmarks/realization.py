@@ -1,17 +1,20 @@
-"""What it costs to know a decision border to h = 1/256, against a uniform grid, and students of what is known.
+"""The cost of a decision boundary at h = 1/256 against a uniform grid, and students of it.
 
-First table: `jc.classifiers.realize` on the unit box from a coarse grid of 8 cells a side, for h = 1/32 .. 1/256. Its questions at 1/256 as a
-share of the 256^d of a grid; the floor, the cells of that grid with a face towards another label, which whoever asks on both sides
-of every border has to ask; the slope of log questions against log 1/h (a border's is d - 1), of all questions and of those beyond
-the coarse grid's; the cells of the grid and the share of 100,000 random points where the mesh is wrong and right; how many pieces
-that hold a box larger than a coarse cell were missed, of the grid with h = 1/128 in two and 1/64 in three dimensions. Curves and
-blobs are given by formulas. Perceptrons (two hidden layers of 64) are trained on scikit-learn's moons and on the first 2 or 3
-principal components of MNIST's first 10,000 digits, three seeds.
+First table: `jc.classifiers.realize` on the unit box from a coarse grid of 8 cells a side, for h =
+1/32 .. 1/256. Its questions at 1/256 as a share of the 256^d of a grid; the floor, the cells of
+that grid with a face towards another label, which whoever asks on both sides of every border has
+to ask; the slope of log questions against log 1/h (a border's is d - 1), of all questions and of
+those beyond the coarse grid's; the cells of the grid and the share of 100,000 random points where
+the mesh is wrong and right; how many pieces that hold a box larger than a coarse cell were missed,
+of the grid with h = 1/128 in two and 1/64 in three dimensions. Curves and blobs are given by
+formulas. Perceptrons (two hidden layers of 64) are trained on scikit-learn's moons and on the
+first 2 or 3 principal components of MNIST's first 10,000 digits, three seeds.
 
-Second table: students of one hidden layer learn the moons' perceptron at h = 1/64 from the mesh's points, from as many uniform
-random points, or from as many as the mesh had questions: plainly, by cross entropy with the same steps, or by `jc.classifiers.fit_exactly`.
-Agreement with the teacher on the mesh's points and on 100,000 random ones. Some steps of `fit_exactly` are of L-BFGS, each of them
-several passes over all points, where the plain ones have a step of Adam.
+Second table: students of one hidden layer learn the moons' perceptron at h = 1/64 from the mesh's
+points, from as many uniform random points, or from as many as the mesh had questions: plainly, by
+cross entropy with the same steps, or by `jc.classifiers.fit_exactly`. Agreement with the teacher
+on the mesh's points and on 100,000 random ones. Some steps of `fit_exactly` are of L-BFGS, each of
+them several passes over all points, where the plain ones have a step of Adam.
 
     python tests/benchmarks/realization.py               # about five minutes on one core
 
@@ -58,7 +61,10 @@ def curve(x):
 
 
 def blobs(x):
-    """Five balls of radius 0.12, a class each; a box larger than a coarse cell of 1/8 fits into each."""
+    """Five balls of radius 0.12, a class each.
+
+    A box larger than a coarse cell of 1/8 fits into each.
+    """
     near = np.linalg.norm(x[:, None] - CENTRES[:, : x.shape[1]], axis=2)
     return np.where(near.min(1) < 0.12, near.argmin(1) + 1, 0)
 
@@ -99,8 +105,15 @@ def trained(params: Any, x: Any, y: Any, steps: int, seed: int) -> Any:
     loss, rate = jc.training.cross_entropy(apply), optax.cosine_decay_schedule(1e-2, steps)
     size = min(len(x), 4096 if steps > 1500 else 512)
     state = jc.fit(
-        loss, params, (x, y), optimizer=optax.adam(rate), steps=steps, batch_size=size, seed=seed, progress=False
-    )  # fmt: skip
+        loss,
+        params,
+        (x, y),
+        optimizer=optax.adam(rate),
+        steps=steps,
+        batch_size=size,
+        seed=seed,
+        progress=False,
+    )
     return state.params
 
 
@@ -140,7 +153,10 @@ def costs(key: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     x = uniform(SAMPLE, d, 1 + key["seed"])
     queries = [each.queries for each in found]
-    slope = lambda queries: float(np.polyfit(np.log(FINENESS), np.log(queries), 1)[0])
+
+    def slope(queries):
+        return float(np.polyfit(np.log(FINENESS), np.log(queries), 1)[0])
+
     floor, wrong = against_grid(classify, found[-1], FINENESS[-1])
     return {
         "d": d,
@@ -157,7 +173,7 @@ def costs(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_grid(classify: Any, found: jc.classifiers.Realized, n: int) -> tuple[int, int]:
-    """Of all cells of the grid, how many have a face towards another label, and for how many the mesh has another one."""
+    """The grid cells with a face towards another label, and those that the mesh gets wrong."""
     d = found.points.shape[1]
     labels, wrong = np.empty(n**d, np.int32), 0
     for start in range(0, n**d, 2**20):
@@ -175,7 +191,7 @@ def against_grid(classify: Any, found: jc.classifiers.Realized, n: int) -> tuple
 
 
 def pieces(classify: Any, d: int) -> dict[str, int]:
-    """How many pieces hold a box larger than a coarse cell, and how many of them are not in the mesh cell for cell."""
+    """The pieces that hold a coarse cell, and those of them that the mesh misses in part."""
     n = 128 if d == 2 else 64
     x = ((np.indices((n,) * d).reshape(d, -1).T + 0.5) / n).astype(np.float32)
     labels = np.asarray(classify(x)).reshape((n,) * d)
@@ -213,9 +229,10 @@ def student(key: dict[str, Any]) -> dict[str, Any]:
         params, exact = fitted.params, int(fitted.steps[-1])
     else:
         params = trained(params, x, y, total, key["seed"])
-    agrees = lambda x: float(
-        np.mean(np.argmax(np.asarray(apply(params, x)), 1) == np.asarray(classify(x)))
-    )
+
+    def agrees(x):
+        return float(np.mean(np.argmax(np.asarray(apply(params, x)), 1) == np.asarray(classify(x))))
+
     return {
         "points": len(x),
         "steps": exact or total,
@@ -225,29 +242,39 @@ def student(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    of = lambda group, name: np.array([row[name] for row in group])
+    def of(group, name):
+        return np.array([row[name] for row in group])
+
     lines = [
-        "| classifier | queries at 1/256 | of the grid | floor | slope (d - 1) | beyond the coarse grid | cells | examples "
+        "| classifier | queries at 1/256 | of the grid | floor | slope (d - 1) "
+        "| beyond the coarse grid | cells | examples "
         "| wrong in the grid | agreement | pieces missed | seconds |"
     ]
     lines += ["|" + "---|" * 12]
-    ranges = lambda v, form: (
-        f"{min(v):{form}}" if min(v) == max(v) else f"{min(v):{form}} .. {max(v):{form}}"
-    )
+
+    def ranges(v, form):
+        return f"{min(v):{form}}" if min(v) == max(v) else f"{min(v):{form}} .. {max(v):{form}}"
+
     for name in (*KNOWN, *LEARNED):
         group = [row for row in rows if row.get("classifier") == name]
         d, last = group[0]["d"], np.array([row["queries"][-1] for row in group])
         lines.append(
             f"| {name} | {ranges(last, ',')} | {ranges(100 * last / 256**d, '.2f')} % "
-            f"| {ranges(100 * of(group, 'floor') / 256**d, '.2f')} % | {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
-            f"| {ranges(of(group, 'slope beyond'), '.2f')} | {ranges(of(group, 'cells'), ',')} | {group[0]['examples'] or ''} "
+            f"| {ranges(100 * of(group, 'floor') / 256**d, '.2f')} % "
+            f"| {ranges(of(group, 'slope'), '.2f')} ({d - 1}) "
+            f"| {ranges(of(group, 'slope beyond'), '.2f')} | {ranges(of(group, 'cells'), ',')} "
+            f"| {group[0]['examples'] or ''} "
             f"| {of(group, 'wrong').sum()} of {len(group) * 256**d:,} "
             f"| {ranges(100 * of(group, 'agreement'), '.2f')} % "
-            f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} | {ranges(of(group, 'seconds'), '.1f')} |"
+            f"| {of(group, 'missed').sum()} of {of(group, 'pieces').sum()} "
+            f"| {ranges(of(group, 'seconds'), '.1f')} |"
         )
     lines += [
         "",
-        "| hidden units | points | training | agree on the mesh, % | exactly | agree on 100,000 random points, % |",
+        (
+            "| hidden units | points | training | agree on the mesh, % | exactly | agree on "
+            "100,000 random points, % |"
+        ),
     ]
     lines += ["|" + "---|" * 6]
     for width in STUDENTS:
@@ -257,7 +284,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
             mesh, random = 100 * of(group, "mesh"), 100 * of(group, "random")
             lines.append(
                 f"| {width} | {source} | {how} | {mesh.mean():.2f} ± {mesh.std(ddof=1):.2f} "
-                f"| {(mesh == 100).sum()} of {len(group)} | {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
+                f"| {(mesh == 100).sum()} of {len(group)} "
+                f"| {random.mean():.2f} ± {random.std(ddof=1):.2f} |"
             )
     return "\n".join(lines)
 

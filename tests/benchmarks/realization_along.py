@@ -1,37 +1,41 @@
-"""A training set made anew from a teacher: MNIST at 10 and 50 points a class, and at 5 % of all (300 a class).
+"""A training set made anew from a teacher.
 
-The teacher is a network with windows (9 x 9, 64 channels), trained on the training images; it labels the points of every column,
-and no column sees a label of the data. Each column gives so many points, on which the same student (9 x 9 windows, 16 channels, a
-dense layer) is trained for the same steps by the same loss: cross entropy with the teacher's labels ("hard") or its probabilities
-at a temperature of 2 ("soft"). Every image is shifted by up to two pixels, for all columns alike, and its label stays. Weights are
-used only where the column says so.
+MNIST at 10 and 50 points a class, and at 5 % of all (300 a class).
 
-    random             real images, as many of each class (by the teacher) as of the others
-    herding            real images whose mean stays next to the class's (Welling 2009)
-    margin             real images of which the teacher is least sure
-    random, margin     half of each
-    mixup              halfway between two real images (Zhang et al. 2018)
-    moved              random real images pushed just across the border by the teacher's gradient (Heo et al. 2019), on both sides
-    Gaussian           a Gaussian with the mean and covariance of all real images
-    noise              uniform pixels
-    realized           jc.classifiers.realize_along the real images, then coarsened
-    realized, weights  the same, with the weights of the cells
-    medoids            the same cells, with the real image nearest to each mean in its place
-    border             half of them so, half points of border pairs
-    medoids, margin    half of them so, half the real images of which the teacher is least sure
-    matched            the medoids, moved by jc.classifiers.match_distribution: features are the student's hidden layer before training
-    taught             jc.classifiers.teaching_set: real images drawn where seven students, one after the other, differ from the teacher; their
+The teacher is a network with windows (9 x 9, 64 channels), trained on the training images; it
+labels the points of every column, and no column sees a label of the data. Each column gives so
+many points, on which the same student (9 x 9 windows, 16 channels, a dense layer) is trained for
+the same steps by the same loss: cross entropy with the teacher's labels ("hard") or its
+probabilities at a temperature of 2 ("soft"). Every image is shifted by up to two pixels, for all
+columns alike, and its label stays. Weights are used only where the column says so.
+
+    random             real images, as many of each class (by the teacher) as of the others herding
+    real images whose mean stays next to the class's (Welling 2009) margin             real images
+    of which the teacher is least sure random, margin     half of each mixup              halfway
+    between two real images (Zhang et al. 2018) moved              random real images pushed just
+    across the border by the teacher's gradient (Heo et al. 2019), on both sides Gaussian
+    a Gaussian with the mean and covariance of all real images noise              uniform pixels
+    realized           jc.classifiers.realize_along the real images, then coarsened realized,
+    weights  the same, with the weights of the cells medoids            the same cells, with the
+    real image nearest to each mean in its place border             half of them so, half points of
+    border pairs medoids, margin    half of them so, half the real images of which the teacher is
+    least sure matched            the medoids, moved by jc.classifiers.match_distribution: features
+    are the student's hidden layer before training taught             jc.classifiers.teaching_set:
+    real images drawn where seven students, one after the other, differ from the teacher; their
                        seeds are not those of the students that are judged
-    taught by others   the same, but the seven are dense, 784-100-10: does a set serve another kind of student?
-    without data       realized, along smooth Gaussian images in the box of pixels: what is known is the bounds of the inputs, and
-                       that near pixels are alike
-    all data           all real images; also with eight times the steps, which is what seven students for choosing and one cost
+    taught by others   the same, but the seven are dense, 784-100-10: does a set serve another kind
+    of student?
+    without data       realized, along smooth Gaussian images in the box of pixels: what is known
+        is the bounds of the inputs, and that near pixels are alike
+    all data           all real images; also with eight times the steps, which is what seven
+    students for choosing and one cost
 
-    python tests/benchmarks/realization_along.py --validate      # students judged by the last 10,000 training images
+    # students judged by the last 10,000 training images
+    python tests/benchmarks/realization_along.py --validate
     python tests/benchmarks/realization_along.py                 # by the test images, 3 seeds
 
-The teacher is kept in the cache folder, finished cells in the results file (`--out`). "queries" is how often the teacher was asked
-to make the set.
+The teacher is kept in the cache folder, finished cells in the results file (`--out`). "queries" is
+how often the teacher was asked to make the set.
 """
 
 from __future__ import annotations
@@ -106,9 +110,10 @@ def teacher(validate: bool) -> Any:
     if not path.exists():
         train, _ = split(validate)
         plain = jc.training.cross_entropy(logits)
-        loss = lambda params, batch, key: plain(
-            params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key
-        )
+
+        def loss(params, batch, key):
+            return plain(params, (partly_hidden(batch[0], TEACHER_HIDDEN, key), batch[1]), key)
+
         given: dict[str, Any] = dict(
             optimizer=one_cycle(TEACHER_RATE, TEACHER_STEPS), steps=TEACHER_STEPS, batch_size=BATCH
         )
@@ -142,7 +147,10 @@ def real(validate: bool, count: int | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(count: int, seed: int) -> np.ndarray:
-    """Images of which it is only known that pixels lie in [0, 1] and near ones are alike: correlation falls over three pixels."""
+    """Images of which it is only known that pixels lie in [0, 1] and near ones are alike.
+
+    Correlation falls over three pixels.
+    """
     axis = np.exp(-((np.arange(28)[:, None] - np.arange(28)) ** 2) / (2 * 3.0**2))
     drawn = random_points(
         (np.full(784, -1.0), np.ones(784)),
@@ -155,7 +163,10 @@ def smooth(count: int, seed: int) -> np.ndarray:
 
 @cache
 def realized(validate: bool, count: int | None, data: bool) -> jc.classifiers.RealizedAlong:
-    """Along the images, or random ones: there nearly every edge has a border, and the budget leaves most of them as they are."""
+    """Along the images, or random ones.
+
+    There nearly every edge has a border, and the budget leaves most of them as they are.
+    """
     x = real(validate, count)[0]
     given: dict[str, Any] = dict(
         neighbours=8, domain=(0, 1), training_points=len(x), batch_size=1_000
@@ -187,7 +198,10 @@ def herded(x: np.ndarray, m: int) -> np.ndarray:
 
 
 def moved(validate: bool, x: np.ndarray, steps: int = 10) -> np.ndarray:
-    """Images moved down the margin's gradient until the teacher calls them otherwise: half as they are then, half a step before."""
+    """Images moved down the margin's gradient until the teacher calls them otherwise.
+
+    Half as they are then, half a step before.
+    """
     params = teacher(validate)
 
     def margin(image: jax.Array) -> jax.Array:
@@ -214,7 +228,7 @@ def moved(validate: bool, x: np.ndarray, steps: int = 10) -> np.ndarray:
 
 
 def points(key: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """The images of a column, their weights where it has such, and how often the teacher was asked."""
+    """A column's images, their weights if it has some, and how often the teacher was asked."""
     validate, column, seed = key["split"] == "validation", key["column"], key["seed"]
     x, z = real(validate, key["count"])
     if column in (ALL, LONGER):
@@ -285,7 +299,10 @@ def coarsened(
 
 @cache
 def hidden() -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The hidden layer of a student before training, for images that are all moved by the same up to two pixels."""
+    """The hidden layer of a student before training.
+
+    For images that are all moved by the same up to two pixels.
+    """
     form = windows(0)["0"]["kernel"]
 
     def features(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -341,9 +358,15 @@ def student(
 ) -> Any:
     """The parameters of one that is trained on these points."""
     return jc.fit(
-        loss_at(temperature), params, (x, goal, weights), optimizer=one_cycle(RATE, steps), steps=steps,
-        batch_size=min(BATCH, len(x)), seed=seed, description=description,
-    ).params  # fmt: skip
+        loss_at(temperature),
+        params,
+        (x, goal, weights),
+        optimizer=one_cycle(RATE, steps),
+        steps=steps,
+        batch_size=min(BATCH, len(x)),
+        seed=seed,
+        description=description,
+    ).params
 
 
 def learn(

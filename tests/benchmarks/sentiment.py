@@ -1,14 +1,18 @@
-"""MiniLM made small for tweets, judged by what a linear probe of its frozen embeddings knows of their sentiment.
+"""MiniLM made small for tweets.
 
-The second task of `corpus.py`'s recipe. The texts are those of VADER (Hutto and Gilbert 2014): 4,200 tweets, and snippets of
-reviews and editorials, each rated by twenty people. Half of the tweets and all snippets are documents: text alone, their ratings
-unread. The other tweets are the task: is the mean rating positive? Logistic regression on five folds, the strength of its penalty
+Judged by what a linear probe of its frozen embeddings knows of their sentiment.
+
+The second task of `corpus.py`'s recipe. The texts are those of VADER (Hutto and Gilbert 2014):
+4,200 tweets, and snippets of reviews and editorials, each rated by twenty people. Half of the
+tweets and all snippets are documents: text alone, their ratings unread. The other tweets are the
+task: is the mean rating positive? Logistic regression on five folds, the strength of its penalty
 chosen within each training part; the same folds for both encoders.
 
     python tests/benchmarks/sentiment.py                 # half an hour for each share
 
-It needs what `corpus.py` needs, and scikit-learn; `pip download` brings the texts once (vaderSentiment 3.3.2), they stay in the
-cache folder. Finished cells stay in the results file (`--out`).
+It needs what `corpus.py` needs, and scikit-learn; `pip download` brings the texts once
+(vaderSentiment 3.3.2), they stay in the cache folder. Finished cells stay in the results file
+(`--out`).
 """
 
 from __future__ import annotations
@@ -146,7 +150,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         before, after = np.array(row["before"]), np.array(row["after"])
         gap = after - before
         lines.append(
-            f"| {row['numbers'] / row['whole']:.3f} | {row['minutes']:g} | {before.mean():.1f} | {after.mean():.1f} "
+            f"| {row['numbers'] / row['whole']:.3f} | {row['minutes']:g} "
+            f"| {before.mean():.1f} | {after.mean():.1f} "
             f"| {gap.mean():+.1f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.1f} |"
         )
     return "\n".join(lines)

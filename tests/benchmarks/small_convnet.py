@@ -1,9 +1,10 @@
 """A plain small ConvNet with as many numbers as HashedNets' table allows at 1/64: the neighbour.
 
-Three convolutions of 3 x 3 with stride 2 (16, 22 and 24 channels, rectified) and a dense last layer:
-11,976 numbers (8,896 with two classes) of the 12,422 (12,296) that the table allows, nothing
-compressed. Data, loop, batch, number of steps, hidden pixels and evaluation are those of
-`hashednets.py`; the rate is the best of its three on the validation images of BASIC and ROT, one seed.
+Three convolutions of 3 x 3 with stride 2 (16, 22 and 24 channels, rectified) and a dense last
+layer: 11,976 numbers (8,896 with two classes) of the 12,422 (12,296) that the table allows,
+nothing compressed. Data, loop, batch, number of steps, hidden pixels and evaluation are those of
+`hashednets.py`; the rate is the best of its three on the validation images of BASIC and ROT, one
+seed.
 
     python tests/benchmarks/small_convnet.py --validate    # the rate
     python tests/benchmarks/small_convnet.py               # eight sets, 3 seeds

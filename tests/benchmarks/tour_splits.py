@@ -1,9 +1,13 @@
-"""The tour at keep 1/8 over five splits of the digits, paired: is a transform worse than the baselines after equal fine-tuning?
+"""The tour at keep 1/8 over five splits of the digits, paired.
 
-    python tests/benchmarks/tour_splits.py       # about three minutes on two cores; results beside this file as JSON
+Is a transform worse than the baselines after equal fine-tuning?
 
-Each split trains its own dense network. The difference to a baseline is taken split by split; a transform counts as no
-worse where the mean difference is at least zero, or within one standard error below it.
+    # about three minutes on two cores; results beside this file as JSON
+    python tests/benchmarks/tour_splits.py
+
+Each split trains its own dense network. The difference to a baseline is taken split by split; a
+transform counts as no worse where the mean difference is at least zero, or within one standard
+error below it.
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ def main() -> None:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Accuracy before and after fine-tuning, and the differences to the baselines, paired by split."""
+    """Accuracy before and after fine-tuning, and the differences to the baselines.
+
+    Paired by split.
+    """
     after = {
         name: np.array([split[name][2] for split in results.values()]) for name in results["0"]
     }

@@ -1,16 +1,19 @@
-"""What makes small networks better, one change at a time: HashedNets' task at 1/64 on the validation images of BASIC and ROT.
+"""What makes small networks better, one change at a time.
 
-Three recipes of `hashednets.py` (hashed weights, cosines, windows with cosines of their places) at the rates chosen there;
-each variant changes one thing of one recipe. So no test image says which change is good. "paper's form" has 1,000 units and
-every kernel hashed, trained by momentum at three rates as in the paper, and as all others.
+HashedNets' task at 1/64 on the validation images of BASIC and ROT.
+
+Three recipes of `hashednets.py` (hashed weights, cosines, windows with cosines of their places) at
+the rates chosen there; each variant changes one thing of one recipe. So no test image says which
+change is good. "paper's form" has 1,000 units and every kernel hashed, trained by momentum at
+three rates as in the paper, and as all others.
 
     python tests/benchmarks/variants.py                        # 3 seeds, about an hour of one core
-    python tests/benchmarks/variants.py --sets MNIST --variants hashed "paper's form" "paper's form, momentum 0.003" ...
+    python tests/benchmarks/variants.py --sets MNIST --variants hashed "paper's form" ...
 
 Finished cells stay in the results file (`--out`).
 
-Source: frequencies and their share of buckets, FreshNets, Chen et al. 2016 (arXiv:1506.04449); averages, Izmailov et al. 2018
-(arXiv:1803.05407).
+Source: frequencies and their share of buckets, FreshNets, Chen et al. 2016 (arXiv:1506.04449);
+averages, Izmailov et al. 2018 (arXiv:1803.05407).
 """
 
 from __future__ import annotations
@@ -55,12 +58,12 @@ from jaxcompress.transforms.initialize import scale
 TASK = Task(3, 10, 1 / 64)
 
 
-# --- hashes of other kinds ------------------------------------------------------------------------------------------
+# --- hashes of other kinds -----------------------------------------------------------------------
 
 
 @jc.compact_array
 class OtherHash(jc.CompactArray):
-    """A hash without signs, or one that throws each entry to any place, as in the paper, so that some are used more often."""
+    """A hash without signs, or one that is not balanced, as in the paper."""
 
     table: jax.Array
     signs: bool = jc.static_field(default=True)
@@ -89,11 +92,14 @@ class Bands(jc.CompactArray):
         return jnp.concatenate([self.low, self.high], axis=-2)
 
 
-# --- the variants ---------------------------------------------------------------------------------------------------
+# --- the variants --------------------------------------------------------------------------------
 
 
 class Variant(NamedTuple):
-    """One change of a column of `hashednets.py`: of its fresh parameters, or of how they are trained."""
+    """One change of a column of `hashednets.py`.
+
+    Of its fresh parameters, or of how they are trained.
+    """
 
     column: str
     change: Callable[[Any], Any] = lambda params: params
@@ -124,7 +130,10 @@ def hash_of(**options: bool) -> Callable[[Any], Any]:
 
 
 def bands(low: int, count: int) -> Callable[[Any], Any]:
-    """The codes of `count` cosines in as many numbers as before: those of the lowest are free, the rest is hashed."""
+    """The codes of `count` cosines in as many numbers as before.
+
+    Those of the lowest are free, the rest is hashed.
+    """
 
     def change(kernel: Any) -> Any:
         numbers, n = jc.stored_numbers(kernel), kernel.matrix_shape[1]
@@ -208,7 +217,10 @@ def averaging(inner: optax.GradientTransformation, start: int) -> optax.Gradient
 
 
 def one_cycle_held(rate: float, steps: int) -> optax.GradientTransformation:
-    """Up as in one cycle, down to a quarter of the rate, and then held: an average needs steps that still move."""
+    """Up as in one cycle, down to a quarter of the rate, and then held.
+
+    An average needs steps that still move.
+    """
     down = optax.cosine_decay_schedule(rate, steps // 2, alpha=0.25)
     up = optax.linear_schedule(rate / 25, rate, steps // 10)
     return optax.adam(optax.join_schedules([up, down], [steps // 10]))

@@ -1,15 +1,21 @@
-"""The eight sets of HashedNets: MNIST, five variations of it, rectangles and convex shapes; 28 x 28 pixels, by short programs.
+"""The eight sets of HashedNets: MNIST, five variations of it, rectangles and convex shapes.
 
-As in Larochelle et al. 2007 (doi:10.1145/1273496.1273556), whose files are no longer offered: 12,000 training and 50,000 test
-images a set, of which the last 2,000 training images judge choices; MNIST itself has its 60,000 and 10,000, and the last 10,000
-judge. Digits come from the 70,000 of MNIST, each in one place, and those that MNIST tests are tested here, too.
+28 x 28 pixels, by short programs.
 
-- BASIC: fewer digits. ROT: turned by any angle. BG-RAND: noise behind them. BG-IMG: patches of photographs behind them, those with
-  hardly any contrast left out; the left halves of two photographs for training, the right halves for tests. BG-IMG-ROT: both.
-- RECT: the outline of a rectangle: is it wider than high? The sides differ by three pixels at least.
-- CONVEX: a white region: is it convex? Convex ones are cut out by half-planes, the others are unions of such.
+As in Larochelle et al. 2007 (doi:10.1145/1273496.1273556), whose files are no longer offered:
+12,000 training and 50,000 test images a set, of which the last 2,000 training images judge
+choices; MNIST itself has its 60,000 and 10,000, and the last 10,000 judge. Digits come from the
+70,000 of MNIST, each in one place, and those that MNIST tests are tested here, too.
 
-    python tests/benchmarks/variations.py samples.png        # a look at ten of every set, two minutes
+- BASIC: fewer digits. ROT: turned by any angle. BG-RAND: noise behind them. BG-IMG: patches of
+  photographs behind them, those with hardly any contrast left out; the left halves of two
+  photographs for training, the right halves for tests. BG-IMG-ROT: both.
+- RECT: the outline of a rectangle: is it wider than high? The sides differ by three pixels at
+  least.
+- CONVEX: a white region: is it convex? Convex ones are cut out by half-planes, the others are
+  unions of such.
+
+    python tests/benchmarks/variations.py samples.png  # a look at ten of every set, two minutes
 """
 
 from __future__ import annotations
@@ -134,7 +140,10 @@ def convex_or_not() -> tuple[Digits, Digits]:
 
 
 def regions(rng: np.random.Generator, convex: bool, least: int = 40) -> Iterator[np.ndarray]:
-    """(some, 28, 28) booleans at a time, half of all that are needed: of at least so many pixels, and convex or not."""
+    """(some, 28, 28) booleans at a time, half of all that are needed.
+
+    Of at least so many pixels, and convex or not.
+    """
     count = 0
     while count < (TRAINING + TEST) // 2:
         if convex:
@@ -162,7 +171,10 @@ def points() -> np.ndarray:
 
 
 def half_planes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 28, 28) booleans: what three to eight half-planes have in common, of any direction and place."""
+    """(count, 28, 28) booleans: what three to eight half-planes have in common.
+
+    Of any direction and place.
+    """
     angle, offset = rng.uniform(0, 2 * np.pi, (count, 8)), rng.uniform(2, 13, (count, 8))
     centre = rng.uniform(-6, 6, (count, 1, 2))
     normal = np.stack([np.cos(angle), np.sin(angle)], -1)

@@ -1,21 +1,24 @@
-r"""Other people's models, unmodified: what `jc.trace` finds in them, what it refuses and why, and whether their halves are right.
+r"""Other people's models, unmodified: their hidden axes, what is refused, and what is computed.
 
-Every model comes from a published package, with random weights, at a reduced size where its constructor allows one. Each is
-traced, cut to half on every hidden axis with `rotate_and_prune`, from its weights alone and with moments of random batches, and
-the small network is run. "oracle error" is law 4 (tests/networks/oracle.py): the largest difference between the replayed small
-network and the full one with the small one's maps embedded, relative to the outputs' largest, over two draws of random maps. Models
-with batch statistics run in inference mode.
+Every model comes from a published package, with random weights, at a reduced size where its
+constructor allows one. Each is traced and cut to half on every hidden axis with `rotate_and_prune`,
+from its weights alone and with moments of random batches, and the small network is run. "oracle
+error" is law 4 (tests/helpers_oracle.py): the largest difference between the replayed small network
+and the full one with the small one's maps embedded, relative to the outputs' largest, over two
+draws of random maps. Models with batch statistics run in inference mode.
 
-    pip install -e '.[test]' transformers==4.57.6 equimo==1.1.0 pdequinox==0.1.2 flowjax==19.1.2 jraph==0.0.6.dev0 distrax==0.1.9 \
-        tf-keras==2.21.0 dm-clrs==2.0.3 e3nn-jax==0.21.0 flaxmodels==0.1.3 brax==0.14.2 jraphx==0.1.0 mamba2-jax==1.1.2 \
+    pip install -e '.[test]' transformers==4.57.6 equimo==1.1.0 pdequinox==0.1.2 \
+        flowjax==19.1.2 jraph==0.0.6.dev0 distrax==0.1.9 tf-keras==2.21.0 dm-clrs==2.0.3 \
+        e3nn-jax==0.21.0 flaxmodels==0.1.3 brax==0.14.2 jraphx==0.1.0 mamba2-jax==1.1.2 \
         jaxkan==0.3.7 penzai==0.2.5 numpyro==0.22.0 keras==3.15.1 keras-hub==0.32.0 torch==2.14.1
     pip install --no-deps jax-models==0.0.5 nanodl==0.0.0 flaxdiff==0.2.11
     python tests/benchmarks/zoo.py                   # the table; 20 minutes on two busy cores
     python tests/benchmarks/zoo.py --only 'bert*'    # some of it
     python tests/benchmarks/zoo.py --by-package      # a line for every package
-    python tests/benchmarks/zoo.py --again           # measure afresh, for instance after a change of the library
+    python tests/benchmarks/zoo.py --again           # measure afresh
 
-A model whose package is missing is left out, and the table says so. Finished rows are kept in the results file (`--out`).
+A model whose package is missing is left out, and the table says so. Finished rows are kept in the
+results file (`--out`).
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def model(package: str, framework: str) -> Callable[[Callable[[], Model]], Calla
     return register
 
 
-# --- inputs, and what each framework calls a pure function ----------------------------------------------------------
+# --- inputs, and what each framework calls a pure function ---------------------------------------
 
 
 def noise(*shape: int) -> Callable[[np.random.Generator], tuple[Any, ...]]:
@@ -108,7 +111,10 @@ def both(
 
 
 def perturb(params: Any) -> Any:
-    """Fresh parameters with noise, so that no bias is zero and no scale one; variances stay positive, integers what they are."""
+    """Fresh parameters with noise, so that no bias is zero and no scale one.
+
+    Variances stay positive, integers what they are.
+    """
     rng = np.random.default_rng(0)
 
     def leaf(path: tuple[Any, ...], value: Any) -> jax.Array:
@@ -168,17 +174,25 @@ def haiku(
     draw: Callable[[np.random.Generator], tuple[Any, ...]],
     **first: Any,
 ) -> Model:
-    """Parameters and state in one tree; `first` are options of the first call, which makes the statistics."""
+    """Parameters and state in one tree.
+
+    `first` are options of the first call, which makes the statistics.
+    """
     import haiku as hk
 
     net = hk.transform_with_state(function)
     params, state = net.init(jax.random.key(0), *draw(np.random.default_rng(0)), **first)
-    apply = lambda both, *inputs: net.apply(both["params"], both["state"], None, *inputs)[0]
-    counters = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+    def apply(both, *inputs):
+        return net.apply(both["params"], both["state"], None, *inputs)[0]
+
+    def counters(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
     return Model(apply, {"params": perturb(params), "state": counters(state)}, draw)
 
 
-# --- transformers ---------------------------------------------------------------------------------------------------
+# --- transformers --------------------------------------------------------------------------------
 
 LAYERS = dict(
     vocab_size=VOCABULARY,
@@ -422,7 +436,7 @@ def regnet() -> Model:
     )
 
 
-# --- flax -----------------------------------------------------------------------------------------------------------
+# --- flax ----------------------------------------------------------------------------------------
 
 
 @model("flax", "flax linen")
@@ -464,7 +478,7 @@ def nnx_attention() -> Model:
     )
 
 
-# --- equinox and what is built on it --------------------------------------------------------------------------------
+# --- equinox and what is built on it -------------------------------------------------------------
 
 
 @model("equinox", "equinox")
@@ -526,9 +540,10 @@ def equimo(name: str, *sizes: Any, **options: Any) -> Model:
     import equimo.models
 
     module = getattr(equimo.models, name)(*sizes, **options, num_classes=5, key=jax.random.key(0))
-    call = lambda module, images: jax.vmap(
-        lambda image: module(image, key=jax.random.key(0), inference=True)
-    )(images)
+
+    def call(module, images):
+        return jax.vmap(lambda image: module(image, key=jax.random.key(0), inference=True))(images)
+
     return equinox(module, noise(BATCH, 3, 32, 32), call)
 
 
@@ -630,7 +645,7 @@ def flowjax_autoregressive() -> Model:
     return flow("masked_autoregressive_flow", nn_width=12, nn_depth=2)
 
 
-# --- haiku and what is built on it ----------------------------------------------------------------------------------
+# --- haiku and what is built on it ---------------------------------------------------------------
 
 
 @model("dm-haiku", "haiku")
@@ -645,9 +660,10 @@ def haiku_resnet() -> Model:
     import haiku as hk
 
     sizes = dict(blocks_per_group=(1, 1, 1, 1), channels_per_group=(8, 12, 16, 20), num_classes=5)
-    run = lambda x, training=False: hk.nets.ResNet(**sizes, bottleneck=True)(
-        x, is_training=training
-    )
+
+    def run(x, training=False):
+        return hk.nets.ResNet(**sizes, bottleneck=True)(x, is_training=training)
+
     return haiku(run, noise(BATCH, 32, 32, 3), training=True)
 
 
@@ -656,7 +672,10 @@ def haiku_mobilenet() -> Model:
     import haiku as hk
 
     sizes = dict(strides=(1, 2, 1), channels=(8, 12, 16), num_classes=5)
-    run = lambda x, training=False: hk.nets.MobileNetV1(**sizes)(x, is_training=training)
+
+    def run(x, training=False):
+        return hk.nets.MobileNetV1(**sizes)(x, is_training=training)
+
     return haiku(run, noise(BATCH, 16, 16, 3), training=True)
 
 
@@ -699,11 +718,16 @@ def jraph_network() -> Model:
     import jraph
 
     def run(nodes: jax.Array, edges: jax.Array, senders: jax.Array, receivers: jax.Array) -> Any:
-        count = lambda x: jnp.array([len(x)])
+        def count(x):
+            return jnp.array([len(x)])
+
         given = jraph.GraphsTuple(
             nodes, edges, receivers, senders, jnp.ones((1, 3)), count(nodes), count(edges)
         )
-        update = lambda *sizes: jraph.concatenated_args(hk.nets.MLP(sizes))
+
+        def update(*sizes):
+            return jraph.concatenated_args(hk.nets.MLP(sizes))
+
         for _ in range(2):
             given = jraph.GraphNetwork(update(10, 8), update(12, 9), update(7, 6))(given)
         return hk.Linear(3)(given.nodes), hk.Linear(2)(given.globals)
@@ -720,9 +744,10 @@ def jraph_attention() -> Model:
         given = jraph.GraphsTuple(
             nodes, None, receivers, senders, None, jnp.array([len(nodes)]), jnp.array([len(edges)])
         )
-        logit = lambda sender, receiver, edge: hk.Linear(1)(
-            jax.nn.leaky_relu(jnp.concatenate([sender, receiver], -1))
-        )
+
+        def logit(sender, receiver, edge):
+            return hk.Linear(1)(jax.nn.leaky_relu(jnp.concatenate([sender, receiver], -1)))
+
         for width in (10, 8):
             given = jraph.GAT(
                 lambda nodes, width=width: hk.Linear(width)(nodes), logit, jax.nn.relu
@@ -738,9 +763,9 @@ def distrax_spline_flow() -> Model:
     import haiku as hk
 
     def run(x: jax.Array) -> jax.Array:
-        spline = lambda params: distrax.RationalQuadraticSpline(
-            params, range_min=-3.0, range_max=3.0
-        )
+        def spline(params):
+            return distrax.RationalQuadraticSpline(params, range_min=-3.0, range_max=3.0)
+
         layers = []
         for index in range(2):
             conditioner = hk.Sequential([hk.nets.MLP([12, 10, 6 * 13]), hk.Reshape((6, 13))])
@@ -801,7 +826,7 @@ def e3nn_gate() -> Model:
     return haiku(run, noise(BATCH, 9))
 
 
-# --- others' Flax models --------------------------------------------------------------------------------------------
+# --- others' Flax models -------------------------------------------------------------------------
 
 
 @model("flaxmodels", "flax linen")
@@ -816,7 +841,7 @@ def flaxmodels_resnet18() -> Model:
 
 
 def jax_models(module: Any, draw: Any) -> Model:
-    """Its modules take rates out of arrays on the way, which tracing forbids unless they are computed at once."""
+    """Its modules read rates from arrays, so those are computed at once, outside tracing."""
     made = linen(module, draw, True)
 
     def apply(params: Any, *inputs: Any) -> Any:
@@ -920,13 +945,19 @@ def brax_policy() -> Model:
     from brax.training.networks import make_policy_network
 
     network = make_policy_network(4, 7, hidden_layer_sizes=(12, 10), layer_norm=True)
-    apply = lambda params, x: network.apply(None, params, x)
+
+    def apply(params, x):
+        return network.apply(None, params, x)
+
     return Model(apply, perturb(network.init(jax.random.key(0))), noise(BATCH, 7))
 
 
 @model("flaxdiff", "flax linen")
 def flaxdiff_unet() -> Model:
-    """A diffusion model's: group norms, time embeddings, cross attention, skips that are concatenated."""
+    """A diffusion model's: group norms, time embeddings, cross attention.
+
+    Skips that are concatenated.
+    """
     from flaxdiff.models.simple_unet import Unet
 
     attentions = [
@@ -1083,14 +1114,17 @@ def stax_convnet() -> Model:
     )
 
 
-# --- Keras ----------------------------------------------------------------------------------------------------------
+# --- Keras ---------------------------------------------------------------------------------------
 
 
 def keras_model(make: Callable[[], Any], draw: Any) -> Model:
     """Weights and statistics by their paths; what is no float, such as seeds, stays inside."""
     network = make()
     trainable, rest = network.trainable_variables, network.non_trainable_variables
-    name = lambda variable: variable.path.replace("/", ".")
+
+    def name(variable):
+        return variable.path.replace("/", ".")
+
     floats = [
         each for each in (*trainable, *rest) if jnp.issubdtype(each.value.dtype, jnp.floating)
     ]
@@ -1222,13 +1256,14 @@ def hub_t5() -> Model:
 @model("keras-hub", "keras")
 def hub_fourier() -> Model:
     """FNet: tokens are mixed by Fourier transforms."""
-    segments = lambda rng: (
-        {"token_ids": TEXT(rng)[0], "segment_ids": jnp.zeros((BATCH, LENGTH), jnp.int32)},
-    )
+
+    def segments(rng):
+        return ({"token_ids": TEXT(rng)[0], "segment_ids": jnp.zeros((BATCH, LENGTH), jnp.int32)},)
+
     return backbone("FNetBackbone", segments, **DEEP, max_sequence_length=LENGTH)
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
 def flops(compiled: Any) -> float:
@@ -1349,7 +1384,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 f"| {' | '.join([*cells, '', row['skipped']])} |" + " |" * (len(heads) - 5)
             )
             continue
-        number = lambda key, form, row=row: "" if row.get(key) is None else format(row[key], form)
+
+        def number(key, form, row=row):
+            return "" if row.get(key) is None else format(row[key], form)
+
         failed = [
             f"**{step}: {message.splitlines()[0][:120]}**"
             for step, message in row["failures"].items()
@@ -1377,9 +1415,10 @@ def by_package(rows: dict[str, dict[str, Any]]) -> str:
     for package in dict.fromkeys(row["package"] for row in measured.values()):
         mine = {name: row for name, row in measured.items() if row["package"] == package}
         axes = sum((Counter(row.get("axes", {})) for row in mine.values()), Counter())
-        values = lambda key, mine=mine: [
-            row[key] for row in mine.values() if row.get(key) is not None
-        ]
+
+        def values(key, mine=mine):
+            return [row[key] for row in mine.values() if row.get(key) is not None]
+
         first = next(iter(mine.values()))
         failed = [f"**{name}, {step}**" for name, row in mine.items() for step in row["failures"]]
         alike = len(mine) > 1 and len({name.split("_")[0] for name in mine}) == 1
@@ -1409,7 +1448,10 @@ def counted(pairs: Any) -> str:
 
 
 def refusals(rows: list[dict[str, Any]]) -> str:
-    """What was refused and why, the commonest first; reasons that differ in sizes or names alone are one."""
+    """What was refused and why, the commonest first.
+
+    Reasons that differ in sizes or names alone are one.
+    """
     found: Counter[str] = Counter()
     for row in rows:
         for count, reason in row.get("refused", []):
