@@ -1,9 +1,9 @@
-"""Plots of both rooms that draw, with matplotlib (`pip install 'jaxcompress[plot]'`)."""
+"""All plots of the library, drawn with matplotlib (`pip install 'jaxcompress[plot]'`)."""
 
 from jaxcompress.analysis.plots import (
     atoms,
     hidden_axes,
-    shrinking,
+    learning_curve,
     sketches,
     weights_as_function,
 )
@@ -19,9 +19,9 @@ __all__ = [
     "decision_mesh",
     "errors_by_cause",
     "hidden_axes",
+    "learning_curve",
     "margins",
     "realized_along",
-    "shrinking",
     "sketches",
     "weights_as_function",
 ]
