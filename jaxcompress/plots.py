@@ -1,9 +1,9 @@
-"""Plots of both rooms that draw, with matplotlib (`pip install 'jaxcompress[plot]'`)."""
+"""All plots of the library, drawn with matplotlib (`pip install 'jaxcompress[plot]'`)."""
 
 from jaxcompress.analysis.plots import (
     atoms,
     hidden_axes,
-    shrinking,
+    learning_curve,
     sketches,
     weights_as_function,
 )
@@ -17,10 +17,10 @@ __all__ = [
     "error_images",
     "errors_by_cause",
     "hidden_axes",
+    "learning_curve",
     "margins",
     "realized_along",
     "realized_images",
-    "shrinking",
     "sketches",
     "weights_as_function",
 ]
