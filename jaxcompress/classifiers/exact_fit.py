@@ -23,7 +23,8 @@ from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
 from jaxcompress.classifiers.realization import Realized
-from jaxcompress.training.fit import check_fit, fit, pieces
+from jaxcompress.training.checks import check_fit
+from jaxcompress.training.fit import default_callback_steps, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ def fit_exactly(
         done, state = agrees(params, 0), None
         optimizer, every = (
             optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1))),
-            pieces(steps),
+            default_callback_steps(steps),
         )
         for stop in [] if done else [*range(every, steps, every), steps]:
             state = fit(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.documents.batches import Batch, States
-from jaxcompress.training.fit import Loss
+from jaxcompress.training.losses import Loss
 
 
 def embedding_loss(

@@ -22,7 +22,7 @@ from jaxcompress.documents.batches import Batch, States, buckets, hidden_states
 from jaxcompress.documents.distillation import batches_with, distillation_loss
 from jaxcompress.documents.encoder import Encoder, network
 from jaxcompress.models.bert import pool
-from jaxcompress.training.fit import FitState, initial_state
+from jaxcompress.training.state import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 
 LEARNED = 2_000_000

@@ -30,7 +30,8 @@ from jaxcompress.models.mlp import MLP
 from jaxcompress.moments.calibration import calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network, trace
-from jaxcompress.training.fit import cross_entropy, fit
+from jaxcompress.training.fit import fit
+from jaxcompress.training.losses import cross_entropy
 from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
 from jaxcompress.transforms.forms import energy_by_rank, factored, hashed, spline
