@@ -1,4 +1,4 @@
-"""From a folder of documents to a small encoder that finds them, by the command that users type; what is bad is said at once."""
+"""From a folder of documents to a small encoder by the command line; bad arguments fail at once."""
 
 import dataclasses
 import json

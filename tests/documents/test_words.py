@@ -1,4 +1,4 @@
-"""Fewer words: what stays is cut and embedded as before, to the bit; what does not is spelled, and never fails."""
+"""Fewer words: those kept embed as before, to the bit; others are spelled out, and never fail."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""BERT: what the real weights give, every way a folder can be spelled or broken, and that its axes are all found."""
+"""BERT: the real weights, every way a folder can be spelled or broken, and all hidden axes."""
 
 import dataclasses
 import importlib.util
@@ -294,7 +294,7 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
 
 
 def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
-    """Where attention and neurons give zero and the norms are plain, a layer passes on what it is given."""
+    """Where attention and neurons give zero and the norms are plain, a layer is the identity."""
     model, params = load_bert(folder(tmp_path))
     plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
     dead = jax.tree.map(jnp.zeros_like, params["layer_1"]) | {

@@ -1,4 +1,4 @@
-"""Soft targets: what the loss is at both ends of the temperature, that students come to agree, hidden states of any width."""
+"""Soft targets: both ends of the temperature, students that agree, hidden states of any width."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_outputs_are_those_of_one_call(batch_size):
 
 
 def test_at_both_ends_of_the_temperature():
-    """Hot, the gradient is that of logits less their mean; at 1 with labels alone it is cross entropy."""
+    """Hot, the gradient is that of centred logits; at 1 with labels alone it is cross entropy."""
 
     def slope(loss, batch):
         return jax.grad(loss)(STUDENT, batch, None)

@@ -1,4 +1,4 @@
-"""Statistics of single gradients and curvature, against what their definitions give on small problems."""
+"""Statistics of single gradients and curvature, against their definitions on small problems."""
 
 import itertools
 

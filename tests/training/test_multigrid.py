@@ -1,4 +1,4 @@
-"""Multigrid training: the state that is carried is the state that a finer run would have had, and a run resumes to the bit."""
+"""Multigrid training: the refined state is that of a finer run, and a run resumes to the bit."""
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +84,11 @@ OPTIMIZERS = {
     ),
 }
 NOT_EXACT = {"clipped adam"}
-"""Whose gradients are divided by a norm over all parameters, which a refined network has another of."""
+"""Gradients are divided by a norm over all parameters, which refinement changes."""
 
 
 def refined_state_is_right(name, optimizer, tol=2e-4):
-    """The gradients of a refined network are its coarse gradients, refined; so is what an optimizer makes of them."""
+    """Gradients of a refined network are the coarse ones, refined; so is the optimizer's state."""
     model, net = network(name) if name else (None, NET)
     params, inputs = (model.params, model.inputs) if model else (PARAMS, (X,))
 

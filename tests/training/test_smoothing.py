@@ -1,4 +1,4 @@
-"""The penalty on variation: its value and slope, and that what was trained with it can be coarsened."""
+"""The penalty on variation: its value and gradient, and that networks trained with it coarsen."""
 
 import jax
 import jax.numpy as jnp
