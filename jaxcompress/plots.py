@@ -3,7 +3,7 @@
 from jaxcompress.analysis.plots import (
     atoms,
     hidden_axes,
-    learning_curve,
+    sample_efficiency,
     sketches,
     weights_as_function,
 )
@@ -17,10 +17,10 @@ __all__ = [
     "error_images",
     "errors_by_cause",
     "hidden_axes",
-    "learning_curve",
     "margins",
     "realized_along",
     "realized_images",
+    "sample_efficiency",
     "sketches",
     "weights_as_function",
 ]

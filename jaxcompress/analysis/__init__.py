@@ -1,10 +1,10 @@
 """Looking at networks and compressed parameters: reports, frontiers, studies."""
 
 from jaxcompress.analysis.attributes import (
-    LearningCurve,
-    learning_curve,
+    SampleEfficiency,
     mean_frequency,
     overlap,
+    sample_efficiency,
 )
 from jaxcompress.analysis.frontier import Frontier, frontier
 from jaxcompress.analysis.report import Report, report
@@ -19,18 +19,18 @@ from jaxcompress.analysis.weight_functions import WeightFunction, weight_functio
 
 __all__ = [
     "Frontier",
-    "LearningCurve",
     "Report",
+    "SampleEfficiency",
     "Sketches",
     "WeightFunction",
     "cost_of_sharing",
     "effective_rank",
     "frontier",
-    "learning_curve",
     "mean_frequency",
     "overlap",
     "relative_variance",
     "report",
+    "sample_efficiency",
     "sketches",
     "weight_functions",
 ]

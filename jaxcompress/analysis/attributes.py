@@ -2,7 +2,7 @@
 
 Designed features assume that neighbouring inputs are alike; learned ones have to take that from the
 examples. `mean_frequency` measures how smooth features are, `overlap` how much of one set lies in
-the span of another, `learning_curve` the errors of training on fewer and fewer examples.
+the span of another, `sample_efficiency` the errors of training on fewer and fewer examples.
 
 Sources: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Bjoerck and Golub 1973 for
 principal angles.
@@ -86,7 +86,7 @@ def overlap(atoms: Features, others: Features) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearningCurve:
+class SampleEfficiency:
     """Errors of training on different numbers of examples.
 
     Attributes:
@@ -105,9 +105,9 @@ class LearningCurve:
         return (self.test - self.train).mean(1)
 
 
-def learning_curve(
+def sample_efficiency(
     train: Callable[[int, int], tuple[float, float]], sizes: Sequence[int], *, seeds: int = 3
-) -> LearningCurve:
+) -> SampleEfficiency:
     """Train on each number of examples, once for every seed.
 
     Args:
@@ -116,11 +116,11 @@ def learning_curve(
         seeds: the number of runs for each of them.
 
     Returns:
-        The errors; `jc.plots.learning_curve` draws them.
+        The errors; `jc.plots.sample_efficiency` draws them.
 
     Example:
-        >>> from jaxcompress.analysis import learning_curve
-        >>> curve = learning_curve(lambda examples, seed: (0.0, 1 / examples), (100, 10), seeds=2)
+        >>> from jaxcompress.analysis import sample_efficiency
+        >>> curve = sample_efficiency(lambda examples, seed: (0.0, 1 / examples), (100, 10), seeds=2)
         >>> curve.gap.tolist()
         [0.01, 0.1]
     """
@@ -128,4 +128,4 @@ def learning_curve(
     bar = tqdm(runs, desc="learning curve", leave=False, disable=None)
     errors = np.array([train(size, seed) for size, seed in bar])
     on_train, on_test = errors.reshape(len(sizes), seeds, 2).transpose(2, 0, 1)
-    return LearningCurve(tuple(sizes), on_train, on_test)
+    return SampleEfficiency(tuple(sizes), on_train, on_test)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.analysis.attributes import LearningCurve
+from jaxcompress.analysis.attributes import SampleEfficiency
 from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.analysis.weight_functions import WeightFunction
 from jaxcompress.arrays.atoms import check_grid
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "atoms",
     "hidden_axes",
-    "learning_curve",
+    "sample_efficiency",
     "sketches",
     "weights_as_function",
 ]
@@ -249,8 +249,8 @@ def atoms(
     return figure
 
 
-def learning_curve(
-    curves: Mapping[str, LearningCurve],
+def sample_efficiency(
+    curves: Mapping[str, SampleEfficiency],
     ax: Axes | None = None,
     *,
     path: str | Path | None = None,
@@ -258,7 +258,7 @@ def learning_curve(
     """Draw test errors against the number of training examples, and dotted the training errors.
 
     Args:
-        curves: by name, of `jc.analysis.learning_curve`.
+        curves: by name, of `jc.analysis.sample_efficiency`.
         ax: matplotlib axes to draw on; new ones by default.
         path: also save the picture there.
 
@@ -267,8 +267,8 @@ def learning_curve(
 
     Example:
         >>> import jaxcompress as jc
-        >>> curve = jc.analysis.learning_curve(lambda n, seed: (0.0, 1 / n), (100, 10))
-        >>> len(jc.plots.learning_curve({"learned": curve}).lines)
+        >>> curve = jc.analysis.sample_efficiency(lambda n, seed: (0.0, 1 / n), (100, 10))
+        >>> len(jc.plots.sample_efficiency({"learned": curve}).lines)
         2
     """
     ax = new_axes() if ax is None else ax

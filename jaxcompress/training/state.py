@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.plotting import save, small
+from jaxcompress.plotting import new_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ class LearningCurve:
         """
         if not len(self.steps):
             raise ValueError("the learning curve has no points: the run has not reached a callback")
-        axes: Axes = small() if ax is None else ax
+        axes: Axes = new_axes() if ax is None else ax
         axes.plot(self.steps, self.training, label="training")
         axes.plot(self.steps, self.validation, label="validation")
         axes.plot(self.steps[self.best], self.validation[self.best], "o", color="C1")

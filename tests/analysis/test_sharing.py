@@ -10,10 +10,10 @@ import jaxcompress as jc
 from jaxcompress.analysis import (
     cost_of_sharing,
     effective_rank,
-    learning_curve,
     mean_frequency,
     overlap,
     relative_variance,
+    sample_efficiency,
     sketches,
 )
 
@@ -125,7 +125,7 @@ def test_a_learning_curve_trains_at_every_size_and_seed():
         runs.append((examples, seed))
         return 1.0 * seed, 2.0 * seed
 
-    curve = learning_curve(train, (30, 10), seeds=2)
+    curve = sample_efficiency(train, (30, 10), seeds=2)
     assert runs == [(30, 0), (30, 1), (10, 0), (10, 1)]
     np.testing.assert_array_equal(curve.gap, [0.5, 0.5])
-    assert jc.plots.learning_curve({"x": curve}).get_xlabel() == "examples"
+    assert jc.plots.sample_efficiency({"x": curve}).get_xlabel() == "examples"
