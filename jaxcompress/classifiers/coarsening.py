@@ -12,9 +12,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcompress.arrays.k_means import means
 from jaxcompress.checkpoint import record
 from jaxcompress.classifiers.bisection import labels_differ
-from jaxcompress.classifiers.k_means import k_means, means
+from jaxcompress.classifiers.k_means import k_means
 from jaxcompress.classifiers.queries import (
     Classify,
     LabelledPoints,
