@@ -1,9 +1,9 @@
-"""Transforms made of transforms: one after another, by pattern, by label, or none.
+"""Combinators of transforms: in sequence, by pattern, by label, and the identity.
 
-`chain` is associative with `identity` as its unit; `at` picks leaves by pattern and `partition` by
-label, each leaf once. They cost what the transforms in them cost.
+`chain` is associative with `identity` as its unit; `at` picks leaves by pattern and `partition`
+gives each leaf one label. They add no cost to that of the combined transforms.
 
-Source: the combinators of optax.
+Source: the combinators of optax (https://github.com/google-deepmind/optax).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jaxcompress.transforms.settings import call, show, show_mapping
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Chain(Transform):
-    """Transforms in order, each on the result of the one before."""
+    """Transforms in order, each applied to the result of the previous one."""
 
     transforms: tuple[Transform, ...]
 
     @property
     def traceable(self) -> bool:  # type: ignore[override]
-        """Whether all of them are."""
+        """Whether all of the transforms are traceable."""
         return all(transform.traceable for transform in self.transforms)
 
     def _step(
@@ -56,11 +56,14 @@ class At(Transform):
     transform: Transform
 
     def plan(self, params: PyTree, moments: Moments | PyTree = None) -> Plan:
-        """How a budget is divided among the leaves that the pattern picks; it prints.
+        """Divide a budget among the leaves that the pattern picks.
 
         Args:
-            params: as the transform is called with.
-            moments: as the transform is called with.
+            params: the parameters that the transform is to be called with.
+            moments: the moments that the transform is to be called with.
+
+        Returns:
+            The plan, which prints as a table.
 
         Raises:
             ValueError: where the transform at the pattern is not one leaf transform with a budget.
@@ -145,13 +148,13 @@ class Labels:
 
     @classmethod
     def of(cls, tree: PyTree[str]) -> Labels:
-        """A copy of a tree."""
+        """The labels of a tree, copied."""
         leaves, treedef = jax.tree.flatten(tree)
         return cls(tuple(leaves), treedef)
 
     @property
     def tree(self) -> PyTree[str]:
-        """The tree."""
+        """The labels as a tree."""
         return jax.tree.unflatten(self.treedef, self.leaves)
 
     def __repr__(self) -> str:
@@ -181,7 +184,7 @@ class Partition(Transform):
         return map_leaves(visit, params, moments)
 
     def _labels_by_name(self, params: PyTree) -> dict[str, str]:
-        """The label of every leaf, those of a prefix spread over the leaves below it."""
+        """The label of every leaf; a label of a subtree holds for all leaves below it."""
         labels = self.labels.tree if isinstance(self.labels, Labels) else self.labels(params)
 
         def spread(label: str, part: PyTree) -> PyTree:
@@ -200,7 +203,7 @@ class Partition(Transform):
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Apply transforms one after another; keeps multiply along the way.
+    """Apply transforms one after another; their keeps multiply.
 
     Args:
         *transforms: any, in the order in which they run; a chain in a chain is flattened.
@@ -209,7 +212,7 @@ def chain(*transforms: Transform) -> Transform:
         A transform.
 
     Raises:
-        TypeError: for something that is no transform.
+        TypeError: for an argument that is not a transform.
 
     Example:
         >>> import jaxcompress as jc
@@ -251,8 +254,9 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
         A transform.
 
     Raises:
-        TypeError: for something that is no pattern, or a transform of axes; when called, for a leaf
-            that is picked by name (no wildcard in the pattern's last part) and cannot be compacted.
+        TypeError: for an argument that is not a pattern, or a transform of axes; when called, for a
+            leaf that is picked by name (no wildcard in the pattern's last part) and cannot be
+            compacted.
         ValueError: when called, for a pattern that matches nothing; the message lists the leaves.
 
     Example:
@@ -288,7 +292,7 @@ def partition(
         A transform.
 
     Raises:
-        TypeError: for something that is no transform, or a transform of axes.
+        TypeError: for an argument that is not a transform, or a transform of axes.
         ValueError: when called, for labels without a transform or of another structure.
 
     Example:

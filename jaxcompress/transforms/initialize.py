@@ -1,8 +1,7 @@
-"""Fresh compact parameters, for training a small network from the start.
+"""Random compact parameters, for training a small network from scratch.
 
-The structure is a transform's; the values are random, at the mean square of each given leaf, so
-that a network's initialisation keeps its scale in any form. Costs one fit and one `materialize` a
-leaf.
+A transform gives the structure; the values are random with the mean square of each given leaf, so
+that an initialisation keeps its scale in every form. Costs one fit and one `materialize` per leaf.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from jaxcompress.transforms.base import Transform
 
 
 def initialize(key: Key[Array, ""], transform: Transform, params: PyTree) -> PyTree:
-    """Fresh compact parameters: the structure of a transform at the variance of each leaf.
+    """Draw random compact parameters with a transform's structure and each leaf's mean square.
 
     Args:
         key: a JAX random key.
         transform: a leaf transform, or a combination of them.
-        params: the dense tree with the shapes and variances; leaves that stay dense keep their
-            values.
+        params: the tree with the shapes and mean squares, such as a network's initialisation;
+            leaves that stay dense keep their values.
 
     Returns:
-        A tree whose compact arrays, materialised, have each leaf's mean square.
+        The tree; each of its compact arrays, materialised, has the mean square of the given leaf.
 
     Raises:
-        ValueError: as the transform raises it.
+        ValueError: where the transform raises it.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -55,7 +54,7 @@ def _noise(key: Key[Array, ""], leaf: PyTree) -> PyTree:
 
 
 def _rescaled(fitted: PyTree, original: PyTree, target: PyTree) -> PyTree:
-    """A compact array at the mean square of a leaf; the leaf itself where it stayed dense."""
+    """A compact array with the mean square of a leaf; the leaf itself where it stays dense."""
     if not is_compact(fitted):
         return original
     power = jnp.mean(jnp.square(fitted.materialize()))
@@ -63,7 +62,7 @@ def _rescaled(fitted: PyTree, original: PyTree, target: PyTree) -> PyTree:
 
 
 def scale(array: CompactArray, factor: Scalar) -> CompactArray:
-    """The compact array that means `factor` times as much."""
+    """The compact array whose dense array is `factor` times that of `array`."""
     child = array.linear_in or array.child_names[0]
     value = getattr(array, child)
     scaled = scale(value, factor) if is_compact(value) else value * factor.astype(value.dtype)

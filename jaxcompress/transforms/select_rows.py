@@ -1,50 +1,59 @@
 """Select rows of a table, such as the words of one task.
 
-`table[rows]` is exact for look-ups of rows that are kept and stores k of V rows. The tree stores no
-index: whatever maps to rows, such as a tokenizer, is renumbered.
+`table[rows]` stores k of V rows and is exact for look-ups of the kept rows. The tree stores no
+index, so whatever produces row numbers, such as a tokenizer, must be renumbered. Costs one gather.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import Pattern, named_leaves, select
+from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Scope, Transform, map_leaves
 from jaxcompress.transforms.settings import DIGITS, call, digest, show
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SelectRows(Transform):
-    """See `select_rows`."""
+    """Keeps some rows of each matching table; made by `select_rows`.
+
+    Attributes:
+        pattern: which leaves.
+        rows: the rows that are kept, in increasing order.
+    """
 
     pattern: Pattern
     rows: tuple[int, ...]
     whole_network = True
 
-    def _apply(self, params: Any, moments: Any, scope: Scope) -> Any:
-        found = [name for name, leaf in named_leaves(params) if select(self.pattern, name, leaf)]
-        if not found:
-            there = ", ".join(name for name, _ in named_leaves(params))
-            raise ValueError(f"select_rows: {self.pattern!r} matches no leaf; there are: {there}")
+    def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
+        tables = {name for name, leaf in named_leaves(params) if select(self.pattern, name, leaf)}
+        if not tables:
+            names = ", ".join(name for name, _ in named_leaves(params))
+            raise ValueError(f"select_rows: {self.pattern!r} matches no leaf; there are: {names}")
 
-        def visit(name: str, leaf: Any, metric: Any) -> Any:
-            if name not in found:
-                return leaf
-            if is_compact(leaf):
-                raise ValueError(f"{name} is compact: select rows first, and compact the result")
-            if np.ndim(leaf) < 1 or len(leaf) <= self.rows[-1]:
-                raise ValueError(
-                    f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is requested"
-                )
-            return jnp.asarray(leaf)[np.array(self.rows)]
+        def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
+            return self._selected(name, leaf) if name in tables else leaf
 
         return map_leaves(visit, params, moments)
+
+    def _selected(self, name: str, leaf: PyTree) -> Array:
+        """The kept rows of one table."""
+        if is_compact(leaf):
+            raise ValueError(f"{name} is compact: select rows first, and compact the result")
+        if np.ndim(leaf) < 1 or len(leaf) <= self.rows[-1]:
+            raise ValueError(
+                f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is requested"
+            )
+        return jnp.asarray(leaf)[np.array(self.rows)]
 
     def __repr__(self) -> str:
         few = len(self.rows) <= 8
@@ -52,7 +61,7 @@ class SelectRows(Transform):
         return call("select_rows", show(self.pattern), str([*self.rows]) if few else text)
 
 
-def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRows:
+def select_rows(pattern: Pattern, rows: Sequence[int] | Int[np.ndarray, " k"]) -> SelectRows:
     """Keep some rows of a table, such as the words that one task needs.
 
     Args:
@@ -61,12 +70,12 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
 
     Returns:
         A transform. The indices that are looked up must be renumbered, as
-        `jaxcompress.documents.words.restrict_tokenizer` does. Trace the network after it: the
-        number of rows is no hidden axis.
+        `jaxcompress.documents.words.restrict_tokenizer` does. Trace the network on its result,
+        since the number of rows is not a hidden axis.
 
     Raises:
-        ValueError: for no rows, or unsorted or negative ones; when called, for a pattern without a
-            leaf, a compact leaf, or a row beyond the table.
+        ValueError: for no rows, or unsorted or negative ones; when called, for a pattern that
+            matches no leaf, a compact leaf, or a row beyond the table.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc

@@ -1,4 +1,4 @@
-"""Patterns, labels, nesting and moments; and what happens when they do not fit."""
+"""Patterns, labels, nesting and moments, and the errors where they do not fit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 import jaxcompress as jc
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.paths import leaf_name
 
 KERNEL = jax.random.normal(jax.random.key(0), (8, 6))
 PARAMS = {
@@ -17,7 +18,7 @@ PARAMS = {
 
 def compact(tree):
     return sorted(
-        jc.arrays.paths.leaf_name(p)
+        leaf_name(p)
         for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]
         if is_compact(x)
     )
@@ -40,7 +41,7 @@ def test_patterns(pattern, picked):
     assert compact(jc.at(pattern, jc.hashed(keep=1 / 2))(PARAMS)) == picked
 
 
-def test_a_pattern_meets_a_node_before_its_children():
+def test_a_pattern_matches_a_compact_array_before_its_children():
     coded = jc.at("a/kernel", jc.vocabulary(keep=1 / 2))(PARAMS)
     again = jc.at("a/**", jc.hashed(keep=1 / 4))(coded)
     assert isinstance(again["a"]["kernel"], jc.arrays.HashedArray)
