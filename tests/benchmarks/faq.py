@@ -70,9 +70,6 @@ class Pair:
 def pairs() -> list[Pair]:
     """All questions with their answers, sorted by source, file name and position.
 
-    A question that comes twice has its first answer; answers of fewer than `SHORTEST_ANSWER` words
-    are left out.
-
     Raises:
         FileNotFoundError: when the texts are neither in the cache nor to be had.
     """
@@ -92,9 +89,6 @@ def documents() -> list[str]:
 
 def background() -> list[str]:
     """The sections of the other pages, each with its heading, without sentences of questions.
-
-    They are Perl's manual, Python's library reference, tutorial and how-tos, and Git's manual; no
-    text comes twice.
 
     Raises:
         FileNotFoundError: as `pairs`.
@@ -390,7 +384,7 @@ def _pod(path: Path) -> list[_Section]:
 
 
 def _without_codes(text: str, start: int = 0, closing: str = r"\Z") -> tuple[str, int]:
-    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and its end."""
+    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and the rest's place."""
     plain = ""
     closed = re.compile(closing)
     while True:
