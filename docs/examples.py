@@ -1,4 +1,4 @@
-"""An extension of griffe: a section "Example:" of a docstring is read as doctest, like "Examples:"."""
+"""An extension of griffe: a docstring's section "Example:" is read as code, as "Examples:" is."""
 
 import re
 from typing import Any
