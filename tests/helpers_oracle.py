@@ -5,6 +5,7 @@ of its own, or repeated where a norm divides by the size), it is a tree of full 
 unmodified function runs.
 """
 
+import itertools
 import math
 
 import jax
@@ -51,8 +52,8 @@ def repeat(rng, count, r, d):
 def embeddable(net):
     """The axes on which some embedding is exact, whatever network it is.
 
-    Channels repeated for a mean change what is tied to it, paired over it, bent before it is used,
-    or averaged with others beside it; channels embedded as zeros may not be zeros where a
+    Channels repeated for a mean change what is tied to it, paired over it, nonlinear before it is
+    used, or averaged with others beside it; channels embedded as zeros may not be zeros where a
     nonlinearity lies before a product over them.
     """
 
@@ -62,10 +63,9 @@ def embeddable(net):
         )
 
     def exact(axis):
-        beside = any(
-            segment(axis, layout) for dims in net.structure.layouts.values() for layout in dims
-        )
-        repeatable = not (axis.averaged and (axis.tied or axis.pair or axis.bent or beside))
+        layouts = itertools.chain.from_iterable(net.structure.layouts.values())
+        beside = any(segment(axis, layout) for layout in layouts)
+        repeatable = not (axis.averaged and (axis.tied or axis.pair or axis.nonlinear or beside))
         return repeatable and not (axis.pair and "elementwise" in axis.marks)
 
     return {axis.key for axis in net.structure.axes if exact(axis)}

@@ -1,18 +1,22 @@
-"""Worlds in which the cause of every error is known: a thing is planted, and an error is its work where leaving it out mends it.
+"""Worlds in which the cause of every error is known.
 
-Two geometries, in any number of dimensions from 2 on: "clusters", twelve Gaussian ones, each class two with the two opposite ones,
-and "rings", three around each other in a plane, with noise across it. Classes do not overlap. The plants:
+A cause is planted, and an error is due to it if a classifier without the plant is right there. Two
+geometries, in any number of dimensions from 2 on: "clusters", twelve Gaussian ones, each class two
+with the two opposite ones, and "rings", three around each other in a plane, with noise across it.
+Classes do not overlap. The plants:
 
     labels      a fifth of the labels of some patches are changed
     capacity    too small a classifier; a large one is right
-    excess      islands, where some test points and what lies halfway to the nearest training point are taken for another class; or
-                learnt by heart: points with wrong labels that are not in the training set that is shown; or high frequencies, an
-                MLP on waves as short as the data's spacing, right on all training points; an ordinary one is right between them
+    excess      islands, where some test points and everything up to halfway to the nearest training
+                point are predicted as another class; or memorized points with wrong labels that are
+                not in the given training set; or high frequencies, an MLP on waves as short as the
+                data's spacing, right on all training points where an ordinary one is right between
+                them
     region      some patches have no training points
 
-What learns by heart is an MLP on random Fourier features (Tancik et al. 2020). Trained anew it moves its ordinary borders, too; so
-an error counts as the work of changed labels, or of points learnt by heart, only where the nearest point that was trained as the
-predicted class is one of them.
+The memorizing classifier is an MLP on random Fourier features (Tancik et al. 2020). Training it
+again moves its ordinary boundaries, too; so an error counts as due to changed labels, or to
+memorized points, only if the nearest point that was trained as the predicted class is one of them.
 """
 
 from __future__ import annotations
@@ -83,7 +87,7 @@ def rings(rng: np.random.Generator, d: int) -> Callable[[int], tuple[Array, Arra
 GEOMETRIES = {"clusters": clusters, "rings": rings}
 
 
-# --- classifiers ----------------------------------------------------------------------------------------------------
+# --- classifiers ----------------------------------------------------------------------------------
 
 
 def one_nearest(x: Array, y: Array) -> Classify:
@@ -99,7 +103,10 @@ def _one_nearest(inputs: Any, x: Any, y: Any) -> Any:
 @cache
 def compiled(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
     model = MLP(widths)
-    logits = lambda params, x: jnp.asarray(model.apply(params, x))
+
+    def logits(params, x):
+        return jnp.asarray(model.apply(params, x))
+
     return (
         model,
         jc.training.cross_entropy(logits),
@@ -124,7 +131,10 @@ def trained(
     """An MLP by `jc.fit`, on inputs of one standard deviation."""
     model, loss, say = compiled((*hidden, int(y.max()) + 1))
     centre, unit = x.mean(0), x.std()
-    scaled = lambda inputs: jnp.asarray((inputs - centre) / unit, jnp.float32)
+
+    def scaled(inputs):
+        return jnp.asarray((inputs - centre) / unit, jnp.float32)
+
     params = model.init(jax.random.key(seed), scaled(x[:1]))
     given: dict[str, Any] = dict(
         optimizer=adam(rate, steps),
@@ -138,14 +148,15 @@ def trained(
 
 
 def by_heart(x: Array, y: Array, seed: int, reach: float = 2.5, width: int = 256) -> Classify:
-    """An MLP on random Fourier features, which is right on all that it is given; the less they reach, the less it interpolates."""
+    """An MLP on random Fourier features, right on all given points; it hardly interpolates."""
     spacing = np.median(nearest(x, x, 1, own=np.arange(len(x)))[0])
     waves = np.random.default_rng(seed).normal(size=(x.shape[1], width)).astype(
         np.float32
     ) / np.float32(reach * spacing)
-    features = lambda inputs: np.concatenate(
-        [np.cos(inputs @ waves), np.sin(inputs @ waves)], axis=1
-    )
+
+    def features(inputs):
+        return np.concatenate([np.cos(inputs @ waves), np.sin(inputs @ waves)], axis=1)
+
     say = trained(features(np.asarray(x, np.float32)), y, (128,), seed, steps=800)
     return lambda inputs: say(features(np.asarray(inputs, np.float32)))
 
@@ -153,7 +164,7 @@ def by_heart(x: Array, y: Array, seed: int, reach: float = 2.5, width: int = 256
 LARGE = (128, 128)
 
 
-# --- plants ---------------------------------------------------------------------------------------------------------
+# --- plants ---------------------------------------------------------------------------------------
 
 
 def other(rng: np.random.Generator, y: Array, classes: int = 3) -> Array:
@@ -202,7 +213,10 @@ def waves(rng, draw, n, seed) -> World:
 
 def islands(rng, draw, n) -> World:
     (x, y, _), (test_x, test_y, _) = draw(n), draw(n)
-    right = lambda inputs: np.asarray(one_nearest(x, y)(inputs))
+
+    def right(inputs):
+        return np.asarray(one_nearest(x, y)(inputs))
+
     at = rng.choice(n, n // 10, replace=False)
     said = (right(test_x[at]) + 1) % 3  # an island is of one class, wrong in its middle
     radius = nearest(test_x[at], x, 1)[0][:, 0] / 2

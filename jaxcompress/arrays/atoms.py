@@ -1,15 +1,18 @@
-"""Designed atoms: a matrix of features that is recomputed wherever it is used, so it stores nothing.
+"""Designed atoms: a matrix of features that is recomputed at every use and stores nothing.
 
-Column f of `atoms` (m, k) is one feature of the m inputs. "dct": orthonormal cosines over the input grid, lowest
-frequencies first; on a grid of several axes they are products of cosines, in the order of their frequency's norm.
-"smooth": what a ridge regression with a squared-exponential kernel predicts everywhere from one at one of k evenly spread
-points and zero at the others; the codes are then the weights at those points, and the kernel is as wide as they are apart.
-"random": the same cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
-preferred direction. A function of the grid's coordinates gives anything else. Inputs of several channels at every point have
-the same atoms in each channel, apart from the others. Costs m k operations to recompute
-(cosines are taken once per grid axis; smooth ones take k^2 m more to solve), and no storage.
+Column f of `atoms` (m, k) is one feature of the m inputs. "dct": orthonormal cosines over the input
+grid, lowest frequencies first; on a grid of several axes they are products of cosines, in the order
+of their frequency's norm. "smooth": what a ridge regression with a squared-exponential kernel
+predicts everywhere from one at one of k evenly spread points and zero at the others; the codes are
+then the weights at those points, and the kernel is as wide as they are apart. "random": the same
+cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
+preferred direction. A function of the grid's coordinates gives anything else. Inputs of several
+channels at every point have the same atoms in each channel, apart from the others. Costs m k
+operations to recompute (cosines are taken once per grid axis; smooth ones take k^2 m more to
+solve), and no storage.
 
-Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for the signed transform.
+Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for
+the signed transform.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from jaxcompress.arrays.static import static_field
 
 NAMES = ("dct", "smooth", "random")
 RIDGE = 1e-3
-"""Of smooth atoms, in units of the kernel at its middle: their points hardly overlap, and less would cost float32 its digits."""
+"""Of smooth atoms, relative to the kernel's peak; less would be ill-conditioned in float32."""
 
 
 @compact_array
@@ -37,7 +40,8 @@ class DesignedAtoms(CompactArray):
     """The first `count` atoms of a designed vocabulary on an input grid, in float32.
 
     Attributes:
-        rule: "dct", "smooth", "random", or a function from the grid's coordinates, float32 (m, axes), to (m, atoms).
+        rule: "dct", "smooth", "random", or a function from the grid's coordinates, float32 (m,
+            axes), to (m, atoms).
         grid: the sizes of the input axes; their product, times the channels, is m.
         count: how many atoms.
         seed: the order and the signs of "random".
@@ -64,7 +68,7 @@ class DesignedAtoms(CompactArray):
         return self.features(x, self.dtype)
 
     def features(self, x: jax.Array, dtype: Any) -> jax.Array:
-        """`x @ atoms` with the atoms in a dtype; the channels apart, which is cheaper than the matrix."""
+        """`x @ atoms` with the atoms in a dtype, each channel by itself, which is cheaper."""
         if self.channels == 1:
             return x @ self.materialize().astype(dtype)
         of_one = self._of_one_channel().astype(dtype)
@@ -126,7 +130,7 @@ def coordinates(grid: tuple[int, ...]) -> jax.Array:
 
 
 def low_frequencies(grid: tuple[int, ...]) -> np.ndarray:
-    """Every cosine frequency of a grid, lowest norm (in cycles per sample) first: integers (m, axes)."""
+    """Every cosine frequency of a grid, (m, axes), lowest norm (in cycles per sample) first."""
     frequencies = np.stack(
         np.meshgrid(*(np.arange(size) for size in grid), indexing="ij"), axis=-1
     ).reshape(-1, len(grid))
@@ -152,9 +156,10 @@ def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.A
 
 
 def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
-    """Points evenly spread over a grid, float32 (count, axes), not on its points: a Fibonacci lattice on two axes.
+    """Points evenly spread over a grid, float32 (count, axes); on two axes a Fibonacci lattice.
 
-    Source: the additive recurrence with the generalised golden ratio (Roberts 2018), for all axes but the first.
+    Source: the additive recurrence with the generalised golden ratio (Roberts 2018), for all axes
+        but the first.
     """
     step = np.arange(count)
     golden = 2.0
@@ -200,23 +205,27 @@ def check_rule(rule: object, grid: tuple[int, ...]) -> int:
     """How many atoms a rule can give on a grid.
 
     Raises:
-        ValueError: for an unknown name, or a function whose result is no matrix with a row for each grid point.
+        ValueError: for an unknown name, or a function whose result is no matrix with a row for each
+            grid point.
     """
     m = math.prod(grid)
     if callable(rule):
         shape = jax.eval_shape(rule, jax.ShapeDtypeStruct((m, len(grid)), jnp.float32)).shape
         if len(shape) != 2 or shape[0] != m:
             raise ValueError(
-                f"atoms: the function {encode_name(rule)} returned shape {shape} for {m} grid points, expected ({m}, atoms)"
+                f"atoms: the function {encode_name(rule)} returned shape {shape} for {m} grid "
+                f"points, expected ({m}, atoms)"
             )
         return shape[1]
     if rule not in NAMES:
+        names = ", ".join(map(repr, (*NAMES, "learned")))
         raise ValueError(
-            f"atoms={rule!r} is unknown: expected one of {', '.join(map(repr, (*NAMES, 'learned')))}, "
+            f"atoms={rule!r} is unknown: expected one of {names}, "
             "a matrix (inputs, atoms), or a function of the grid's coordinates"
         )
     return m
 
 
 def encode_name(rule: object) -> str:
+    """A function's name for messages."""
     return getattr(rule, "__qualname__", repr(rule))

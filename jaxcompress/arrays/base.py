@@ -1,10 +1,12 @@
 """A compact array is a pytree node that stores fewer numbers than the dense array it represents.
 
-A subclass of `CompactArray` writes one method, `materialize`, and inherits what a matrix is expected to offer: products from both
-sides, a transpose, row look-ups, a shape, a count of stored numbers. Memory is that of the stored numbers; `x @ A` costs a dense
-product until the subclass gives a cheaper `multiply`.
+A subclass of `CompactArray` writes one method, `materialize`, and inherits what a matrix is
+expected to offer: products from both sides, a transpose, row look-ups, a shape, a count of stored
+numbers. Memory is that of the stored numbers; `x @ A` costs a dense product until the subclass
+gives a cheaper `multiply`.
 
-Source: the unwrap-before-use pattern of paramax and lineax's small operator protocol, carried to plain pytrees.
+Source: the unwrap-before-use pattern of paramax and lineax's small operator protocol, carried to
+plain pytrees.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from jaxcompress.arrays.static import StaticArray, static_field
 def check_rows(
     take: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[[Any, Any], jax.Array]:
-    """Extend a look-up of rows of the plain, unstacked matrix to any layout, stacks, and indices of any range."""
+    """Extend a look-up in the plain matrix to any layout, stacks, and indices of any range."""
 
     @functools.wraps(take)
     def checked(self: CompactArray, rows: ArrayLike) -> jax.Array:
@@ -58,14 +60,16 @@ class _Fields:
 class CompactArray(_Fields):
     """The base class of every compact array: a matrix stored in fewer numbers.
 
-    The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype, stacking,
-    `vmap` and `scan` need no bookkeeping. `@` means what numpy means by it. jax.numpy functions do not accept
-    a compact array; call `jc.materialize` first, or use `jc.matmul` and `jc.take`. `jc.compact_array` says what a
-    subclass writes.
+    The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype,
+    stacking, `vmap` and `scan` need no bookkeeping. `@` means what numpy means by it. jax.numpy
+    functions do not accept a compact array; call `jc.materialize` first, or use `jc.matmul` and
+    `jc.take`. `jc.compact_array` says what a subclass writes.
 
     Attributes:
-        matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and outputs.
-        dims: the sizes of those trailing dimensions; None where `materialize` alone determines them.
+        matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and
+            outputs.
+        dims: the sizes of those trailing dimensions; None where `materialize` alone determines
+            them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -95,7 +99,7 @@ class CompactArray(_Fields):
 
     __array_ufunc__ = None  # numpy's operators defer to ours
 
-    # --- what a subclass may override: all of it about the plain matrix (..., m, n) -----------------------------------
+    # --- what a subclass may override, all about the plain matrix (..., m, n) --------------------
 
     def matrix(self) -> Float[Array, "*stack m n"]:
         """The plain matrix, inputs first: what a subclass wrote as `materialize`."""
@@ -106,8 +110,9 @@ class CompactArray(_Fields):
     def multiply(self, x: Float[Array, "*batch rows m"]) -> Float[Array, "*batch rows n"]:
         """`x @ matrix`, the product that `@`, `jc.matmul` and `net(params, x)` use.
 
-        A subclass overrides it where it has a cheaper way than the dense matrix. Children may themselves be compact
-        arrays there: `@` takes them as they are, `jc.materialize(child)` expands them.
+        A subclass overrides it where it has a cheaper way than the dense matrix. Children may
+        themselves be compact arrays there: `@` takes them as they are, `jc.materialize(child)`
+        expands them.
 
         Args:
             x: (..., rows, m); its leading dimensions broadcast with the array's as in `jnp.matmul`.
@@ -138,17 +143,19 @@ class CompactArray(_Fields):
     def take(self, rows: Int[Array, "*indices"]) -> Float[Array, "*stack_indices n"]:
         """Rows of the dense matrix: `jnp.take(A.materialize(), rows, axis=-2)`.
 
-        A subclass overrides it where it has a cheaper way than the dense matrix; its own method sees indices within
-        range and an unstacked matrix (m, n).
+        A subclass overrides it where it has a cheaper way than the dense matrix; its own method
+        sees indices within range and an unstacked matrix (m, n).
 
         Args:
-            rows: integers of any shape; negative ones count from the end, out-of-range ones give NaN.
+            rows: integers of any shape; negative ones count from the end, out-of-range ones give
+                NaN.
 
         Returns:
             (..., *rows.shape, n).
 
         Raises:
-            TypeError: for rows that are no integers, or an array that is no matrix in its last two dimensions.
+            TypeError: for rows that are no integers, or an array that is no matrix in its last two
+                dimensions.
         """
         return self.matrix()[rows]
 
@@ -161,7 +168,8 @@ class CompactArray(_Fields):
         """The metric in which each child is to be fitted.
 
         Args:
-            metric: (..., m, m) second moments of this matrix's inputs, (m,) their diagonal, or None for the identity.
+            metric: (..., m, m) second moments of this matrix's inputs, (m,) their diagonal, or None
+                for the identity.
 
         Returns:
             From a child's name to its metric; children left out have none.
@@ -172,7 +180,7 @@ class CompactArray(_Fields):
         """A few words on the form, for the repr and the report."""
         return ""
 
-    # --- what every array offers --------------------------------------------------------------------------------------
+    # --- what every array offers -----------------------------------------------------------------
 
     def materialize(self) -> jax.Array:
         """The dense array, in its layout; takes the dense array's memory."""
@@ -210,7 +218,7 @@ class CompactArray(_Fields):
 
     @property
     def static_numbers(self) -> float:
-        """Numbers needed to run that are static: choices and indices (an index = 1, one bit = 1/32; seeds are free)."""
+        """Static numbers needed to run: an index counts 1, a bit 1/32; seeds are free."""
         values = (getattr(self, name) for name in self.static_names)
         return sum(value.words for value in values if isinstance(value, StaticArray))
 
@@ -272,7 +280,7 @@ class CompactArray(_Fields):
             fields = [f"{name}={getattr(self, name)!r}" for name in self.child_names]
         return f"{type(self).__name__}({', '.join(fields)})"
 
-    # --- for this package ---------------------------------------------------------------------------------------------
+    # --- for this package ------------------------------------------------------------------------
 
     def with_dense_children(self) -> Self:
         """The same array with its compact children materialised."""
@@ -316,7 +324,8 @@ def is_compact(value: object) -> TypeGuard[CompactArray]:
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> jc.arrays.is_compact(jnp.ones((2, 4))), jc.arrays.is_compact(jc.hashed(1/2)(jnp.ones((2, 4))))
+        >>> dense = jnp.ones((2, 4))
+        >>> jc.arrays.is_compact(dense), jc.arrays.is_compact(jc.hashed(1/2)(dense))
         (False, True)
     """
     return isinstance(value, CompactArray)
@@ -368,7 +377,8 @@ def take(table: jax.Array | np.ndarray | CompactArray, rows: ArrayLike) -> jax.A
         (..., *rows.shape, n).
 
     Raises:
-        TypeError: for rows that are no integers, or an array that is no matrix in its last two dimensions.
+        TypeError: for rows that are no integers, or an array that is no matrix in its last two
+            dimensions.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -393,7 +403,8 @@ def matmul(
     Args:
         x: (..., *inputs): its last dimensions are the weight's input dimensions.
         w: a dense array or a `CompactArray`.
-        matrix_axes: which dimensions of `w` are inputs and outputs; by default `x @ w`, as numpy means it.
+        matrix_axes: which dimensions of `w` are inputs and outputs; by default `x @ w`, as numpy
+            means it.
 
     Returns:
         (..., *outputs).

@@ -1,12 +1,14 @@
-"""Clustered weight sharing: runs of neighbours in the rows of a matrix share the numbers of the run that is most like all of them.
+"""Clustered weight sharing: similar runs of neighbours in the rows of a matrix become one run.
 
-`W[i, b j : b (j + 1)] = runs[index[i, j]]`: hashed sharing in blocks of b, with the hash learned instead of drawn, or a vocabulary
-of K features a block, one of which is looked up. Stored: K b numbers, and m n / b indices, each of which counts as a whole number.
-The error falls as `K^(-2 / b)`; that of a low rank falls with the spectrum alone, and a table of words has a flat one.
-Looked-up rows gather their runs; a product costs the dense one, 2 m n operations a row, and a gather of m n numbers a call.
+`W[i, b j : b (j + 1)] = runs[index[i, j]]`: hashed sharing in blocks of b, with the hash learned
+instead of drawn, or a vocabulary of K features a block, one of which is looked up. Stored: K b
+numbers, and m n / b indices, each of which counts as a whole number. The error falls as `K^(-2 /
+b)`; that of a low rank falls with the spectrum alone, and a table of words has a flat one.
+Looked-up rows gather their runs; a product costs the dense one, 2 m n operations a row, and a
+gather of m n numbers a call.
 
-Source: product quantization, Jégou et al. 2011 (doi:10.1109/TPAMI.2010.57), for word tables Shu and Nakayama 2018
-(arXiv:1711.01068), for weights Stock et al. 2020 (arXiv:1907.05686).
+Source: product quantization, Jégou et al. 2011 (doi:10.1109/TPAMI.2010.57), for word tables Shu and
+Nakayama 2018 (arXiv:1711.01068), for weights Stock et al. 2020 (arXiv:1907.05686).
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ class ClusteredArray(CompactArray):
     """A matrix whose rows are put together from shared runs.
 
     Attributes:
-        runs: (..., K, b) shared runs of b numbers; where b does not divide n the last run of a row is cut short.
-        index: (m, n / b rounded up) integers, which run stands where; one for all matrices of a stack.
+        runs: (..., K, b) shared runs of b numbers; where b does not divide n the last run of a row
+            is cut short.
+        index: (m, n / b rounded up) integers, which run stands where; one for all matrices of a
+            stack.
     """
 
     runs: Any
@@ -90,8 +94,9 @@ class ClusteredArray(CompactArray):
             count: K, the most runs.
             block: b.
             seed: which places k-means starts from.
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal: rows count as much as their inputs have
-                power, and the runs are those with the least squared error of the outputs.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal: rows count as
+                much as their inputs have power, and the runs are those with the least squared error
+                of the outputs.
         """
         m, n = matrix.shape[-2:]
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
@@ -116,9 +121,9 @@ class ClusteredArray(CompactArray):
         )  # which number an entry is
 
         def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            collect = lambda values: np.bincount(
-                entry, weights=values.ravel(), minlength=count * block
-            )
+            def collect(values: np.ndarray) -> np.ndarray:
+                return np.bincount(entry, weights=values.ravel(), minlength=count * block)
+
             weight = np.repeat(power, n).reshape(m, n)
             scale = collect(weight)
             runs = collect(weight * target) / np.where(scale > 0, scale, 1)
@@ -136,7 +141,7 @@ class ClusteredArray(CompactArray):
 
 
 def cluster(places: np.ndarray, weight: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(places,) which of at most `count` clusters each belongs to, all in use: k-means on a sample of the places."""
+    """The cluster of each place, at most `count` and all in use: k-means on a sample of them."""
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(places))[: max(SAMPLE, 4 * count)]
     points, weights = places[sample], weight[sample]

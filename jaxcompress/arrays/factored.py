@@ -1,12 +1,13 @@
-"""Rotate one matrix and cut: a product of rank r, stored as r of its own columns and how the others follow.
+"""A matrix of rank r, stored as r of its own columns and how the others follow from them.
 
-`W = C [I T] P`: C (m, r) holds r columns of the product, T (r, n-r) says how the rest follow from them, P puts the
-columns back in place. That is r (m + n - r) numbers rather than r (m + n), so full rank costs exactly the dense
-count, plus one bit a column for the choice. The choice is a submatrix of nearly the largest volume, so no entry of T
-exceeds 1.01 and rounding does not grow. With more columns than rows the rows are chosen instead. Forward:
-2 r (m + n - r) operations a row.
+`W = C [I T] P`: C (m, r) holds r columns of the product, T (r, n-r) says how the rest follow from
+them, P puts the columns back in place. That is r (m + n - r) numbers rather than r (m + n), so full
+rank costs exactly the dense count, plus one bit a column for the choice. The choice is a submatrix
+of nearly the largest volume, so no entry of T exceeds 1.01 and rounding does not grow. With more
+columns than rows the rows are chosen instead. Forward: 2 r (m + n - r) operations a row.
 
-Source: Eckart and Young 1936; whitening as in SVD-LLM (arXiv:2403.07378); maxvol, Goreinov et al. 2010.
+Source: Eckart and Young 1936; whitening as in SVD-LLM (arXiv:2403.07378); maxvol, Goreinov et al.
+2010.
 """
 
 from __future__ import annotations
@@ -114,14 +115,17 @@ class FactoredArray(CompactArray):
         Args:
             matrix: (..., m, n); a stack shares one choice of lines.
             rank: between 1 and min(m, n).
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is then that of the outputs.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
+                then that of the outputs.
         """
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
         by_rows = m < n
-        stored = lambda value: jnp.asarray(
-            value.reshape(*leading, *value.shape[-2:]).astype(matrix.dtype)
-        )
+
+        def stored(value: np.ndarray) -> jax.Array:
+            shape = (*leading, *value.shape[-2:])
+            return jnp.asarray(value.reshape(shape).astype(matrix.dtype))
+
         if rank == min(m, n):
             empty = np.zeros((*leading, 0, m) if by_rows else (*leading, n, 0))
             return cls(stored(target), stored(empty), by_rows=by_rows, dims=(m, n))
@@ -140,7 +144,7 @@ class FactoredArray(CompactArray):
         )
 
     def refit(self, matrix: np.ndarray, metric: np.ndarray | None = None) -> FactoredArray:
-        """The product of this rank, with these axes and this dtype, nearest to another (..., m, n) matrix."""
+        """The nearest product of this rank, axes and dtype to another (..., m, n) matrix."""
         array = dataclasses.replace(
             self.fit(matrix, self.rank, metric=metric), matrix_axes=self.matrix_axes, dims=self.dims
         )
@@ -153,7 +157,7 @@ class FactoredArray(CompactArray):
 
 
 def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) -> np.ndarray:
-    """The output directions (stack, n, r) that carry most of the outputs' energy: projecting on them is the best rank r."""
+    """The r output directions (stack, n, r) of most energy: the best rank r projects on them."""
     stack, m, n = target.shape
     if metric is None:
         weighted = target
@@ -194,9 +198,11 @@ def dominant_lines(
     Args:
         basis: (stack, n, r), of full column rank; the whole stack shares one choice.
         limit: no mixing entry is larger (their geometric mean over a stack).
+        sweeps: the most exchanges.
 
     Returns:
-        The choice as n booleans, the mixing (stack, r, n-r) and the chosen rows (stack, r, r), in the order of n.
+        The choice as n booleans, the mixing (stack, r, n-r) and the chosen rows (stack, r, r), in
+        the order of n.
     """
     _, n, r = basis.shape
     order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[-1]
@@ -212,7 +218,8 @@ def dominant_lines(
         i, j = np.unravel_index(np.argmax(gain), gain.shape)
         if gain[i, j] <= np.log(limit):
             break
-        # exchanging lines i and j multiplies the volume by |coefficient|: a rank-one update (Sherman and Morrison)
+        # exchanging lines i and j multiplies the volume by |coefficient|: a rank-one update
+        # (Sherman and Morrison)
         pivot = coefficients[:, i, j].copy()
         column = coefficients[:, :, j].copy()
         column[:, i] -= 1

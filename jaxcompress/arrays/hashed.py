@@ -1,17 +1,19 @@
 """Hashed weight sharing: every entry of the matrix is plus or minus one of K shared numbers.
 
-`W[i, j] = sign(i, j) * table[h(i, j)]`, where h and sign are integer arithmetic on the position and a seed. h is
-balanced: a seeded permutation of the positions, modulo K, so every number is used equally often, give or take
-one. Stored: K numbers. Forward: the dense product, 2 m n operations a row, and about 70 integer operations for
-each shared run of the matrix, once a call.
+`W[i, j] = sign(i, j) * table[h(i, j)]`, where h and sign are integer arithmetic on the position and
+a seed. h is balanced: a seeded permutation of the positions, modulo K, so every number is used
+equally often, give or take one. Stored: K numbers. Forward: the dense product, 2 m n operations a
+row, and about 70 integer operations for each shared run of the matrix, once a call.
 
-In the circular layout the place is a sum, `h(i, j) = h1(i) + h2(j) modulo K`, and so is the sign a product. The matrix is then one
-function, the table, wrapped round: row i reads n neighbouring values from h1(i) on, in a seeded order. `x @ W` is the circular
-correlation of the table with the inputs thrown to their places h1(i) with their signs, which is their count sketch: with a Fourier
+In the circular layout the place is a sum, `h(i, j) = h1(i) + h2(j) modulo K`, and so is the sign a
+product. The matrix is then one function, the table, wrapped round: row i reads n neighbouring
+values from h1(i) on, in a seeded order. `x @ W` is the circular correlation of the table with the
+inputs thrown to their places h1(i) with their signs, which is their count sketch: with a Fourier
 transform about 5 K log2 K operations a row. Hashes are made for m + n places, not for m n.
 
-Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not balanced. Count sketch: Charikar et al. 2002; its
-convolutions by Fourier transform: Pham and Pagh 2013 (doi:10.1145/2487575.2487591).
+Source: HashedNets, Chen et al. 2015 (arXiv:1504.04788); there the hash is not balanced. Count
+sketch: Charikar et al. 2002; its convolutions by Fourier transform: Pham and Pagh 2013
+(doi:10.1145/2487575.2487591).
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class HashedArray(CompactArray):
     Attributes:
         table: (..., K) shared numbers.
         seed: which hash.
-        block: how many neighbours along the outputs are shared as one run; a shorter run ends a row that is no
-            multiple of it.
+        block: how many neighbours along the outputs are shared as one run; a shorter run ends a row
+            that is no multiple of it.
         layout: "random", or "circular" for places that are sums.
     """
 
@@ -47,10 +49,9 @@ class HashedArray(CompactArray):
     block: int = static_field(default=1)
     layout: str = static_field(default="random")
 
-    def matrix(
-        self,
-    ) -> jax.Array:  # not `materialize`, which would be compiled anew for every seed
+    def matrix(self) -> jax.Array:
         """The table's entries, signed, at the hashed places."""
+        # not `materialize`, which would be compiled anew for every seed
         m, n = self.matrix_shape
         return self.with_dense_children()._rows(jnp.arange(m, dtype=jnp.uint32), n)
 
@@ -59,9 +60,8 @@ class HashedArray(CompactArray):
         if self.layout == "random":
             return super().multiply(x)
         m, n = self.matrix_shape
-        return (_correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round)(
-            x, self.table, self._seed(), m=m, n=n
-        )
+        product = _correlate if fourier_pays(m, n, self.table.shape[-1]) else _read_round
+        return product(x, self.table, self._seed(), m=m, n=n)
 
     def take(self, rows: jax.Array) -> jax.Array:
         """The entries of the rows alone."""
@@ -74,13 +74,9 @@ class HashedArray(CompactArray):
 
     def summary(self) -> str:
         """The form's sizes."""
-        return (
-            self.layout
-            if self.layout != "random"
-            else f"block={self.block}"
-            if self.block > 1
-            else ""
-        )
+        if self.layout != "random":
+            return self.layout
+        return f"block={self.block}" if self.block > 1 else ""
 
     def _seed(self) -> jax.Array:
         return jnp.uint32(self.seed & 0xFFFFFFFF)
@@ -104,7 +100,7 @@ class HashedArray(CompactArray):
         layout: str = "random",
         metric: np.ndarray | None = None,
     ) -> HashedArray:
-        """The table of `size` numbers with the least squared error: signed means over each number's entries.
+        """The table with the least squared error: signed means over each number's entries.
 
         Args:
             matrix: (..., m, n).
@@ -112,8 +108,8 @@ class HashedArray(CompactArray):
             seed: which hash.
             block: entries shared as one run.
             layout: "random" or "circular".
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is then that of the outputs,
-                found by conjugate gradients from the plain means.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
+                then that of the outputs, found by conjugate gradients from the plain means.
         """
         m, n = matrix.shape[-2:]
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
@@ -198,10 +194,10 @@ def _look_up(
 def run_starts(
     rows: jax.Array, m: int, n: int, block: int, seed: Seed
 ) -> tuple[jax.Array, jax.Array]:
-    """Where each run of each given row begins in the endless sequence that fills the table again and again.
+    """Where each run of the given rows begins in the sequence that fills the table repeatedly.
 
-    Whole runs are laid in a seeded order, then the shorter runs that end the rows, so that the sequence modulo any
-    table size uses every number equally often, give or take one.
+    Whole runs are laid in a seeded order, then the shorter runs that end the rows, so that the
+    sequence modulo any table size uses every number equally often, give or take one.
 
     Returns:
         uint32 starts and +-1 signs (int8), both of shape (*rows.shape, runs in a row).
@@ -220,7 +216,8 @@ def run_starts(
 def shift_between_rows(m: int, n: int, size: int) -> int:
     """How far apart rows begin that follow each other in the circular layout's order.
 
-    At least n, so that rows lie side by side before they wrap round; and such that rows begin at as many places as there are.
+    At least n, so that rows lie side by side before they wrap round; and such that rows begin at as
+    many places as there are.
     """
     shift = n
     while size // math.gcd(shift, size) < min(m, size):
@@ -232,7 +229,7 @@ def shift_between_rows(m: int, n: int, size: int) -> int:
 def places_and_signs(
     m: int, n: int, size: int, seed: Seed
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The circular layout: `h1, s1` of the m rows and `h2, s2` of the n columns, uint32 places below `size` and int8 signs."""
+    """The circular layout: `h1, s1` of rows and `h2, s2` of columns, uint32 places, int8 signs."""
 
     def of(count: int, shift: int, salt: int) -> tuple[jax.Array, jax.Array]:
         each = jnp.arange(count, dtype=jnp.uint32)
@@ -258,7 +255,7 @@ def _look_up_sums(
 
 @partial(jax.jit, static_argnames=("m", "n"))
 def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
-    """`x @ W` in the circular layout, for x (..., rows, m): rows are read as runs of the table, and the outputs put in order."""
+    """`x @ W` in the circular layout, for x (..., rows, m): rows are runs of the table."""
     (h1, s1), (h2, s2) = places_and_signs(m, n, table.shape[-1], seed)
     wrapped = jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, n - 1)], mode="wrap")
     start = h1.astype(jnp.int32)
@@ -270,7 +267,7 @@ def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: i
 
 
 def fourier_pays(m: int, n: int, size: int) -> bool:
-    """Whether a product by Fourier transform is cheaper than the dense one, whose operations a processor does faster."""
+    """Whether a product by Fourier transform is faster than the dense one."""
     return FOURIER_COST * size * math.log2(size + 1) < 2 * m * n
 
 
@@ -280,7 +277,7 @@ FOURIER_COST = 40
 
 @partial(jax.jit, static_argnames=("m", "n"))
 def _correlate(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
-    """`x @ W` in the circular layout, for x (..., rows, m): the correlation of a count sketch with the table, read at n places."""
+    """`x @ W` in the circular layout: the correlation of a count sketch of x with the table."""
     size, dtype = table.shape[-1], jnp.result_type(x, table)
     exact = jnp.promote_types(dtype, jnp.float32)  # there is no transform in half precision
     (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)

@@ -1,7 +1,10 @@
-"""Lloyd's algorithm for weighted k-means: `sum_i w_i |x_i - centre(cluster of i)|^2` falls with every round.
+"""Lloyd's algorithm for weighted k-means.
 
-Each round assigns every point to the nearest centre, then moves every centre to the weighted mean of its points. Costs one
-nearest-centre search of n points a round; where the centres start and how the nearest one is found are the caller's choice.
+Each round lowers `sum_i w_i |x_i - centre(cluster of i)|^2`.
+
+Each round assigns every point to the nearest centre, then moves every centre to the weighted mean
+of its points. Costs one nearest-centre search of n points a round; where the centres start and how
+the nearest one is found are the caller's choice.
 
 Source: Lloyd 1982 (doi:10.1109/TIT.1982.1056489).
 """
@@ -20,7 +23,7 @@ def nearest_by_tree(
     points: Float[np.ndarray, "n d"], centres: Float[np.ndarray, "k d"]
 ) -> Int[np.ndarray, " n"]:
     """The nearest centre of each point by a k-d tree, which pays in few dimensions."""
-    return KDTree(centres).query(points, workers=-1)[1]
+    return np.asarray(KDTree(centres).query(points, workers=-1)[1])
 
 
 def lloyd(
@@ -41,7 +44,8 @@ def lloyd(
         nearest: from points and centres to the index of each point's nearest centre.
 
     Returns:
-        The centres (k, d) and the cluster of each point (n,) in the last round; a centre without points stays where it was.
+        The centres (k, d) and the cluster of each point (n,) in the last round; a centre without
+        points stays where it was.
 
     Example:
         >>> import numpy as np
@@ -81,7 +85,8 @@ def means(
     Example:
         >>> import numpy as np
         >>> from jaxcompress.arrays.k_means import means
-        >>> means(np.array([[0.0], [3.0], [7.0]]), np.array([2.0, 1.0, 1.0]), np.array([0, 0, 2]), 3)[1].ravel().tolist()
+        >>> points, weights = np.array([[0.0], [3.0], [7.0]]), np.array([2.0, 1.0, 1.0])
+        >>> means(points, weights, np.array([0, 0, 2]), 3)[1].ravel().tolist()
         [1.0, 0.0, 7.0]
     """
     total = np.bincount(clusters, weights, count)

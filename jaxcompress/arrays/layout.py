@@ -1,8 +1,8 @@
 """Which dimensions of a weight are a matrix's inputs and which its outputs.
 
 Dense kernels (in, out), Equinox's (out, in), attention's (model, heads, size) and convolutions
-(height, width, in, out) are all one plain matrix (m, n) read through a `MatrixAxes`; reading costs a transpose
-and a reshape and stores nothing.
+(height, width, in, out) are all one plain matrix (m, n) read through a `MatrixAxes`; reading costs
+a transpose and a reshape and stores nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class MatrixAxes:
         inputs: the position or positions that are contracted with the input.
         outputs: the position or positions that the product has.
 
-    Positions are those of numpy. They are kept negative, counted from the end, so that stacking layers in
-    front changes nothing.
+    Positions are those of numpy. They are kept negative, counted from the end, so that stacking
+    layers in front changes nothing.
 
     Example:
         >>> import jaxcompress as jc
@@ -51,13 +51,15 @@ class MatrixAxes:
         """These roles for an array of `ndim` dimensions, as negative positions.
 
         Raises:
-            ValueError: when a position is out of range or named twice, or a stack dimension does not come first.
+            ValueError: when a position is out of range or named twice, or a stack dimension does
+                not come first.
         """
         negative = [axis - ndim if axis >= 0 else axis for axis in self.inputs + self.outputs]
         if sorted(negative) != list(range(-self.ndim, 0)) or self.ndim > ndim:
             raise ValueError(
-                f"{self} does not fit an array of {ndim} dimensions: inputs and outputs are together its last "
-                "dimensions, each once, and a stack comes first (jnp.moveaxis helps)"
+                f"{self} does not fit an array of {ndim} dimensions: inputs and outputs are "
+                "together its last dimensions, each once, and a stack comes first "
+                "(jnp.moveaxis helps)"
             )
         return MatrixAxes(tuple(negative[: len(self.inputs)]), tuple(negative[len(self.inputs) :]))
 
@@ -93,7 +95,7 @@ class MatrixAxes:
         )
 
     def _patterns(self) -> tuple[str, str]:
-        """The dense layout and the plain matrix in einops' words: "... d0 d1 d2" and "... (d0) (d1 d2)"."""
+        """The dense layout and the plain matrix for einops: "... d0 d1 d2", "... (d0) (d1 d2)"."""
         names = [f"d{i}" for i in range(self.ndim)]
         rows, columns = (
             " ".join(names[axis] for axis in role) for role in (self.inputs, self.outputs)

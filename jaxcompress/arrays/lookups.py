@@ -1,11 +1,11 @@
 """Look-ups: every column of the matrix has few entries, and which they are is stored with them.
 
-`W[:, j] = sum_t values[t, j] e(index[t, j])`: for the codes of a vocabulary, where each output is a mixture of a few features and
-not of all of them. Stored: s n values and s n indices, each of which counts as a whole number. A product gathers: 2 s n
-operations a row.
+`W[:, j] = sum_t values[t, j] e(index[t, j])`: for the codes of a vocabulary, where each output is a
+mixture of a few features and not of all of them. Stored: s n values and s n indices, each of which
+counts as a whole number. A product gathers: 2 s n operations a row.
 
-Source: LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473); orthogonal matching pursuit, Pati et al. 1993, from inner products alone
-as in Rubinstein et al. 2008.
+Source: LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473); orthogonal matching pursuit, Pati et al.
+1993, from inner products alone as in Rubinstein et al. 2008.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class LookupArray(CompactArray):
 
     Attributes:
         values: (..., s, n) the entries.
-        index: (s, n) integers, the rows they stand in; no row twice in a column; one for all matrices of a stack.
+        index: (s, n) integers, the rows they stand in; no row twice in a column; one for all
+            matrices of a stack.
     """
 
     values: Any
@@ -63,12 +64,13 @@ class LookupArray(CompactArray):
     def fit(
         cls, matrix: np.ndarray, entries: int, *, metric: np.ndarray | None = None
     ) -> LookupArray:
-        """The entries found by orthogonal matching pursuit: always the one that takes off most, then all of them anew.
+        """The entries by orthogonal matching pursuit: add the best one, then solve for all anew.
 
         Args:
             matrix: (..., m, n).
             entries: s.
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; for codes the inner products of the atoms.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; for codes the
+                inner products of the atoms.
         """
         m, n = matrix.shape[-2:]
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)

@@ -1,8 +1,8 @@
 """Names and patterns for the leaves of any parameter tree.
 
-A leaf's name is its path, parts joined by "/", alike for linen, nnx, equinox, haiku and plain containers. A pattern
-matches part by part: `*` and `?` within one part, `**` for any number of parts. A compact array is one leaf; only a
-pattern that names one of its children looks inside.
+A leaf's name is its path, parts joined by "/", alike for linen, nnx, equinox, haiku and plain
+containers. A pattern matches part by part: `*` and `?` within one part, `**` for any number of
+parts. A compact array is one leaf; only a pattern that names one of its children looks inside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pattern = str | tuple[str, ...] | Selector
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """The name of a key path; nnx's `.value` attribute is left out, a dictionary key "value" is not."""
+    """The name of a key path; nnx's `.value` attribute is left out, a key "value" is not."""
     parts = []
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
@@ -54,6 +54,7 @@ def names_within(tree: Any) -> list[str]:
 
 
 def join(*parts: str) -> str:
+    """Parts of a name, empty ones left out."""
     return "/".join(part for part in parts if part)
 
 

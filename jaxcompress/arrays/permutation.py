@@ -1,9 +1,10 @@
-"""A seeded bijection of {0, ..., size-1} in integer arithmetic alone: a random order that nobody stores.
+"""A seeded bijection of {0, ..., size-1} in integer arithmetic: a random order, never stored.
 
-The positions are laid on a nearly square ragged grid whose rows and columns are rotated in turn by hashed
-amounts: a Feistel network whose halves are the two coordinates. A rotation of a row (or of a ragged column) is a
-bijection, so their composition is one for every size, with no table, no rejection and no random stream. Four
-rounds cost about 60 integer operations an element, and any element can be computed alone.
+The positions are laid on a nearly square ragged grid whose rows and columns are rotated in turn by
+hashed amounts: a Feistel network whose halves are the two coordinates. A rotation of a row (or of a
+ragged column) is a bijection, so their composition is one for every size, with no table, no
+rejection and no random stream. Four rounds cost about 60 integer operations an element, and any
+element can be computed alone.
 
 Source: Luby and Rackoff 1988 (four Feistel rounds suffice); the mixer is C. Wellons' `lowbias32`.
 """
@@ -79,7 +80,7 @@ def _rotate(value: jax.Array, hashed: jax.Array, length: jax.Array) -> jax.Array
 
 
 def _scramble(seed: Seed) -> Seed:
-    """splitmix32, so that neighbouring seeds are unrelated; the masks matter for Python integers alone."""
+    """splitmix32, so that neighbouring seeds are unrelated; masks are for Python integers."""
     number = int if isinstance(seed, int) else np.uint32
     mask = number(0xFFFFFFFF)
     value = (seed * number(0x9E3779B9) + number(0x85EBCA6B)) & mask

@@ -1,12 +1,14 @@
 """The least-squares optimum of stored numbers in the metric of the inputs, matrix-free.
 
-Given its structure, an array is linear in what it stores: `A = T v`. The fit of a matrix W in the metric M of the
-inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal equations `T' M T v = T' M W` are solved
-by conjugate gradients on the host, in float64, from given values: what the metric does not see stays as it was. Costs
-one product with M and one pass over the entries an iteration. The metric of a table that is looked up is diagonal, how often
-each row is: a vector.
+Given its structure, an array is linear in what it stores: `A = T v`. The fit of a matrix W in the
+metric M of the inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal
+equations `T' M T v = T' M W` are solved by conjugate gradients on the host, in float64, from given
+values: what the metric does not see stays as it was. Costs one product with M and one pass over the
+entries an iteration. The metric of a table that is looked up is diagonal, how often each row is: a
+vector.
 
-Source: Hestenes and Stiefel 1952; the output-error metric as in SVD-LLM (arXiv:2403.07378) and GPTQ.
+Source: Hestenes and Stiefel 1952; the output-error metric as in SVD-LLM (arXiv:2403.07378) and
+GPTQ.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def least_squares(
         expand: T, from numbers (k,) to a matrix (m, n).
         collect: T', its transpose, from (m, n) to (k,).
         matrix: (m, n) to fit.
-        metric: (m, m) second moments of the inputs, or (m,) their diagonal where nothing else is there.
+        metric: (m, m) second moments of the inputs, or (m,) their diagonal where nothing else is
+            there.
         start: (k,) numbers to start from.
         scale: (k,) the diagonal of T' M T, which preconditions.
         steps: the most iterations.
@@ -55,8 +58,10 @@ def least_squares(
     Example:
         >>> import numpy as np
         >>> from jaxcompress.arrays.projection import least_squares
-        >>> spread, total = (lambda v: np.full((2, 3), v[0])), (lambda e: e.sum(keepdims=True).ravel())
-        >>> least_squares(spread, total, np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0]), np.zeros(1), np.array([9.0]))
+        >>> expand = lambda v: np.full((2, 3), v[0])
+        >>> collect = lambda error: error.sum(keepdims=True).ravel()
+        >>> target, metric = np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0])
+        >>> least_squares(expand, collect, target, metric, np.zeros(1), np.array([9.0]))
         array([3.])
     """
     normal = _NormalEquations(len(start), lambda v: collect(weigh(metric, expand(v))))

@@ -1,7 +1,8 @@
-"""The decorator that makes a class a compact array: a frozen dataclass that JAX, `jax.export` and flax can handle.
+"""The decorator that makes a class a compact array, a frozen dataclass known to JAX and flax.
 
-Its fields become children (differentiated, stored) or static structure; the two methods that a class writes for the plain,
-unstacked matrix, `materialize` and `take`, are extended to nested children, layouts and indices of any range.
+Its fields become children (differentiated, stored) or static structure; the two methods that a
+class writes for the plain, unstacked matrix, `materialize` and `take`, are extended to nested
+children, layouts and indices of any range.
 """
 
 from __future__ import annotations
@@ -27,18 +28,22 @@ ArrayType = TypeVar("ArrayType", bound=type)
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
 def compact_array(cls: ArrayType) -> ArrayType:
-    """Make a subclass of `CompactArray` a frozen dataclass that JAX, `jax.export` and flax can handle.
+    """Make a subclass of `CompactArray` a frozen dataclass known to JAX, `jax.export` and flax.
 
-    Fields are children (float arrays or other compact arrays) unless declared with `jc.static_field()`. The class must
-    write one method, `materialize`, and may write three more where it has a cheaper way than the dense matrix. All four
-    are about the plain matrix (..., m, n), inputs first, where `...` are the leading dimensions that `vmap`, `scan` and
-    stacking add to every child:
+    Fields are children (float arrays or other compact arrays) unless declared with
+    `jc.static_field()`. The class must write one method, `materialize`, and may write three more
+    where it has a cheaper way than the dense matrix. All four are about the plain matrix (..., m,
+    n), inputs first, where `...` are the leading dimensions that `vmap`, `scan` and stacking add to
+    every child:
 
-    - `materialize(self)`: the matrix, from dense children. The decorator expands nested children before it and applies
-      the layout (`matrix_axes`, `dims`) after it; the plain matrix itself is `array.matrix()`.
+    - `materialize(self)`: the matrix, from dense children. The decorator expands nested children
+      before it and applies the layout (`matrix_axes`, `dims`) after it; the plain matrix itself is
+      `array.matrix()`.
     - `multiply(self, x)`: `x @ matrix` for x (..., rows, m); by default with the dense matrix.
-    - `multiply_transposed(self, y)`: `y @ matrix.T` for y (..., rows, n); by default derived from `multiply`.
-    - `take(self, rows)`: rows of the unstacked matrix (m, n), for indices within range; by default of the dense matrix.
+    - `multiply_transposed(self, y)`: `y @ matrix.T` for y (..., rows, n); by default derived from
+        `multiply`.
+    - `take(self, rows)`: rows of the unstacked matrix (m, n), for indices within range; by default
+        of the dense matrix.
 
     The operators `@`, `jc.matmul`, `jc.take` and a traced network `net(params, x)` use them.
 
@@ -49,11 +54,12 @@ def compact_array(cls: ArrayType) -> ArrayType:
         The same class, registered.
 
     Raises:
-        TypeError: for another class, or a field with the name of one of `CompactArray`'s attributes.
+        TypeError: for another class, or a field with the name of one of `CompactArray`'s
+            attributes.
 
     Example:
-        A block-diagonal matrix times a permutation times a block-diagonal matrix (Monarch, Dao et al. 2022,
-        arXiv:2204.00595), of 2 m sqrt(m) numbers, with its own product and look-up:
+        A block-diagonal matrix times a permutation times a block-diagonal matrix (Monarch, Dao et
+        al. 2022, arXiv:2204.00595), of 2 m sqrt(m) numbers, with its own product and look-up:
 
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> @jc.compact_array
@@ -70,14 +76,15 @@ def compact_array(cls: ArrayType) -> ArrayType:
         ...         x = jnp.einsum("...trq,...rqs->...trs", x, self.second)
         ...         return x.reshape(*x.shape[:-2], -1)
         ...     def take(self, rows):
-        ...         q, p = jnp.divmod(rows, self.first.shape[-2])
-        ...         taken = jnp.einsum("tr,rts->trs", self.first[q.ravel(), p.ravel()], self.second[:, q.ravel()])
+        ...         q, p = jnp.divmod(rows.ravel(), self.first.shape[-2])
+        ...         taken = jnp.einsum("tr,rts->trs", self.first[q, p], self.second[:, q])
         ...         return taken.reshape(*rows.shape, -1)
         >>> kernel = MonarchArray(jnp.ones((2, 3, 2)), jnp.ones((2, 2, 3)))
         >>> kernel
         MonarchArray((6, 6) float32, 24 stored = 1/1.5)
-        >>> net = jc.trace(lambda params, x: x @ params["w"], {"w": jnp.ones((6, 6))}, jnp.ones((1, 6)))
-        >>> net({"w": kernel}, jnp.ones((1, 6)))  # two einsums, never the dense matrix
+        >>> dense, x = {"w": jnp.ones((6, 6))}, jnp.ones((1, 6))
+        >>> net = jc.trace(lambda params, x: x @ params["w"], dense, x)
+        >>> net({"w": kernel}, x)  # two einsums, never the dense matrix
         Array([[6., 6., 6., 6., 6., 6.]], dtype=float32)
         >>> net.explain({"w": kernel})[0].how
         'contracted'
@@ -110,7 +117,7 @@ def _check_field_names(cls: type[CompactArray]) -> None:
 
 
 def _extend_methods(cls: type[CompactArray]) -> None:
-    """Make `materialize` and `take`, as a class wrote them for the plain matrix, work in general."""
+    """Extend `materialize` and `take` from the plain matrix to nesting, layouts and stacks."""
     if "materialize" in cls.__dict__:
         plain = cls.__dict__["materialize"]
 
@@ -135,7 +142,7 @@ def _register_pytree(cls: type[CompactArray]) -> None:
         return tuple(zip(keys, children, strict=True)), statics
 
     def unflatten(statics: PyTree, children: PyTree) -> CompactArray:
-        # JAX unflattens with None, integers, labels and batched children too: nothing is checked here.
+        # JAX unflattens with None, integers, labels and batched children too: no checks here
         names = (*cls.child_names, *cls.static_names)
         return cls(**dict(zip(names, (*children, *statics), strict=True)))
 

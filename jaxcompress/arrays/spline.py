@@ -1,13 +1,14 @@
 """A dense matrix as one function of one variable, sampled more coarsely.
 
-Interlace the values of the n features into one function f, one period of n values for each input; space the inputs
-out by n; then `x @ W` is the convolution of the spaced-out inputs with f, read at n places. A resolution of q knots
-in each period stores `samples` (m, q), m q numbers, and means `W = samples @ basis`, with a basis (q, n) of steps, hats or cubic
-B-splines on equal knots; it never crosses a period, so inputs stay apart. Forward: the convolution on the coarse grid,
-2 m q operations a row, then each value of one, two or four neighbouring knots.
+Interlace the values of the n features into one function f, one period of n values for each input;
+space the inputs out by n; then `x @ W` is the convolution of the spaced-out inputs with f, read at
+n places. A resolution of q knots in each period stores `samples` (m, q), m q numbers, and means `W
+= samples @ basis`, with a basis (q, n) of steps, hats or cubic B-splines on equal knots; it never
+crosses a period, so inputs stay apart. Forward: the convolution on the coarse grid, 2 m q
+operations a row, then each value of one, two or four neighbouring knots.
 
-Source: the mission's own idea; function views of weights in Integral Neural Networks (Solodskikh et al. 2023); uniform B-splines,
-Unser 1999 (doi:10.1109/79.799930).
+Source: the mission's own idea; function views of weights in Integral Neural Networks (Solodskikh et
+al. 2023); uniform B-splines, Unser 1999 (doi:10.1109/79.799930).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ BASES = ("step", "linear", "cubic")
 
 
 def check_basis(basis: str) -> None:
+    """Refuse an unknown basis."""
     if basis not in BASES:
         raise ValueError(
             f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}"
@@ -39,7 +41,8 @@ class SplineArray(CompactArray):
     """A matrix whose rows are periods of one function, known at q knots each.
 
     Attributes:
-        samples: (..., m, q) coefficients of the function; with steps and hats its values at the knots.
+        samples: (..., m, q) coefficients of the function; with steps and hats its values at the
+            knots.
         basis: "step", "linear" or "cubic".
     """
 
@@ -90,7 +93,8 @@ class SplineArray(CompactArray):
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> SplineArray:
         """The samples with the least squared error; with steps they are means.
 
-        Each row has samples of its own, so that the optimum is the same in every metric of the inputs.
+        Each row has samples of its own, so that the optimum is the same in every metric of the
+        inputs.
 
         Args:
             matrix: (..., m, n).
@@ -117,10 +121,10 @@ def knots(n: int, count: int) -> np.ndarray:
 
 
 def spline(count: int, n: int, basis: str) -> tuple[np.ndarray, np.ndarray]:
-    """A uniform B-spline of `count` coefficients at n places: which of them each place is made of, and with what weights.
+    """A uniform B-spline at n places: the coefficients that each depends on, and their weights.
 
-    Coefficients and places lie in the middles of equal cells of one interval; towards its ends the coefficients go on as a line.
-    The weights of a place sum to one.
+    Coefficients and places lie in the middles of equal cells of one interval; towards its ends the
+    coefficients go on as a line. The weights of a place sum to one.
 
     Returns:
         (taps, n) indices and weights; one tap with steps, two with hats, four with cubic pieces.
@@ -178,25 +182,28 @@ def spline_matrix(count: int, n: int, basis: str) -> np.ndarray:
 
 
 def as_function(kernel: jax.Array) -> jax.Array:
-    """One matrix as one function of one variable: the literal convolution identity, and what the other forms are in it.
+    """One matrix as one function of one variable, by which a dense layer is one convolution.
 
-    The function f has one period of n values for each of the m inputs, the values of the n features interlaced; within
-    a period the features run backwards, since XLA's convolution does not flip its kernel. The inputs, spaced out by
-    the feature count (`lhs_dilation`), meet it n - 1 places before to n - 1 places after full overlap:
-    the n results are `x @ kernel`, for `W[i, j] = f(s i + n - 1 - j)` with the spacing s = n. Four forms of a dense layer are four
-    choices of the spacing and of f:
+    The function f has one period of n values for each of the m inputs, the values of the n features
+    interlaced; within a period the features run backwards, since XLA's convolution does not flip
+    its kernel. The inputs, spaced out by the feature count (`lhs_dilation`), meet it n - 1 places
+    before to n - 1 places after full overlap: the n results are `x @ kernel`, for `W[i, j] = f(s i
+    + n - 1 - j)` with the spacing s = n. Four forms of a dense layer are four choices of the
+    spacing and of f:
 
     - **Dense**: s = n, and f has m n values of its own. No two inputs meet one value.
-    - **Hashed**: f is wrapped round a circle of K values, `f(t) = table[t mod K]`, so that inputs share. With the inputs at seeded
-      places h1(i) of the circle instead of s i, and the outputs read at seeded places h2(j), each with a sign, it is
-      `jc.hashed(layout="circular")`: a count sketch of the inputs, correlated with the table.
-    - **Coarsened**: f is known at q places a period and a step, hat or spline between them: `jc.spline(q / n)`. Along the hidden
-      axis itself, in all kernels at once, the same is `jc.coarsen`, and its inverse `jc.refine`.
-    - **Toeplitz**: s = 1, the inputs are not spaced out at all. f has m + n - 1 values, and a window is an f that is zero outside
-      of it: `jc.toeplitz`, an ordinary convolution.
+    - **Hashed**: f is wrapped round a circle of K values, `f(t) = table[t mod K]`, so that inputs
+      share. With the inputs at seeded places h1(i) of the circle instead of s i, and the outputs
+      read at seeded places h2(j), each with a sign, it is `jc.hashed(layout="circular")`: a count
+      sketch of the inputs, correlated with the table.
+    - **Coarsened**: f is known at q places a period and a step, hat or spline between them:
+      `jc.spline(q / n)`. Along the hidden axis itself, in all kernels at once, the same is
+      `jc.coarsen`, and its inverse `jc.refine`.
+    - **Toeplitz**: s = 1, the inputs are not spaced out at all. f has m + n - 1 values, and a
+      window is an f that is zero outside of it: `jc.toeplitz`, an ordinary convolution.
 
-    So sharing by translation, sharing by chance and sharing by smoothness differ in where the inputs stand on the function's axis,
-    whether it closes to a circle, and how finely it is known.
+    So sharing by translation, sharing by chance and sharing by smoothness differ in where the
+    inputs stand on the function's axis, whether it closes to a circle, and how finely it is known.
 
     Args:
         kernel: (m, n).
@@ -211,7 +218,8 @@ def as_function(kernel: jax.Array) -> jax.Array:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> kernel = jnp.arange(6.0).reshape(3, 2)
         >>> x, f = jnp.array([[1.0, 2.0, 3.0]]), jc.as_function(kernel)
-        >>> jax.lax.conv_general_dilated(x[:, None], f[None, None], (1,), [(1, 1)], lhs_dilation=(2,))[:, 0]
+        >>> given = x[:, None], f[None, None], (1,), [(1, 1)]
+        >>> jax.lax.conv_general_dilated(*given, lhs_dilation=(2,))[:, 0]
         Array([[16., 22.]], dtype=float32)
         >>> x @ kernel
         Array([[16., 22.]], dtype=float32)

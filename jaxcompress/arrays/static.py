@@ -1,7 +1,7 @@
-"""Static parts of a compact array: sizes, seeds and choices that are structure rather than stored numbers.
+"""Static parts of a compact array: sizes, seeds and choices, which are structure.
 
-Static fields are compared and hashed, so that a change retraces a jitted function; JAX never differentiates them. They are written
-as JSON by `jax.export` and by checkpoints.
+Static fields are compared and hashed, so that a change retraces a jitted function; JAX never
+differentiates them. They are written as JSON by `jax.export` and by checkpoints.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def static_field(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclass
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StaticArray:
-    """A numpy array of booleans or indices as part of a tree's structure, compared and hashed by its content.
+    """A numpy array of booleans or indices as structure, compared and hashed by its content.
 
-    An integer child would break `jax.grad` and every optimizer, so a choice that cannot be recomputed is static.
-    It is counted: one bit a boolean, one number an index.
+    An integer child would break `jax.grad` and every optimizer, so a choice that cannot be
+    recomputed is static. It is counted: one bit a boolean, one number an index.
 
     Attributes:
         array: booleans or non-negative integers of any shape, kept in the smallest dtype.

@@ -1,8 +1,9 @@
-"""Tied parameters: leaves that are one, stored once and handed to the model wherever it expects them.
+"""Tied parameters: equal leaves, stored once and given to the model wherever it expects them.
 
-A pytree holds no identity: after any `tree.map` two leaves that were one array are two. `tie` takes one of them out and gives the
-function that puts it back, `apply(expand(params), x)`: gradients add up, numbers count once, and every transform changes
-both ends alike. Costs nothing at run time; a transposed tie is a view that XLA folds into the product.
+A pytree holds no identity: after any `tree.map` two leaves that were one array are two. `tie` takes
+one of them out and gives the function that puts it back, `apply(expand(params), x)`: gradients add
+up, numbers count once, and every transform changes both ends alike. Costs nothing at run time; a
+transposed tie is a view that XLA folds into the product.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxcompress.arrays.paths import leaf_name
 
 @dataclasses.dataclass(frozen=True)
 class Expand:
-    """Puts tied leaves back: a pure function from the tree without them to the tree that the model expects.
+    """Puts tied leaves back: a pure function to the tree that the model expects.
 
     Attributes:
         ties: (leaf, the leaf that it is, whether it is its transpose), ...
@@ -36,7 +37,8 @@ class Expand:
         for leaf, source, transposed in self.ties:
             if known.get(source) is None:
                 raise ValueError(
-                    f"expand: {leaf!r} is tied to {source!r}, which is not in these parameters: give the tied tree"
+                    f"expand: {leaf!r} is tied to {source!r}, which is not in these "
+                    "parameters: give the tied tree"
                 )
             known[leaf] = known[source].T if transposed else known[source]
         return jax.tree.unflatten(treedef, [known[name] for name, _ in named])
@@ -50,7 +52,7 @@ class Expand:
 
 
 class Tied(NamedTuple):
-    """What `tie` gives: the tree with every tied leaf once, and the function that puts them back."""
+    """The result of `tie`: the tree with tied leaves once, and the function that puts them back."""
 
     params: Any
     expand: Expand
@@ -69,14 +71,15 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
 
     Args:
         params: any pytree of arrays (or shapes).
-        ties: from the path of a leaf, or of a subtree, to the path of the one that it equals. Matrices may be each other's
-            transposes, as an embedding and an output kernel are.
+        ties: from the path of a leaf, or of a subtree, to the path of the one that it equals.
+            Matrices may be each other's transposes, as an embedding and an output kernel are.
 
     Returns:
         The tree in which the named leaves are None, and `expand`, which puts them back.
 
     Raises:
-        ValueError: for a path that is not there, shapes or dtypes that differ, values that are not equal.
+        ValueError: for a path that is not there, shapes or dtypes that differ, values that are not
+            equal.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -101,7 +104,8 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
             other = source + leaf[len(target) :]
             if other not in known:
                 raise ValueError(
-                    f"tie: {leaf!r} is tied to {other!r}, which is not there; there are: {', '.join(known)}"
+                    f"tie: {leaf!r} is tied to {other!r}, which is not there; "
+                    f"there are: {', '.join(known)}"
                 )
             found.append((leaf, other, transposition(leaf, known[leaf], other, known[other])))
     gone = [leaf for leaf, _, _ in found]
@@ -111,7 +115,8 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
     )
     if twice:
         raise ValueError(
-            f"tie: {', '.join(twice)} would be taken out and used, or tied twice: tie all of them to the same leaf"
+            f"tie: {', '.join(twice)} would be taken out and used, or tied twice: "
+            "tie all of them to the same leaf"
         )
     return Tied(
         jax.tree.unflatten(treedef, [None if name in gone else leaf for name, leaf in named]),
@@ -124,14 +129,16 @@ def transposition(leaf: str, one: Any, source: str, other: Any) -> bool:
     shapes = tuple(one.shape), tuple(other.shape)
     if is_compact(one) or is_compact(other):
         raise ValueError(
-            f"tie: {leaf if is_compact(one) else source} is compact: tie first, and compact what is left"
+            f"tie: {leaf if is_compact(one) else source} is compact: "
+            "tie first, and compact what is left"
         )
     ways = [False] if shapes[0] == shapes[1] else []
     ways += [True] if len(shapes[0]) == 2 and shapes[0] == shapes[1][::-1] else []
     if not ways or one.dtype != other.dtype:
         kinds = f"{one.dtype}{list(shapes[0])} and {other.dtype}{list(shapes[1])}"
         raise ValueError(
-            f"tie: {leaf!r} and {source!r} are {kinds}: tied leaves have one shape, or are each other's transposes"
+            f"tie: {leaf!r} and {source!r} are {kinds}: "
+            "tied leaves have one shape, or are each other's transposes"
         )
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in (one, other)):
         return ways[0]
@@ -141,6 +148,7 @@ def transposition(leaf: str, one: Any, source: str, other: Any) -> bool:
             np.asarray(one, np.float64) - np.asarray(other.T if ways[0] else other, np.float64)
         ).max()
         raise ValueError(
-            f"tie: {leaf!r} and {source!r} differ by up to {gap:.3g}: only leaves with the same values can be tied"
+            f"tie: {leaf!r} and {source!r} differ by up to {gap:.3g}: "
+            "only leaves with the same values can be tied"
         )
     return equal[0]

@@ -1,11 +1,13 @@
-"""A convolution as a matrix: the few weights of a window, moved along the grid that the inputs lie on.
+"""A convolution as a matrix: the few weights of a window, moved along the inputs' grid.
 
-`W[p stride + w - pad, (p, c)] = taps[w, c]` for every position p of the window, place w in it and channel c, and zero elsewhere:
-a Toeplitz matrix, doubly block on two axes, with the values of the channels interlaced at each position. So an output shares its
-weights with all others of its channel: designed sharing, where a hash shares at random. Stored: window x channels numbers.
+`W[p stride + w - pad, (p, c)] = taps[w, c]` for every position p of the window, place w in it and
+channel c, and zero elsewhere: a Toeplitz matrix, doubly block on two axes, with the values of the
+channels interlaced at each position. So an output shares its weights with all others of its
+channel: designed sharing, where a hash shares at random. Stored: window x channels numbers.
 Forward: 2 positions x window x channels operations a row, and positions x window numbers of memory.
 
-Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541); the arithmetic as in Dumoulin and Visin 2016 (arXiv:1603.07285).
+Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541); the arithmetic as in Dumoulin and Visin
+2016 (arXiv:1603.07285).
 """
 
 from __future__ import annotations
@@ -83,11 +85,16 @@ class ToeplitzArray(CompactArray):
         pad: tuple[int, ...] | None = None,
         metric: np.ndarray | None = None,
     ) -> ToeplitzArray:
-        """The window with the least squared error: means over all positions; in a metric by conjugate gradients from there.
+        """The window with the least squared error: means over all positions.
+
+        In a metric it is found by conjugate gradients from there.
 
         Args:
             matrix: (..., m, n).
-            grid, window, stride, pad: sizes along each axis; a stride of 1 and no zeros by default.
+            grid: the sizes of the inputs' axes.
+            window: the size of the window along each axis.
+            stride: how far it moves along each axis; 1 by default.
+            pad: how many zeros stand before and after each axis; none by default.
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal.
 
         Raises:
@@ -98,7 +105,8 @@ class ToeplitzArray(CompactArray):
         count = math.prod(positions(grid, window, stride, pad))
         if n % count:
             raise ValueError(
-                f"the window has {count} positions, of which {n} outputs are no multiple: give a whole number of channels"
+                f"the window has {count} positions, of which {n} outputs are no multiple: "
+                "give a whole number of channels"
             )
         channels = n // count
         rows = np.asarray(places(grid, window, stride, pad))[:, :, None]
@@ -139,7 +147,8 @@ class ToeplitzArray(CompactArray):
 
 @jax.jit  # an eager product is one program
 def _slide(array: ToeplitzArray, x: jax.Array) -> jax.Array:
-    """`x @ matrix` as patches and one product: inside a scan, XLA's convolutions are slow on a CPU."""
+    """`x @ matrix` as patches and one product."""
+    # inside a scan, XLA's convolutions are slow on a CPU
     index = array._places()
     patches = x.at[..., jnp.maximum(index, 0)].get(mode="promise_in_bounds")
     patches = jnp.where(index < 0, 0, patches) if any(array.pad) else patches
@@ -173,7 +182,7 @@ def positions(
 def places(
     grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]
 ) -> jax.Array:
-    """(positions, window) which input stands at each place of the window at each position; -1 for the zeros around the grid."""
+    """(positions, window) the input at each place of the window; -1 for zeros around the grid."""
     axes = len(grid)
     index, inside = jnp.zeros((1,) * 2 * axes, jnp.int32), jnp.ones((1,) * 2 * axes, bool)
     for axis, (size, count) in enumerate(

@@ -1,8 +1,9 @@
-"""Feature vocabularies: every column of the matrix is a mixture of a few shared features of the inputs.
+"""Feature vocabularies: every column of the matrix is a mixture of shared features of the inputs.
 
-`W = atoms @ codes` with atoms (m, k) and codes (k, n). Designed atoms are recomputed and cost nothing to store:
-k n numbers; learned or given atoms are stored too: k (m + n). Codes of s look-ups a column store 2 s n instead of k n numbers.
-Forward: `(x @ atoms) @ codes`, 2 k (m + n) operations a row, 2 (k m + s n) with look-ups.
+`W = atoms @ codes` with atoms (m, k) and codes (k, n). Designed atoms are recomputed and cost
+nothing to store: k n numbers; learned or given atoms are stored too: k (m + n). Codes of s look-ups
+a column store 2 s n instead of k n numbers. Forward: `(x @ atoms) @ codes`, 2 k (m + n) operations
+a row, 2 (k m + s n) with look-ups.
 
 Source: Denil et al. 2013 (arXiv:1306.0543); LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473).
 """
@@ -86,7 +87,7 @@ class VocabularyArray(CompactArray):
         return {"atoms": metric, "codes": gram}
 
     def _dense_atoms(self) -> jax.Array:
-        # atoms may be stored as anything, designed ones in float32: the codes say in which dtype to compute
+        # atoms may be stored as anything, designed ones in float32: the codes decide the dtype
         return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(
             self.codes.dtype
         )
@@ -100,12 +101,13 @@ class VocabularyArray(CompactArray):
         metric: np.ndarray | None = None,
         lookups: int | None = None,
     ) -> VocabularyArray:
-        """The codes with the least squared error, in float64 on the host; of few look-ups, by matching pursuit.
+        """The codes with the least squared error; of few look-ups, by matching pursuit.
 
         Args:
             matrix: (..., m, n).
             atoms: (..., m, k), designed or numbers to store.
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do not see is fitted plainly.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do
+                not see is fitted plainly.
             lookups: the atoms that a column may use; all by default.
         """
         target = np.asarray(matrix, np.float64)

@@ -73,11 +73,11 @@ class RealizedAlong(LabelledPoints):
 
     @property
     def bounds(self) -> dict[str, int | None]:
-        """Upper bounds on the number of points needed: for all inputs, these points, the boundary.
+        """Upper bounds on the number of examples that a classifier with these predictions needs.
 
         Returns:
-            One example each for "training points"; what labels the "given points"; and what labels
-            the "boundary" as well.
+            "training points" as given; "given points", to label the given points by 1-NN;
+            "boundary", to label both sides of the boundary pairs as well.
         """
         return {
             "training points": self.training_points,

@@ -44,7 +44,7 @@ def sizes_of(strata: Strata) -> Int[np.ndarray, " strata"]:
 def divide_over_strata(
     count: int, strata: Strata, weights: Float[np.ndarray, " strata"], least: int
 ) -> Int[np.ndarray, " strata"]:
-    """Numbers of evaluations for the strata, at least `least` each if there are so many."""
+    """Numbers of evaluations for the strata, at least `least` each where the size allows."""
     sizes = sizes_of(strata)
     return divide(count, weights, np.minimum(least, sizes), sizes)
 

@@ -39,7 +39,7 @@ from jaxcompress.documents.report import CorpusReport, judge
 from jaxcompress.documents.samples import Texts, split
 from jaxcompress.models.bert import BertConfig, without_layers
 from jaxcompress.transforms.budget import budget
-from jaxcompress.transforms.forms import clustered
+from jaxcompress.transforms.clustered import clustered
 
 RATE = 4e-4
 """The highest learning rate of layers that were cut; four times as much undoes what the cut had kept."""

@@ -27,8 +27,8 @@ from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import budget
+from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at
-from jaxcompress.transforms.forms import clustered
 from jaxcompress.transforms.rotation import RotateAndPrune, rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 

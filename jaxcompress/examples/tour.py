@@ -33,8 +33,10 @@ from jaxcompress.networks.trace import Network, trace
 from jaxcompress.training.fit import cross_entropy, fit
 from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
-from jaxcompress.transforms.forms import energy_by_rank, factored, hashed, spline
+from jaxcompress.transforms.factored import energy_by_rank, factored
+from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.rotation import rotate_and_prune
+from jaxcompress.transforms.spline import spline
 from jaxcompress.transforms.vocabulary import vocabulary
 from jaxcompress.transforms.weights import Unreachable
 

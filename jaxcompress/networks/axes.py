@@ -37,7 +37,7 @@ class Axis:
         others: slots used otherwise than by contraction; a consumer may be among them.
         fibres: axes along which a map may differ, such as heads or layers.
         averaged: whether a sum over it is divided by its size, as in a mean.
-        bent: slots whose parameters pass a nonlinear function before they are contracted.
+        nonlinear: slots whose parameters pass a nonlinear function before they are contracted.
         foldable: whether its scales can be folded into consumers: every scale follows the norms
             over the axis, and these are of one kind.
     """
@@ -54,7 +54,7 @@ class Axis:
     others: tuple[Slot, ...] = ()
     fibres: tuple[str, ...] = ()
     averaged: bool = False
-    bent: tuple[Slot, ...] = ()
+    nonlinear: tuple[Slot, ...] = ()
     foldable: bool = True
 
     @property

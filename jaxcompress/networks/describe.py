@@ -120,7 +120,7 @@ def axis_of(traced: TracedProgram, atom: Dim, slots: list[Slot], fibres: tuple[s
         others=with_roles(traced, slots, *SHIFTS, "batch", "look-up"),
         fibres=fibres,
         averaged=atom in atoms_of(analysis.averaged),
-        bent=tuple(slot for slot in slots if slot in analysis.bent),
+        nonlinear=tuple(slot for slot in slots if slot in analysis.bent),
         foldable=foldable(traced, atom),
     )
 
@@ -209,7 +209,7 @@ def companions(traced: TracedProgram) -> dict[Dim, tuple[str, ...]]:
     """The fibres of every axis: the axes that all values which have it have as well."""
     common: dict[Dim, set[Dim]] = {}
     mixed = mixed_axes(traced)
-    for loops, dims in traced.analysis.company:
+    for loops, dims in traced.analysis.values:
         outside = atoms_of(loops)
         for dim in dims:
             others = [throughout(other) for other in dims if other is not None and other is not dim]

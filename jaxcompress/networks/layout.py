@@ -8,6 +8,7 @@ is what `reshape` makes of two dimensions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -47,7 +48,7 @@ class Layout:
         """The layouts of its single axes in order, with repetitions."""
         if not self.split:
             return [self]
-        return [leaf for part in self.parts for leaf in part.leaves()]
+        return list(itertools.chain.from_iterable(part.leaves() for part in self.parts))
 
     def index(self, key: str) -> Int[np.ndarray, " size"]:
         """The position along an axis of every position of the dimension, -1 outside the axis."""
@@ -67,4 +68,5 @@ class Layout:
 
 def axis_sizes(layouts: Iterable[Layout]) -> dict[str, int]:
     """The size of every axis in some layouts, by key."""
-    return {leaf.key: leaf.size for layout in layouts for leaf in layout.leaves()}
+    leaves = itertools.chain.from_iterable(layout.leaves() for layout in layouts)
+    return {leaf.key: leaf.size for leaf in leaves}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from jaxcompress.networks.axes import USES, Axis, Refused, Structure, Use
 from jaxcompress.networks.describe import describe
 from jaxcompress.networks.traced_program import TraceCache, TracedProgram
 from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.records import Tap
 from jaxcompress.programs.rules import Replay
 from jaxcompress.tables import Table
 
@@ -205,7 +205,7 @@ class Network:
         params: PyTree,
         *inputs: PyTree,
         note: Callable[[Step, Value, str], None] | None = None,
-        tap: Any = None,
+        tap: Tap | None = None,
     ) -> PyTree:
         """The outputs of `apply`, step by step and not compiled: what a call compiles.
 
@@ -213,7 +213,7 @@ class Network:
             params: as in a call.
             *inputs: as in a call.
             note: called with (step, value, how) wherever a compact array is used.
-            tap: receives the operands and the result of every contraction, as `moments` do.
+            tap: receives the operands and the result of every contraction.
         """
         traced = self.traced_program(params, *inputs)
         leaves = jax.tree.leaves(params, is_leaf=is_compact)

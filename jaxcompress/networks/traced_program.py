@@ -80,7 +80,7 @@ def find_axes(
     program = prune(build(closed))
     analysis = Analysis()
     leaves = parameters(program, [name for name, _ in named_leaves(params)])
-    analysis.company += [((), tuple(value.dims)) for value in leaves.values()]
+    analysis.values += [((), tuple(value.dims)) for value in leaves.values()]
     mark_inputs(program.inputs[len(leaves) :])
     analysis.run(program)
     paths = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
@@ -151,7 +151,7 @@ def mirrored(
 
 def mark_repeated(analysis: Analysis) -> None:
     """Make axes opaque that one dimension has twice: a product of an axis with itself."""
-    for _, dims in analysis.company:
+    for _, dims in analysis.values:
         for dim in dims:
             for atom in repeated(dim) if dim is not None else ():
                 mark(atom, Kind.OPAQUE, Reason("reshape", "it is multiplied with itself"))

@@ -98,7 +98,7 @@ def atoms(dim: Dim) -> list[Dim]:
     root = find(dim)
     if root.split is None:
         return [root]
-    return [atom for part in root.parts for atom in atoms(part)]
+    return list(itertools.chain.from_iterable(map(atoms, root.parts)))
 
 
 def parts(dim: Dim, split: str) -> list[Dim]:
@@ -106,7 +106,7 @@ def parts(dim: Dim, split: str) -> list[Dim]:
     root = find(dim)
     if root.split != split:
         return [root]
-    return [inner for part in root.parts for inner in parts(part, split)]
+    return list(itertools.chain.from_iterable(parts(part, split) for part in root.parts))
 
 
 def mark(dim: Dim | None, kind: Kind, reason: Reason | None = None) -> None:

@@ -1,14 +1,15 @@
 """Where axes are produced and consumed: matrix products and convolutions.
 
-A contraction of activations with a parameter consumes the contracted axes and produces the parameter's free ones; of two
-activations it is a pair; of two parameters it is both, inside one weight. A compact array is contracted structurally
-wherever all of its inputs (or all of its outputs) are.
+A contraction of activations with a parameter consumes the contracted axes and produces the
+parameter's free ones; of two activations it is a pair; of two parameters it is both, inside one
+weight. A compact array is contracted structurally wherever all of its inputs (or all of its
+outputs) are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from jaxcompress.programs.rules import (
 )
 
 
-def all_slots(value: Value, positions: Any) -> frozenset[Slot]:
+def all_slots(value: Value, positions: Iterable[int]) -> frozenset[Slot]:
+    """The parameter slots of some of a value's dimensions."""
     return frozenset().union(*(value.slots[position] for position in positions))
 
 
@@ -47,7 +49,12 @@ def consume(
     """Note that a parameter consumes activations; gives the contraction's key.
 
     Args:
+        step: the product.
+        analysis: where it is noted.
+        activations: the side that depends on the network's inputs.
+        weight: the side made of parameters.
         contracted: positions in (activations, weight).
+        batch: positions in the activations, and axes, that the weight has as well.
         window: positions in the weight of a convolution's window.
         produced: positions in the weight that the product has.
     """
@@ -88,7 +95,7 @@ def _note_scales(analysis: Analysis, slots: frozenset[Slot], scales: frozenset[S
         analysis.scales.setdefault(slot, set()).add(scales)
 
 
-# --- matrix products -----------------------------------------------------------------------------------------------
+# --- matrix products -----------------------------------------------------------------------------
 
 
 def free(ndim: int, contracting: Sequence[int], batch: Sequence[int]) -> list[int]:
@@ -130,7 +137,8 @@ class Product(NamedTuple):
 def own_product(step: Step, array: CompactArray, side: int) -> Product | None:
     """The product that a step asks of a compact operand, or None where it has none like it.
 
-    It has one over all of its inputs or all of its outputs, with any of its stack dimensions shared.
+    It has one over all of its inputs or all of its outputs, with any of its stack dimensions
+    shared.
     """
     contracting, batch = step.params["dimension_numbers"]
     lead = array.ndim - array.matrix_axes.ndim
@@ -181,7 +189,7 @@ def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -
 def output_order(
     stack: int, rest: int, outputs: tuple[int, ...], batch: Sequence[int], side: int
 ) -> list[int]:
-    """The permutation from (stack, the other side's dimensions, outputs) to `dot_general`'s batch, left, right."""
+    """The permutation from (stack, other side, outputs) to `dot_general`'s (batch, left, right)."""
     where = {axis: axis for axis in range(stack)}
     where |= {axis: stack + rest + index for index, axis in enumerate(outputs)}
     mine = [where[axis] for axis in sorted(where) if axis not in batch]
@@ -192,7 +200,7 @@ def output_order(
 
 @register("dot_general", replay=replay_dot)
 def dot_general(step: Step, analysis: Analysis) -> None:
-    """Contracted and shared dimensions are one axis; what else follows depends on what the two sides are."""
+    """Contracted and shared dimensions are one axis; the rest depends on the sides' origins."""
     merge_facts(step)
     left, right = step.inputs
     contracting, batch = step.params["dimension_numbers"]
@@ -321,10 +329,11 @@ def all_leaves(value: Value) -> set[str]:
     return {slot.leaf for slots in value.slots for slot in slots}
 
 
-# --- convolutions --------------------------------------------------------------------------------------------------
+# --- convolutions --------------------------------------------------------------------------------
 
 
 def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """A convolution with the present number of groups."""
     if replay.tap is not None and step.note is not None and step.note[0] is not None:
         replay.tap.see(step.note[0], operands, step)
     groups = step.params["feature_group_count"]
@@ -336,7 +345,7 @@ def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 @register("conv_general_dilated", replay=replay_conv)
 def convolution(step: Step, analysis: Analysis) -> None:
-    """Features are contracted and produced, positions are opaque; groups are a common factor of both."""
+    """Features are contracted and produced, positions opaque; groups are a factor of both."""
     merge_facts(step)
     x, kernel = step.inputs
     (out,) = step.outputs
@@ -358,7 +367,8 @@ def convolution(step: Step, analysis: Analysis) -> None:
             analysis.freeze(
                 step,
                 dim,
-                "this kind of convolution has no rule: its kernel is no parameter, or it groups the batch",
+                "this kind of convolution has no rule: its kernel is no parameter, "
+                "or it groups the batch",
             )
         return
     shared = None

@@ -8,6 +8,7 @@ a loop are carried through it: added up over the turns, or stacked where the loo
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -175,13 +176,13 @@ def scan(step: Step, analysis: Analysis) -> None:
     turns = step.note = loop_axis(step, analysis, stacked)
     for source, inner in zip((*constants, *init), body.inputs, strict=False):
         transfer(analysis, source, inner)
-        analysis.company.append((analysis.ambient, tuple(inner.dims)))
+        analysis.values.append((analysis.loops, tuple(inner.dims)))
     for carry in carries:
         as_carry(carry)
     for source, inner in zip(stacked, slices, strict=True):
         transfer_slice(analysis, source, inner)
     with inside_loop(analysis, turns, stacked):
-        analysis.company += [(analysis.ambient, tuple(inner.dims)) for inner in slices]
+        analysis.values += [(analysis.loops, tuple(inner.dims)) for inner in slices]
         analyse_loop(step, analysis, carries)
     for out, carry in zip(step.outputs, carries, strict=False):
         transfer(analysis, carry, out)
@@ -211,13 +212,13 @@ def loop_axis(step: Step, analysis: Analysis, stacked: Sequence[Value]) -> Dim |
 @contextlib.contextmanager
 def inside_loop(analysis: Analysis, turns: Dim | None, stacked: Sequence[Value]) -> Iterator[None]:
     """Analyse steps inside a loop along an axis, over layers of the stacked parameters."""
-    outside = analysis.ambient, analysis.stacked
+    outside = analysis.loops, analysis.stacked
     if turns is not None:
         leaves = [value.leaves for value in stacked if value.from_params]
-        analysis.ambient = (*analysis.ambient, turns)
+        analysis.loops = (*analysis.loops, turns)
         analysis.stacked = (*analysis.stacked, (turns, frozenset().union(*leaves)))
     yield
-    analysis.ambient, analysis.stacked = outside
+    analysis.loops, analysis.stacked = outside
 
 
 # --- while ----------------------------------------------------------------------------------------
@@ -333,9 +334,8 @@ def readers(programs: Sequence[Program], index: int) -> int:
 
 def reads(program: Program, value: Value) -> bool:
     """Whether a program uses a value."""
-    if any(out is value for out in program.outputs):
-        return True
-    return any(operand is value for step in program.steps for operand in step.inputs)
+    operands = itertools.chain.from_iterable(step.inputs for step in program.steps)
+    return any(read is value for read in itertools.chain(program.outputs, operands))
 
 
 # --- remat ----------------------------------------------------------------------------------------

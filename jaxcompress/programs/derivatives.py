@@ -155,7 +155,7 @@ def custom(step: Step, analysis: Analysis) -> None:
     analysis.run(body)
     for result, out in zip(body.outputs, step.outputs, strict=True):
         transfer(analysis, result, out)
-    if "rule" not in step.programs and not analysis.of_rule:
+    if "rule" not in step.programs and not analysis.of_derivative:
         rule = derivative(step)
         if rule is not None:
             step.programs["rule"] = rule
@@ -174,7 +174,7 @@ def relate_derivative(step: Step, analysis: Analysis, rule: Program) -> None:
     directions, results = (operands, outputs) if is_jvp(step) else (outputs, operands)
     for source, inner in zip((*step.inputs, *directions), rule.inputs, strict=True):
         transfer(analysis, source, inner)
-    Analysis(of_rule=True).run(rule)
+    Analysis(of_derivative=True).run(rule)
     why = "its derivative is laid out in another way"
     for value, result in zip(results, rule.outputs, strict=True):
         for one, other in zip(value.dims, result.dims, strict=True):

@@ -1,6 +1,7 @@
 """Rules of indexing: look-ups, windows at computed places, and scattered writes.
 
-What is taken or written whole passes, as the features of an embedding do; along what an index picks from, positions are opaque.
+What is taken or written whole passes, as the features of an embedding do; along what an index picks
+from, positions are opaque.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jax import lax
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import Step
+from jaxcompress.programs.program import Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -24,6 +25,7 @@ from jaxcompress.programs.rules import (
 
 
 def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+    """A look-up, seen by the tap."""
     if replay.tap is None or step.note is None:
         return replay_rows(step, operands, replay)
     replay.tap.see(step.note, operands, step)
@@ -76,7 +78,6 @@ def gather(step: Step, analysis: Analysis) -> None:
     (out,) = step.outputs
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
     window = [
         index
         for index in range(len(table.shape))
@@ -95,9 +96,25 @@ def gather(step: Step, analysis: Analysis) -> None:
         analysis.freeze(
             step, table.dims[index], "its positions are picked by an index, as in an embedding"
         )
+    _gather_indices(step, analysis)
+    if table.from_params:
+        for index in window:
+            analysis.role(table.slots[index], "produce")
+        for index in numbers.start_index_map:
+            analysis.role(table.slots[index], "look-up")
+        if rows_only(step) and indices.data:
+            _note_look_up(step, analysis, table)
+
+
+def _gather_indices(step: Step, analysis: Analysis) -> None:
+    """The indices' own dimensions pass; those shared with the table are one axis with its."""
+    table, indices = step.inputs
+    (out,) = step.outputs
+    numbers = step.params["dimension_numbers"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "start_indices_batching_dims", ()))
     rest = [position for position in range(len(out.shape)) if position not in numbers.offset_dims]
-    sources = [index for index in range(len(indices.shape) - 1)]
-    for position, index in zip(rest, sources, strict=True):
+    for position, index in zip(rest, range(len(indices.shape) - 1), strict=True):
         out.dims[position] = indices.dims[index]
         if index in index_batching:
             partner = batching[index_batching.index(index)]
@@ -105,27 +122,23 @@ def gather(step: Step, analysis: Analysis) -> None:
             out.dims[position] = table.dims[partner]
             out.slots[position] = table.slots[partner]
             mark(out.dims[position], Kind.ELEMENTWISE)
-    if table.from_params:
-        for index in window:
-            analysis.role(table.slots[index], "produce")
-        for index in numbers.start_index_map:
-            analysis.role(table.slots[index], "look-up")
-        if rows_only(step) and indices.data:
-            slots, columns = table.slots[0], tuple(dim for dim in table.dims[1:] if dim is not None)
-            leaf = min((name for name, _ in slots), default="?")
-            key = (
-                step.note
-                if isinstance(step.note, str)
-                else analysis.count(leaf, analysis.contractions)
-            )
-            step.note = key
-            analysis.contractions[key] = Contraction(
-                key, 1, (), (slots,), (), rows=table.shape[0], produced=columns
-            )
+
+
+def _note_look_up(step: Step, analysis: Analysis, table: Value) -> None:
+    """Note an embedding as a contraction whose inputs are the table's rows."""
+    slots = table.slots[0]
+    leaf = min((name for name, _ in slots), default="?")
+    key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
+    step.note = key
+    columns = tuple(dim for dim in table.dims[1:] if dim is not None)
+    analysis.contractions[key] = Contraction(
+        key, 1, (), (slots,), (), rows=table.shape[0], produced=columns
+    )
 
 
 @register("dynamic_slice", replay=replay_window)
 def dynamic_slice(step: Step, analysis: Analysis) -> None:
+    """Dimensions that are taken whole pass; those that are cut are opaque."""
     merge_facts(step)
     source, (out,) = step.inputs[0], step.outputs
     for index, size in enumerate(step.params["slice_sizes"]):
@@ -146,6 +159,7 @@ def dynamic_slice(step: Step, analysis: Analysis) -> None:
 
 @register("dynamic_update_slice")
 def dynamic_update_slice(step: Step, analysis: Analysis) -> None:
+    """Dimensions that are overwritten whole are one axis; those in part are opaque."""
     merge_facts(step)
     source, update, (out,) = step.inputs[0], step.inputs[1], step.outputs
     for index, size in enumerate(update.shape):

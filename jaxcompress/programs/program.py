@@ -101,7 +101,7 @@ class Value:
     @property
     def leaves(self) -> frozenset[str]:
         """The parameter leaves it comes from."""
-        return frozenset(slot.leaf for slots in self.slots for slot in slots)
+        return frozenset(slot.leaf for slot in frozenset().union(*self.slots))
 
     def __repr__(self) -> str:
         return f"Value({self.dtype}{list(self.shape)})"

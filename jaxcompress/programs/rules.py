@@ -9,6 +9,7 @@ axis it touches opaque; `register` adds the rule of a user's own primitive.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -17,61 +18,7 @@ from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import Constant, Program, Slot, Step, Value
-
-
-@dataclasses.dataclass
-class Contraction:
-    """A contraction of activations with a parameter, and the axes it consumes.
-
-    Attributes:
-        key: the first leaf's name and a running number.
-        operand: the position of the activations among the step's operands.
-        dims: the contracted dimensions, in the order of the parameter's own.
-        slots: for each of them the parameter slots it comes from.
-        positions: their positions in the activations.
-        batch: positions and dimensions of the activations that the parameter has as well; a
-            convolution's groups.
-        window: which of `dims` are a convolution's window; the activations have none of them.
-        layers: the loops that run over layers of the parameter.
-        rows: for a look-up the number of rows, None for a product.
-        produced: the parameter's other dimensions, those of the product.
-    """
-
-    key: str
-    operand: int
-    dims: tuple[Dim | None, ...]
-    slots: tuple[frozenset[Slot], ...]
-    positions: tuple[int, ...]
-    batch: tuple[tuple[int, Dim | None], ...] = ()
-    window: tuple[int, ...] = ()
-    layers: tuple[Dim, ...] = ()
-    rows: int | None = None
-    produced: tuple[Dim, ...] = ()
-
-    @property
-    def consumed(self) -> frozenset[Slot]:
-        """The slots contracted with the activations, without those of a window."""
-        kept = (slots for index, slots in enumerate(self.slots) if index not in self.window)
-        return frozenset().union(*kept)
-
-
-@dataclasses.dataclass
-class Pair:
-    """A contraction of activations with activations, such as queries with keys.
-
-    Attributes:
-        key: "pair" and a running number.
-        dims: the contracted dimensions.
-        positions: their positions in either operand.
-        batch: positions in either operand of the dimensions that both share, and the dimension.
-        sides: the parameter slots that produce either operand.
-    """
-
-    key: str
-    dims: tuple[Dim | None, ...]
-    positions: tuple[tuple[int, ...], tuple[int, ...]]
-    batch: tuple[tuple[int, int, Dim | None], ...]
-    sides: tuple[frozenset[Slot], frozenset[Slot]]
+from jaxcompress.programs.records import Contraction, Pair, Tap
 
 
 class Analysis:
@@ -81,7 +28,7 @@ class Analysis:
     read the result.
 
     Attributes:
-        of_rule: whether the program is a rule for derivatives.
+        of_derivative: whether the program is a derivative rule.
         roles: for each parameter slot what it does along its axis: "produce", "consume", "shift",
             "scale", "indirect scale", "batch", "look-up".
         contractions: contractions with parameters by key, in the order of the program.
@@ -89,7 +36,7 @@ class Analysis:
         biases: for each contraction the slots of a bias added to its product, with its sign.
         scales: for each consuming slot the sets of scale slots that its inputs were multiplied by.
         uses: how often each value is used, by its id.
-        ambient: the axes of the loops around the present step.
+        loops: the axes of the loops around the present step.
         stacked: for each loop around the present step its axis and the leaves that it runs over.
         averaged: dimensions summed over and divided by their size.
         squared: for every sum of squares the dimensions it is over.
@@ -97,18 +44,18 @@ class Analysis:
         bent: slots whose parameter passes a nonlinear function before it is contracted.
         unfoldable: dimensions with a scale before a norm or beside another scale.
         mixed: for every product its contracted and its resulting dimensions.
-        company: for every value the loops around it and its dimensions.
+        values: for every value the axes of the loops around it, and its dimensions.
     """
 
-    def __init__(self, of_rule: bool = False) -> None:
-        self.of_rule = of_rule
+    def __init__(self, of_derivative: bool = False) -> None:
+        self.of_derivative = of_derivative
         self.roles: dict[Slot, set[str]] = {}
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}
         self.biases: dict[str, tuple[frozenset[Slot], int]] = {}
         self.scales: dict[Slot, set[frozenset[Slot]]] = {}
         self.uses: Counter[int] = Counter()
-        self.ambient: tuple[Dim, ...] = ()
+        self.loops: tuple[Dim, ...] = ()
         self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()
         self.averaged: list[Dim] = []
         self.squared: list[tuple[Dim, ...]] = []
@@ -116,19 +63,19 @@ class Analysis:
         self.bent: set[Slot] = set()
         self.unfoldable: list[Dim] = []
         self.mixed: list[tuple[list[Dim], list[Dim]]] = []
-        self.company: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
+        self.values: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
     def run(self, program: Program) -> None:
         """Analyse every step in order."""
-        uses = Counter(id(value) for step in program.steps for value in step.inputs)
-        self.uses |= uses + Counter(id(value) for value in program.outputs)
+        operands = itertools.chain.from_iterable(step.inputs for step in program.steps)
+        self.uses |= Counter(map(id, itertools.chain(operands, program.outputs)))
         for step in program.steps:
             for value in step.inputs:
                 self.read(value, as_square=step.name in KEEP_SQUARES)
             for value in step.outputs:
                 value.reset()
             RULES.get(step.name, UNKNOWN).analyse(step, self)
-            self.company += [(self.ambient, tuple(value.dims)) for value in step.outputs]
+            self.values += [(self.loops, tuple(value.dims)) for value in step.outputs]
         for value in program.outputs:
             self.read(value, as_square=False)
 
@@ -200,14 +147,14 @@ class Replay:
 
     Attributes:
         sizes: of the atoms that changed.
-        tap: receives the operands and the result of every contraction (`moments`), or None.
+        tap: receives the operands and the result of every contraction, or None.
         note: called with (step, value, how) wherever a compact array is used, or None.
     """
 
     def __init__(
         self,
         sizes: Sizes,
-        tap: Any = None,
+        tap: Tap | None = None,
         note: Callable[[Step, Value, str], None] | None = None,
     ):
         self.sizes = sizes

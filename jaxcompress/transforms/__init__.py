@@ -2,9 +2,11 @@
 
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Budget, Metric, Plan, budget
+from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
-from jaxcompress.transforms.forms import clustered, factored, hashed, spline, toeplitz
+from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
@@ -15,6 +17,8 @@ from jaxcompress.transforms.resolution import coarsen, refine
 from jaxcompress.transforms.rotation import rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 from jaxcompress.transforms.seriation import roughness, seriate
+from jaxcompress.transforms.spline import spline
+from jaxcompress.transforms.toeplitz import toeplitz
 from jaxcompress.transforms.together import together
 from jaxcompress.transforms.vocabulary import vocabulary
 

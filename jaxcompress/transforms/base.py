@@ -82,8 +82,8 @@ class Transform:
 
         Args:
             params: any pytree of arrays and compact arrays.
-            moments: `Moments` of a network, or a tree with a (..., m, m) matrix or None at each leaf
-                of `params`; with None the weights alone decide.
+            moments: `Moments` of a network, or a tree with a (..., m, m) matrix or None at each
+                leaf of `params`; with None the weights alone decide.
 
         Returns:
             The parameters and the moments.
@@ -158,7 +158,7 @@ def map_leaves(
     params: PyTree,
     moments: Moments | PyTree,
 ) -> PyTree:
-    """A tree with `visit(name, leaf, metric)` in place of every leaf; a compact array is one leaf."""
+    """A tree with `visit(name, leaf, metric)` for every leaf; a compact array is one leaf."""
     metrics = moments_by_name(moments)
     treedef = jax.tree.structure(params, is_leaf=is_compact)
     return jax.tree.unflatten(

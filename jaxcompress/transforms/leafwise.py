@@ -1,4 +1,4 @@
-"""What every transform of single weights shares: which leaves it takes, and how large the result is.
+"""What every transform of single weights shares: which leaves it takes, how large the result is.
 
 A leaf is read as a plain matrix through its `MatrixAxes`; `keep` becomes a count of numbers, and
 the form's `fit` chooses a size within it. Each form is in a file of its own.

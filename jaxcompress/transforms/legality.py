@@ -41,8 +41,8 @@ def _why_not_linear(axis: Axis) -> str | None:
     """The reason why a map cannot be moved into the consumers' parameters, or None."""
     if axis.tied:
         return f"{axis.tied[0]} consumes it and has another use on it"
-    if axis.bent:
-        return f"{axis.bent[0]} passes a nonlinear function before it is used"
+    if axis.nonlinear:
+        return f"{axis.nonlinear[0]} passes a nonlinear function before it is used"
     return None
 
 
@@ -55,7 +55,7 @@ def why_not_fold(axis: Axis) -> str | None:
     """The reason why dropped channels cannot be folded into the consumers, or None."""
     if axis.pair:
         return "activations are multiplied over it"
-    if axis.tied or axis.bent:
+    if axis.tied or axis.nonlinear:
         return "its consumers have other uses, or are no plain parameters"
     return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
 

@@ -25,8 +25,10 @@ from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import Budget, budget
+from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import Labels, at, chain, identity, partition
-from jaxcompress.transforms.forms import clustered, factored, hashed, spline, toeplitz
+from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import DataTransform, recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -41,6 +43,8 @@ from jaxcompress.transforms.settings import (
     digest,
     is_mapping,
 )
+from jaxcompress.transforms.spline import spline
+from jaxcompress.transforms.toeplitz import toeplitz
 from jaxcompress.transforms.together import together
 from jaxcompress.transforms.vocabulary import vocabulary
 

@@ -113,6 +113,8 @@ class RotateAndPrune(AxisTransform):
             for axis in self.chosen()
             if state.size(axis) > 1 and self.can_resize(state, axis, state.size(axis) - 1)
         ]
+        for axis in axes:
+            state.check_dense(axis)
         progress = tqdm(axes, desc="plan", leave=False, disable=None)
         curves = [error_curve(state, axis, self.method) for axis in progress]
         rows = tuple(
@@ -174,7 +176,6 @@ def axis_items(state: NetworkState, axes: list[Axis], rows: tuple[Item, ...]) ->
     """The items of a budget together, with the numbers stored by the leaves of their axes."""
     layouts = {}
     for axis in axes:
-        state.check_dense(axis)
         layouts |= {name: state.structure.layouts[name] for name in state.leaves_with(axis)}
     numbers_per_entry = {
         name: stored_numbers(state.given[name]) / max(jnp.size(state.given[name]), 1)

@@ -1,7 +1,7 @@
-"""Some rows of a table stay: the words of one task.
+"""Select rows of a table, such as the words of one task.
 
-`table[rows]`, exact for whoever looks up rows that stay, at `k` of V rows stored. Which rows they are is kept by who numbers them
-anew, such as a tokenizer; the tree stores no index.
+`table[rows]` is exact for look-ups of rows that are kept and stores k of V rows. The tree stores no
+index: whatever maps to rows, such as a tokenizer, is renumbered.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class SelectRows(Transform):
             if name not in found:
                 return leaf
             if is_compact(leaf):
-                raise ValueError(f"{name} is compact: select rows first, and compact what is left")
+                raise ValueError(f"{name} is compact: select rows first, and compact the result")
             if np.ndim(leaf) < 1 or len(leaf) <= self.rows[-1]:
                 raise ValueError(
-                    f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is asked for"
+                    f"{name} has shape {np.shape(leaf)}, and row {self.rows[-1]} is requested"
                 )
             return jnp.asarray(leaf)[np.array(self.rows)]
 
@@ -60,12 +60,13 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
         rows: (k,) integers, sorted, each once: `jaxcompress.documents.words.words_to_keep`.
 
     Returns:
-        A transform; whoever looks up rows must count them anew, as `jaxcompress.documents.words.restrict_tokenizer` does. Trace the
-        network after it: the number of rows is no hidden axis.
+        A transform. The indices that are looked up must be renumbered, as
+        `jaxcompress.documents.words.restrict_tokenizer` does. Trace the network after it: the
+        number of rows is no hidden axis.
 
     Raises:
-        ValueError: for rows that are none, unsorted or negative; when called, for a pattern without a leaf or a row
-            that is not there.
+        ValueError: for no rows, or unsorted or negative ones; when called, for a pattern without a
+            leaf, a compact leaf, or a row beyond the table.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -82,6 +83,7 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
         or (np.diff(rows) <= 0).any()
     ):
         raise ValueError(
-            "select_rows: rows must be sorted whole numbers of at least 0, each once, and at least one"
+            "select_rows: rows must be sorted whole numbers of at least 0, each once, and at least "
+            "one"
         )
     return SelectRows(pattern, tuple(rows.tolist()))

@@ -118,7 +118,7 @@ def length(path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"]) -> floa
 def shortened(
     path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"], rounds: int
 ) -> Int[np.ndarray, " d"]:
-    """An open path after 2-opt: for each edge in turn, the reversal behind it that gains most."""
+    """An open path after 2-opt: for each edge in turn, the reversal after it that gains most."""
     path = path.copy()
     for _ in range(rounds):
         before = path.copy()

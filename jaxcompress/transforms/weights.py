@@ -117,3 +117,14 @@ def check_metric(
             f"{where}: its moments contain NaN or infinity: compute them from finite inputs"
         )
     return metric
+
+
+def whole_units(numbers: int, unit: int, what: str) -> int:
+    """How many units of what a form consists of fit into a count of numbers.
+
+    Raises:
+        Unreachable: where not even one does.
+    """
+    if numbers < unit:
+        raise Unreachable(unit, f"{what} takes {unit} numbers, and keep allows {numbers}")
+    return numbers // unit

@@ -1,4 +1,4 @@
-"""Shared runs: found where they are, better than a low rank where nothing is shared, counted index by index."""
+"""Shared runs: recovered, better than a low rank where nothing is shared, counted by index."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is particular to each form: convolution's literal identity, the pivot, the cosines, the layouts."""
+"""What is particular to each form: the convolution identity, the pivot, the cosines, layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,18 @@ def test_a_dense_layer_is_one_convolution(m, n):
 
 
 def meet(x, function, spacing, n):
-    """What inputs, so far apart, and a function give at n places: `sum_i x_i f(spacing i + n - 1 - j)`."""
+    """Inputs at a spacing, convolved with f: `sum_i x_i f(spacing i + n - 1 - j)`."""
     given = x[:, None], function[None, None], (1,), [(n - 1, n - 1)]
     return jax.lax.conv_general_dilated(*given, lhs_dilation=(spacing,), precision="highest")[:, 0]
 
 
 def test_one_convolution_is_all_four_forms():
-    """The bridge: dense, hashed, coarsened and Toeplitz layers are one function and where the inputs stand on its axis."""
+    """Dense, hashed, coarsened and Toeplitz layers differ in f and the inputs' places alone."""
     m, n, size = 6, 8, 20
     x, kernel, table = matrix(5, m, seed=1), matrix(m, n), matrix(1, size, seed=2)[0]
-    same = lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5)
+
+    def same(one, two):
+        return np.testing.assert_allclose(one, two, atol=1e-5)
 
     same(meet(x, jc.as_function(kernel), n, n), x @ kernel)
 
@@ -85,7 +87,7 @@ def test_steps_never_cross_a_period():
 
 @pytest.mark.parametrize(("count", "n"), [(4, 16), (5, 17), (1, 6), (2, 2), (9, 10)])
 def test_splines_are_those_of_scipy(count, n):
-    """Inside, where the ends do not matter; everywhere their weights sum to one, and a line is a line."""
+    """Inside they are equal; everywhere weights sum to one, and a line stays a line."""
     at = (np.arange(n) + 0.5) * count / n - 0.5
     for basis, degree in (("linear", 1), ("cubic", 3)):
         found = spline_matrix(count, n, basis)

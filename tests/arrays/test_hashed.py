@@ -114,7 +114,7 @@ def test_block_longer_than_the_table():
         jc.hashed(keep=1 / 4, block=32)({"kernel": jnp.ones((8, 8))})
 
 
-# --- the circular layout --------------------------------------------------------------------------------------------
+# --- the circular layout -------------------------------------------------------------------------
 
 GOLDEN_CIRCULAR = [[6, 4, 5, 2, 3], [0, 8, 9, 6, 7], [4, 2, 3, 0, 1]]
 GOLDEN_CIRCULAR_SIGN = [[-1, -1, 1, -1, 1], [1, 1, -1, 1, -1], [1, 1, -1, 1, -1]]
@@ -139,7 +139,7 @@ def test_places_of_the_circular_layout_are_sums_and_its_signs_products(m, n, siz
 
 @pytest.mark.parametrize(("m", "n", "size"), SIZES)
 def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
-    """As a dense matrix, as runs of the table, and as the correlation of a count sketch with it; and so their gradients."""
+    """Dense, as runs of the table, and as a correlation; values and gradients are the same."""
     table, x = (
         jax.random.normal(jax.random.key(i), shape)
         for i, shape in enumerate([(2, size), (2, 3, m)])
@@ -152,7 +152,9 @@ def test_the_ways_to_multiply_by_a_circular_hash_are_one(m, n, size):
         )
 
     def outputs_and_gradients(multiply):
-        loss = lambda x, table: (jnp.sum((out := multiply(x, table)) ** 2), out)
+        def loss(x, table):
+            return (jnp.sum((out := multiply(x, table)) ** 2), out)
+
         gradients, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, table)
         return (out, *gradients)
 

@@ -1,4 +1,4 @@
-"""Columns of few atoms: found where they are there, better than by chance, counted index by index, gathered and not multiplied."""
+"""Columns of few atoms: recovered, better than chance, counted, gathered and not multiplied."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,10 @@ def test_a_product_gathers():
 
 def test_smooth_atoms_predict_the_rest_from_a_few_points():
     atoms = DesignedAtoms("smooth", grid=(28, 28), count=100, dims=(784, 100)).materialize()
-    bump = lambda at: np.exp(-np.sum((np.asarray(at) - 13.5) ** 2, axis=1) / 50)
+
+    def bump(at):
+        return np.exp(-np.sum((np.asarray(at) - 13.5) ** 2, axis=1) / 50)
+
     points = spread((28, 28), 100)
     np.testing.assert_allclose(atoms @ bump(points), bump(coordinates((28, 28))), atol=0.02)
     apart = np.linalg.norm(points[:, None] - points, axis=-1) + 100 * np.eye(100)

@@ -75,7 +75,9 @@ def test_an_own_product_is_what_a_network_runs():
     np.testing.assert_allclose(out, x[0] @ dense["up"], rtol=1e-4, atol=1e-4)
     assert used == {"multiply"}
 
-    loss = lambda p, x: jnp.mean(net(p, x) ** 2)
+    def loss(p, x):
+        return jnp.mean(net(p, x) ** 2)
+
     slope, used = calls(jax.grad(loss), small, x)
     assert used == {"multiply"}
     expected = jax.grad(lambda p: jnp.mean(apply(jc.materialize(p), x) ** 2))(small)

@@ -1,4 +1,4 @@
-"""Tied leaves: stored once, changed alike at both ends, in every framework; what is not equal is refused by name."""
+"""Tied leaves: stored once, changed alike at both ends; unequal leaves are refused by name."""
 
 import equinox as eqx
 import jax
@@ -44,7 +44,10 @@ def test_a_tied_network_is_the_same_and_gradients_add_up():
     assert jc.stored_numbers(tied) < jc.stored_numbers(params) - 20 * 12
     for one, other in zip(jax.tree.leaves(expand(tied)), jax.tree.leaves(params), strict=True):
         assert jnp.array_equal(one, other)
-    loss = lambda params: jnp.sum(jnp.sin(apply(params, ids)))
+
+    def loss(params):
+        return jnp.sum(jnp.sin(apply(params, ids)))
+
     ours, theirs = jax.jit(jax.grad(lambda tied: loss(expand(tied))))(tied), jax.grad(loss)(params)
     both = theirs["words"]["embedding"] + theirs["scores"]["kernel"].T
     np.testing.assert_allclose(ours["words"]["embedding"], both, rtol=1e-4, atol=1e-5)

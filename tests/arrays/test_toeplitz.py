@@ -100,7 +100,7 @@ def test_channels_have_the_same_atoms_apart():
         (lambda: jc.toeplitz((), grid=()), "grid must be whole numbers of at least 1"),
         (lambda: jc.toeplitz((2.7,), grid=(9,)), "window must be whole numbers"),
         (lambda: jc.toeplitz((2,), grid=(9,), stride=True), "stride must be one whole number"),
-        (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=5), "sees nothing but zeros"),
+        (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=5), "covers nothing but zeros"),
         (lambda: jc.toeplitz((5, 5), grid=(4, 4)), "has no position"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4), stride=0), "stride must be one whole number"),
         (lambda: jc.toeplitz((2, 2), grid=(4, 4), pad=(1,)), "pad must be one whole number"),
@@ -115,7 +115,7 @@ def test_channels_have_the_same_atoms_apart():
         (lambda: jc.vocabulary(1 / 2, channels=0), "channels must be a whole number"),
         (
             lambda: jc.vocabulary(1 / 2, atoms="learned", channels=2),
-            "says how designed atoms are made",
+            "is for designed atoms",
         ),
         (
             lambda: jc.vocabulary(1 / 2, grid=(4,), channels=2)(jnp.ones((12, 9))),

@@ -1,4 +1,4 @@
-"""The active set: bounds contain the truth whatever a compaction does, estimates are unbiased, certified bounds are exact."""
+"""The active set: bounds contain the truth, estimates are unbiased, certified bounds are exact."""
 
 import itertools
 
@@ -31,8 +31,14 @@ START = {
     for name, s in SHAPES.items()
 }
 PARAMS = jc.fit(
-    jc.training.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=400, batch_size=100, progress=False
-).params  # fmt: skip
+    jc.training.cross_entropy(apply),
+    START,
+    (X, Y),
+    optimizer=optax.adam(5e-3),
+    steps=400,
+    batch_size=100,
+    progress=False,
+).params
 NET = jc.trace(apply, PARAMS, X[:2])
 MOMENTS = jc.calibrate(NET, PARAMS, [X[:500]], progress=False)
 ACTIVE = jc.classifiers.active_set(NET, PARAMS, (X, Y), tolerance=0.5, progress=False)
@@ -106,7 +112,7 @@ def seeded(seed, **options):
 
 @pytest.mark.parametrize("evaluations", [0.04, 0.1, 0.5])
 def test_bounds_contain_the_truth(evaluations):
-    """Certain ones always; those of a confidence of 95 % for all at once on 19 of 20 draws, and here on 5 of 5."""
+    """Certain bounds always; confident ones for all at once on 19 of 20 draws, here on 5 of 5."""
     for seed in range(5):
         found = judge(active=seeded(seed), evaluations=evaluations)
         assert sum(row.evaluations for row in found.rows) <= np.ceil(evaluations * COUNT) * len(ALL)
@@ -139,7 +145,7 @@ def garbage(features, logits, labels, index, seen):
 
 @pytest.mark.parametrize("expect", [None, garbage])
 def test_estimates_are_unbiased(expect, monkeypatch):
-    """The mean of 25 draws is within 4 of its standard errors of the truth, for every candidate; and they say how far off."""
+    """The mean of 25 draws is within 4 standard errors of the truth, and these are large enough."""
     if expect is not None:
         monkeypatch.setattr(jaxcompress.classifiers.estimation, "correctness_probabilities", expect)
     draws = [judge(active=seeded(seed), evaluations=0.06) for seed in range(25)]
@@ -178,7 +184,7 @@ def test_the_first_look_is_the_same_for_all_but_for_what_is_certified():
 
 
 def test_what_is_expected_brings_accuracies_nearer():
-    """By a quarter of the squared error at least, over usable compactions; what the original alone expects does not."""
+    """The squared error falls by at least a quarter, over usable compactions."""
     usable = {
         name: each for name, each in COMPACTIONS.items() if 0.8 < TRUTH[name] < TRUTH["noise 0.0"]
     }
@@ -194,7 +200,7 @@ def test_what_is_expected_brings_accuracies_nearer():
 
 
 def test_it_beats_a_random_part():
-    """The squared error of usable compactions is less than half of that of as many random examples."""
+    """The squared error is less than half of that of equally many random examples."""
     gaps = {"active": [], "random": []}
     usable = {name: each for name, each in COMPACTIONS.items() if TRUTH[name] > 0.8}
     right = {name: is_right(logits_of(each), Y) for name, each in usable.items()}
@@ -256,9 +262,16 @@ def test_margins_are_those_of_the_logits_and_sorted():
 def test_another_score_orders_and_keeps_every_promise():
     states = []
     jc.fit(
-        jc.training.cross_entropy(apply), START, (X, Y), optimizer=optax.adam(5e-3), steps=90, batch_size=100, progress=False,
-        callback=lambda state: states.append(state.params), callback_steps=30,
-    )  # fmt: skip
+        jc.training.cross_entropy(apply),
+        START,
+        (X, Y),
+        optimizer=optax.adam(5e-3),
+        steps=90,
+        batch_size=100,
+        progress=False,
+        callback=lambda state: states.append(state.params),
+        callback_steps=30,
+    )
     change = rate_of_change(NET, states, (X, Y), progress=False)
     each = np.array([signed_margins(np.asarray(NET(params, X)), Y) for params in states])
     np.testing.assert_allclose(change, np.abs(np.diff(each, axis=0)).max(0), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Points moved to the data's feature means: nearer than before, in their box, of their label; bad input is refused at once."""
+"""Points moved to the data's feature means: nearer, in their box, of their label; refusals."""
 
 import dataclasses
 
@@ -29,16 +29,19 @@ GIVEN = dict(
 
 def discrepancy(realized):
     """The distance of the feature means, over networks that no step has seen."""
-    of = lambda key: sum(
-        jnp.mean(
-            (
-                relus(key, FOUND.given[FOUND.given_labels == c]).mean(0)
-                - relus(key, realized.points[realized.labels == c]).mean(0)
+
+    def of(key):
+        return sum(
+            jnp.mean(
+                (
+                    relus(key, FOUND.given[FOUND.given_labels == c]).mean(0)
+                    - relus(key, realized.points[realized.labels == c]).mean(0)
+                )
+                ** 2
             )
-            ** 2
+            for c in (0, 1)
         )
-        for c in (0, 1)
-    )
+
     return float(jnp.mean(jax.vmap(of)(jax.random.split(jax.random.key(99), 50))))
 
 
@@ -97,7 +100,10 @@ def test_a_class_of_the_border_only_stays():
     given = dataclasses.replace(
         given, weights=np.float64([0.5, 0.5, 0]), cells=np.where(FOUND.given_labels == 1, 0, 1)
     )
-    classify = lambda x: np.where((x == 1).all(1), 7, sphere(x)).astype(np.int32)
+
+    def classify(x):
+        return np.where((x == 1).all(1), 7, sphere(x)).astype(np.int32)
+
     moved = jc.classifiers.match_distribution(given, classify, relus, **GIVEN, domain=(0, 1))
     np.testing.assert_array_equal(moved.points[2], given.points[2])
     assert moved.weights[2] == 0

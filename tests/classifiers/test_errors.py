@@ -1,4 +1,4 @@
-"""Errors by cause: what is planted is found, and nothing that leaves the data what they are changes a verdict."""
+"""Errors by cause: planted causes are identified, and verdicts are invariant where they must be."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def explain(classify, train, test, **options):
 
 @pytest.mark.parametrize(("geometry", "d"), [("clusters", 8), ("rings", 2)])
 def test_planted_causes_are_found(geometry, d):
-    """Nine of ten of each plant's errors, whatever the geometry; of all verdicts few name a cause that is none."""
+    """Nine of ten errors of each plant, in every geometry; few verdicts name a wrong cause."""
     wrong = total = 0
     for plant in ("labels, 1-NN", "capacity, linear", "excess, islands", "region, 1-NN"):
         found = world(plant, geometry, d, seed=20)
@@ -106,7 +106,10 @@ def test_verdicts_are_invariant(change):
         again = np.concatenate([np.arange(len(x)), order[: len(x) // 2], np.repeat(order[:20], 30)])
         assert told(explain(classify, (x[again], y[again]), (test_x, test_y))) == base
     elif change == "reshaped":
-        square = lambda inputs: inputs.reshape(-1, 1, 2)
+
+        def square(inputs):
+            return inputs.reshape(-1, 1, 2)
+
         assert (
             told(
                 explain(
@@ -138,11 +141,14 @@ def test_a_perfect_classifier_has_no_verdicts():
 
 
 def test_ordinary_points_are_seldom_remote():
-    """The conformal bound: whatever is wrong of points drawn as the training set was, a hundredth at most is remote."""
+    """The conformal bound: at most a hundredth of points drawn like the training set is remote."""
     rng = np.random.default_rng(0)
     for d in (2, 20):
         x, y = rng.normal(size=(4_000, d)), rng.integers(2, size=4_000)
-        contrary = lambda inputs, y=y: np.zeros(len(inputs), int)
+
+        def contrary(inputs, y=y):
+            return np.zeros(len(inputs), int)
+
         report = explain(contrary, (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=2)
         assert len(report.of("wrong interpolation")) <= 0.01 * 2_000 + 3 * np.sqrt(0.01 * 2_000)
 
@@ -173,7 +179,7 @@ def test_a_part_of_a_class_is_missed_among_others(d):
 
 def test_classes_of_one_point_have_no_scale():
     x = np.array([[0.0], [1.0]])
-    (verdict,) = explain(ZEROS, (x, np.array([0, 1])), (x[1:] + 0.1, np.array([1])), k=1).verdicts
+    (verdict,) = explain(zeros, (x, np.array([0, 1])), (x[1:] + 0.1, np.array([1])), k=1).verdicts
     assert verdict.cause != "wrong interpolation"
 
 
@@ -276,7 +282,12 @@ def test_pictures():
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 Y = np.arange(40) % 2
-ZEROS = lambda inputs: np.zeros(len(inputs), int)
+
+
+def zeros(inputs):
+    return np.zeros(len(inputs), int)
+
+
 REFUSED = [
     (
         lambda inputs: np.full(len(inputs), np.nan),
@@ -302,25 +313,25 @@ REFUSED = [
         ValueError,
         r"shape \(3,\) for 1024 points, expected \(1024,\)$",
     ),
-    (ZEROS, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
-    (ZEROS, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
-    (ZEROS, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),
-    (ZEROS, {"test": (X[:, :2], Y)}, ValueError, "must be alike"),
-    (ZEROS, {"test": (X, Y[:5])}, ValueError, "test needs inputs"),
-    (ZEROS, {"test": (X, Y / 2)}, TypeError, "labels of test must be integers"),
-    (ZEROS, {"train": (X.astype(np.uint8), Y)}, TypeError, "needs floats, got uint8"),
-    (ZEROS, {"train": (np.where(X > 2, np.nan, X), Y)}, ValueError, "train hold NaN"),
+    (zeros, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
+    (zeros, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
+    (zeros, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),
+    (zeros, {"test": (X[:, :2], Y)}, ValueError, "must be alike"),
+    (zeros, {"test": (X, Y[:5])}, ValueError, "test needs inputs"),
+    (zeros, {"test": (X, Y / 2)}, TypeError, "labels of test must be integers"),
+    (zeros, {"train": (X.astype(np.uint8), Y)}, TypeError, "needs floats, got uint8"),
+    (zeros, {"train": (np.where(X > 2, np.nan, X), Y)}, ValueError, "train hold NaN"),
     (
-        ZEROS,
+        zeros,
         {"train": (X[[0, 1] * 20], Y)},
         ValueError,
         "more than 10 distinct training points, got 2",
     ),
-    (ZEROS, {"k": 0}, ValueError, "k must be a whole number"),
-    (ZEROS, {"steps": 1.5}, ValueError, "steps must be a whole number"),
-    (ZEROS, {"level": 1.0}, ValueError, "level is a share"),
-    (ZEROS, {"embed": lambda inputs: inputs[:, 0]}, ValueError, r"embed gave \(1024,\)"),
-    (ZEROS, {"embed": lambda inputs: np.nan * inputs}, ValueError, "embed gave NaN"),
+    (zeros, {"k": 0}, ValueError, "k must be a whole number"),
+    (zeros, {"steps": 1.5}, ValueError, "steps must be a whole number"),
+    (zeros, {"level": 1.0}, ValueError, "level is a share"),
+    (zeros, {"embed": lambda inputs: inputs[:, 0]}, ValueError, r"embed gave \(1024,\)"),
+    (zeros, {"embed": lambda inputs: np.nan * inputs}, ValueError, "embed gave NaN"),
 ]
 
 

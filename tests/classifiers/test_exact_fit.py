@@ -1,4 +1,4 @@
-"""Students that agree everywhere: a wide one does, a narrow one says how many points it has otherwise."""
+"""Students that agree everywhere: a wide one does, a narrow one reports its disagreements."""
 
 import jax
 import jax.numpy as jnp

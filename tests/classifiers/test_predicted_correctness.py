@@ -1,10 +1,10 @@
-"""Expected answers: exact where nothing moves, near where movement follows from the logits, alike under what does not matter."""
+"""Predicted correctness: exact without movement, calibrated with it, invariant where it must be."""
 
 import numpy as np
 import pytest
 
-from jaxcompress.classifiers.predicted_correctness import logit_features, correctness_probabilities
 from jaxcompress.classifiers.margins import is_right
+from jaxcompress.classifiers.predicted_correctness import correctness_probabilities, logit_features
 
 COUNT = 4_000
 
@@ -34,7 +34,7 @@ def test_what_does_not_move_keeps_its_answers(classes):
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 60])
 def test_chances_add_up_to_the_right_ones(classes):
-    """A movement that follows from the logits, and noise: the sum is known to a point from 400, and each to a tenth."""
+    """A movement that depends on the logits, and noise: the sum is right to 0.015, parts to 0.1."""
     rng, logits, labels = world(classes)
     bend = 0.3 * np.maximum(logits, 0) @ rng.normal(size=(classes, classes)) / classes**0.5
     moved = (
@@ -51,7 +51,7 @@ def test_chances_add_up_to_the_right_ones(classes):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_does_not_matter(seed):
-    """Units of the logits, names of the classes, order of the examples, and a number for all logits of an example."""
+    """Units of logits, names of classes, order of examples, a constant for an example's logits."""
     rng, logits, labels = world(5, seed)
     moved = 0.7 * logits + rng.normal(size=logits.shape)
     index = rng.choice(COUNT, 200, replace=False)

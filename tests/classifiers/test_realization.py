@@ -1,4 +1,4 @@
-"""A realised classifier: the mesh is the grid of its smallest cells, piece by piece, for far fewer questions."""
+"""A realized classifier: the mesh is the grid of its smallest cells, for far fewer queries."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from jaxcompress.classifiers.mesh import MeshClassifier
 from jaxcompress.classifiers.tree import Tree
 
 CELLS = {1: 512, 2: 128, 3: 64, 4: 16}
-"""Along each axis of the grid, by dimension; a coarse cell has 8 of them or, in four dimensions, 4."""
+"""Cells along each axis of the grid, by dimension; a coarse cell has 8 of them, or 4 in 4-D."""
 COARSE = {1: 64, 2: 16, 3: 8, 4: 4}
 
 
@@ -83,7 +83,7 @@ def realized(classify, d, **options):
 
 
 def field(d, seed, classes=3, scale=0.15):
-    """Random pieces of all sizes, one label for each smallest cell; the classifier looks its label up."""
+    """Random pieces of all sizes, one label for each smallest cell, looked up by the classifier."""
     noise = np.random.default_rng(seed).normal(size=(CELLS[d],) * d)
     smooth = ndimage.gaussian_filter(noise, 2 * scale * CELLS[d] ** 0.5)
     labels = np.searchsorted(np.quantile(smooth, np.arange(1, classes) / classes), smooth)
@@ -141,7 +141,7 @@ def test_the_mesh_is_the_grid(name):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("d", CELLS)
 def test_pieces_are_exact_or_missed_whole(d, seed):
-    """The guarantee, on pieces of all sizes: those that hold a box as large as a coarse cell are never missed."""
+    """The guarantee: pieces that contain a box as large as a coarse cell are never missed."""
     labels, classify = field(d, seed)
     coarse = COARSE[d] * (2 if d > 2 else 1)
     found = realized(classify, d, coarse=coarse)
@@ -191,7 +191,7 @@ def trees(monkeypatch):
 
 
 def borders_are_small(tree, jnd):
-    """Both sides of every face between two labels were asked, in cells as small as the jnd at their centres."""
+    """Both sides of faces between labels were queried, in cells as small as the jnd there."""
     whole = np.flatnonzero(tree.first < 0)
     around = tree.face_neighbours(whole)
     border = (around >= 0) & tree.labels_differ(whole[:, None], around)
@@ -204,7 +204,9 @@ def borders_are_small(tree, jnd):
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_jnd_that_varies(d, trees):
-    jnd = lambda x: 0.01 + 0.2 * x[:, 0] ** 2
+    def jnd(x):
+        return 0.01 + 0.2 * x[:, 0] ** 2
+
     found = realized(ball, d, jnd=jnd, coarse=8)
     laws(found, ball)
     borders_are_small(trees.pop(), jnd)
@@ -383,14 +385,18 @@ def test_one_class_gives_the_coarse_cells():
     assert len(found.points) == found.queries == 256
     assert found.bounds == {"training points": 5, "cells": 256}
     assert repr(found) == (
-        "Realized(2 dimensions, 256 cells, 1 class; 256 queries, 1.56 % of a grid; upper bounds: 256 cells, 5 training points)"
+        "Realized(2 dimensions, 256 cells, 1 class; 256 queries, 1.56 % of a grid; "
+        "upper bounds: 256 cells, 5 training points)"
     )
 
 
 @pytest.mark.parametrize("levels", [(0.0, 1.0), (-3.0, 5.0), (1e4, 1.1e4)])
 def test_boxes_anywhere(levels):
     low, high = levels
-    scaled = lambda x: ball(((x - low) / (high - low)).astype(np.float32))
+
+    def scaled(x):
+        return ball(((x - low) / (high - low)).astype(np.float32))
+
     found = jc.classifiers.realize(
         scaled, ([low] * 2, [high] * 2), (high - low) / 64, progress=False
     )
@@ -492,7 +498,7 @@ def test_an_infinite_jnd_gives_the_coarse_cells():
     ids=["one class", "band", "disc"],
 )
 def test_very_fine_borders_take_few_calls(classify, calls, most):
-    """Borders of 4,000 cells are followed from many places at once, and no coarser grid is asked anew."""
+    """Boundaries of 4,000 cells are followed from many places, and no grid is queried again."""
     made = []
     found = jc.classifiers.realize(
         lambda x: made.append(len(x)) or classify(x), unit(2), 1 / 4096, coarse=8, progress=False

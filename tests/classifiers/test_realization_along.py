@@ -1,4 +1,4 @@
-"""Borders along data: pairs straddle, what is kept labels what it must, the bound on what is hidden holds."""
+"""Boundaries along data: pairs straddle, kept points label all others, bounds on the rest hold."""
 
 import dataclasses
 
@@ -148,7 +148,10 @@ def test_a_finer_jnd_halves_on():
     coarse, fine = (realized("half space", 5, jnd=jnd, tolerance=0.0) for jnd in (0.04, 0.02))
     assert len(coarse.boundary) == len(fine.boundary)
     assert coarse.queries < fine.queries <= coarse.queries + len(coarse.boundary)
-    offset = lambda found: np.abs(found.boundary.mean(1).sum(1) - 2.5).max()
+
+    def offset(found):
+        return np.abs(found.boundary.mean(1).sum(1) - 2.5).max()
+
     assert offset(fine) <= 0.02 * np.sqrt(5)
 
 
@@ -158,10 +161,11 @@ def islands(share, rng, count=3_000):
     points = np.stack([np.repeat(np.arange(count), 2), np.tile([0, 1], count)], axis=1).astype(
         np.float32
     )
-    classify = lambda x: np.where((x[:, 1] == 0.5) & hidden[np.int64(x[:, 0])], 1, 0)
-    asked = QueriedPoints(
-        Oracle("test", classify, 512), 2
-    )
+
+    def classify(x):
+        return np.where((x[:, 1] == 0.5) & hidden[np.int64(x[:, 0])], 1, 0)
+
+    asked = QueriedPoints(Oracle("test", classify, 512), 2)
     asked.query(points)
     return asked, np.arange(2 * count).reshape(-1, 2), int(hidden.sum())
 
@@ -169,7 +173,7 @@ def islands(share, rng, count=3_000):
 @pytest.mark.parametrize("share", [0.0, 0.008, 0.018, 0.03, 0.1])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_the_bound_on_hidden_classes_holds(share, confidence):
-    """In so many of 200 runs as the confidence says, at least; and a few checks do where nothing is hidden."""
+    """In at least the share of runs the confidence promises; few checks if nothing is hidden."""
     right, checks, tolerance = [], [], 0.01
     for seed in range(200):
         asked, edges, hidden = islands(share, np.random.default_rng(seed))
@@ -201,7 +205,10 @@ def test_without_tolerance_all_are_checked(tolerance):
 def test_islands_inside_edges_become_classes():
     """Found at midpoints alone; coarsening keeps them."""
     points = np.linspace(0, 10, 11)[:, None]
-    island = lambda x: np.int32(np.abs(x[:, 0] - 4.5) < 0.2)
+
+    def island(x):
+        return np.int32(np.abs(x[:, 0] - 4.5) < 0.2)
+
     found = jc.classifiers.realize_along(
         island, points, 0.01, neighbours=2, tolerance=0.0, progress=False
     )
@@ -223,8 +230,13 @@ def test_runs_repeat_and_the_order_of_points_does_not_matter():
     one, two = realized("network", 5, charts=2), realized("network", 5, charts=2)
     for field in dataclasses.fields(one):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
-    rows = lambda values: {row.tobytes() for row in values.reshape(len(values), -1) + 0}
-    pairs = lambda values: {frozenset(rows(pair)) for pair in values}
+
+    def rows(values):
+        return {row.tobytes() for row in values.reshape(len(values), -1) + 0}
+
+    def pairs(values):
+        return {frozenset(rows(pair)) for pair in values}
+
     straight = realized("network", 5, points, tolerance=0.0)
     mixed = realized("network", 5, np.random.default_rng(3).permutation(points), tolerance=0.0)
     assert pairs(straight.boundary) == pairs(mixed.boundary)
@@ -250,7 +262,10 @@ def test_repeated_points_weigh_more():
 @pytest.mark.parametrize("per_class", [1, 7, 10**6])
 def test_coarsened(name, d, per_class):
     classify = CLASSIFIERS[name]
-    soft = lambda x: np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
+
+    def soft(x):
+        return np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
+
     found = realized(name, d, tolerance=0.1)
     coarse = found.coarsened(classify, per_class, soft=soft)
     assert np.bincount(coarse.targets).max() <= per_class
@@ -287,7 +302,10 @@ def test_means_that_are_of_another_class_become_members():
     """A ring around a disc: the mean of its cells is the disc's."""
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    disc = lambda x: np.int32(np.hypot(*x.T) < 0.6)
+
+    def disc(x):
+        return np.int32(np.hypot(*x.T) < 0.6)
+
     found = jc.classifiers.realize_along(
         disc, np.concatenate([circle, 0.5 * circle, 0.3 * circle]), 0.01, progress=False
     )
@@ -316,18 +334,24 @@ def test_k_means_is_better_than_chance():
     )
     weights = rng.uniform(0.5, 1.5, len(points))
     cluster = k_means(points, weights, 6, rounds=50, rng=rng)
-    spread = lambda cluster: np.sum(
-        weights[:, None] * (points - means(points, weights, cluster, 6)[1][cluster]) ** 2
-    )
+
+    def spread(cluster):
+        return np.sum(
+            weights[:, None] * (points - means(points, weights, cluster, 6)[1][cluster]) ** 2
+        )
+
     assert spread(cluster) < 0.2 * spread(rng.integers(6, size=len(points)))
     assert np.unique(k_means(np.ones((5, 2)), np.ones(5), 3, rounds=9, rng=rng)).tolist() == [0]
 
 
 def test_charts_find_borders_that_lie_off_the_data():
-    """Points on a line, far from the border on both sides: no edge crosses it, a chart does where it reaches."""
+    """Points on a line far from the boundary: no edge crosses it, but a chart that reaches it."""
     rng = np.random.default_rng(0)
     points = np.stack([rng.uniform(0, 5, 200), 0.02 * rng.normal(size=200)], axis=1)
-    lane = lambda x: np.int32(x[:, 1] > 0.09)
+
+    def lane(x):
+        return np.int32(x[:, 1] > 0.09)
+
     with pytest.raises(ValueError, match="no boundary"):
         realized("lane", 2, points, lane, jnd=0.01)
     found = realized("lane", 2, points, lane, jnd=0.01, charts=2)

@@ -1,4 +1,4 @@
-"""Teaching sets: what is added is drawn where the student of the set differs; so chosen points teach more than random ones."""
+"""Teaching sets: drawn where the student differs, so that they teach more than random points."""
 
 import dataclasses
 import re
@@ -121,14 +121,16 @@ def test_all_points_and_images():
     found = jc.classifiers.teaching_set(nearest, X[:50], HARD[:50], 50, progress=False)
     np.testing.assert_array_equal(np.sort(found.indices), np.arange(50))
     assert re.fullmatch(
-        r"TeachingSet\(50 of 50 points in 8 rounds; students agree on \d+\.\d\d % to \d+\.\d\d % of all\)",
+        r"TeachingSet\(50 of 50 points in 8 rounds; "
+        r"students agree on \d+\.\d\d % to \d+\.\d\d % of all\)",
         repr(found),
     )
     one = jc.classifiers.teaching_set(nearest, X[:50], HARD[:50], 9, rounds=1, progress=False)
     assert repr(one) == "TeachingSet(9 of 50 points in 1 round)"
-    flat = lambda x, t, seed: (
-        lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
-    )
+
+    def flat(x, t, seed):
+        return lambda inputs: nearest(x.reshape(-1, 2), t, seed)(inputs.reshape(-1, 2))
+
     images = jc.classifiers.teaching_set(
         flat, X[:50].reshape(-1, 1, 2), HARD[:50], 20, progress=False
     )
@@ -176,7 +178,8 @@ def test_bad_input_is_refused_before_any_work(given, message):
     [
         (
             lambda x: np.zeros(len(x)),
-            r"predict gave an array of shape \(4096,\) for 4096 examples: expected logits \(4096, 4\)$",
+            r"predict gave an array of shape \(4096,\) for 4096 examples: "
+            r"expected logits \(4096, 4\)$",
         ),
         (
             lambda x: np.zeros((len(x), 3)),

@@ -1,4 +1,4 @@
-"""merge: what says the same becomes one, of either sign, in every fibre; what does not stays as it is."""
+"""merge: correlated units of either sign become one, in every fibre; others stay as they are."""
 
 import re
 
@@ -54,7 +54,10 @@ def test_constant_units_go_into_the_biases():
 
 def test_opposite_signs_through_an_odd_function():
     params = mlp_params((5, 8, 6, 3))
-    odd = lambda p, x: jnp.tanh(x @ p["w0"]) @ p["w1"]
+
+    def odd(p, x):
+        return jnp.tanh(x @ p["w0"]) @ p["w1"]
+
     opposite = {"w0": params["w0"].at[:, 4:].set(-params["w0"][:, :4]), "w1": params["w1"]}
     small, gap = merged(opposite, apply=odd)
     assert small["w0"].shape == (5, 4)

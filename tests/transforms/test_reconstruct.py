@@ -1,4 +1,4 @@
-"""reconstruct: least-squares kernels for what the small network meets, in every model; refused where no original is known."""
+"""reconstruct: least-squares kernels for the small network's own inputs, in every model."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,17 @@ import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
 
 
+def relu(h):
+    return np.maximum(h, 0)
+
+
+def affine(p, layer, h):
+    return h @ p[f"w{layer}"] + p[f"b{layer}"]
+
+
 def pruned_mlp(keep=1 / 2):
-    params, x = (
-        mlp_params((5, 24, 16, 3)),
-        np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32),
-    )
+    params = mlp_params((5, 24, 16, 3))
+    x = np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32)
     net = jc.trace(mlp, params, x)
     moments = jc.calibrate(net, params, [x], progress=False)
     return net, params, x, moments, jc.rotate_and_prune(net, keep)
@@ -27,8 +33,6 @@ def test_kernels_and_biases_are_the_least_squares_solutions_layer_after_layer():
     better, after = jc.chain(
         prune, jc.reconstruct(net, [x[:1500], x[1500:]], progress=False)
     ).apply(params, moments)
-    affine = lambda p, layer, h: h @ p[f"w{layer}"] + p[f"b{layer}"]
-    relu = lambda h: np.maximum(h, 0)
     p, q = (
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, better)
     )
@@ -61,7 +65,7 @@ def test_without_a_change_nothing_changes():
 
 
 def gain(name, keep=1 / 2, count=256):
-    """Errors of the outputs without and with reconstruction, on the data that were calibrated on."""
+    """Errors of the outputs without and with reconstruction, on the calibration data."""
     model, net, inputs, moments = calibrated(name, count)
     prune = jc.rotate_and_prune(net, keep)
     plain = prune(model.params, moments)
@@ -97,9 +101,12 @@ def test_outputs_come_nearer_in_every_model(name):
 
 
 def test_maps_of_outputs_are_followed_through_a_chain():
-    """Two cuts of one axis, with other things between: the targets are those of the channels that are left."""
+    """Two cuts of one axis with others between: the targets are those of the kept channels."""
     net, params, x, moments, _ = pruned_mlp()
-    cut = lambda keep, axes="**": jc.rotate_and_prune(net, keep, axes=axes)
+
+    def cut(keep, axes="**"):
+        return jc.rotate_and_prune(net, keep, axes=axes)
+
     again = jc.reconstruct(net, [x], progress=False)
     once, twice = (
         jc.chain(cut(1 / 2), again),
@@ -178,7 +185,7 @@ def test_refusals(moments, batches, kind, message):
 
 
 def test_original_weights_that_are_compact():
-    """Moments of a network with compact weights: those are what the outputs are held to, as they are."""
+    """Moments of a network with compact weights: the targets are that network's results."""
     net, params, x, _, _ = pruned_mlp()
     compact = {**params, "w2": jc.factored(1 / 2)(params["w2"])}
     moments = jc.calibrate(net, compact, [x], progress=False)
@@ -203,12 +210,16 @@ def test_an_original_that_is_small_already():
 
 def test_a_convolution_that_was_too_wide_to_measure():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 10, jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) / 10, jnp.float32)
+
     params = {"a": draw(1, 1, 3, 64), "w": draw(3, 3, 64, 8), "b": draw(8)}
     numbers = ("NHWC", "HWIO", "NHWC")
-    conv = lambda x, w: jax.lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=numbers
-    )
+
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+
     x = draw(4, 6, 6, 3) * 10
     net = jc.trace(lambda p, x: conv(jax.nn.relu(conv(x, p["a"])), p["w"]) + p["b"], params, x)
     moments = jc.calibrate(net, params, [x], max_dim=300, progress=False)
@@ -217,8 +228,8 @@ def test_a_convolution_that_was_too_wide_to_measure():
     assert error(net, params, small, (x,)) < error(net, params, plain(params, moments), (x,))
 
 
-def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
-    """Reduced-rank regression: ordinary least squares, then the principal directions of what it gives."""
+def test_kernels_of_low_rank_are_the_best_of_their_rank_for_their_inputs():
+    """Reduced-rank regression: least squares, then the principal directions of its results."""
     net, params, x, moments, _ = pruned_mlp()
     shrink = jc.at("w[01]", jc.factored(0.6))
     plain, better = (
@@ -233,7 +244,6 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jc.materialize(tree))
         for tree in (params, better)
     )
-    relu = lambda h: np.maximum(h, 0)
     first, met = relu(x @ p["w0"] + p["b0"]), relu(x @ q["w0"] + q["b0"])
     for layer, given, wanted in (
         (0, x, x @ p["w0"] + p["b0"]),
@@ -245,19 +255,18 @@ def test_kernels_of_low_rank_are_the_best_of_their_rank_for_what_they_meet():
         left, values, right = np.linalg.svd(centred, full_matrices=False)
         rank = better[f"w{layer}"].rank
         best = (left[:, :rank] * values[:rank]) @ right[:rank] + fitted.mean(0)
-        left_over = lambda outputs, wanted=wanted: np.sum((outputs - wanted) ** 2)
-        least = left_over(best)
-        np.testing.assert_allclose(
-            left_over(given @ q[f"w{layer}"] + q[f"b{layer}"]), least, rtol=2e-3
-        )
+        least = np.sum((best - wanted) ** 2)
+        remainder = np.sum((affine(q, layer, given) - wanted) ** 2)
+        np.testing.assert_allclose(remainder, least, rtol=2e-3)
         if layer:
-            assert left_over(met @ np.asarray(plain["w1"].materialize()) + p["b1"]) > 1.1 * least
+            before = given @ np.asarray(plain["w1"].materialize()) + p["b1"]
+            assert np.sum((before - wanted) ** 2) > 1.1 * least
     assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
 
 
 @pytest.mark.parametrize("name", ["encoder_linen", "fused_qkv", "mlp_equinox"])
 def test_kernels_of_low_rank_in_every_layout(name):
-    """Heads and sizes apart, fused, (out, in): ranks, layouts and dtypes stay, and outputs come nearer."""
+    """Heads and sizes apart, fused, (out, in): ranks, layouts and dtypes stay."""
     model, net, inputs, moments = calibrated(name)
     shrink = jc.at(
         lambda path, leaf: path in net.matrix_axes and leaf.ndim > 1,

@@ -1,4 +1,4 @@
-"""Coarsen, refine and order: the function stays, refining is undone, smooth axes lose little, on every model of the table."""
+"""Coarsen, refine and seriate: functions stay, refining is undone, smooth axes lose little."""
 
 import re
 from fractions import Fraction
@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import calibrated, close, error, mlp, mlp_params, network, outputs
 from helpers_models import MODELS
@@ -49,19 +50,17 @@ def test_inside_jit_it_is_the_same(name):
 
 
 def test_gradients_pass_a_change_of_resolution():
-    """Of parameters at full size, through the network at a smaller one; a map's gradient is its transpose."""
+    """The gradient of parameters at full size, through a smaller network: the map's transpose."""
     model, net = network("mlp_by_hand")
     down = jc.coarsen(net, 2)
     params, small = model.params, down(model.params)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(net(down(p), *model.inputs) ** 2)))(params)
     inner = jax.grad(lambda p: jnp.sum(net(p, *model.inputs) ** 2))(small)
-    total = lambda one, two: sum(
-        float(jnp.vdot(a, b))
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    full, coarse = (
+        optax.tree_utils.tree_vdot(gradient, params),
+        optax.tree_utils.tree_vdot(inner, small),
     )
-    np.testing.assert_allclose(
-        total(gradient, params), total(inner, small), rtol=1e-4
-    )  # <D' g, p> = <g, D p>
+    np.testing.assert_allclose(full, coarse, rtol=1e-4)  # <D' g, p> = <g, D p>
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
@@ -73,7 +72,9 @@ def test_split_channels_differ_in_what_reads_them_alone(name):
         outputs(model, model.apply(model.params, *model.inputs)),
     )
     same(jc.coarsen(net, 2)(split), model.params)
-    consumers = {slot.leaf for axis in net.axes for slot in axis.consumers}
+    consumers = set()
+    for axis in net.axes:
+        consumers |= {slot.leaf for slot in axis.consumers}
     names = [name for name, _ in named_leaves(whole)]
     differ = {
         n
@@ -138,7 +139,7 @@ def test_bases(basis):
 
 @pytest.mark.parametrize("basis", BASES)
 def test_a_dual_weighs_channels(basis):
-    """Whatever the weights, coarsening undoes refining; a channel that nobody reads is not asked."""
+    """Whatever the weights, coarsening undoes refining; a channel of no weight is ignored."""
     weights = np.random.default_rng(0).uniform(0.1, 3, 12)
     weights[5] = 1e-9
     up = prolongation(4, 12, basis)
@@ -177,8 +178,11 @@ def smooth_network(units):
 
 
 def test_smoother_bases_go_to_the_continuum():
-    """Refining approaches the network that is sampled at the finer places; coarsening the one at the coarser."""
-    apply = lambda p, x: jax.nn.gelu(x @ p["w"] + p["b"]) @ p["v"]
+    """Refining and coarsening approach the network that is sampled at the new places."""
+
+    def apply(p, x):
+        return jax.nn.gelu(x @ p["w"] + p["b"]) @ p["v"]
+
     x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     coarse, fine = smooth_network(12), smooth_network(48)
     net = jc.trace(apply, coarse, x)
@@ -221,24 +225,21 @@ def test_order_changes_no_function(name, method):
 def test_orders_find_a_line():
     rng = np.random.default_rng(0)
     t = np.sort(rng.uniform(0, 1, 60))
-    for width, least in (
-        (3.0, 1.001),
-        (0.05, 1.6),
-    ):  # a line, and one that is hardly seen but between neighbours
+    # a line, and one on which only neighbours are correlated
+    for width, least in ((3.0, 1.001), (0.05, 1.6)):
         curve = np.exp(-((t[:, None] - np.linspace(0, 1, 400)) ** 2) / width**2)
         mixed = rng.permutation(60)
         apart = distances(curve[mixed] @ curve[mixed].T)
         true = length(np.argsort(mixed), apart)
         for name, search in SEARCHES.items():
-            found = search(apart)
-            assert sorted(found) == list(range(60))
-            if (
-                name != "spectral" or width > 1
-            ):  # a graph's vector puts clusters in a row, not what is inside them
-                assert length(found, apart) <= least * true
+            path = search(apart)
+            assert sorted(path) == list(range(60))
+            # the Fiedler vector orders clusters, not the channels within them
+            if name != "spectral" or width > 1:
+                assert length(path, apart) <= least * true
 
 
-def test_smoothness_falls_by_order():
+def test_seriation_lowers_roughness():
     params = mlp_params((5, 40, 30, 3))
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     net = jc.trace(mlp, params, x)

@@ -29,7 +29,7 @@ def test_rows_are_sorted_whole_numbers(rows):
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="row 4 is asked for"):
+    with pytest.raises(ValueError, match="row 4 is requested"):
         jc.select_rows("words/embedding", [4])(PARAMS)
     with pytest.raises(ValueError, match="matches no leaf; there are: bias, words/embedding"):
         jc.select_rows("other", [0])(PARAMS)

@@ -1,0 +1,103 @@
+"""Learned atoms: principal directions for dense codes, and dictionary learning for look-ups.
+
+Dictionary learning alternates: codes by matching pursuit for the present atoms, then the atoms with
+the least error for the present codes. A turn costs one matching pursuit and one pseudoinverse.
+
+Source: the method of optimal directions (Engan et al. 1999).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcompress.arrays.base import materialize
+from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.transforms.base import InputMetric
+from jaxcompress.transforms.weights import squared
+
+TURNS = 20
+"""Of codes and atoms."""
+ALIKE = 0.99
+"""The cosine above which an atom repeats another one."""
+
+
+def principal_atoms(
+    matrix: Float[np.ndarray, "*lead m n"], metric: InputMetric, count: int
+) -> Float[np.ndarray, "*lead m count"]:
+    """Orthonormal features of the inputs: of the data where moments are given, or of the weight."""
+    source = np.asarray(matrix, np.float64)
+    if metric is not None and metric.ndim == 1:
+        # the inputs of a look-up have no directions: those of the weight, rows by their frequency
+        root = np.sqrt(np.maximum(metric, 1e-10 * metric.max()))[:, None]
+        directions = np.linalg.svd(root * source, full_matrices=False)[0][..., :count]
+        vectors = np.linalg.qr(directions / root)[0]
+    else:
+        lead = matrix.shape[:-2]
+        gram = (
+            source @ source.mT
+            if metric is None
+            else np.broadcast_to(metric, (*lead, *metric.shape[-2:]))
+        )
+        vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
+    # a sign convention, so that equal weights give equal atoms everywhere
+    peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
+    return vectors * np.where(peak < 0, -1, 1)
+
+
+def learned_in_turns(
+    matrix: Float[np.ndarray, "*lead m n"],
+    metric: InputMetric,
+    count: int,
+    lookups: int,
+    seed: int,
+) -> VocabularyArray:
+    """Atoms and look-ups fitted to each other in turns; the best turn is returned.
+
+    Args:
+        matrix: (..., m, n) to fit.
+        metric: of its inputs, or None.
+        count: of atoms.
+        lookups: atoms that each column combines.
+        seed: of the columns that are the first atoms.
+    """
+    target = np.asarray(matrix, np.float64)
+    atoms = _first_atoms(target, count, np.random.default_rng(seed))
+    best, least = None, np.inf
+    for _ in range(TURNS):
+        array = VocabularyArray.fit(
+            matrix, atoms.astype(np.float32), metric=metric, lookups=lookups
+        )
+        gap = target - np.asarray(materialize(array), np.float64)
+        if (error := squared(gap, metric)) < least:
+            best, least = array, error
+        codes = np.asarray(materialize(array.codes), np.float64)
+        atoms = (target @ codes.mT) @ np.linalg.pinv(codes @ codes.mT, hermitian=True)
+        idle = _idle_atoms(atoms, codes)
+        worst = np.sum(gap**2, axis=tuple(range(gap.ndim - 1))).argsort()[::-1][: len(idle)]
+        atoms[..., idle[: len(worst)]] = target[..., worst]
+    assert best is not None
+    return best
+
+
+def _first_atoms(
+    target: Float[np.ndarray, "*lead m n"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "*lead m count"]:
+    """Columns of the matrix, and random directions where there are more atoms than columns."""
+    n = target.shape[-1]
+    atoms = target[..., rng.permutation(n)[:count]]
+    if count <= n:
+        return atoms
+    more = rng.standard_normal((*target.shape[:-1], count - n)) * np.sqrt(np.mean(target**2))
+    return np.concatenate([atoms, more], axis=-1)
+
+
+def _idle_atoms(
+    atoms: Float[np.ndarray, "*lead m count"], codes: Float[np.ndarray, "*lead count n"]
+) -> np.ndarray:
+    """The indices of atoms that no code uses, or that repeat another atom."""
+    flat = atoms.reshape(-1, atoms.shape[-1])
+    flat = flat / np.maximum(np.linalg.norm(flat, axis=0), 1e-300)
+    repeated = np.triu(np.abs(flat.T @ flat) > ALIKE, 1).any(0)
+    used = np.any(codes != 0, axis=(-1, *range(codes.ndim - 2)))
+    return np.flatnonzero(repeated | ~used)
