@@ -231,7 +231,7 @@ def principal(large: Encoder, texts: list[str]) -> dict[str, Any]:
 
 
 def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
-    """A7: the relative squared error of hidden states of answers, at the ranks of 0.6 of the numbers.
+    """A7: the relative squared error of answers' hidden states at the ranks of 0.6 of the numbers.
 
     By a plain SVD, whitened by the inputs in the original, and solved layer after layer for the
     inputs in the network that is cut.

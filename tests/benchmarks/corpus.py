@@ -94,7 +94,7 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
 def compacted(
     key: dict[str, Any], large: Encoder, texts: list[str]
 ) -> tuple[Encoder, list[float], float]:
-    """The encoder made small for texts, its losses during learning, and the minutes of all of it."""
+    """The encoder made small for texts, its losses during learning, and the minutes in all."""
     settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()

@@ -384,7 +384,7 @@ def _pod(path: Path) -> list[_Section]:
 
 
 def _without_codes(text: str, start: int = 0, closing: str = r"\Z") -> tuple[str, int]:
-    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and the rest's place."""
+    """A text in perlpod up to its closing bracket, without codes like `C<...>`, and its end."""
     plain = ""
     closed = re.compile(closing)
     while True:
