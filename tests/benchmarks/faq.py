@@ -70,6 +70,9 @@ class Pair:
 def pairs() -> list[Pair]:
     """All questions with their answers, sorted by source, file name and position.
 
+    A question that comes twice has its first answer; answers of fewer than `SHORTEST_ANSWER` words
+    are left out.
+
     Raises:
         FileNotFoundError: when the texts are neither in the cache nor to be had.
     """
@@ -89,6 +92,9 @@ def documents() -> list[str]:
 
 def background() -> list[str]:
     """The sections of the other pages, each with its heading, without sentences of questions.
+
+    They are Perl's manual, Python's library reference, tutorial and how-tos, and Git's manual; no
+    text comes twice.
 
     Raises:
         FileNotFoundError: as `pairs`.
