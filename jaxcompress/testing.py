@@ -1,7 +1,12 @@
-"""The laws of the library as checks for your own array types and transforms.
+"""The library's laws as checks for your own arrays and transforms.
 
-`check_array` and `check_transform` raise an AssertionError that says which law fails and by how much; they take a second
-or two. The same checks run on the library's own arrays and transforms in its tests.
+`check_array` holds one compact array to: honest count, meaning (every product equals that of the
+dense matrix), gradient (the transpose of materialize), bfloat16, stacking under vmap and scan,
+transparency (jit, eval_shape, donation), round trip (save, load, flax) and export.
+`check_transform` holds a transform to: purity, meaning (shapes and dtypes stay), honest count and
+composition (identity is the unit of chain), and checks every array it makes. Both raise an
+AssertionError that names the law and the error, take a second or two, and are what the library's
+own tests run.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import numpy as np
 import optax
 from flax import serialization
 from jax import export as jax_export
+from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
 from jaxcompress.arrays.paths import named_leaves
@@ -25,7 +31,7 @@ from jaxcompress.transforms.combinators import chain, identity
 
 
 def check_array(array: CompactArray, *, export: bool = True) -> None:
-    """Check every law that one compact array can be held to.
+    """Check that a compact array keeps the laws.
 
     Args:
         array: an instance of the type, unstacked, of float32 children.
@@ -42,11 +48,11 @@ def check_array(array: CompactArray, *, export: bool = True) -> None:
     dense = array.materialize()
     _require(
         array.shape == dense.shape,
-        f"shape: the array says {array.shape}, materialize gives {dense.shape}",
+        f"shape: the array has {array.shape}, materialize gives {dense.shape}",
     )
     _require(
         array.dtype == dense.dtype,
-        f"dtype: the array says {array.dtype}, materialize gives {dense.dtype}",
+        f"dtype: the array has {array.dtype}, materialize gives {dense.dtype}",
     )
     _require(
         array.ndim == array.matrix_axes.ndim,
@@ -63,13 +69,13 @@ def check_array(array: CompactArray, *, export: bool = True) -> None:
         _check_export(array)
 
 
-def check_transform(transform: Transform, params: Any, moments: Any = None) -> None:
-    """Check every law that a shape-keeping transform can be held to, on one tree.
+def check_transform(transform: Transform, params: PyTree, moments: PyTree = None) -> None:
+    """Check that a shape-keeping transform keeps the laws, on one tree.
 
     Args:
         transform: the transform.
-        params: a tree of float32 leaves, not to be changed.
-        moments: handed to the transform.
+        params: a tree of float32 leaves; it is checked that they stay as they are.
+        moments: what the transform takes, if anything.
 
     Raises:
         AssertionError: naming the law.
@@ -95,7 +101,8 @@ def check_transform(transform: Transform, params: Any, moments: Any = None) -> N
             same = leaf.shape == old[name].shape and leaf.dtype == old[name].dtype
             _require(
                 same,
-                f"meaning: {name} changed from {old[name].shape} {old[name].dtype} to {leaf.shape} {leaf.dtype}",
+                f"meaning: {name} changed from {old[name].shape} {old[name].dtype} "
+                f"to {leaf.shape} {leaf.dtype}",
             )
         if is_compact(leaf) and leaf.ndim == leaf.matrix_axes.ndim:
             check_array(leaf, export=False)
@@ -115,7 +122,8 @@ def check_transform(transform: Transform, params: Any, moments: Any = None) -> N
         pass
     else:
         raise AssertionError(
-            "purity: a transform called under jax.jit must raise a TypeError, since sizes depend on data"
+            "purity: a transform called under jax.jit must raise a TypeError, "
+            "since sizes depend on data"
         )
 
 
@@ -264,7 +272,10 @@ def _check_stack(array: CompactArray) -> None:
     )
     x = _noise((3, 4, array.matrix_shape[0]), 8)
     plain = stack.matrix_axes.to_matrix(dense)
-    product = lambda a, x: a.multiply(x)
+
+    def product(a: CompactArray, x: jax.Array) -> jax.Array:
+        return a.multiply(x)
+
     _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
     _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)
     _close(
@@ -292,7 +303,9 @@ def _check_tree(array: CompactArray, dense: jax.Array) -> None:
     leaves, treedef = jax.tree.flatten(array)
     for filler in (None, 0, "label", object()):
         repr(jax.tree.unflatten(treedef, [filler] * len(leaves)))
-    _require(len(repr(array)) < 200, f"the repr is {len(repr(array))} letters long; keep it short")
+    _require(
+        len(repr(array)) < 200, f"the repr is {len(repr(array))} characters long; keep it short"
+    )
     _require(
         jax.jit(lambda a: a)(array).shape == dense.shape,
         "transparency: the array does not pass jit",

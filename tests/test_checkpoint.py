@@ -112,7 +112,10 @@ def test_nothing_is_half_written(tmp_path):
 
 def fields(record):
     """Everything a record holds, as a tree of arrays and plain values."""
-    whole = lambda value: fields(value) if dataclasses.is_dataclass(value) else value
+
+    def whole(value):
+        return fields(value) if dataclasses.is_dataclass(value) else value
+
     return {field.name: whole(getattr(record, field.name)) for field in dataclasses.fields(record)}
 
 
@@ -125,7 +128,9 @@ def test_realized_classifiers_come_back(tmp_path, kind):
         above = large * (x[:, 0] > x[:, 1]).astype(np.int64)
         return np.stack([above, 1 - above], axis=1) if kind == "pairs" else above.astype(kind)
 
-    soft = lambda x: np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
+    def soft(x):
+        return np.stack([x[:, 0], 1 - x[:, 0]], axis=1)
+
     x = np.random.default_rng(0).uniform(size=(50, 2)).astype(np.float32)
     box = jc.classifiers.realize(
         classify, ([0, 0], [1, 1]), 1 / 16, soft=soft, training_points=7, progress=False

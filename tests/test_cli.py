@@ -30,7 +30,10 @@ def test_the_tour_at_one_keep(tmp_path):
 
 def test_magnitude_pruning_counts_its_indices():
     rng = np.random.default_rng(0)
-    layer = lambda m, n: {"kernel": rng.normal(size=(m, n)), "bias": np.zeros(n)}
+
+    def layer(m, n):
+        return {"kernel": rng.normal(size=(m, n)), "bias": np.zeros(n)}
+
     params = {"a": layer(40, 30), "b": layer(30, 10)}
     masks, numbers = tour.prune_magnitude(params, 200)
     kept = sum(int(mask["kernel"].sum()) for mask in masks.values())

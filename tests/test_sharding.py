@@ -1,6 +1,7 @@
 """Law 7 over several devices: sharded stored numbers give one device's products and gradients.
 
-The devices are made of the CPU by an XLA flag that must be set before JAX starts, so the check runs in a process of its own.
+The devices are made of the CPU by an XLA flag that must be set before JAX starts, so the check runs
+in a process of its own.
 """
 
 import os
@@ -16,16 +17,17 @@ place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
 w = jax.random.normal(jax.random.key(0), (32, 24))
 x = jax.random.normal(jax.random.key(1), (16, 32))
 program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum((x @ a) ** 2)))
-for transform in (jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 / 2), jc.spline(1 / 3)):
+for transform in (jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 /
+2), jc.spline(1 / 3)):
     array = transform(w)
     value, gradient = program(array, x)
     # every child divided along a dimension that the devices divide, the batch as well
-    shardable = lambda leaf: P(*("shard" if size == max(leaf.shape) and size % 4 == 0 else None for size in leaf.shape))
-    sharded = jax.tree.map(lambda leaf: place(leaf, shardable(leaf)), array)
+    shardable = lambda leaf: P(*("shard" if size == max(leaf.shape) and size % 4 == 0 else None for
+    size in leaf.shape)) sharded = jax.tree.map(lambda leaf: place(leaf, shardable(leaf)), array)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded)), array
     value_sharded, gradient_sharded = program(sharded, place(x, P("shard")))
-    np.testing.assert_allclose(value_sharded, value, rtol=1e-5)
-    for one, many in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_sharded), strict=True):
+    np.testing.assert_allclose(value_sharded, value, rtol=1e-5) for one, many in
+    zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_sharded), strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-4)
 print(len(jax.devices()))
 """

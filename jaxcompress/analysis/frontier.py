@@ -1,7 +1,7 @@
 """The measured curve of quality against stored numbers, one line a recipe.
 
-Every recipe is applied at every keep, the result is evaluated, and what could not be stored in so little is noted.
-Costs a fit and an evaluation for each point.
+Every recipe is applied at every keep and its result is evaluated; keeps that a recipe cannot reach
+are noted. Costs a fit and an evaluation for each point.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
+from jaxcompress.moments.moments import Moments
+from jaxcompress.plotting import new_axes, save
+from jaxcompress.tables import format_table, html_table
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.weights import Unreachable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "osD^vP*Xhd<>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +34,8 @@ class Point:
 
     Attributes:
         recipe: its name.
-        keep: what was asked.
-        numbers: what is stored, or None where the recipe cannot keep so little.
+        keep: the fraction asked for.
+        numbers: stored numbers, or None where the recipe cannot reach the keep.
         quality: what `evaluate` gave, or None likewise.
         problem: why there is no quality.
     """
@@ -57,49 +66,37 @@ class Frontier:
         """The recipes' names, in order."""
         return tuple(dict.fromkeys(point.recipe for point in self.points))
 
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
+    def _table(self) -> tuple[list[str], list[list[str]]]:
         keeps = sorted({point.keep for point in self.points}, reverse=True)
-        cells = {(point.recipe, point.keep): point for point in self.points}
-        head = ["recipe", *(f"keep {fraction(keep)}" for keep in keeps)]
-        rows = []
-        for recipe in self.recipes:
-            points = [cells.get((recipe, keep)) for keep in keeps]
-            rows.append(
-                [
-                    recipe,
-                    *(
-                        "-"
-                        if p is None or p.quality is None
-                        else f"{p.quality:.4g} ({p.numbers:,})"
-                        for p in points
-                    ),
-                ]
-            )
-        return head, rows
+        cells = {(point.recipe, point.keep): _cell(point) for point in self.points}
+        headers = ["recipe", *(f"keep {fraction(keep)}" for keep in keeps)]
+        rows = [
+            [recipe, *(cells.get((recipe, keep), "-") for keep in keeps)] for recipe in self.recipes
+        ]
+        return headers, rows
 
     def __str__(self) -> str:
-        head, rows = self._rows()
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            for row in [head, *rows]
+        baseline = f"uncompressed: {self.baseline:.4g} ({self.total:,})"
+        problems = [
+            f"{point.recipe} at keep {fraction(point.keep)}: {point.problem}"
+            for point in self.points
+            if point.problem
         ]
-        notes = [
-            f"{p.recipe} at keep {fraction(p.keep)}: {p.problem}" for p in self.points if p.problem
-        ]
-        last = f"uncompressed: {self.baseline:.4g} ({self.total:,}); quality (stored numbers) in each cell"
-        return "\n".join([*lines, last, *notes])
+        note = f"{baseline}; quality (stored numbers) in each cell"
+        return "\n".join([format_table(*self._table()), note, *problems])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, rows = self._rows()
-        line = lambda row, tag: "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>"
-        return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+        return html_table(*self._table())
 
     def plot(
-        self, ax: Any = None, *, path: str | Path | None = None, ylabel: str = "quality"
-    ) -> Any:
+        self,
+        ax: Axes | None = None,
+        *,
+        path: str | Path | None = None,
+        ylabel: str = "quality",
+    ) -> Axes:
         """Draw quality against stored numbers, a line for each recipe.
 
         Args:
@@ -110,51 +107,42 @@ class Frontier:
         Returns:
             The axes.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError(
-                "Frontier.plot draws with matplotlib: pip install 'jaxcompress[plot]'"
-            ) from None
-        if ax is None:
-            ax = Figure(figsize=(7, 4.5), layout="constrained").subplots()
-        markers = "osD^vP*Xhd<>"
+        ax = new_axes(7, 4.5) if ax is None else ax
         for index, recipe in enumerate(self.recipes):
-            points = sorted(
-                (p.numbers, p.quality)
-                for p in self.points
-                if p.recipe == recipe and p.numbers and p.quality is not None
-            )
-            if points:
-                ax.plot(
-                    *zip(*points),
-                    marker=markers[index % len(markers)],
-                    markersize=4,
-                    linewidth=1.2,
-                    label=recipe,
-                )
-        ax.axhline(
-            self.baseline,
-            color="gray",
-            linewidth=0.8,
-            linestyle=":",
-            label=f"uncompressed ({self.total:,})",
-        )
+            numbers, qualities = self._line(recipe)
+            if numbers:
+                marker = MARKERS[index % len(MARKERS)]
+                style = {"marker": marker, "markersize": 4, "linewidth": 1.2}
+                ax.plot(numbers, qualities, label=recipe, **style)
+        label = f"uncompressed ({self.total:,})"
+        ax.axhline(self.baseline, color="gray", linewidth=0.8, linestyle=":", label=label)
         ax.set(xscale="log", xlabel="stored numbers", ylabel=ylabel)
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-        if path is not None:
-            ax.figure.savefig(path, dpi=150)
+        save(ax.figure, path)
         return ax
+
+    def _line(self, recipe: str) -> tuple[list[int], list[float]]:
+        """One recipe's stored numbers, ascending, and their qualities."""
+        line: list[tuple[int, float]] = []
+        for point in self.points:
+            if point.recipe == recipe and point.numbers and point.quality is not None:
+                line.append((point.numbers, point.quality))
+        line.sort()
+        return [numbers for numbers, _ in line], [quality for _, quality in line]
+
+
+def _cell(point: Point) -> str:
+    return "-" if point.quality is None else f"{point.quality:.4g} ({point.numbers:,})"
 
 
 def frontier(
     recipes: Mapping[str, Callable[[float], Transform]],
-    params: Any,
-    evaluate: Callable[[Any], float],
+    params: PyTree,
+    evaluate: Callable[[PyTree], float],
     keeps: Sequence[float],
     *,
-    moments: Any = None,
+    moments: Moments | PyTree = None,
     progress: bool = True,
 ) -> Frontier:
     """Measure the curve of quality against stored numbers.
@@ -176,29 +164,43 @@ def frontier(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> w = jax.random.normal(jax.random.key(0), (32, 32))
-        >>> error = lambda p: -float(jnp.linalg.norm(jc.materialize(p) - w))
-        >>> curve = jc.analysis.frontier({"hashed": jc.hashed, "factored": jc.factored}, w, error, [1/2, 1/64], progress=False)
+        >>> quality = lambda p: -float(jnp.linalg.norm(jc.materialize(p) - w))
+        >>> forms = {"hashed": jc.hashed, "factored": jc.factored}
+        >>> curve = jc.analysis.frontier(forms, w, quality, [1/2, 1/64], progress=False)
         >>> [(p.recipe, p.numbers) for p in curve.points]
         [('hashed', 512), ('hashed', 16), ('factored', 496), ('factored', None)]
     """
-    points = []
     cells = [(name, keep) for name in recipes for keep in keeps]
-    for name, keep in tqdm(cells, desc="frontier", disable=not progress, leave=False):
-        try:
-            transform = recipes[name](keep)
-            if not isinstance(transform, Transform):
-                raise TypeError(
-                    f"frontier: the recipe {name!r} gave {transform!r} for keep={keep:g}, expected a transform"
-                )
-            small = transform(params, moments)
-        except Unreachable as error:
-            points.append(Point(name, keep, problem=str(error)))
-            continue
-        points.append(Point(name, keep, stored_numbers(small), float(evaluate(small))))
+    points = [
+        _measure(name, recipes[name], keep, params, evaluate, moments)
+        for name, keep in tqdm(cells, desc="frontier", disable=not progress, leave=False)
+    ]
     return Frontier(tuple(points), stored_numbers(params), float(evaluate(params)))
 
 
+def _measure(
+    name: str,
+    recipe: Callable[[float], Transform],
+    keep: float,
+    params: PyTree,
+    evaluate: Callable[[PyTree], float],
+    moments: Moments | PyTree,
+) -> Point:
+    """One recipe at one keep."""
+    try:
+        transform = recipe(keep)
+        if not isinstance(transform, Transform):
+            raise TypeError(
+                f"frontier: the recipe {name!r} gave {transform!r} for keep={keep:g}, "
+                "expected a transform"
+            )
+        small = transform(params, moments)
+    except Unreachable as error:
+        return Point(name, keep, problem=str(error))
+    return Point(name, keep, stored_numbers(small), float(evaluate(small)))
+
+
 def fraction(keep: float) -> str:
-    """A keep as people write it: 1/8."""
+    """A keep as a fraction of small numbers, such as 1/8, or else as a decimal."""
     near = Fraction(keep).limit_denominator(1024)
     return str(near) if abs(near - keep) < 1e-9 else f"{keep:.3g}"

@@ -1,30 +1,40 @@
 """What a compression stored, cost and lost, leaf by leaf.
 
-For each weight: its form, the numbers and bytes before and after, the FLOPs of one row's product as XLA counts them, and
-the relative error, plain and in the metric of the inputs: `sqrt(tr(E' M E) / tr(W' M W))`, the relative error of the
-outputs. Costs one small compilation for each distinct form.
+For each weight: its form, the numbers and bytes before and after, the FLOPs of one row's product as
+XLA counts them, and the relative error, plain and in the metric of the inputs:
+`sqrt(tr(E' M E) / tr(W' M W))`, the relative error of the outputs. Costs one small compilation for
+each distinct form.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PyTree
 
-from jaxcompress.arrays.base import is_compact, matmul, stored_numbers
-from jaxcompress.arrays.layout import MATRIX
+from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers
+from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.moments.moments import Moments
 from jaxcompress.programs.compat import flops
+from jaxcompress.tables import format_table, html_table
 from jaxcompress.transforms.base import moments_by_name
 
 ROWS = 128
-"""The batch over which what does not grow with it (a hash, recomputed atoms) is spread."""
+"""The batch over which costs that do not grow with it (a hash, recomputed atoms) are spread."""
+
+HEADERS = (
+    *("leaf", "shape", "form", "numbers", "-> stored", "bytes", "-> stored"),
+    *("FLOPs/row", "-> now", "error", "output error"),
+)
+
+Leaf = CompactArray | jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +47,9 @@ class ReportRow:
         form: what it is stored as now.
         numbers: stored before and after.
         nbytes: bytes before and after.
-        flops: of the product with one row, in a batch of 128, before and after; None for what is no matrix.
+        flops: of the product with one row, in a batch of 128, before and after; None for vectors.
         error: relative error in the Frobenius norm; None where shapes differ.
-        output_error: the same in the metric of the inputs; None where it is not known.
+        output_error: the same in the metric of the inputs; None where that is unknown.
     """
 
     leaf: str
@@ -51,14 +61,30 @@ class ReportRow:
     error: float | None
     output_error: float | None
 
+    def _cells(self) -> tuple[str, ...]:
+        return (
+            self.leaf,
+            "x".join(map(str, self.shape)),
+            self.form,
+            *(f"{count:,}" for count in (*self.numbers, *self.nbytes)),
+            *_optional(self.flops),
+            "" if self.error is None else f"{self.error:.3g}",
+            "" if self.output_error is None else f"{self.output_error:.3g}",
+        )
+
+
+def _optional(counts: tuple[float, float] | None) -> tuple[str, str]:
+    return ("", "") if counts is None else (f"{counts[0]:,.0f}", f"{counts[1]:,.0f}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table that prints, and shows as HTML in a notebook.
+    """A table of all leaves and their total; prints, and shows as HTML in a notebook.
 
     Attributes:
-        rows: a row for each leaf.
-        net_flops: of the whole network's forward pass on the given inputs, before and after; None without them.
+        rows: one for each leaf.
+        net_flops: of the network's forward pass on the given inputs, before and after; None
+            without them.
     """
 
     rows: tuple[ReportRow, ...]
@@ -70,70 +96,39 @@ class Report:
         return sum(row.numbers[0] for row in self.rows), sum(row.numbers[1] for row in self.rows)
 
     def _cells(self) -> list[tuple[str, ...]]:
-        cells = [
-            (
-                row.leaf,
-                "x".join(map(str, row.shape)),
-                row.form,
-                f"{row.numbers[0]:,}",
-                f"{row.numbers[1]:,}",
-                f"{row.nbytes[0]:,}",
-                f"{row.nbytes[1]:,}",
-                "" if row.flops is None else f"{row.flops[0]:,.0f}",
-                "" if row.flops is None else f"{row.flops[1]:,.0f}",
-                "" if row.error is None else f"{row.error:.3g}",
-                "" if row.output_error is None else f"{row.output_error:.3g}",
-            )
-            for row in self.rows
-        ]
         before, after = self.numbers
-        flops = tuple(f"{value:,.0f}" for value in self.net_flops) if self.net_flops else ("", "")
-        nbytes = tuple(f"{sum(row.nbytes[i] for row in self.rows):,}" for i in (0, 1))
         share = "unchanged" if before == after else f"1/{before / max(after, 1):.3g}"
-        return [*cells, ("total", "", share, f"{before:,}", f"{after:,}", *nbytes, *flops, "", "")]
+        nbytes = (sum(row.nbytes[side] for row in self.rows) for side in (0, 1))
+        counts = (f"{count:,}" for count in (before, after, *nbytes))
+        total = ("total", "", share, *counts, *_optional(self.net_flops), "", "")
+        return [*(row._cells() for row in self.rows), total]
 
     def __str__(self) -> str:
-        table = [HEADERS, *self._cells()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(HEADERS))]
-        align = lambda row: "  ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        lines = [align(row).rstrip() for row in table]
-        rule = "-" * max(map(len, lines))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        head, rule, *rows = format_table(HEADERS, self._cells()).split("\n")
+        return "\n".join([head, rule, *rows[:-1], rule, rows[-1]])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        row = lambda cells, tag: (
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-        )
-        body = "".join(row(cells, "td") for cells in self._cells())
-        return f"<table><thead>{row(HEADERS, 'th')}</thead><tbody>{body}</tbody></table>"
-
-
-HEADERS = (
-    *("leaf", "shape", "form", "numbers", "-> stored", "bytes", "-> stored"),
-    *("FLOPs/row", "-> now", "error", "output error"),
-)
+        return html_table(HEADERS, self._cells())
 
 
 def report(
-    before: Any,
-    after: Any,
-    net: Callable[..., Any] | None = None,
-    *inputs: Any,
-    moments: Any = None,
+    before: PyTree,
+    after: PyTree,
+    net: Callable[..., PyTree] | None = None,
+    *inputs: PyTree,
+    moments: Moments | PyTree = None,
 ) -> Report:
     """Compare parameters before and after a compression.
 
     Args:
         before: the tree before, dense or compact.
         after: the tree after, with the same leaves.
-        net: `net(params, *inputs)`, to count the FLOPs of the whole forward pass.
+        net: `net(params, *inputs)`, to count the FLOPs of the forward pass.
         *inputs: what `net` takes beside the parameters; shapes are enough.
-        moments: second moments of the inputs of each leaf, for the error of the outputs.
+        moments: of `jc.calibrate`, or second moments of the inputs of each leaf, for the error of
+            the outputs.
 
     Returns:
         A `Report`; print it.
@@ -153,7 +148,8 @@ def report(
     old, new = dict(named_leaves(before)), dict(named_leaves(after))
     if old.keys() != new.keys():
         raise ValueError(
-            f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; give the trees of one network"
+            f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; "
+            "give the trees of one network"
         )
     metrics = moments_by_name(moments)
     cache: dict[Any, float] = {}
@@ -163,37 +159,12 @@ def report(
     return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
 
 
-def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) -> ReportRow:
-    dense_old, dense_new = (
-        np.asarray(leaf.materialize() if is_compact(leaf) else leaf) for leaf in (old, new)
-    )
-    error = output_error = None
-    if dense_old.shape == dense_new.shape and np.issubdtype(
-        np.asarray(dense_old, np.float64).dtype, np.floating
-    ):
-        axes = (
-            new.matrix_axes if is_compact(new) else old.matrix_axes if is_compact(old) else MATRIX
-        )
-        target, gap = (
-            np.asarray(dense_old, np.float64),
-            np.asarray(dense_old, np.float64) - np.asarray(dense_new, np.float64),
-        )
-        error = _ratio(np.sum(gap**2), np.sum(target**2))
-        if metric is not None and gap.ndim >= axes.ndim:
-            gap, target = axes.to_matrix(gap), axes.to_matrix(target)
-            metric = np.asarray(metric, np.float64)
-            output_error = _ratio(
-                np.sum(gap * weigh(metric, gap)), np.sum(target * weigh(metric, target))
-            )
-    form = (
-        f"{type(new).__name__.removesuffix('Array').lower()}: {new.summary()}".rstrip(": ")
-        if is_compact(new)
-        else "dense"
-    )
+def _row(name: str, old: Leaf, new: Leaf, metric: Any, cache: dict[Any, float]) -> ReportRow:
+    error, output_error = _errors(old, new, metric)
     return ReportRow(
         leaf=name,
-        shape=dense_new.shape,
-        form=form,
+        shape=np.shape(materialize(new)),
+        form=_form(new),
         numbers=(stored_numbers(old), stored_numbers(new)),
         nbytes=(_bytes(old), _bytes(new)),
         flops=_product_flops(old, new, cache),
@@ -202,31 +173,59 @@ def _row(name: str, old: Any, new: Any, metric: Any, cache: dict[Any, float]) ->
     )
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(np.sqrt(max(part, 0) / whole)) if whole > 0 else float(part > 0)
+def _form(leaf: Leaf) -> str:
+    if not isinstance(leaf, CompactArray):
+        return "dense"
+    kind = type(leaf).__name__.removesuffix("Array").lower()
+    return f"{kind}: {leaf.summary()}".rstrip(": ")
 
 
-def _bytes(leaf: Any) -> int:
+def _errors(old: Leaf, new: Leaf, metric: Any) -> tuple[float | None, float | None]:
+    """The relative error of a leaf, and that of its outputs where the metric is known."""
+    if np.shape(materialize(old)) != np.shape(materialize(new)):
+        return None, None
+    target = np.asarray(materialize(old), np.float64)
+    gap = target - np.asarray(materialize(new), np.float64)
+    error = _ratio(np.sum(gap**2), np.sum(target**2))
+    axes = _axes(old, new)
+    if metric is None or gap.ndim < axes.ndim:
+        return error, None
+    gap, target = axes.to_matrix(gap), axes.to_matrix(target)
+    metric = np.asarray(metric, np.float64)
+    return error, _ratio(_squared_norm(gap, metric), _squared_norm(target, metric))
+
+
+def _squared_norm(matrix: Float[np.ndarray, "*lead m n"], metric: np.ndarray) -> float:
+    return np.sum(matrix * weigh(metric, matrix))
+
+
+def _ratio(part: float, total: float) -> float:
+    return float(np.sqrt(max(part, 0) / total)) if total > 0 else float(part > 0)
+
+
+def _bytes(leaf: Leaf) -> int:
     values = sum(jnp.asarray(value).nbytes for value in jax.tree.leaves(leaf))
-    return values + (round(4 * leaf.static_numbers) if is_compact(leaf) else 0)
+    return values + (round(4 * leaf.static_numbers) if isinstance(leaf, CompactArray) else 0)
 
 
-def _product_flops(old: Any, new: Any, cache: dict[Any, float]) -> tuple[float, float] | None:
-    """FLOPs of x @ W for each leaf, by row of a batch; the layout of the one is that of the other."""
-    axes = new.matrix_axes if is_compact(new) else old.matrix_axes if is_compact(old) else MATRIX
-    if (
-        np.ndim(jax.tree.leaves(new)[0]) < 1
-        or len(new.shape) != axes.ndim
-        or not jnp.issubdtype(new.dtype, jnp.floating)
-    ):
+def _axes(old: Leaf, new: Leaf) -> MatrixAxes:
+    """The inputs and outputs of a weight: those of a compact array, else (in, out)."""
+    for leaf in (new, old):
+        if isinstance(leaf, CompactArray):
+            return leaf.matrix_axes
+    return MATRIX
+
+
+def _product_flops(old: Leaf, new: Leaf, cache: dict[Any, float]) -> tuple[float, float] | None:
+    """FLOPs of x @ W for each leaf and row of a batch; None where the leaf is no single matrix."""
+    axes = _axes(old, new)
+    stacked = np.ndim(jax.tree.leaves(new)[0]) < 1 or len(new.shape) != axes.ndim
+    if stacked or not jnp.issubdtype(new.dtype, jnp.floating):
         return None
 
-    def count(leaf: Any) -> float:
-        key = (
-            jax.tree.structure(leaf),
-            tuple((v.shape, str(v.dtype)) for v in jax.tree.leaves(leaf)),
-            axes,
-        )
+    def count(leaf: Leaf) -> float:
+        shapes = tuple((value.shape, str(value.dtype)) for value in jax.tree.leaves(leaf))
+        key = (jax.tree.structure(leaf), shapes, axes)
         if key not in cache:
             sizes = (leaf.shape[axis] for axis in axes.inputs)  # a cut may have changed them
             x = jax.ShapeDtypeStruct((ROWS, *sizes), leaf.dtype)

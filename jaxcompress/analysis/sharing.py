@@ -1,43 +1,52 @@
-"""Why hashed sharing works, measured: a hashed layer is a random projection, and a table of K numbers costs it hardly anything.
+"""Why weight sharing by hashing works: a hashed layer is a random projection.
 
-One output of a hashed layer is an inner product of the table with the inputs thrown into K buckets, `z_j = <table, phi_j(x)>`.
-These sketches keep inner products on average, and what collisions add is variance, 1/K of what the inputs' norms allow. So the
-squared length that a fresh layer of n outputs gives to an input varies by `2/n + 2/K` of its squared mean, and by `2/n`, as in a
-dense layer, where the table has a given norm. For a product of rank r, begun as `initialize` does with the principal directions of
-noise, it is about `2/r (1 - r/m)`, however many outputs there are; and equal storage, r (m + n - r) = K, leaves r small.
+One output of a hashed layer is an inner product of the table with a count sketch of the inputs,
+`z_j = <table, phi_j(x)>`. These sketches keep inner products on average; collisions add a variance
+of 1/K of what the inputs' norms allow. So the squared length that a fresh layer of n outputs gives
+to an input varies by `2/n + 2/K` of its squared mean, and by `2/n`, as in a dense layer, where the
+table has a given norm. For a product of rank r, initialized with the principal directions of noise,
+it is about `2/r (1 - r/m)` for any number of outputs; and equal storage, r (m + n - r) = K, leaves
+r small.
 
-Source: feature hashing, Weinberger et al. 2009 (arXiv:0902.2206), for the sketches; effective rank, Roy and Vetterli 2007.
+Sources: feature hashing, Weinberger et al. 2009 (arXiv:0902.2206), for the sketches; effective
+rank, Roy and Vetterli 2007.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from jaxcompress.arrays.base import materialize, stored_numbers
+from jaxcompress.arrays.base import CompactArray, materialize, stored_numbers
 from jaxcompress.arrays.hashed import HashedArray, entries
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.weights import squared
 
+Matrix = CompactArray | Float[jax.Array, "m n"] | Float[np.ndarray, "m n"]
+Vector = Float[jax.Array, " m"] | Float[np.ndarray, " m"]
 
-def effective_rank(matrix: Any) -> float:
-    """How many directions a matrix has, by the entropy of its singular values' shares; between 1 and its rank.
+
+def effective_rank(matrix: Matrix) -> float:
+    """The exponential of the entropy of a matrix's normalized singular values.
 
     Args:
         matrix: (m, n), dense or compact, not all zero.
 
+    Returns:
+        A number between 1 and the matrix's rank.
+
     Raises:
-        ValueError: for what is no such matrix.
+        ValueError: for a matrix of zeros, or an array of other dimensions.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxcompress.analysis.sharing import effective_rank
+        >>> from jaxcompress.analysis import effective_rank
         >>> round(effective_rank(jnp.eye(8)), 3), round(effective_rank(jnp.ones((8, 5))), 3)
         (8.0, 1.0)
     """
@@ -51,7 +60,7 @@ def effective_rank(matrix: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Sketches:
-    """What the buckets of a hash make of an inner product.
+    """Statistics of an inner product's sketches.
 
     Attributes:
         product: the inner product itself.
@@ -66,104 +75,118 @@ class Sketches:
     expected: float
 
 
-def sketches(array: HashedArray, x: Any, y: Any) -> Sketches:
-    """How well the buckets of each output keep the inner product of two inputs.
+def sketches(array: HashedArray, x: Vector, y: Vector) -> Sketches:
+    """Sketch the inner product of two inputs with the buckets of every output of a hashed layer.
 
     Args:
         array: (m, n) hashed, its dimensions in any order.
-        x, y: (m,) inputs.
+        x: (m,) an input.
+        y: (m,) another one.
+
+    Returns:
+        The mean and variance of the sketches beside the true product and the theoretical variance.
 
     Raises:
-        ValueError: for a stack of tables, or the circular layout, whose outputs all have one sketch.
+        ValueError: for a stack of tables, or the circular layout, whose outputs share one sketch.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> from jaxcompress.analysis.sharing import sketches
-        >>> found = sketches(jc.hashed(1/4)(jnp.ones((64, 2_000))), jnp.ones(64), jnp.arange(64.0))
-        >>> found.product, abs(found.mean / found.product - 1) < 0.001, abs(found.variance / found.expected - 1) < 0.1
-        (2016.0, True, True)
+        >>> from jaxcompress.analysis import sketches
+        >>> array = jc.hashed(1/4)(jnp.ones((64, 2_000)))
+        >>> result = sketches(array, jnp.ones(64), jnp.arange(64.0))
+        >>> result.product, abs(result.mean / result.product - 1) < 0.001
+        (2016.0, True)
+        >>> abs(result.variance / result.expected - 1) < 0.1
+        True
     """
     if array.table.ndim != 1:
         raise ValueError(f"sketches looks at one table, got {array!r}: take one of the stack")
     if array.layout == "circular":
         raise ValueError(
-            f"{array!r} has one count sketch for all its outputs, no sample of them: take layout='random'"
+            f"{array!r} has one count sketch for all its outputs, no sample of them: "
+            "take layout='random'"
         )
     m, n = array.matrix_shape
     size = array.table.shape[-1]
     bucket, sign = entries(m, n, size, seed=array.seed, block=array.block)
-    # an output has buckets of its own: those in which something falls
+    # number each output's buckets apart, and only those that are hit
     buckets, place = np.unique(np.arange(n) * size + bucket, return_inverse=True)
-    x, y = (np.asarray(each, np.float64) for each in (x, y))
-    sums = [np.bincount(place.ravel(), (sign * each[:, None]).ravel()) for each in (x, y)]
-    found = np.bincount(buckets // size, sums[0] * sums[1], minlength=n)
-    # how likely two entries of a column meet: all of them have one place in their runs
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x_sums, y_sums = (
+        np.bincount(place.ravel(), (sign * values[:, None]).ravel()) for values in (x, y)
+    )
+    products = np.bincount(buckets // size, x_sums * y_sums, minlength=n)
+    # the probability that two entries of a column collide, which have one offset in their runs
     counts = np.bincount(bucket.ravel())
-    meet = counts @ (counts - 1) / max(m * n * (m * n / array.block - 1), 1)
+    collide = counts @ (counts - 1) / max(m * n * (m * n / array.block - 1), 1)
     both = np.sum(x**2 * y**2)
-    expected = meet * (np.sum(x**2) * np.sum(y**2) - both + (x @ y) ** 2 - both)
-    return Sketches(float(x @ y), float(found.mean()), float(found.var()), float(expected))
+    expected = collide * (np.sum(x**2) * np.sum(y**2) - both + (x @ y) ** 2 - both)
+    return Sketches(float(x @ y), float(products.mean()), float(products.var()), float(expected))
 
 
 def cost_of_sharing(
-    kernel: Any, forms: Mapping[str, Transform], metric: Any = None
+    kernel: Matrix,
+    forms: Mapping[str, Transform],
+    metric: Float[np.ndarray, "m m"] | None = None,
 ) -> dict[str, tuple[int, float]]:
-    """What collisions cost a trained kernel: how far the nearest matrix of each form is.
+    """Measure what weight sharing costs a trained kernel: the error of each form's best fit.
 
     Args:
         kernel: (m, n) trained weights.
         forms: transforms of single weights by name; give them equal keeps.
-        metric: (m, m) second moments of the inputs; the error is then that of the outputs.
+        metric: second moments of the inputs; the error is then that of the outputs.
 
     Returns:
-        For each form the stored numbers and the relative squared error. Without a metric a random hash leaves `1 - K / (m n)` of
-        any kernel, as if its entries had nothing to say of each other; a form that shares what is alike leaves less.
+        For each form the stored numbers and the relative squared error. Without a metric a random
+        hash loses `1 - K / (m n)` of any kernel, as if its entries were independent; a form that
+        shares similar entries loses less.
 
     Raises:
         ValueError: for a kernel of zeros.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> from jaxcompress.analysis.sharing import cost_of_sharing
+        >>> from jaxcompress.analysis import cost_of_sharing
         >>> smooth = jnp.sin(jnp.arange(64.0) / 20)[:, None] * jnp.linspace(1, 2, 16)
-        >>> found = cost_of_sharing(smooth, {"hashed": jc.hashed(1/8), "cosines": jc.vocabulary(1/8)})
-        >>> {name: (stored, error < 0.01) for name, (stored, error) in found.items()}
+        >>> forms = {"hashed": jc.hashed(1/8), "cosines": jc.vocabulary(1/8)}
+        >>> costs = cost_of_sharing(smooth, forms)
+        >>> {name: (stored, error < 0.01) for name, (stored, error) in costs.items()}
         {'hashed': (128, False), 'cosines': (128, True)}
     """
     dense = jnp.asarray(materialize(kernel))
     target = np.asarray(dense, np.float64)
     metric = None if metric is None else np.asarray(metric, np.float64)
-    whole, found = squared(target, metric), {}
-    if not whole:
-        raise ValueError(
-            "cost_of_sharing: the kernel gives nothing but zeros, of which every form is right"
-        )
+    total = squared(target, metric)
+    if not total:
+        raise ValueError("cost_of_sharing: the kernel's outputs are nothing but zeros")
+    costs = {}
     for name, form in forms.items():
         array = form(dense, metric)
         error = squared(target - np.asarray(materialize(array), np.float64), metric)
-        found[name] = (stored_numbers(array), error / whole)
-    return found
+        costs[name] = (stored_numbers(array), error / total)
+    return costs
 
 
 def relative_variance(
-    form: Callable[[int], Transform], x: Any, outputs: int, *, draws: int = 200
+    form: Callable[[int], Transform], x: Vector, outputs: int, *, draws: int = 200
 ) -> float:
-    """By how much the squared length that fresh layers give to an input varies, in units of its squared mean.
+    """The variance of the squared length that fresh layers give to an input.
 
     Args:
         form: from a seed to a transform of single weights.
         x: (m,) the input.
         outputs: n, the width of the layer.
-        draws: how many layers are drawn.
+        draws: the number of layers drawn.
 
     Returns:
-        The variance over the draws, all of one norm; by theory 2/n for dense and hashed layers, about
-        2/r (1 - r/m) for a rank of r.
+        The variance in units of the squared mean, over layers of one norm; by theory 2/n for dense
+        and hashed layers, about 2/r (1 - r/m) for a rank of r.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> from jaxcompress.analysis.sharing import relative_variance
-        >>> spread = relative_variance(lambda seed: jc.hashed(1/8, seed=seed), jnp.ones(16), 8, draws=60)
+        >>> from jaxcompress.analysis import relative_variance
+        >>> form = lambda seed: jc.hashed(1/8, seed=seed)
+        >>> spread = relative_variance(form, jnp.ones(16), 8, draws=60)
         >>> 0.5 < spread / (2 / 8) < 1.5
         True
     """

@@ -25,7 +25,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.classifiers.queries import LabelledPoints
-from jaxcompress.training.fit import check_fit, fit, pieces
+from jaxcompress.training.checks import check_fit
+from jaxcompress.training.fit import default_callback_steps, fit
 
 CALLER = "fit_exactly"
 
@@ -208,7 +209,7 @@ def _adam(
     seed: int,
 ) -> Iterator[tuple[int, PyTree]]:
     """The steps taken and the parameters, at a few stops on the way and at the end."""
-    every, state = pieces(steps), None
+    every, state = default_callback_steps(steps), None
     for stop in [*range(every, steps, every), steps]:
         state = fit(
             loss,

@@ -1,7 +1,8 @@
-"""Texts as batches of token ids, in buckets of like length, so that padding does not burn the processor.
+"""Texts as batches of token ids, in buckets of similar length, so that little is padding.
 
-Lengths are rounded up to 16, 24, 32, 48, 64, 96, ..., and all batches of a length have the same number of rows: a few shapes, each
-compiled once. A batch of `rows x length` tokens takes about the same time whatever its length.
+Lengths are rounded up to 16, 24, 32, 48, 64, 96, ..., and all batches of a length have the same
+number of rows: a few shapes, each compiled once. A batch of `rows x length` tokens takes about the
+same time whatever its length.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Batch:
     Attributes:
         ids: (rows, length) int32.
         mask: (rows, length), true where there is a token.
-        index: (rows,) which texts they are; -1 for rows of padding at the end, all of whose tokens are masked.
+        index: (rows,) which texts they are; -1 for rows of padding at the end, all of whose tokens
+            are masked.
     """
 
     ids: np.ndarray
@@ -66,12 +68,15 @@ def buckets(
 
     Args:
         ids: the token ids of each text, from `encode`.
-        tokens: of a batch, padding included: a batch of texts of n tokens has `tokens // n` rows, one at least.
+        tokens: of a batch, padding included: a batch of texts of n tokens has `tokens // n` rows,
+            one at least.
         longest: what an encoder can take; no length is rounded up beyond it.
-        seed: which texts of a length come together and the order of the batches, at random; by length and then as given by default.
+        seed: which texts of a length come together and the order of the batches, at random; by
+            length and then as given by default.
 
     Returns:
-        Every text once; what is left over of a length fills the rows of a batch whose other rows are padding.
+        Every text once; what is left over of a length fills the rows of a batch whose other rows
+        are padding.
 
     Raises:
         ValueError: for a text without tokens, which no encoder can pool.
@@ -86,7 +91,8 @@ def buckets(
     lengths = np.array([len(each) for each in ids], int)
     if not lengths.all():
         raise ValueError(
-            f"text {int(np.argmin(lengths))} has no tokens: leave it out, or use a tokenizer with special tokens"
+            f"text {int(np.argmin(lengths))} has no tokens: leave it out, or use a tokenizer "
+            f"with special tokens"
         )
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
@@ -124,7 +130,7 @@ def padded(texts: Sequence[np.ndarray], index: np.ndarray, rows: int, length: in
 
 @dataclasses.dataclass(frozen=True)
 class States:
-    """Hidden states of the tokens of many texts, one after another, in half precision; in a file or in memory.
+    """Hidden states of the tokens of many texts, concatenated, in float16; on disk or in memory.
 
     Attributes:
         values: (tokens, d) float16.
@@ -148,7 +154,7 @@ class States:
         values = self.values
         if not isinstance(values, np.memmap) or values.filename is None:
             return values[start:stop]
-        # read and not mapped: pages that were looked at would count as memory of the process, in the end the whole file
+        # read, not mapped: mapped pages count as memory of the process, in the end the whole file
         width, size = values.shape[-1], values.dtype.itemsize
         at = values.offset + start * width * size
         return np.fromfile(
@@ -172,7 +178,8 @@ def hidden_states(
     Args:
         apply: `apply(params, ids, mask) -> (rows, length, d)`.
         params, ids, tokens, longest, progress, description: as for `embed`.
-        file: a .npy file to keep them in, which appears when it is whole; one that is there is read. In memory by default.
+        file: a .npy file to keep them in, which appears when it is whole; one that is there is
+            read. In memory by default.
     """
     starts = np.concatenate([[0], np.cumsum([len(each) for each in ids])])
     path = None if file is None else Path(file)

@@ -1,11 +1,13 @@
 """A small encoder learns to say what a large one says, from texts alone: no labels.
 
-With student s and teacher t of one text, and the teacher's embeddings b of many passages, the loss is
-`|s - t|^2 / 2 + a tau^2 KL(softmax(t.b / tau) || softmax(s.b / tau))`: where the text lies, and which passages it is near, the more
-so those that are nearest. Hidden states may be matched, too, through the map that made the student narrower. Costs the student's
-gradient; embeddings of the teacher are computed once, hidden states anew at each step.
+With student s and teacher t of one text, and the teacher's embeddings b of many passages, the loss
+is `|s - t|^2 / 2 + a tau^2 KL(softmax(t.b / tau) || softmax(s.b / tau))`: where the text lies, and
+which passages it is near, the more so those that are nearest. Hidden states may be matched, too,
+through the map that made the student narrower. Costs the student's gradient; embeddings of the
+teacher are computed once, hidden states anew at each step.
 
-Source: Hinton et al. 2015 (arXiv:1503.02531); soft similarity distributions, Tejankar et al. 2021 (arXiv:2010.06682).
+Source: Hinton et al. 2015 (arXiv:1503.02531); soft similarity distributions, Tejankar et al. 2021
+(arXiv:2010.06682).
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.documents.batches import Batch, States
-from jaxcompress.training.fit import Loss
+from jaxcompress.training.losses import Loss
 
 
 def embedding_loss(
     student: jax.Array, teacher: jax.Array, weight: jax.Array | None = None
 ) -> jax.Array:
-    """Half the squared distance of embeddings (rows, d), which is one minus their cosine where both have length 1.
+    """Half the squared distance of embeddings (rows, d): one minus their cosine at length 1.
 
     Args:
         student, teacher: (rows, d).
@@ -41,22 +43,26 @@ def similarity_loss(
     temperature: float = 0.05,
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """How differently student and teacher see which passages a text is near, in nats times the squared temperature.
+    """Divergence of the student's similarities to passages from the teacher's, times temperature^2.
 
     Args:
         student, teacher: (rows, d) embeddings of the same texts.
-        passages: (n, d) the teacher's embeddings of passages; by default those of the other texts of the batch.
+        passages: (n, d) the teacher's embeddings of passages; by default those of the other texts
+            of the batch.
         temperature: of the softmax over passages: the lower, the more only the nearest count.
         weight: (rows,), 1 by default; a row of weight 0 is no passage either.
 
     Returns:
-        The mean of `temperature^2 KL(teacher || student)`: the square makes gradients alike at all temperatures.
+        The mean of `temperature^2 KL(teacher || student)`: the square makes gradients alike at all
+        temperatures.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxcompress.documents.distillation import similarity_loss
         >>> teacher = jnp.eye(3)
-        >>> float(similarity_loss(teacher, teacher, jnp.eye(3))), bool(similarity_loss(teacher[::-1], teacher, jnp.eye(3)) > 0)
+        >>> equal = similarity_loss(teacher, teacher, jnp.eye(3))
+        >>> other = similarity_loss(teacher[::-1], teacher, jnp.eye(3))
+        >>> float(equal), bool(other > 0)
         (0.0, True)
     """
     left_out: Any = False
@@ -83,8 +89,9 @@ def state_loss(
         student: (rows, length, r).
         teacher: (rows, length, d).
         mask: (rows, length), true where there is a token.
-        embedding: (r, d), how the student's axis lies in the teacher's, the transpose of the map that cut it: what the teacher has
-            outside it cannot be matched and does not count. By default both are as wide.
+        embedding: (r, d), how the student's axis lies in the teacher's, the transpose of the map
+            that cut it: what the teacher has outside it cannot be matched and does not count. By
+            default both are as wide.
     """
     goal = teacher if embedding is None else teacher @ embedding.T
     weight = mask.astype(jnp.float32)[..., None]
@@ -93,6 +100,7 @@ def state_loss(
 
 
 def average(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """The mean, weighted where weights are given."""
     return (
         values.mean()
         if weight is None
@@ -109,15 +117,18 @@ def distillation_loss(
     pool: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     states: float = 1.0,
 ) -> Loss:
-    """The loss of an encoder that learns from a teacher's embeddings, and from its hidden states where they are given.
+    """The loss of an encoder that learns a teacher's embeddings, and its hidden states where given.
 
     Args:
         apply: `apply(params, ids, mask) -> (rows, d)`, the student.
-        passages: (n, d) the teacher's embeddings of the passages that texts are near or far from; by default the batch's own.
+        passages: (n, d) the teacher's embeddings of the passages that texts are near or far from;
+            by default the batch's own.
         temperature: as for `similarity_loss`.
-        similarity: its weight, in units of the temperature's: the two parts of the loss are then of about one size.
-        pool: `pool(hidden, mask) -> (rows, d)`, where `apply` gives hidden states (rows, length, d): these are matched, too, which
-            says much more of every text. The batches then have the teacher's.
+        similarity: its weight, in units of the temperature's: the two parts of the loss are then of
+            about one size.
+        pool: `pool(hidden, mask) -> (rows, d)`, where `apply` gives hidden states (rows, length,
+            d): these are matched, too, which says much more of every text. The batches then have
+            the teacher's.
         states: the weight of that.
 
     Returns:
@@ -140,16 +151,17 @@ def distillation_loss(
 def batches_with(
     batches: Sequence[Batch], targets: Any, states: States | None = None
 ) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """Batches of texts with the teacher's embeddings, as a function of the step: epoch after epoch, each in an order of its own.
+    """Batches of texts with the teacher's embeddings, by step; each epoch has its own order.
 
     Args:
         batches: from `jaxcompress.documents.batches.buckets`.
         targets: (texts, d).
-        states: the teacher's hidden states of the texts, from `jaxcompress.documents.batches.hidden_states`.
+        states: the teacher's hidden states of the texts, from
+            `jaxcompress.documents.batches.hidden_states`.
 
     Returns:
-        From a step's number to `(ids, mask, target, weight)` and the hidden states where there are some; rows of padding have
-        weight 0.
+        From a step's number to `(ids, mask, target, weight)` and the hidden states where there are
+        some; rows of padding have weight 0.
     """
     if not batches:
         raise ValueError("batches_with: there are no batches")

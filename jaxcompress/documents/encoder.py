@@ -1,8 +1,9 @@
-"""A sentence encoder with its tokenizer: read from a Hugging Face folder or a small one of ours; it embeds, and finds passages.
+"""A sentence encoder with its tokenizer: read from a folder, it embeds texts and finds passages.
 
-A small one is a folder: `encoder.safetensors` (a tree for `jc.load`), `tokenizer.json`, `config.json`, and, where it was made for
-documents, `passages.jsonl` with `passages.safetensors`, their embeddings. Parameters may be cut and compact: the module is traced
-at its own sizes and replayed at theirs.
+A small one is a folder: `encoder.safetensors` (a tree for `jc.load`), `tokenizer.json`,
+`config.json`, and, where it was made for documents, `passages.jsonl` with `passages.safetensors`,
+their embeddings. Parameters may be cut and compact: the module is traced at its own sizes and
+replayed at theirs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Encoder:
     """A sentence encoder.
 
     Attributes:
-        config: the sizes of the module as it is traced; parameters may be smaller along hidden axes.
+        config: the sizes of the module as it is traced; parameters may be smaller along hidden
+            axes.
         params: its parameters, dense or compact.
         tokenizer: of the package tokenizers.
         length: the most tokens of a text; what is longer is cut.
@@ -56,7 +58,7 @@ class Encoder:
 
     @cached_property
     def ready(self) -> Any:
-        """The parameters as they run fastest: clustered kernels are put together once; words are looked up in their runs."""
+        """The parameters as they run fastest: clustered kernels expanded once, words looked up."""
 
         def together(path: tuple[Any, ...], leaf: Any) -> Any:
             return (
@@ -92,7 +94,7 @@ class Encoder:
 
 @cache
 def network(config: BertConfig) -> Network:
-    """One for all encoders of a configuration, whatever their parameters, so that what is compiled for one serves the others."""
+    """The traced network of a configuration, cached, so that encoders share what is compiled."""
     module = Bert(config)
     shape = 2, min(16, config.max_position_embeddings)
     ids, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
@@ -110,7 +112,8 @@ def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
         length: the most tokens of a text, for a Hugging Face folder; a small one knows its own.
 
     Raises:
-        FileNotFoundError, ValueError: for files that are missing, damaged or of another kind; they are named.
+        FileNotFoundError, ValueError: for files that are missing, damaged or of another kind; they
+            are named.
         ImportError: without the package tokenizers.
     """
     path = Path(folder)
@@ -118,7 +121,8 @@ def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
         module, params = load_bert(path)
         if not 3 <= length <= module.config.max_position_embeddings:
             raise ValueError(
-                f"length must be between 3 and the model's {module.config.max_position_embeddings} positions, got {length}"
+                f"length must be between 3 and the model's "
+                f"{module.config.max_position_embeddings} positions, got {length}"
             )
         return Encoder(module.config, params, load_tokenizer(path), length)
     given = json_of(path / "config.json")
@@ -142,7 +146,7 @@ def write_encoder(
     embeddings: Any = None,
     **more: Any,
 ) -> None:
-    """Write an encoder, and the passages it was made for, to a folder that appears whole or not at all.
+    """Write an encoder and the passages it was made for to a folder that appears once complete.
 
     Args:
         folder: a new one, or one that this function made, which is replaced.
@@ -228,7 +232,8 @@ def read_index(folder: str | os.PathLike[str]) -> Index:
     path = Path(folder)
     if not is_small(path):
         raise ValueError(
-            f"{str(path)!r} holds no compact encoder: make one with jaxcompress bert DOCUMENTS --out {path}"
+            f"{str(path)!r} holds no compact encoder: make one with jaxcompress bert DOCUMENTS "
+            f"--out {path}"
         )
     lines = text_of(path / "passages.jsonl").splitlines()
     passages = [Passage(**json.loads(line)) for line in lines]

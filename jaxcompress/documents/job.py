@@ -1,9 +1,11 @@
-"""A pretrained BERT made small for one collection of documents: all steps of it, and what is kept between them.
+"""A pretrained BERT made small for one collection of documents: all steps, and their checkpoints.
 
-The words that the documents need stay; layers that matter least are left out, and hidden axes are cut by what the embeddings feel
-of them: that makes it fast. What is left learns from the large encoder's hidden states and embeddings of the documents. Then runs
-of all matrices are clustered on one budget, which makes it small, and the runs learn on. It is judged on passages that it did not
-learn from. What is expensive is kept beside the result until that is whole, so that an interrupted run goes on.
+The words that the documents need stay; layers that matter least are left out, and hidden axes are
+cut by what the embeddings feel of them: that makes it fast. What is left learns from the large
+encoder's hidden states and embeddings of the documents. Then runs of all matrices are clustered on
+one budget, which makes it small, and the runs learn on. It is judged on passages that it did not
+learn from. What is expensive is kept beside the result until that is whole, so that an interrupted
+run goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from jaxcompress.transforms.budget import budget
 from jaxcompress.transforms.clustered import clustered
 
 RATE = 4e-4
-"""The highest learning rate of layers that were cut; four times as much undoes what the cut had kept."""
+"""The highest learning rate after a cut; four times as much destroys what the cut preserved."""
 FINE = 1 / 4
 """The rate of clustered runs, in units of that, and the share of the minutes that they learn."""
 
@@ -54,10 +56,11 @@ class Settings:
     Attributes:
         keep: the fraction of all numbers to keep, the table of words included.
         minutes: of learning from the large encoder.
-        work: the fraction of the layers' multiplications to keep; by default 0.4, and all where more than a third of the numbers
-            is kept.
+        work: the fraction of the layers' multiplications to keep; by default 0.4, and all where
+            more than a third of the numbers is kept.
         rate: the highest learning rate of Adam's cycle; a quarter of it for clustered runs.
-        layers: how many stay; by default all, and two thirds where less than two thirds of the work is kept.
+        layers: how many stay; by default all, and two thirds where less than two thirds of the work
+            is kept.
         reserve: word pieces that stay beyond those of the documents.
         seed: of everything random.
     """
@@ -73,7 +76,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.work is not None and not 0 < self.work <= 1:
             raise ValueError(
-                f"work must be in (0, 1], the fraction of the layers' multiplications to keep; got {self.work!r}"
+                f"work must be in (0, 1], the fraction of the layers' multiplications to keep; "
+                f"got {self.work!r}"
             )
 
     @property
@@ -87,7 +91,8 @@ def layers_that_stay(config: BertConfig, settings: Settings) -> int:
     if settings.layers is not None:
         if not 1 <= settings.layers <= config.num_hidden_layers:
             raise ValueError(
-                f"layers must be between 1 and the model's {config.num_hidden_layers}, got {settings.layers}"
+                f"layers must be between 1 and the model's {config.num_hidden_layers}, got "
+                f"{settings.layers}"
             )
         return settings.layers
     return (
@@ -110,7 +115,8 @@ def compress_for(
     Args:
         large: the encoder.
         documents: what it is to be good at.
-        out: the folder that is written; beside it `.NAME.work` keeps what an interrupted run has done.
+        out: the folder that is written; beside it `.NAME.work` keeps what an interrupted run has
+            done.
         settings: how small, and how long to learn.
         progress: show progress bars.
 
@@ -133,8 +139,8 @@ def compress_for(
     place = workplace(out, large, learned, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 
-    cut = lambda: (
-        shrink(
+    def cut():
+        return shrink(
             few,
             learned,
             settings.share_of_work,
@@ -142,7 +148,7 @@ def compress_for(
             seed=settings.seed,
             progress=progress,
         ).params
-    )
+
     small = resized(few, once(place / "cut.safetensors", cut))
     stages.update()
     chosen = (
@@ -193,7 +199,7 @@ def taught(
     form: Callable[..., Any] = clustered,
     progress: bool,
 ) -> tuple[Encoder, np.ndarray]:
-    """The encoder after it has learned, was stored in so many numbers, and its runs have learned on; and its losses.
+    """The encoder trained, stored within a budget and trained on; and its losses.
 
     Args:
         small: what `shrink` left.
@@ -201,7 +207,8 @@ def taught(
         texts, numbers, form: as for `store`.
         settings: how long, and how fast.
         place: a folder for what is done.
-        cut: whether layers were left out or narrowed, and so have something to learn before they are stored.
+        cut: whether layers were left out or narrowed, and so have something to learn before they
+            are stored.
         progress: show progress bars.
     """
     losses = [np.zeros(0)]
@@ -220,17 +227,21 @@ def taught(
     if cut or whole:
         small = learned(small, "layers", 1.0 if whole else 1 - FINE, settings.rate)
     if not whole:
-        make = lambda: (
-            store(small, texts, numbers, seed=settings.seed, progress=progress, form=form).params
-        )
+
+        def make():
+            return store(
+                small, texts, numbers, seed=settings.seed, progress=progress, form=form
+            ).params
+
         stored = small.replace(params=once(place / "stored.safetensors", make))
         small = learned(stored, "runs", FINE if cut else 1.0, FINE * settings.rate)
     return small, np.concatenate(losses)
 
 
 def check_budgets(few: Encoder, numbers: float, layers: int, settings: Settings) -> None:
-    """Refuse budgets that cannot be reached, before any long work; all layers are of one size, and the first stand for those that
-    will stay.
+    """Refuse budgets that cannot be reached, before any long work.
+
+    All layers have one size, so the first ones stand for those that will be kept.
     """
     config, params = without_layers(
         few.config, few.params, range(layers, few.config.num_hidden_layers)
@@ -245,7 +256,7 @@ def check_budgets(few: Encoder, numbers: float, layers: int, settings: Settings)
 def passages_known(
     large: Encoder, texts: Texts, chosen: np.ndarray, given: Lessons | None, *, progress: bool
 ) -> np.ndarray:
-    """(passages, d): the large encoder's embeddings of all passages; those that are learned from have theirs from the lessons."""
+    """(passages, d): the large encoder's embeddings of all passages, those for training reused."""
     found = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
     passage = chosen < len(texts.learned)  # short texts stand behind them
     learned = texts.learned[chosen[passage]]
@@ -266,7 +277,7 @@ def once(path: Path, make: Any) -> Any:
 
 
 def workplace(out: Path, large: Encoder, texts: Sequence[str], settings: Settings) -> Path:
-    """The folder of an unfinished run; one of another run, with other documents or settings, is emptied."""
+    """The folder of an unfinished run; emptied if its documents or settings were others."""
     place = out.with_name(f".{out.name}.work")
     digest = hashlib.sha256(
         json.dumps(

@@ -1,6 +1,7 @@
-"""A small encoder learns what the large one says of texts: every hidden state, the embeddings, and how alike they are.
+"""A small encoder is trained on the large one's hidden states, embeddings and similarities.
 
-The large encoder reads the texts once; what it says is kept in a file. Learning goes on where it was interrupted.
+The large encoder reads the texts once; what it says is kept in a file. Learning goes on where it
+was interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxcompress.documents.batches import Batch, States, buckets, hidden_states
 from jaxcompress.documents.distillation import batches_with, distillation_loss
 from jaxcompress.documents.encoder import Encoder, network
 from jaxcompress.models.bert import pool
-from jaxcompress.training.fit import FitState, initial_state
+from jaxcompress.training.state import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 
 LEARNED = 2_000_000
@@ -50,7 +51,7 @@ class Lessons:
 
 
 def lessons(large: Encoder, texts: Sequence[str], file: Path, *, progress: bool) -> Lessons:
-    """The large encoder's hidden states of texts, kept in a file, and the embeddings that they give."""
+    """The large encoder's hidden states of texts, kept in a file, and their embeddings."""
     ids, longest = large.encode(texts), large.config.max_position_embeddings
     net = network(dataclasses.replace(large.config, pooling="none"))
     states = hidden_states(net, large.params, ids, file, longest=longest, progress=progress)
@@ -103,7 +104,10 @@ def learn(
         if state_file.exists()
         else None
     )
-    keep_state = lambda state: save(state_file, state)
+
+    def keep_state(state):
+        return save(state_file, state)
+
     return fit_stream(
         loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, callback=keep_state,
         progress=progress, description=description,
@@ -111,7 +115,7 @@ def learn(
 
 
 def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any) -> float:
-    """What a step takes on average, compiling left out: that of the most common shape, since all have about as many tokens."""
+    """Seconds of a step without compilation, at the most common shape; all cost about the same."""
     shapes = [batch.ids.shape for batch in batches]
     common = max(set(shapes), key=shapes.count)
     batch = next(

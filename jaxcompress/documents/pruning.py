@@ -1,7 +1,7 @@
-"""What makes a BERT small for some texts, one step at a time: fewer words, fewer layers, narrower ones, runs of the matrices.
+"""The steps that make a BERT small for some texts: fewer words, fewer or narrower layers, runs.
 
-Every step takes an encoder and gives one; none of them learns. Time and numbers are cut by different means: layers and hidden axes
-set how much is multiplied, clustering how much is stored.
+Every step takes an encoder and gives one; none of them learns. Time and numbers are cut by
+different means: layers and hidden axes set how much is multiplied, clustering how much is stored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def kernel_numbers(encoder: Encoder) -> float:
 
 
 def fewer_words(encoder: Encoder, texts: Iterable[str], reserve: int) -> Encoder:
-    """The encoder with the words that texts need and a reserve of others, and the positions that it is asked for."""
+    """The encoder with the words that texts need, a reserve of others, and fewer positions."""
     kept = words_to_keep(encoder.tokenizer, word_counts(encoder.tokenizer, texts), reserve=reserve)
     kept = kept[kept < encoder.config.vocab_size]
     config = dataclasses.replace(
@@ -72,16 +72,17 @@ def fewer_words(encoder: Encoder, texts: Iterable[str], reserve: int) -> Encoder
 def fewer_layers(
     encoder: Encoder, texts: Sequence[str], count: int, *, linear: bool = False, progress: bool
 ) -> Encoder:
-    """The encoder with so many layers; one after another goes, always the one that some texts' embeddings miss least.
+    """The encoder with fewer layers, removed one by one: the one that changes embeddings least.
 
     Args:
         encoder, texts, progress: the encoder, the texts, whether to show a bar.
         count: how many layers stay.
         linear: put a linear map of each token in place of a layer, instead of nothing.
     """
-    nonlinear = lambda config: sorted(
-        set(range(config.num_hidden_layers)) - set(config.linear_layers)
-    )
+
+    def nonlinear(config):
+        return sorted(set(range(config.num_hidden_layers)) - set(config.linear_layers))
+
     whole = len(nonlinear(encoder.config))
     if count == whole:
         return encoder
@@ -130,7 +131,7 @@ def resized(encoder: Encoder, params: Any) -> Encoder:
 
 
 def centred(params: Any, often: np.ndarray) -> Any:
-    """The mean word, as often as each is read, moved to the positions: the sum of both stays, and the table is easier to factor."""
+    """Move the mean word to the positions: the sum stays, the word table is easier to factor."""
     words = np.asarray(params["words"]["embedding"], np.float64)
     mean = often @ words / often.sum()
     positions = np.asarray(params["positions"]["embedding"], np.float64) + mean
@@ -141,11 +142,11 @@ def centred(params: Any, often: np.ndarray) -> Any:
 
 
 def narrow(encoder: Encoder, numbers: float) -> RotateAndPrune | None:
-    """What cuts the hidden axes until the layers' kernels have so many numbers; None where they have no more."""
+    """The pruning of the layers' kernels to a number of entries; None if they have no more."""
     whole, now = float(stored_numbers(encoder.params)), kernel_numbers(encoder)
     if numbers >= now:
         return None
-    # odd widths are slow: neurons stay in blocks of a 48th of them, widths of heads in quarters, 32 and 8 in a small BERT
+    # odd widths are slow: neurons in blocks of a 48th, widths of heads in quarters (32 and 8)
     width = encoder.config.hidden_size // encoder.config.num_attention_heads
     blocks = {
         "*/up/*": max(encoder.config.intermediate_size // 48, 1),
@@ -188,7 +189,7 @@ def shrink(
     linear: bool = False,
     narrowing: Callable[[Encoder, float], Transform | None] = narrow,
 ) -> Encoder:
-    """The encoder with so many layers and a share of the work, cut by what its embeddings of some of the texts feel.
+    """The encoder with fewer layers and a share of the work, by the sensitivity of embeddings.
 
     Args:
         encoder, texts: what is cut, and by which texts.
@@ -222,7 +223,7 @@ def store(
     progress: bool,
     form: Callable[..., Any] = clustered,
 ) -> Encoder:
-    """The encoder in so many numbers: its matrices in a form, on one budget, by what its embeddings of some of the texts feel."""
+    """The encoder with its matrices in a form on one budget, by the sensitivity of embeddings."""
     share = numbers / float(stored_numbers(encoder.params))
     if share >= 1:
         return encoder

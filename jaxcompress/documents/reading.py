@@ -1,7 +1,8 @@
-"""A folder of documents, or a file of them, as plain text, cut into passages of a length that an encoder reads.
+"""Documents of a folder or a file as plain text, in passages of a length that an encoder reads.
 
-`.txt`, `.md` and `.html` files, or one `.jsonl` with a text on each line; without any, the docstrings of Python's standard library,
-which every machine has. A passage is whole paragraphs up to a number of tokens. Costs one read of the files and one tokenisation.
+`.txt`, `.md` and `.html` files, or one `.jsonl` with a text on each line; without any, the
+docstrings of Python's standard library, which every machine has. A passage is whole paragraphs up
+to a number of tokens. Costs one read of the files and one tokenisation.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def read_documents(
     """Read documents as plain text.
 
     Args:
-        path: a folder, searched with its subfolders for .txt, .md and .html files in UTF-8, or a .jsonl file whose lines have a
-            "text" and perhaps a "title" (or "name"); None for the docstrings of Python's standard library.
+        path: a folder, searched with its subfolders for .txt, .md and .html files in UTF-8, or a
+            .jsonl file whose lines have a "text" and perhaps a "title" (or "name"); None for the
+            docstrings of Python's standard library.
         progress: show a progress bar.
 
     Returns:
@@ -55,14 +57,15 @@ def read_documents(
 
     Raises:
         FileNotFoundError: for a path that is not there.
-        ValueError: for a folder without such files, for files that are not text or larger than 64 MiB, and for lines that
-            do not fit.
+        ValueError: for a folder without such files, for files that are not text or larger than 64
+            MiB, and for lines that do not fit.
 
     Example:
         >>> import pathlib, tempfile
         >>> from jaxcompress.documents.reading import read_documents
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = pathlib.Path(folder, "a.html").write_text("<h1>Owls</h1><p>They see at night.</p>")
+        ...     page = pathlib.Path(folder, "a.html")
+        ...     _ = page.write_text("<h1>Owls</h1><p>They see at night.</p>")
         ...     read_documents(folder, progress=False)
         [Document(name='a.html', text='Owls\\n\\nThey see at night.')]
     """
@@ -71,7 +74,8 @@ def read_documents(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"there is nothing at {str(path)!r}: expected a folder of {', '.join(SUFFIXES)} files or a .jsonl file"
+            f"there is nothing at {str(path)!r}: expected a folder of {', '.join(SUFFIXES)} "
+            f"files or a .jsonl file"
         )
     if path.is_file():
         found = (
@@ -85,7 +89,8 @@ def read_documents(
         )
         if not files:
             raise ValueError(
-                f"{str(path)!r} has no {', '.join(SUFFIXES)} file: give a folder that has, or a .jsonl file"
+                f"{str(path)!r} has no {', '.join(SUFFIXES)} file: give a folder that has, or a "
+                f".jsonl file"
             )
         bar = tqdm(files, desc="documents", leave=False, disable=not progress)
         found = [Document(str(file.relative_to(path)), plain(file)) for file in bar]
@@ -104,10 +109,12 @@ def plain(path: Path) -> str:
 
 
 def decoded(path: Path) -> str:
+    """The text of a UTF-8 file, of a limited size."""
     size = path.stat().st_size
     if size > LARGEST:
         raise ValueError(
-            f"{path} has {size / 2**20:,.0f} MiB, and one file may have {LARGEST // 2**20}: split it into documents"
+            f"{path} has {size / 2**20:,.0f} MiB, and one file may have {LARGEST // 2**20}: "
+            f"split it into documents"
         )
     data = path.read_bytes()
     if b"\0" in data:
@@ -116,7 +123,8 @@ def decoded(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it, or take it out"
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it, or take "
+            f"it out"
         ) from None
 
 
@@ -147,7 +155,7 @@ def lines_of(path: Path) -> list[Document]:
     return found
 
 
-# --- HTML -----------------------------------------------------------------------------------------------------------
+# --- HTML ---
 
 
 class Reader(HTMLParser):
@@ -181,18 +189,21 @@ class Reader(HTMLParser):
         self.exact = 0
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
+        """See `HTMLParser`."""
         if tag in self.HIDDEN:
             self.hidden.append(tag)
         self.exact += tag == "pre"
         self.parts.append("\n\n" if tag in self.BLOCKS else "\n" if tag == "br" else "")
 
     def handle_endtag(self, tag: str) -> None:
+        """See `HTMLParser`."""
         if tag in self.hidden:  # closes whatever was left open inside
             del self.hidden[self.hidden.index(tag) :]
         self.exact = max(self.exact - (tag == "pre"), 0)
         self.parts.append("\n\n" if tag in self.BLOCKS else "")
 
     def handle_data(self, data: str) -> None:
+        """See `HTMLParser`."""
         if not self.hidden:
             self.parts.append(data if self.exact else re.sub(r"\s+", " ", data))
 
@@ -208,11 +219,11 @@ def html_text(page: str) -> str:
     return tidy("\n".join(line if line.startswith("  ") else line.lstrip() for line in lines))
 
 
-# --- what every machine has -----------------------------------------------------------------------------------------
+# --- Python's standard library, which every machine has ---
 
 
 def docstrings(*, progress: bool = True) -> list[Document]:
-    """The docstrings of Python's standard library, each a document; they differ a little from one version to the next."""
+    """The docstrings of Python's standard library, one document each; they depend on its version."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {
         "site-packages",
@@ -251,7 +262,7 @@ def named(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:
                 yield from named(child, f"{name}.{child.name}")
 
 
-# --- passages -------------------------------------------------------------------------------------------------------
+# --- passages ---
 
 
 def passages(documents: Iterable[Document], tokenizer: Any, length: int = 128) -> list[Passage]:
@@ -263,7 +274,8 @@ def passages(documents: Iterable[Document], tokenizer: Any, length: int = 128) -
         length: the most tokens of a passage, special ones included.
 
     Returns:
-        Whole paragraphs, as many as fit; only one that is too long by itself is cut, between words (inside a word of more tokens).
+        Whole paragraphs, as many as fit; only one that is too long by itself is cut, between words
+        (inside a word of more tokens).
 
 
     Raises:
@@ -296,7 +308,7 @@ def passages(documents: Iterable[Document], tokenizer: Any, length: int = 128) -
 
 
 def cut(text: str, encoding: Any, room: int) -> Iterator[tuple[str, int]]:
-    """Parts of a text of at most so many tokens, with their numbers of tokens; a word is cut only if it is too long by itself."""
+    """Parts of a text of limited numbers of tokens, and these; only long words are cut."""
     offsets, words = encoding.offsets, encoding.word_ids
     start = 0
     while start < len(offsets):

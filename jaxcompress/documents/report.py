@@ -1,6 +1,7 @@
-"""What became of an encoder that was made small for documents: numbers by part, fidelity, retrieval, FLOPs and time.
+"""The report of a compressed encoder: numbers by part, fidelity, retrieval, FLOPs and time.
 
-It is judged by passages that it did not learn from, and by a short text of each; the large encoder is run beside it, in turns.
+It is judged by passages that it did not learn from, and by a short text of each; the large encoder
+is run beside it, in turns.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class CorpusReport:
 
     Attributes:
         parts: stored numbers before and after, by part.
-        fidelity: the mean cosine to the large encoder's embeddings, of passages and of short texts, both held out.
-        retrieval: held-out short texts find their passage among all: the large encoder against the small one on both sides.
-        one_side: the same with the small encoder for the short texts alone, the passages embedded by the large one.
+        fidelity: the mean cosine to the large encoder's embeddings, of passages and of short texts,
+            both held out.
+        retrieval: held-out short texts find their passage among all: the large encoder against the
+            small one on both sides.
+        one_side: the same with the small encoder for the short texts alone, the passages embedded
+            by the large one.
         flops: of one short text and of a batch of passages, before and after.
         milliseconds: the same, medians.
         losses: of learning, averaged over twentieths of the run.
@@ -53,7 +57,8 @@ class CorpusReport:
             )
         lines += [
             "",
-            f"fidelity of held-out passages {self.fidelity[0]:.3f}, of short texts {self.fidelity[1]:.3f}",
+            f"fidelity of held-out passages {self.fidelity[0]:.3f}, of short texts "
+            f"{self.fidelity[1]:.3f}",
         ]
         for title, found in (
             ("short texts find their passage", self.retrieval),
@@ -64,7 +69,8 @@ class CorpusReport:
         for name in self.flops:
             (before, after), (slow, fast) = self.flops[name], self.milliseconds[name]
             lines.append(
-                f"  {name:22} {after / before:8.2f} {slow / fast:7.2f}x  ({slow:.1f} ms to {fast:.1f} ms)"
+                f"  {name:22} {after / before:8.2f} {slow / fast:7.2f}x  ({slow:.1f} ms to "
+                f"{fast:.1f} ms)"
             )
         if self.losses:
             lines += [
@@ -80,7 +86,7 @@ class CorpusReport:
 def judge(
     large: Encoder, small: Encoder, texts: Texts, known: np.ndarray, losses: Any, *, progress: bool
 ) -> tuple[CorpusReport, np.ndarray]:
-    """The report, and the small encoder's embeddings of all passages; `known` are the large one's."""
+    """The report and the small encoder's embeddings; `known` are the large encoder's."""
     ours = small.embed(
         [passage.text for passage in texts.passages], progress=progress, description="passages"
     )

@@ -1,9 +1,11 @@
-"""Finding passages again by their embeddings, and how well: recall, reciprocal ranks, and what two encoders share.
+"""Retrieval of passages by embeddings and its quality: recall, reciprocal ranks, comparisons.
 
-A passage's score is the inner product of its embedding with the question's. Differences between encoders are judged question by
-question, lost and won, with bootstrap intervals: the recall of 300 questions alone has a standard error of two and a half points.
+A passage's score is the inner product of its embedding with the question's. Differences between
+encoders are judged question by question, lost and won, with bootstrap intervals: the recall of 300
+questions alone has a standard error of two and a half points.
 
-Source: Efron and Tibshirani 1993 for the bootstrap; scipy's `bootstrap` and `binomtest` do the work.
+Source: Efron and Tibshirani 1993 for the bootstrap; scipy's `bootstrap` and `binomtest` do the
+work.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def ranks(questions: Any, passages: Any, right: Any) -> np.ndarray:
         right: (q,) the index of the right passage.
 
     Returns:
-        (q,) integers from 1; equal scores count against the right passage, so that an encoder that says nothing gets nothing.
+        (q,) integers from 1; equal scores count against the right passage, so that an encoder that
+        says nothing gets nothing.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -53,7 +56,8 @@ def ranks(questions: Any, passages: Any, right: Any) -> np.ndarray:
         or right.shape != (len(questions),)
     ):
         raise ValueError(
-            f"expected questions (q, d), passages (n, d) and right (q,), got {questions.shape}, {passages.shape}, {right.shape}"
+            f"expected questions (q, d), passages (n, d) and right (q,), got {questions.shape}, "
+            f"{passages.shape}, {right.shape}"
         )
     scores = questions @ passages.T
     own = scores[np.arange(len(right)), right][:, None]
@@ -61,10 +65,12 @@ def ranks(questions: Any, passages: Any, right: Any) -> np.ndarray:
 
 
 def reciprocal(found: np.ndarray) -> np.ndarray:
+    """Reciprocal ranks."""
     return 1 / np.asarray(found)
 
 
 def first(found: np.ndarray) -> np.ndarray:
+    """1 where the right passage comes first, else 0."""
     return (np.asarray(found) == 1).astype(float)
 
 
@@ -74,7 +80,8 @@ class Comparison:
 
     Attributes:
         recall, mrr: recall@1 and the mean reciprocal rank, before and after.
-        recall_kept, mrr_kept: the shares kept, each with its 95 % interval (share, low, high), paired over the questions.
+        recall_kept, mrr_kept: the shares kept, each with its 95 % interval (share, low, high),
+            paired over the questions.
         lost, won: questions that only the first, only the second encoder puts first.
         chance: the probability of so unequal a split if neither were better.
     """
@@ -94,7 +101,8 @@ class Comparison:
             ("MRR", self.mrr, self.mrr_kept),
         ):
             lines.append(
-                f"{name:8} {before:.3f} -> {after:.3f}: {share:.1%} kept (95 %: {low:.1%} to {high:.1%})"
+                f"{name:8} {before:.3f} -> {after:.3f}: {share:.1%} kept (95 %: {low:.1%} to "
+                f"{high:.1%})"
             )
         return "\n".join(
             [*lines, f"questions lost {self.lost}, won {self.won} (p = {self.chance:.2g})"]
@@ -112,7 +120,8 @@ def compare(
         seed: of the draws.
 
     Raises:
-        ValueError: for fewer than two questions, unequal numbers of them, or a first encoder that finds nothing.
+        ValueError: for fewer than two questions, unequal numbers of them, or a first encoder that
+            finds nothing.
 
     Example:
         >>> import numpy as np
@@ -125,7 +134,8 @@ def compare(
     before, after = np.asarray(before), np.asarray(after)
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         raise ValueError(
-            f"expected the ranks of the same two or more questions, got shapes {before.shape} and {after.shape}"
+            f"expected the ranks of the same two or more questions, got shapes {before.shape} "
+            f"and {after.shape}"
         )
     if not first(before).any():
         raise ValueError("the first encoder puts no right passage first: there is nothing to keep")
@@ -135,7 +145,10 @@ def compare(
         least = 1 / (
             2 * len(before)
         )  # a few questions, drawn again, may all be ones that nobody finds
-        share = lambda x, y, axis=-1: y.mean(axis) / np.maximum(x.mean(axis), least)
+
+        def share(x, y, axis=-1):
+            return y.mean(axis) / np.maximum(x.mean(axis), least)
+
         interval = stats.bootstrap(
             pair,
             share,
@@ -149,7 +162,10 @@ def compare(
 
     lost, won = int((first(before) > first(after)).sum()), int((first(before) < first(after)).sum())
     chance = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
-    means = lambda measure: (float(measure(before).mean()), float(measure(after).mean()))
+
+    def means(measure):
+        return (float(measure(before).mean()), float(measure(after).mean()))
+
     return Comparison(
         means(first), means(reciprocal), kept(first), kept(reciprocal), lost, won, float(chance)
     )

@@ -1,7 +1,7 @@
-"""What documents give to learn from and to be judged by: passages, and texts as short as questions from each.
+"""Training and held-out passages of documents, with short texts in place of questions.
 
-Nobody's questions are needed: words that stand together, first lines and words behind the beginning of a question are as short, and
-an encoder of passages says what each of them means.
+Nobody's questions are needed: words that stand together, first lines and words behind the beginning
+of a question are as short, and an encoder of passages says what each of them means.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OPENERS = (
     "How do I", "How can I", "How does", "What is", "What are", "What does", "Why is", "Why does", "Where is", "When should I use",
     "Can I", "Is there a way to", "Which", "Who", "What is the difference between", "I get an error:",
 )  # fmt: skip
-"""How questions begin; with words of a text behind them they are no good questions, and the large encoder says what they mean."""
+"""How questions begin; followed by words of a text they only resemble questions, which suffices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What the documents give: passages to learn from and passages to be judged by, with short texts from each.
+    """Passages for training and held-out passages, with short texts from each.
 
     Attributes:
         passages: all of them, in order; these are searched.
@@ -50,7 +50,8 @@ def split(found: Sequence[Passage], seed: int) -> Texts:
     """Divide passages into those that are learned from and those that judge."""
     if len(found) < 20:
         raise ValueError(
-            f"the documents give {len(found)} passages, and at least 20 are needed: give more documents"
+            f"the documents give {len(found)} passages, and at least 20 are needed: give more "
+            f"documents"
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(found))
@@ -63,7 +64,7 @@ def split(found: Sequence[Passage], seed: int) -> Texts:
 
 
 def short_texts(text: str, rng: np.random.Generator) -> tuple[str, ...]:
-    """What stands for a question in a text: words that stand together, its first words, and words behind the beginning of one."""
+    """Substitutes for a question: consecutive words, the first words, an opener with words."""
     return span(text, rng), first_line(text), f"{rng.choice(OPENERS)} {span(text, rng)}?"
 
 

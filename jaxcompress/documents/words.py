@@ -1,8 +1,9 @@
-"""The words that documents need: which rows of a word table stay, and the tokenizer rewritten to match.
+"""The words that documents need: rows of a word table to keep, and the tokenizer to match.
 
-A greedy longest-match tokenizer (WordPiece) cuts a text whose pieces all stay exactly as before, so its embeddings are the same to
-the bit; every single character stays, so that other words are spelled out and nothing becomes an error. A table of V rows of d
-numbers keeps `k d`, and no index of the rows is stored: the new tokenizer counts them anew.
+A greedy longest-match tokenizer (WordPiece) cuts a text whose pieces all stay exactly as before, so
+its embeddings are the same to the bit; every single character stays, so that other words are
+spelled out and nothing becomes an error. A table of V rows of d numbers keeps `k d`, and no index
+of the rows is stored: the new tokenizer counts them anew.
 
 Source: vocabulary trimming, Abdaoui et al. 2020 (arXiv:2010.05609).
 """
@@ -45,6 +46,7 @@ def word_counts(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
 
 
 def size(tokenizer: Any) -> int:
+    """The number of ids of a tokenizer."""
     return max(tokenizer.get_vocab(True).values()) + 1
 
 
@@ -57,8 +59,9 @@ def words_to_keep(
         tokenizer: with a WordPiece model.
         counts: (vocabulary,) how often each occurs, from `word_counts`.
         at_least: how often a piece must occur to stay on its own account.
-        reserve: how many of the others stay for texts to come: first those that occur, the most frequent ahead, then in the
-            order of their ids, which in a BERT's vocabulary is that of their frequency in the texts it was made from.
+        reserve: how many of the others stay for texts to come: first those that occur, the most
+            frequent ahead, then in the order of their ids, which in a BERT's vocabulary is that of
+            their frequency in the texts it was made from.
 
     Returns:
         (k,) sorted ids: special tokens and all single characters are among them.
@@ -77,7 +80,8 @@ def words_to_keep(
     counts = np.asarray(counts)
     if counts.shape != (size(tokenizer),):
         raise ValueError(
-            f"counts have shape {counts.shape}, and the tokenizer has {size(tokenizer)} words: use word_counts"
+            f"counts have shape {counts.shape}, and the tokenizer has {size(tokenizer)} words: "
+            f"use word_counts"
         )
     if at_least < 1 or reserve < 0:
         raise ValueError(
@@ -102,6 +106,7 @@ def words_to_keep(
 
 
 def placeholder(word: str) -> bool:
+    """Whether a word piece is reserved, such as [unused7]."""
     return word.startswith("[unused") and word.endswith("]")
 
 
@@ -116,7 +121,8 @@ def restrict_tokenizer(tokenizer: Any, kept: Sequence[int] | np.ndarray) -> Any:
         A new tokenizer; a text whose pieces were all kept is cut as before.
 
     Raises:
-        ValueError: for another kind of tokenizer, ids that are unsorted or unknown, a special token that is not among them.
+        ValueError: for another kind of tokenizer, ids that are unsorted or unknown, a special token
+            that is not among them.
     """
     given = wordpiece(tokenizer)
     kept = np.asarray(kept)
@@ -137,7 +143,8 @@ def restrict_tokenizer(tokenizer: Any, kept: Sequence[int] | np.ndarray) -> Any:
     lost += [unknown] * (given["model"]["vocab"].get(unknown) not in new)
     if lost:
         raise ValueError(
-            f"kept leaves out {', '.join(dict.fromkeys(lost))}, which the tokenizer cannot do without: use words_to_keep"
+            f"kept leaves out {', '.join(dict.fromkeys(lost))}, which the tokenizer cannot do "
+            f"without: use words_to_keep"
         )
     for entry in given["added_tokens"]:
         entry["id"] = new[entry["id"]]
@@ -170,6 +177,7 @@ def wordpiece(tokenizer: Any) -> Any:
     kind = given["model"]["type"]
     if kind != "WordPiece":
         raise ValueError(
-            f"the tokenizer is a {kind}: only WordPiece, that of BERT, can lose words without cutting the others anew"
+            f"the tokenizer is a {kind}: only WordPiece, that of BERT, can lose words without "
+            f"cutting the others anew"
         )
     return given

@@ -1,9 +1,10 @@
-"""The main job in one run: train a real classifier, compress it five ways and by two compositions, and look.
+"""The main job in one run: train a real classifier, compress it in seven ways, and compare.
 
-The data are the 1,797 handwritten digits that scikit-learn ships, the network a Flax MLP 64-256-256-10. Every recipe gets
-the same budget, a fraction of the numbers of the *whole* network, and the same short fine-tuning; beside them stand
-magnitude pruning, with its indices counted, and a plain net that is small from the start. It is a demonstration: the
-claims are the tables in tests/benchmarks.
+The data are the 1,797 handwritten digits that scikit-learn ships, the network a Flax MLP
+64-256-256-10. Every recipe gets the same budget, a fraction of the numbers of the *whole* network,
+and the same short fine-tuning; beside them stand magnitude pruning, with its indices counted, and a
+plain net that is small from the start. It is a demonstration: the claims are the tables in
+tests/benchmarks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from jaxcompress.models.mlp import MLP
 from jaxcompress.moments.calibration import calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.trace import Network, trace
-from jaxcompress.training.fit import cross_entropy, fit
+from jaxcompress.training.fit import fit
+from jaxcompress.training.losses import cross_entropy
 from jaxcompress.transforms.base import Transform, moments_by_name
 from jaxcompress.transforms.combinators import at, chain
 from jaxcompress.transforms.factored import energy_by_rank, factored
@@ -44,12 +46,12 @@ KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 WIDTHS = (256, 256, 10)
 TRAINING_STEPS, FINE_TUNING_STEPS, BATCH = 800, 600, 64
 GENEROSITY = 8
-"""How many times the share of the others the small last kernel keeps: it is 3 % of the numbers and feeds every class."""
+"""Factor on the share of the last kernel, which has 3 % of the numbers and feeds every class."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One recipe at one keep: what it stores and costs, and its test accuracy before and after fine-tuning."""
+    """One recipe at one keep: numbers, FLOPs, and accuracy before and after fine-tuning."""
 
     recipe: str
     keep: float
@@ -79,9 +81,13 @@ class Tour:
             if cell.numbers is None:
                 lines.append(f"{name:24s} {fraction(cell.keep):>5s} {cell.problem}")
                 continue
-            percent = lambda value: "" if value is None else f"{100 * value:.2f} %"
+
+            def percent(value):
+                return "" if value is None else f"{100 * value:.2f} %"
+
             lines.append(
-                f"{name:24s} {fraction(cell.keep):>5s} {cell.numbers:>14,} {percent(cell.before):>8s} {percent(cell.after):>8s} "
+                f"{name:24s} {fraction(cell.keep):>5s} {cell.numbers:>14,} "
+                f"{percent(cell.before):>8s} {percent(cell.after):>8s} "
                 f"{cell.flops:>9,.0f}"
             )
         return "\n".join(lines)
@@ -101,8 +107,9 @@ optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, FINE_TUNING_STEPS))
 def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[float], Transform]]:
     """For each name, the transform for a keep of the whole network. The class axis is never cut.
 
-    Each form has one size for all kernels, the largest that the budget allows: a share of the numbers, an energy, a number
-    of atoms or knots. The small last kernel, which feeds every class, gets eight times the others' share.
+    Each form has one size for all kernels, the largest that the budget allows: a share of the
+    numbers, an energy, a number of atoms or knots. The small last kernel, which feeds every class,
+    gets eight times the others' share.
     """
     first, middle, last = (f"{name}/kernel" for name in params)
     shapes = {f"{name}/kernel": layer["kernel"].shape for name, layer in params.items()}
@@ -141,7 +148,9 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
         return chain(*(at(name, hashed(share)) for name, share in shares(keep).items()))
 
     def cosines(keep: float) -> Transform:
-        counts = lambda k: {first: min(k, 64), middle: k, last: min(GENEROSITY * k, 256)}
+        def counts(k):
+            return {first: min(k, 64), middle: k, last: min(GENEROSITY * k, 256)}
+
         k = largest(
             lambda k: sum(count * shapes[name][1] for name, count in counts(k).items()), keep
         )
@@ -153,19 +162,23 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
         return chain(*(at(name, form) for name, form in forms.items()))
 
     def factoring(keep: float) -> Transform:
-        ranks = lambda energy: {
-            name: int((curve < energy).sum(-1).max() + 1) for name, curve in curves.items()
-        }
-        numbers = lambda energy: sum(
-            FactoredArray.numbers(shapes[name][0], shapes[name][1], r)
-            for name, r in ranks(energy).items()
-        )
+        def ranks(energy):
+            return {name: int((curve < energy).sum(-1).max() + 1) for name, curve in curves.items()}
+
+        def numbers(energy):
+            return sum(
+                FactoredArray.numbers(shapes[name][0], shapes[name][1], r)
+                for name, r in ranks(energy).items()
+            )
+
         energies = sorted({float(value) for curve in curves.values() for value in curve.ravel()})
         chosen = energies[largest(lambda i: numbers(energies[i - 1]), keep, len(energies)) - 1]
         return chain(*(at(name, factored(energy=chosen)) for name in shapes))
 
     def convolving(keep: float) -> Transform:
-        counts = lambda q: {first: q, middle: q, last: min(GENEROSITY * q, 256)}
+        def counts(q):
+            return {first: q, middle: q, last: min(GENEROSITY * q, 256)}
+
         rows = {first: 64, middle: 256, last: 10}
         q = largest(lambda q: sum(count * rows[name] for name, count in counts(q).items()), keep)
         forms = {
@@ -189,10 +202,13 @@ def recipes(net: Network, params: Any, moments: Moments) -> dict[str, Callable[[
 
     def factors_hashed(keep: float) -> Transform:
         half = {first: 0.5, middle: 0.5, last: 1.0}
-        cost = lambda r: {
-            name: math.ceil(FactoredArray.numbers(shape[0], shape[1], min(r, *shape)))
-            for name, shape in shapes.items()
-        }
+
+        def cost(r):
+            return {
+                name: math.ceil(FactoredArray.numbers(shape[0], shape[1], min(r, *shape)))
+                for name, shape in shapes.items()
+            }
+
         r = largest(
             lambda r: sum(half[name] * numbers for name, numbers in cost(r).items()), keep, limit=64
         )
@@ -230,10 +246,10 @@ def load_digits(seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 
 
 def prune_magnitude(params: Any, numbers: float) -> tuple[Any, int]:
-    """The baseline: a mask that keeps the largest entries of all kernels, and the numbers that it costs to store.
+    """The baseline: a mask of the largest entries of all kernels, and the numbers it stores.
 
-    A kept entry costs its value, and its place: half a number (int16) each, or one bit for every entry of the dense
-    kernels, whichever is less.
+    A kept entry costs its value, and its place: half a number (int16) each, or one bit for every
+    entry of the dense kernels, whichever is less.
     """
     kernels = [layer["kernel"] for layer in params.values()]
     biases = sum(layer["bias"].size for layer in params.values())
@@ -268,14 +284,17 @@ def run(
         progress: show a progress bar.
     """
     train, (x_test, y_test) = load_digits(seed)
-    initial = lambda widths: jax.jit(MLP(widths).init)(jax.random.key(seed), train[0][:1])["params"]
+
+    def initial(widths):
+        return jax.jit(MLP(widths).init)(jax.random.key(seed), train[0][:1])["params"]
+
     params = initial(WIDTHS)
-    # the module has its widths written into it; the traced network runs at those of the parameters it is given
+    # the module has fixed widths; the traced network runs at those of the given parameters
     net = trace(lambda params, x: MLP(WIDTHS).apply({"params": params}, x), params, train[0][:1])
     loss = cross_entropy(net)
 
     def evaluate(*candidates: Any) -> tuple[float, ...]:
-        """The FLOPs of one example, and each candidate's test accuracy; candidates have one structure, one program."""
+        """FLOPs of one example and each candidate's accuracy; candidates share one structure."""
         program = jax.jit(net).lower(candidates[0], x_test).compile()
         accuracies = (
             float((program(params, x_test).argmax(-1) == y_test).mean()) for params in candidates
@@ -306,7 +325,10 @@ def run(
 
     def magnitude(name: str, keep: float) -> Cell:
         masks, numbers = prune_magnitude(params, keep * total)
-        cut = lambda p: jax.tree.map(lambda leaf, mask: leaf * mask, p, masks)
+
+        def cut(p):
+            return jax.tree.map(lambda leaf, mask: leaf * mask, p, masks)
+
         tuned = learn(
             cut(params), FINE_TUNING_STEPS, None, cross_entropy(lambda p, x: net(cut(p), x))
         )
@@ -342,5 +364,6 @@ def main(seed: int, out: str | Path, progress: bool) -> None:
     print(tour)
     tour.frontier().plot(path=out, ylabel="test accuracy after fine-tuning, %")
     print(
-        f"\nThe picture is in {out}. Accuracy is of {fraction(1 / 4)} of the digits, never trained on; keep is of the whole net."
+        f"\nThe picture is in {out}. Accuracy is of {fraction(1 / 4)} of the digits, never "
+        f"trained on; keep is of the whole net."
     )

@@ -1,10 +1,12 @@
-"""BERT as an ordinary Flax encoder, read from a Hugging Face folder: a network to be made smaller, that knows nothing of it.
+"""BERT as an ordinary Flax encoder, read from a Hugging Face folder.
 
-Post layer norm, exact gelu, absolute positions: `h <- LN(h + attention(h))`, `h <- LN(h + down(gelu(up(h))))`, then the mean over
-the tokens, or the first one. Stores `V d` numbers for V words and `4 d^2 + 2 d f` a layer for f neurons; each of n tokens takes
-twice as many FLOPs a layer, and `4 n d` more for attention.
+Post layer norm, exact gelu, absolute positions: `h <- LN(h + attention(h))`, `h <- LN(h +
+down(gelu(up(h))))`, then the mean over the tokens, or the first one. Stores `V d` numbers for V
+words and `4 d^2 + 2 d f` a layer for f neurons; each of n tokens takes twice as many FLOPs a layer,
+and `4 n d` more for attention.
 
-Source: Devlin et al. 2018 (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings.
+Source: Devlin et al. 2018 (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for
+sentence embeddings.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class BertConfig:
     """The sizes of a BERT; names are those of its `config.json`.
 
     Attributes:
-        pooling: "mean" over the tokens that the mask keeps, "cls" for the first one, "none" for all hidden states.
+        pooling: "mean" over the tokens that the mask keeps, "cls" for the first one, "none" for all
+            hidden states.
         normalize: whether pooled vectors are scaled to length 1.
         linear_layers: the numbers of layers that are one linear map of each token, from `bypass`.
     """
@@ -63,11 +66,13 @@ class BertConfig:
         )  # a list, where it was read from JSON
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
-                f"hidden_act {self.hidden_act!r} is unknown: expected one of {', '.join(ACTIVATIONS)}"
+                f"hidden_act {self.hidden_act!r} is unknown: expected one of "
+                f"{', '.join(ACTIVATIONS)}"
             )
         if self.pooling not in POOLINGS:
             raise ValueError(
@@ -84,7 +89,8 @@ class Bert(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxcompress.models.bert import Bert, BertConfig
-        >>> model = Bert(BertConfig(100, 32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64))
+        >>> sizes = dict(num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> model = Bert(BertConfig(100, 32, **sizes))
         >>> ids = jnp.array([[1, 5, 7, 2], [1, 9, 2, 0]])
         >>> params = model.init(jax.random.key(0), ids, ids > 0)["params"]
         >>> model.apply({"params": params}, ids, ids > 0).shape
@@ -111,7 +117,8 @@ class Bert(nn.Module):
         norm = partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False)
         if ids.shape[-1] > config.max_position_embeddings:
             raise ValueError(
-                f"{ids.shape[-1]} tokens are more than the {config.max_position_embeddings} positions: cut the text"
+                f"{ids.shape[-1]} tokens are more than the {config.max_position_embeddings} "
+                f"positions: cut the text"
             )
         mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
         segments = jnp.zeros_like(ids) if segments is None else segments
@@ -120,7 +127,7 @@ class Bert(nn.Module):
             jnp.arange(ids.shape[-1])
         )
         h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
-        # one row for each token: products and their gradients are then plain ones, which XLA runs nearly twice as fast on a CPU
+        # one row a token: plain products and gradients, nearly twice as fast by XLA on a CPU
         h = rearrange(norm(name="norm")(h), "batch token d -> (batch token) d")
         for index in range(config.num_hidden_layers):
             name = f"layer_{index}"
@@ -142,6 +149,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
+        """One layer of the encoder."""
         h = self.norm(name="attention_norm")(h + Attention(self.config, name="attention")(h, mask))
         neurons = ACTIVATIONS[self.config.hidden_act](
             nn.Dense(self.config.intermediate_size, name="up")(h)
@@ -150,12 +158,13 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scaled dot products of every token with those of its text; heads lie before tokens, as batches of plain products."""
+    """Scaled dot-product attention within a text; heads come before tokens, as batches."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
+        """Mix the tokens of each text."""
         d, heads = self.config.hidden_size, self.config.num_attention_heads
 
         def project(name: str) -> jax.Array:
@@ -193,7 +202,8 @@ def without_layers(
     kept = [index for index in range(config.num_hidden_layers) if index not in dropped]
     if not kept or not set(dropped) <= set(range(config.num_hidden_layers)):
         raise ValueError(
-            f"without_layers: layers are 0 to {config.num_hidden_layers - 1}, and one must stay; got {sorted(dropped)}"
+            f"without_layers: layers are 0 to {config.num_hidden_layers - 1}, and one must "
+            f"stay; got {sorted(dropped)}"
         )
     layers = {f"layer_{place}": params[f"layer_{index}"] for place, index in enumerate(kept)}
     rest = {name: part for name, part in params.items() if not name.startswith("layer_")}
@@ -206,12 +216,13 @@ def without_layers(
 def layer_states(
     config: BertConfig, params: Any, ids: jax.Array, mask: jax.Array
 ) -> list[jax.Array]:
-    """What enters every layer, and what leaves the last: (batch, length, hidden) each, as many as there are layers and one more."""
+    """The input of every layer and the output of the last, (batch, length, hidden) each."""
     layers = [f"layer_{index}" for index in range(config.num_hidden_layers)]
     module, wanted = Bert(config), ("norm", *layers)
-    chosen = lambda found, method: (
-        method == "__call__" and found.path in {(name,) for name in wanted}
-    )
+
+    def chosen(found, method):
+        return method == "__call__" and found.path in {(name,) for name in wanted}
+
     seen: Any = module.apply(
         {"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates"
     )[1]
@@ -225,12 +236,13 @@ def layer_states(
 def bypass(
     config: BertConfig, params: Any, index: int, inputs: np.ndarray, outputs: np.ndarray
 ) -> tuple[BertConfig, Any]:
-    """A BERT with one layer replaced by the linear map of each token that predicts best what the layer gave.
+    """A BERT with one layer replaced by its least-squares linear map of each token.
 
     Args:
         config, params: the encoder.
         index: the layer.
-        inputs, outputs: (tokens, hidden) what enters and what leaves the layer, from `layer_states`.
+        inputs, outputs: (tokens, hidden) what enters and what leaves the layer, from
+            `layer_states`.
 
     Returns:
         The sizes and the parameters; the layer has a kernel (hidden, hidden) and a bias.
@@ -252,7 +264,7 @@ def bypass(
 
 
 def pool(config: BertConfig, h: jax.Array, mask: jax.Array) -> jax.Array:
-    """Embeddings (batch, hidden) from hidden states (batch, length, hidden), as a configuration says."""
+    """Embeddings (batch, hidden) from hidden states (batch, length, hidden), as configured."""
     if config.pooling == "none":
         return h
     h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
@@ -267,27 +279,30 @@ def mean(h: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def unit(h: jax.Array) -> jax.Array:
-    """Vectors scaled to length 1; zero stays zero, and its gradient, too: a row of padding does no harm."""
+    """Vectors scaled to length 1; zero, such as a row of padding, stays zero with zero gradient."""
     return h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24))
 
 
-# --- a Hugging Face folder ------------------------------------------------------------------------------------------
+# --- a Hugging Face folder ---
 
 
 def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
     """Read a BERT from a Hugging Face folder.
 
     Args:
-        folder: with `config.json` and `model.safetensors`; where `1_Pooling/config.json` and `modules.json` of
-            sentence-transformers are, they say how to pool, else it is the mean, scaled to length 1.
+        folder: with `config.json` and `model.safetensors`; where `1_Pooling/config.json` and
+            `modules.json` of sentence-transformers are, they say how to pool, else it is the mean,
+            scaled to length 1.
 
     Returns:
-        The module, and its parameters in float32, for `module.apply({"params": params}, ids, mask)`. The pooler and the heads of
-        pretraining, which embeddings do not need, are left in the file.
+        The module, and its parameters in float32, for `module.apply({"params": params}, ids,
+        mask)`. The pooler and the heads of pretraining, which embeddings do not need, are left in
+        the file.
 
     Raises:
         FileNotFoundError: for a folder or a file that is not there.
-        ValueError: for another architecture, and for a tensor that is missing or has another shape; it is named.
+        ValueError: for another architecture, and for a tensor that is missing or has another shape;
+            it is named.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -299,7 +314,7 @@ def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The tokenizer of a Hugging Face folder, without padding or truncation: `tokenizer.encode(text).ids`.
+    """The tokenizer of a Hugging Face folder, without padding or truncation.
 
     Args:
         folder: with `tokenizer.json`.
@@ -325,6 +340,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def text_of(path: Path) -> str:
+    """The text of a file; one that is missing is named."""
     if not path.is_file():
         there = (
             ", ".join(sorted(each.name for each in path.parent.iterdir()))
@@ -338,6 +354,7 @@ def text_of(path: Path) -> str:
 
 
 def json_of(path: Path) -> Any:
+    """A JSON file's content."""
     try:
         return json.loads(text_of(path))
     except ValueError as error:
@@ -384,7 +401,8 @@ def pooling_of(folder: Path) -> dict[str, Any]:
         mode = given.get("pooling_mode") or (known.get(modes[0]) if len(modes) == 1 else None)
         if mode not in ("mean", "cls"):
             raise ValueError(
-                f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the mean or cls is read"
+                f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the "
+                f"mean or cls is read"
             )
         found["pooling"] = mode
     if (folder / "modules.json").is_file():
@@ -396,7 +414,7 @@ def pooling_of(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, config: BertConfig) -> Any:
-    """The parameters in a file of tensors under Hugging Face's names, whatever stands before them."""
+    """The parameters in a file of tensors under Hugging Face's names, with any prefix."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -423,7 +441,8 @@ def read_weights(path: Path, config: BertConfig) -> Any:
         key = stored.get(prefix + name)
         if key is None:
             raise ValueError(
-                f"{path} lacks the tensor {prefix + name!r} of shape {shape}; it holds {len(names)} tensors, such as {names[:3]}"
+                f"{path} lacks the tensor {prefix + name!r} of shape {shape}; it holds "
+                f"{len(names)} tensors, such as {names[:3]}"
             )
         found = tuple(file.get_slice(key).get_shape())
         if found != shape:
@@ -440,7 +459,7 @@ def read_weights(path: Path, config: BertConfig) -> Any:
 
 
 def tensors_of(config: BertConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
-    """For every parameter its path, its name in the file, its shape there, and how it is laid out anew."""
+    """For every parameter its path, its name and shape in the file, and its new layout."""
     d, f = config.hidden_size, config.intermediate_size
 
     def norm(

@@ -1,6 +1,7 @@
 """A multilayer perceptron: dense layers with a nonlinearity between them.
 
-`x -> relu(x W1 + b1) -> ... -> logits`. It is an ordinary Flax module; its parameters are an ordinary tree.
+`x -> relu(x W1 + b1) -> ... -> logits`. It is an ordinary Flax module; its parameters are an
+ordinary tree.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits (batch, widths[-1]) of inputs (batch, features)."""
         for width in self.widths[:-1]:
             x = self.activation(nn.Dense(width)(x))
         return nn.Dense(self.widths[-1])(x)

@@ -1,22 +1,26 @@
-"""Training loops, the losses and penalties for them, and what gradients tell."""
+"""Training loops, losses and penalties, and statistics of gradients."""
 
 from jaxcompress.training.any_resolution import at_any_resolution
-from jaxcompress.training.distillation import distillation_loss, predict
-from jaxcompress.training.fit import FitState, Loss, cross_entropy, fit
+from jaxcompress.training.batches import predict
+from jaxcompress.training.distillation import distillation_loss
+from jaxcompress.training.fit import fit
 from jaxcompress.training.gradients import (
     Curvature,
     GradientStatistics,
     curvature,
     gradient_statistics,
 )
+from jaxcompress.training.losses import Loss, cross_entropy
 from jaxcompress.training.multigrid import MultigridState, multigrid
 from jaxcompress.training.smoothing import add_variation, variation
+from jaxcompress.training.state import FitState, LearningCurve
 from jaxcompress.training.stream import fit_stream
 
 __all__ = [
     "Curvature",
     "FitState",
     "GradientStatistics",
+    "LearningCurve",
     "Loss",
     "MultigridState",
     "add_variation",

@@ -1,22 +1,25 @@
-"""Training at a random resolution each time, so that one network serves every width.
+"""Training at a random resolution in every step, so that one network serves every width.
 
-Each step coarsens the hidden axes by a factor drawn anew and takes the loss there; the gradient goes back through the averages to
-the parameters at full size. Costs a step at the drawn size and one pass over the parameters.
+Each step coarsens the hidden axes by a randomly drawn factor and takes the loss there; the gradient
+is that of the parameters at full size, through the averages. Costs a step at the drawn size and one
+pass over the parameters.
 
-Source: Integral Neural Networks (Solodskikh et al. 2023), trained on random partitions of their axes.
+Source: Integral Neural Networks (Solodskikh et al. 2023), trained on random partitions of their
+axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from functools import partial
 
 import jax
+from jaxtyping import PyTree
 
 from jaxcompress.networks.trace import Network
-from jaxcompress.training.fit import Loss
-from jaxcompress.transforms.resolution import coarsen
+from jaxcompress.training.losses import Loss
+from jaxcompress.transforms.resolution import Coarsen, coarsen
 
 
 def at_any_resolution(
@@ -27,18 +30,21 @@ def at_any_resolution(
     basis: str = "step",
     axes: str = "**",
 ) -> Loss:
-    """A loss at a random resolution each time: the network that it trains can be coarsened without fine-tuning.
+    """A loss at a random resolution: the trained network can be coarsened without fine-tuning.
 
     Args:
         net: from `jc.trace`.
-        loss: `loss(params, batch, key) -> scalar` that runs at any sizes: `jc.training.cross_entropy(net)`.
-        factors: how many times fewer channels, one of them each time; 1 is all of them. Afterwards
-            `jc.coarsen(net, factor)(params)` is a network for these factors and for those in between.
-        basis, axes: as for `jc.coarsen`.
+        loss: `loss(params, batch, key) -> scalar` that runs at any sizes:
+            `jc.training.cross_entropy(net)`.
+        factors: the factors by which channels become fewer, one drawn per step; 1 keeps all.
+            Afterwards `jc.coarsen(net, factor)(params)` is a network for these factors and for
+            those in between.
+        basis: as for `jc.coarsen`.
+        axes: as for `jc.coarsen`.
 
     Returns:
-        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch of its own. Its key draws the
-        factor, so it needs one.
+        A loss of parameters at the full sizes, for `jc.fit`; each factor is compiled as a branch.
+        Its key, which draws the factor, must not be None.
 
     Raises:
         ValueError: for no factor, or one below 1; when called, for no key.
@@ -56,13 +62,17 @@ def at_any_resolution(
     if not changes:
         raise ValueError("at_any_resolution needs factors, such as (1, 2, 4)")
 
-    def anywhere(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+    def random_loss(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
         if key is None:
-            raise ValueError("a loss at any resolution draws one: give it a key, as jc.fit does")
-        which, rest = jax.random.split(key)
-        branches = [
-            lambda params, change=change: loss(change(params), batch, rest) for change in changes
-        ]
-        return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, params)
+            raise ValueError(
+                "at_any_resolution: the key draws the resolution: give it a key, as jc.fit does"
+            )
+        draw, rest = jax.random.split(key)
 
-    return anywhere
+        def at_resolution(change: Coarsen, params: PyTree) -> jax.Array:
+            return loss(change(params), batch, rest)
+
+        branches = [partial(at_resolution, change) for change in changes]
+        return jax.lax.switch(jax.random.randint(draw, (), 0, len(branches)), branches, params)
+
+    return random_loss

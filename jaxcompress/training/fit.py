@@ -1,11 +1,13 @@
-"""The one training loop: a jitted scan over minibatches for dense or compact parameters.
+"""The training loop: a jitted scan over minibatches for dense or compact parameters.
 
-Each step is `params -= optimizer(grad(loss(params, batch, key)))`. The order of the examples is a seeded permutation
-for each epoch, computed from the step alone, so a run that stops after any step and goes on is the run that never
-stopped, to the bit on a CPU; on a GPU, where sums may have no order, the last digit can differ. Costs the loss's gradient and the
-optimizer a step; the data lie on the device once.
+Each step is `params -= optimizer(grad(loss(params, batch, key)))`. The order of the examples is a
+seeded permutation for each epoch, computed from the step alone, so a run that stops after any step
+and resumes equals one that never stopped: to the bit on a CPU, while sums on a GPU may differ in
+the last digit. A step costs the loss's gradient and the optimizer's update; the data lie on the
+device once.
 
-Source: optax for losses, optimizers and schedules.
+Source: optax for optimizers and schedules; early stopping by validation, Prechelt 1998
+(doi:10.1007/3-540-49430-8_3).
 """
 
 from __future__ import annotations
@@ -13,90 +15,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.training.checks import check_fit, check_losses, check_validation
+from jaxcompress.training.losses import Loss
+from jaxcompress.training.state import FitState, LearningCurve, starting_state
 
-Loss = Callable[[Any, Any, jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class FitState:
-    """Where a training run stands: everything needed to go on.
-
-    Attributes:
-        params: the parameters.
-        opt_state: the optimizer's state.
-        step: how many steps were taken.
-        losses: the loss of every step taken.
-    """
-
-    params: Any
-    opt_state: Any
-    step: jax.Array
-    losses: jax.Array
-
-    def __repr__(self) -> str:
-        last = f", loss {float(np.mean(self.losses[-20:])):.4g}" if np.size(self.losses) else ""
-        return f"{type(self).__name__}(step {int(self.step)}{last})"
-
-
-jax.tree_util.register_dataclass(
-    FitState, data_fields=["params", "opt_state", "step", "losses"], meta_fields=[]
-)
-
-
-def cross_entropy(apply: Callable[[Any, Any], jax.Array], *, smoothing: float = 0.0) -> Loss:
-    """The classification loss of a model, for hard or soft targets.
-
-    Args:
-        apply: `apply(params, x) -> logits (batch, classes)`; for compact parameters of a model that knows nothing of
-            them, `lambda p, x: model.apply(jc.materialize(p), x)`.
-        smoothing: a share of each target that goes to all classes alike (label smoothing).
-
-    Returns:
-        `loss(params, (x, y), key)`: the mean over the batch, in float32. y holds integers (batch,), or a
-        probability for each class (batch, classes), such as a teacher's softmax.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> loss = jc.training.cross_entropy(lambda p, x: x @ p)
-        >>> round(float(loss(jnp.zeros((3, 2)), (jnp.ones((5, 3)), jnp.zeros(5, int)), None)), 4)
-        0.6931
-    """
-    if not 0 <= smoothing < 1:
-        raise ValueError(
-            f"cross_entropy: smoothing is a share from 0 to below 1, such as 0.1; got {smoothing!r}"
-        )
-
-    def loss(params: Any, batch: Any, key: Any) -> jax.Array:
-        x, y = batch
-        logits = apply(params, x).astype(jnp.float32)
-        if jnp.issubdtype(y.dtype, jnp.integer):
-            if not smoothing:
-                return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            y = jax.nn.one_hot(y, logits.shape[-1])
-        return optax.softmax_cross_entropy(
-            logits, optax.smooth_labels(y.astype(jnp.float32), smoothing)
-        ).mean()
-
-    return loss
+State = TypeVar("State", bound=FitState)
 
 
 def fit(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
     batch_size: int,
+    validation: PyTree | None = None,
+    patience: int | None = None,
     seed: int = 0,
     state: FitState | None = None,
     callback: Callable[[FitState], None] | None = None,
@@ -107,112 +52,185 @@ def fit(
     """Train parameters, dense or compact, by any optax optimizer.
 
     Args:
-        loss: `loss(params, batch, key) -> scalar`, for instance `jc.training.cross_entropy(apply)`; the key differs at each step.
+        loss: `loss(params, batch, key) -> scalar`, the mean over a batch, for instance
+            `jc.training.cross_entropy(apply)`; the key differs at each step.
         params: a tree of float leaves and compact arrays.
         data: a tree of arrays whose first dimension is the examples, such as `(x, y)`.
         optimizer: any optax transformation, with any schedule.
-        steps: how many steps the run has in all.
-        batch_size: examples a step; what an epoch leaves over is dropped, other examples each time.
-        seed: the order of the examples and the keys of the loss.
-        state: go on from here; `params` is then ignored. A run resumed with the same arguments is bit-equal to
-            one that never stopped.
-        callback: called with the state now and then and at the end: to judge it, or to write it to a file.
-        callback_steps: steps between calls of `callback`, and between looks at the loss; some twentieth of the run by default.
+        steps: the length of the run, from its beginning.
+        batch_size: examples per step; the remainder of an epoch is dropped, other examples in each
+            epoch.
+        validation: further examples, a tree like `data`. Their loss is taken every `callback_steps`
+            steps, with one and the same key, and recorded in `state.curve`.
+        patience: stop early after this many evaluations without a lower validation loss;
+            `state.params` are then those of the lowest one. By default the run takes all steps and
+            `state.params` are the last.
+        seed: determines the order of the examples and the keys of the loss.
+        state: resume from this state; `params` is then ignored. A resumed run with the same
+            arguments is bit-equal to one that never stopped; with validation, where it stopped at a
+            multiple of `callback_steps`.
+        callback: called with the state every `callback_steps` steps and at the end, for instance to
+            save it or to draw `state.curve`.
+        callback_steps: steps between two calls of `callback` and between two evaluations; about a
+            twentieth of the run by default.
         progress: show a progress bar.
-        description: the words in front of the bar.
+        description: the label of the bar.
 
     Returns:
-        The state after `steps` steps; `.params` are the trained parameters.
+        The state after `steps` steps, or after the early stop; `.params` are the trained
+        parameters.
 
     Raises:
-        ValueError: for data of unequal lengths, too large a batch, a loss that is not a finite scalar.
+        ValueError: for data of unequal lengths, too large a batch, validation data unlike the
+            training data, a patience without validation data, a loss that is not a finite scalar.
         TypeError: for a parameter that is not a float array.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxcompress as jc
         >>> x = jnp.eye(8); y = jnp.arange(8) % 2
         >>> loss = jc.training.cross_entropy(lambda p, x: x @ p)
-        >>> state = jc.fit(loss, jnp.zeros((8, 2)), (x, y), optimizer=optax.sgd(1.0), steps=20, batch_size=4, progress=False)
-        >>> state
+        >>> options = dict(optimizer=optax.sgd(1.0), steps=20, batch_size=4, progress=False)
+        >>> jc.fit(loss, jnp.zeros((8, 2)), (x, y), **options)
         FitState(step 20, loss 0.3826)
+        >>> options |= dict(validation=(x, 1 - y), patience=3)  # of other labels, which it unlearns
+        >>> state = jc.fit(loss, jnp.zeros((8, 2)), (x, y), **options)
+        >>> int(state.step), state.curve
+        (8, LearningCurve(4 points, lowest validation loss 0.8259 at step 2))
     """
     check_fit("fit", params, data, steps, batch_size, callback_steps)
-    data = jax.tree.map(jnp.asarray, data)
-    current = begun("fit", params, optimizer, steps, state)
+    check_validation("fit", data, validation, patience)
+    data, validation = jax.tree.map(jnp.asarray, (data, validation))
+    current = starting_state("fit", params, optimizer, steps, state)
+    if patience is None and current.latest is not None:
+        current = dataclasses.replace(current, params=current.latest, latest=None)
+    loop = Loop(
+        "fit", loss, optimizer, batch_size, seed, callback_steps or default_callback_steps(steps)
+    )
     with tqdm(
         total=steps, initial=int(current.step), desc=description, disable=not progress, leave=False
     ) as bar:
-        return advanced(
-            loss, current, data, steps, optimizer=optimizer, batch_size=batch_size, seed=seed, bar=bar, callback=callback,
-            callback_steps=callback_steps or pieces(steps),
-        )  # fmt: skip
+        while int(current.step) < steps and not _exhausted(current, patience):
+            current = loop.advance(current, data, steps)
+            if validation is not None:
+                current = loop.validate(current, validation, keep_best=patience is not None)
+            _show(bar, current)
+            if callback is not None:
+                callback(copied(current))
+    return dataclasses.replace(current, losses=jnp.asarray(current.losses))
 
 
-def pieces(steps: int) -> int:
-    """How many steps a piece of a run has, all of equal length where that divides it, so that the loop compiles once."""
+def default_callback_steps(steps: int) -> int:
+    """Steps between callbacks: equal where possible, so that the loop compiles once."""
     return -(-steps // next((count for count in range(10, 41) if steps % count == 0), 20)) or 1
 
 
-def advanced(
-    loss: Loss,
-    state: FitState,
-    data: Any,
-    stop: int,
-    *,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
-    seed: int,
-    callback_steps: int,
-    bar: Any,
-    who: str = "fit",
-    callback: Callable[[FitState], None] | None = None,
-) -> FitState:
-    """A state after step `stop`, in pieces that end at the multiples of `callback_steps`; it gives the buffers of the given one away."""
-    done, params, opt_state, losses = (
-        int(state.step),
-        state.params,
-        state.opt_state,
-        [np.asarray(state.losses)],
-    )
-    examples = len(jax.tree.leaves(data)[0])
-    while done < stop:
-        count = min(callback_steps - done % callback_steps, stop - done)
-        params, opt_state, new = _run(
-            params,
-            opt_state,
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What stays the same from one piece of a run to the next."""
+
+    who: str
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    seed: int
+    callback_steps: int
+
+    def advance(self, state: State, data: PyTree, stop: int) -> State:
+        """The state at the next multiple of `callback_steps`, or at `stop`.
+
+        Donates the buffers of the given state; losses stay on the host until the run ends.
+        """
+        done = int(state.step)
+        count = min(self.callback_steps - done % self.callback_steps, stop - done)
+        params, opt_state, losses = _run(
+            state.params if state.latest is None else state.latest,
+            state.opt_state,
             data,
             jnp.int32(done),
-            jnp.uint32(seed),
-            loss=loss,
-            optimizer=optimizer,
-            examples=examples,
-            batch_size=batch_size,
+            jnp.uint32(self.seed),
+            loss=self.loss,
+            optimizer=self.optimizer,
+            examples=len(jax.tree.leaves(data)[0]),
+            batch_size=self.batch_size,
             count=count,
         )
-        losses.append(np.asarray(new, np.float32))
-        check_losses(who, losses[-1], done)
-        done += count
-        bar.update(count)
-        bar.set_postfix(loss=f"{losses[-1].mean():.4g}", refresh=False)
-        if callback is not None:  # a copy, since the loop gives its buffers away
-            callback(
-                jax.tree.map(
-                    jnp.array,
-                    FitState(
-                        params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses))
-                    ),
-                )
+        losses = np.asarray(losses, np.float32)
+        check_losses(self.who, losses, done)
+        updated = {"params" if state.latest is None else "latest": params}
+        return dataclasses.replace(
+            state,
+            opt_state=opt_state,
+            step=jnp.int32(done + count),
+            losses=np.concatenate([np.asarray(state.losses), losses]),
+            **updated,
+        )
+
+    def validate(self, state: FitState, validation: PyTree, *, keep_best: bool) -> FitState:
+        """The state with one more point of its curve, and the best parameters if they are kept."""
+        present = state.params if state.latest is None else state.latest
+        key = jax.random.fold_in(jax.random.key(self.seed), np.uint32(2**32 - 1))  # of no step
+        value = mean_loss(present, validation, key, loss=self.loss, batch_size=self.batch_size)
+        step, value = int(state.step), np.asarray(value, np.float32)
+        if not np.isfinite(value):
+            raise ValueError(
+                f"{self.who}: the validation loss is not finite after {step} steps: check the "
+                "validation data for NaN"
             )
-    return FitState(params, opt_state, jnp.int32(done), jnp.asarray(np.concatenate(losses)))
+        curve = _extended(state.curve, step, np.asarray(state.losses), value)
+        if not keep_best:
+            return dataclasses.replace(state, curve=curve)
+        kept = curve.stale and state.latest is not None
+        best = state.params if kept else copied(present)
+        return dataclasses.replace(state, params=best, curve=curve, latest=present)
 
 
-def examples_at(step: jax.Array, examples: int, batch_size: int, seed: jax.Array) -> jax.Array:
-    """The indices of a step's minibatch: each epoch is a permutation of its own, and nothing is stored.
+def _extended(
+    curve: LearningCurve | None, step: int, losses: np.ndarray, validation: np.ndarray
+) -> LearningCurve:
+    """A learning curve with one more point."""
+    if curve is None:
+        empty = jnp.zeros(0, jnp.float32)
+        curve = LearningCurve(jnp.zeros(0, jnp.int32), empty, empty)
+    since = int(curve.steps[-1]) if len(curve.steps) else 0
+    return LearningCurve(
+        jnp.append(curve.steps, jnp.int32(step)),
+        jnp.append(curve.training, losses[since:].mean()),
+        jnp.append(curve.validation, validation),
+    )
+
+
+def _exhausted(state: FitState, patience: int | None) -> bool:
+    """Whether the validation loss has not fallen for too long."""
+    return patience is not None and state.curve is not None and state.curve.stale >= patience
+
+
+def _show(bar: tqdm, state: FitState) -> None:
+    """Bring a progress bar up to the state."""
+    if bar.disable:
+        return
+    count = int(state.step) - bar.n
+    values = {"loss": f"{np.mean(state.losses[-count:]):.4g}"}
+    if state.curve is not None:
+        values["validation"] = f"{float(state.curve.validation[-1]):.4g}"
+    bar.update(count)
+    bar.set_postfix(values, refresh=False)
+
+
+def copied(tree: PyTree) -> PyTree:
+    """A copy that stays valid when the loop donates the buffers of the original."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def examples_at(
+    step: Int[Array, ""], examples: int, batch_size: int, seed: Int[Array, ""]
+) -> Int[Array, " batch"]:
+    """The indices of a step's minibatch: each epoch has its own permutation, and nothing is stored.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxcompress.training.fit import examples_at
-        >>> sorted(jnp.concatenate([examples_at(jnp.int32(s), 6, 2, jnp.uint32(0)) for s in range(3)]).tolist())
+        >>> batches = [examples_at(jnp.int32(step), 6, 2, jnp.uint32(0)) for step in range(3)]
+        >>> sorted(jnp.concatenate(batches).tolist())
         [0, 1, 2, 3, 4, 5]
     """
     epoch, turn = jnp.divmod(step, examples // batch_size)
@@ -222,15 +240,15 @@ def examples_at(step: jax.Array, examples: int, batch_size: int, seed: jax.Array
     return permute(position, examples, mix(epoch.astype(jnp.uint32), seed)).astype(jnp.int32)
 
 
-def stepped(
+def update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    params: Any,
-    opt_state: Any,
-    batch: Any,
+    params: PyTree,
+    opt_state: PyTree,
+    batch: PyTree,
     key: jax.Array,
-) -> tuple[Any, Any, jax.Array]:
-    """Parameters and state after one step, and the loss before it."""
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """Parameters and optimizer state after one step, and the loss before it."""
     value, gradient = jax.value_and_grad(loss)(params, batch, key)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value
@@ -248,7 +266,7 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
         params, opt_state = carry
         index = examples_at(number, examples, batch_size, seed)
         batch = jax.tree.map(lambda leaf: leaf[index], data)
-        params, opt_state, value = stepped(
+        params, opt_state, value = update(
             loss, optimizer, params, opt_state, batch, jax.random.fold_in(key, number)
         )
         return (params, opt_state), value
@@ -257,76 +275,20 @@ def _run(params, opt_state, data, start, seed, *, loss, optimizer, examples, bat
     return params, opt_state, losses
 
 
-def check_fit(
-    who: str, params: Any, data: Any, steps: int, batch_size: int, callback_steps: int | None
-) -> None:
-    """Refuse what cannot be trained, before any work."""
-    check_params(who, params)
-    examples = check_length(who, data)
-    if not 1 <= batch_size <= examples:
-        raise ValueError(
-            f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}"
+@partial(jax.jit, static_argnames=("loss", "batch_size"))
+def mean_loss(
+    params: PyTree, data: PyTree, key: jax.Array, *, loss: Loss, batch_size: int
+) -> jax.Array:
+    """The mean loss over all examples, in batches, of which the last one may be smaller."""
+    count = len(jax.tree.leaves(data)[0])
+    full = count // batch_size * batch_size
+    total = jnp.float32(0)
+    if full:
+        batches = jax.tree.map(
+            lambda leaf: leaf[:full].reshape(-1, batch_size, *leaf.shape[1:]), data
         )
-    if steps < 0:
-        raise ValueError(f"{who}: steps must not be negative, got {steps}")
-    if callback_steps is not None and not (isinstance(callback_steps, int) and callback_steps >= 1):
-        raise ValueError(
-            f"{who}: callback_steps must be a whole number of steps from 1 on, got {callback_steps}"
-        )
-
-
-def check_length(who: str, data: Any) -> int:
-    """The number of examples, which every array must have."""
-    lengths = {
-        jax.tree_util.keystr(p): np.shape(leaf)[0] if np.ndim(leaf) else 0
-        for p, leaf in jax.tree_util.tree_flatten_with_path(data)[0]
-    }
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(
-            f"{who}: every array of the data needs the same number of examples, at least one; got {lengths}"
-        )
-    return next(iter(lengths.values()))
-
-
-def initial_state(params: Any, optimizer: optax.GradientTransformation) -> FitState:
-    """A run that has taken no step."""
-    return FitState(
-        params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.float32)
-    )
-
-
-def begun(
-    who: str,
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    state: FitState | None,
-) -> FitState:
-    """Where a run of so many steps starts: a copy, since a loop gives its buffers away."""
-    current: FitState = jax.tree.map(
-        jnp.array, initial_state(params, optimizer) if state is None else state
-    )
-    if (done := int(current.step)) > steps:
-        raise ValueError(
-            f"{who}: the state has already taken {done} steps, and steps={steps} is the whole run's length"
-        )
-    return current
-
-
-def check_losses(who: str, losses: Any, first: int) -> None:
-    """Refuse losses, of the steps from `first` on, that are not finite."""
-    finite = np.isfinite(losses)
-    if not finite.all():
-        bad = first + int(np.argmin(finite))
-        raise ValueError(
-            f"{who}: the loss is not finite at step {bad}: lower the learning rate, or check the data for NaN"
-        )
-
-
-def check_params(who: str, params: Any) -> None:
-    """Refuse what has no gradient, by name."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(
-                f"{who}: {jax.tree_util.keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are trained"
-            )
+        total += full * jnp.mean(jax.lax.map(lambda batch: loss(params, batch, key), batches))
+    if full < count:
+        rest = jax.tree.map(lambda leaf: leaf[full:], data)
+        total += (count - full) * loss(params, rest, key)
+    return total / count

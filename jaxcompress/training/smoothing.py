@@ -1,37 +1,42 @@
-"""Smoothing: a penalty on how much weights change along hidden axes, so that networks are trained to be coarsened.
+"""A penalty on the variation of kernels along ordered hidden axes, for networks to be coarsened.
 
-Of a hidden axis with channels t, each with all that produces, shifts and reads it, v_t:
+For a hidden axis with channels t, where v_t holds all weights that produce, shift or consume
+channel t:
 
-    degree 1    sum_t |v_(t+1) - v_t|             total variation: neighbours become equal, the axis a step function of few steps
-    degree 2    sum_t |v_(t+1) - 2 v_t + v_(t-1)|^2     curvature: the axis becomes smooth
+    degree 1    sum_t |v_(t+1) - v_t|                   total variation: piecewise constant along
+    the axis degree 2    sum_t |v_(t+1) - 2 v_t + v_(t-1)|^2     curvature: smooth along the axis
 
-What reads a channel counts in units of its present root mean square, and so does what makes it, biases in that of the kernel in
-front of them; the units are not differentiated, so that shrinking everything is no way out. Costs one pass over the parameters a
+Weights that consume a channel are measured in units of their present root mean square, and so are
+those that produce it, biases in the unit of their kernel; the units are not differentiated, so that
+shrinking all weights does not lower the penalty's gradient. Costs one pass over the parameters per
 step.
 
-Sources: total variation, Rudin, Osher and Fatemi 1992; its use along the filters of layers, Integral Neural Networks (Solodskikh et
-al. 2023); smoothing splines, Reinsch 1967.
+Sources: total variation, Rudin, Osher and Fatemi 1992; its use along the filters of layers,
+Integral Neural Networks (Solodskikh et al. 2023); smoothing splines, Reinsch 1967.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.axes import Structure
+from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import lines
 from jaxcompress.networks.trace import Network, check_network
 
 
-def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -> jax.Array:
-    """How much the weights of neighbouring channels differ: a penalty that makes hidden axes step functions, or smooth.
+def variation(
+    net: Network, params: PyTree, *, degree: int = 1, axes: str = "**"
+) -> Float[Array, ""]:
+    """The variation of weights between neighbouring channels: a penalty for coarsening.
 
     Args:
         net: from `jc.trace`.
@@ -40,16 +45,19 @@ def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -
         axes: a pattern of axis keys.
 
     Returns:
-        A scalar that can be differentiated: the mean over the channels of the chosen axes. It is 0 where all channels are alike
-        (with degree 2, where they lie on a line), about 2 for random weights and with degree 2 about 12.
+        A differentiable scalar: the mean over the channels of the chosen axes. It is 0 where all
+        channels are equal (with degree 2, where they are linear in t); for random weights it is
+        about 2, and about 12 with degree 2.
 
     Raises:
         ValueError: for another degree, a pattern without an axis.
+        TypeError: for a network that is not from `jc.trace`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
-        >>> params = {"up": jax.random.normal(jax.random.key(0), (3, 64)), "down": jnp.ones((64, 2))}
+        >>> up = jax.random.normal(jax.random.key(0), (3, 64))
+        >>> params = {"up": up, "down": jnp.ones((64, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
         >>> ordered = jc.seriate(net)(params)
         >>> bool(0 < jc.training.variation(net, ordered) < jc.training.variation(net, params) < 3)
@@ -63,53 +71,67 @@ def variation(net: Network, params: Any, *, degree: int = 1, axes: str = "**") -
 
 
 def add_variation(
-    net: Network, strength: Any, *, degree: int = 1, axes: str = "**"
+    net: Network, strength: float | jax.Array, *, degree: int = 1, axes: str = "**"
 ) -> optax.GradientTransformation:
-    """The gradient of `variation` added to another, as a step of an optax chain.
+    """An optax transformation that adds the gradient of `variation` to the updates.
 
-    In front of an optimizer's scaling it is a term of the loss; behind it, in front of the rate, it is decoupled from the scaling,
-    as in `optax.adamw`.
+    Before an optimizer's scaling it is a term of the loss; after it, and before the learning rate,
+    it is decoupled from the scaling, like the weight decay of `optax.adamw`.
 
     Args:
-        net, degree, axes: as for `variation`.
-        strength: what the penalty is multiplied by.
+        net: from `jc.trace`.
+        strength: the factor of the penalty.
+        degree: as for `variation`.
+        axes: as for `variation`.
+
+    Returns:
+        A transformation without state; its `update` needs the parameters.
+
+    Raises:
+        ValueError: for a negative strength, and what `variation` refuses.
+        TypeError: for a network that is not from `jc.trace`.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxcompress as jc
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.arange(16.0).reshape(8, 2)}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
-        >>> optimizer = optax.chain(optax.scale_by_adam(), jc.training.add_variation(net, 1e-2), optax.scale_by_learning_rate(1e-3))
-        >>> updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        >>> penalty = jc.training.add_variation(net, 1e-2)
+        >>> rate = optax.scale_by_learning_rate(1e-3)
+        >>> optimizer = optax.chain(optax.scale_by_adam(), penalty, rate)
+        >>> zeros = jax.tree.map(jnp.zeros_like, params)
+        >>> updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         >>> updates["down"].shape
         (8, 2)
     """
     check("add_variation", net, degree, axes)
-    if not isinstance(strength, Tracer) and not (
-        isinstance(strength, (int, float, jax.Array, np.ndarray)) and strength >= 0
-    ):
+    number = isinstance(strength, (int, float, jax.Array, np.ndarray))
+    if not isinstance(strength, Tracer) and not (number and strength >= 0):
         raise ValueError(
-            f"add_variation's strength must be a number from 0 on, such as 1e-2; got {strength!r}"
+            f"add_variation: strength must be a number from 0 on, such as 1e-2; got {strength!r}"
         )
     structure = net.structure
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def added(update: jax.Array, gradient: jax.Array) -> jax.Array:
+        if gradient.dtype == jax.dtypes.float0:  # of an integer leaf
+            return update
+        return (update + strength * gradient).astype(update.dtype)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree = None
+    ) -> tuple[PyTree, optax.OptState]:
         if params is None:
             raise ValueError(
                 "add_variation needs the parameters: optimizer.update(gradient, state, params)"
             )
-        extra = jax.grad(lambda params: penalty(structure, params, degree, axes), allow_int=True)(
-            params
-        )
-        added = lambda each, more: (
-            (each + strength * more).astype(each.dtype) if more.dtype != jax.dtypes.float0 else each
-        )
-        return jax.tree.map(added, updates, extra), state
+        gradient = jax.grad(lambda params: penalty(structure, params, degree, axes), allow_int=True)
+        return jax.tree.map(added, updates, gradient(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def check(who: str, net: Network, degree: int, axes: str) -> None:
+    """Refuse another network, degree or pattern, before any work."""
     check_network(who, net)
     if degree not in (1, 2):
         raise ValueError(
@@ -118,44 +140,65 @@ def check(who: str, net: Network, degree: int, axes: str) -> None:
     net.structure.chosen(axes)
 
 
-def penalty(structure: Structure, params: Any, degree: int, axes: str) -> jax.Array:
+def penalty(structure: Structure, params: PyTree, degree: int, axes: str) -> Float[Array, ""]:
     """See `variation`."""
-    named = {name: leaf for name, leaf in named_leaves(params) if not is_compact(leaf)}
-    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(params)}
-    sizes = structure.sizes(shapes)
+    leaves = dict(named_leaves(params))
+    sizes = structure.sizes({name: tuple(leaf.shape) for name, leaf in leaves.items()})
+    floats = {
+        name: leaf
+        for name, leaf in leaves.items()
+        if not is_compact(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
     total, channels = jnp.float32(0), 0
     for axis in structure.chosen(axes):
-        d = sizes.get(axis.key, axis.size)
-        squares = jnp.zeros(max(d - degree, 0), jnp.float32)
-        sides = {"made": ([], []), "read": ([], [])}  # squared differences, and squares
-        for name, dims in structure.layouts.items():
-            for position, layout in enumerate(dims):
-                if (
-                    axis.key not in layout.axes()
-                    or name not in named
-                    or not jnp.issubdtype(named[name].dtype, jnp.floating)
-                ):
-                    continue
-                leaf = jnp.moveaxis(named[name], position, 0).astype(jnp.float32)
-                where = lines(layout.resized(sizes), axis.key)
-                leaf = leaf if where.shape[1] == 1 and len(where) == len(leaf) else leaf[where]
-                rows = leaf.reshape(d, -1)
-                differ, size = sides["read" if (name, position) in axis.consumers else "made"]
-                differ.append(jnp.sum(jnp.square(jnp.diff(rows, degree, axis=0)), 1))
-                size.append(jnp.sum(jnp.square(rows)) / d)
-        for (
-            differ,
-            size,
-        ) in (
-            sides.values()
-        ):  # one unit a side: a bias of its own size, zero at first, would have no slope or any
-            unit = jax.lax.stop_gradient(sum(size, jnp.float32(0)))
-            squares += sum(differ, jnp.zeros_like(squares)) / jnp.maximum(unit, 1e-30)
-        if degree == 1:  # the root has no slope at zero: equal neighbours stay so
-            total += jnp.sum(
-                jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-            )
-        else:
-            total += jnp.sum(squares)
-        channels += d
+        size = sizes.get(axis.key, axis.size)
+        squares = squared_differences(structure, floats, sizes, axis, degree)
+        if degree == 1:
+            # where the root has no derivative, at equal neighbours, it is taken as zero
+            positive = squares > 0
+            squares = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        total += jnp.sum(squares)
+        channels += size
     return total / max(channels, 1)
+
+
+def squared_differences(
+    structure: Structure,
+    leaves: dict[str, jax.Array],
+    sizes: dict[str, int],
+    axis: Axis,
+    degree: int,
+) -> Float[Array, " differences"]:
+    """Squared differences between neighbouring channels of an axis, relative to the mean square.
+
+    Producers and consumers have one unit each: a bias of its own unit, zero at first, would have no
+    gradient or an unbounded one.
+    """
+    size = sizes.get(axis.key, axis.size)
+    zeros = jnp.zeros(max(size - degree, 0), jnp.float32)
+    differences = {"producer": [], "consumer": []}
+    mean_squares = {"producer": [], "consumer": []}
+    for slot, rows in channel_rows(structure, leaves, sizes, axis):
+        side = "consumer" if slot in axis.consumers else "producer"
+        differences[side].append(jnp.sum(jnp.square(jnp.diff(rows, degree, axis=0)), 1))
+        mean_squares[side].append(jnp.sum(jnp.square(rows)) / size)
+    total = zeros
+    for side, terms in differences.items():
+        unit = jax.lax.stop_gradient(sum(mean_squares[side], jnp.float32(0)))
+        total += sum(terms, zeros) / jnp.maximum(unit, 1e-30)
+    return total
+
+
+def channel_rows(
+    structure: Structure, leaves: dict[str, jax.Array], sizes: dict[str, int], axis: Axis
+) -> Iterator[tuple[tuple[str, int], Float[Array, "channels weights"]]]:
+    """Each leaf's weights of an axis, one row a channel, with the leaf's name and dimension."""
+    for name, layouts in structure.layouts.items():
+        for dimension, layout in enumerate(layouts):
+            if axis.key not in layout.axes() or name not in leaves:
+                continue
+            leaf = jnp.moveaxis(leaves[name], dimension, 0).astype(jnp.float32)
+            index = lines(layout.resized(sizes), axis.key)
+            if index.shape[1] != 1 or len(index) != len(leaf):
+                leaf = leaf[index]  # of a fused dimension
+            yield (name, dimension), leaf.reshape(sizes.get(axis.key, axis.size), -1)

@@ -1,7 +1,8 @@
 """Allocation: an option for each of several items, so that a sum of errors is least under a total of numbers.
 
-At the optimum one number more buys the same error everywhere, so a price is searched for at which each item's own best choice meets
-the total. Where an item's numbers depend on the others' (a kernel has two axes) choices are settled in turn.
+At the optimum one number more buys the same error everywhere, so a price is searched for at which
+each item's own best choice meets the total. Where an item's numbers depend on the others' (a kernel
+has two axes) choices are settled in turn.
 
 Source: Lagrangian bit allocation (Shoham and Gersho 1988), for channels and ranks.
 """
@@ -80,7 +81,10 @@ class AxisCounts:
     def total(self, choice: Sequence[int]) -> float:
         """Of all leaves at one size of each axis."""
         sizes = self.sizes(choice)
-        entries = lambda dims: float(np.prod([layout.resized(sizes).size for layout in dims]))
+
+        def entries(dims):
+            return float(np.prod([layout.resized(sizes).size for layout in dims]))
+
         return sum(self.worth[name] * entries(dims) for name, dims in self.layouts.items())
 
     def along(self, item: int, choice: Sequence[int]) -> np.ndarray:
@@ -113,7 +117,8 @@ def allocate(errors: Sequence[np.ndarray], counts: Any, target: float) -> list[i
     least = counts.total([0] * len(errors))
     if least > target:
         raise ValueError(
-            f"{target:,.0f} numbers cannot be reached: {least:,.0f} stay when everything is cut to the least"
+            f"{target:,.0f} numbers cannot be reached: {least:,.0f} stay when everything is cut to "
+            f"the least"
         )
 
     def settle(price: float) -> list[int]:
@@ -190,7 +195,10 @@ def divide(
     errors: Sequence[np.ndarray], counts: Any, target: float, option: Callable[[int, float], int]
 ) -> tuple[list[int], Any]:
     """The better of the allocation and equal keeps, by the predicted error; and the latter's error, where it reaches the target."""
-    total = lambda choice: float(sum(curve[k] for curve, k in zip(errors, choice, strict=True)))
+
+    def total(choice):
+        return float(sum(curve[k] for curve, k in zip(errors, choice, strict=True)))
+
     found = allocate(errors, counts, target)
     equal = uniform(errors, counts, target, option)
     if equal is None:

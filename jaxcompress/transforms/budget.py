@@ -1,11 +1,12 @@
 """One number for everything: how much of each axis or matrix to keep, so that the predicted output error is least.
 
-Every item i has a curve e_i(k), the error that the network's outputs are predicted to have when i alone is cut to its option k,
-and the numbers n_i(k) that are stored then. The sum of errors is minimised under a total of numbers (`allocation`). No pass over
-data.
+Every item i has a curve e_i(k), the error that the network's outputs are predicted to have when i
+alone is cut to its option k, and the numbers n_i(k) that are stored then. The sum of errors is
+minimised under a total of numbers (`allocation`). No pass over data.
 
-A sum knows nothing of what cuts do to each other. A metric of the whole network does, but no search over sums can take it in: it
-chooses among a few plans of the same total, which are best by sums of errors to several powers, or by equal keeps.
+A sum knows nothing of what cuts do to each other. A metric of the whole network does, but no search
+over sums can take it in: it chooses among a few plans of the same total, which are best by sums of
+errors to several powers, or by equal keeps.
 """
 
 from __future__ import annotations
@@ -46,20 +47,24 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
     """A rule that goes wherever a keep goes: one share of all stored numbers, divided where it costs the outputs least.
 
     Args:
-        total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met within 2 %.
-        of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each counting one.
+        total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met
+            within 2 %.
+        of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each
+            counting one.
         metric: chooses among up to four plans of this total: a function from a mapping of their
             small parameters by name to a mapping of scores, higher is better, such as
             `jc.classifiers.accuracy_metric(active)`. Give it data that is not used for evaluation
-            later. None takes the least sum of predicted errors. `.plan(...).scores` holds the scores.
+            later. None takes the least sum of predicted errors. `.plan(...).scores` holds the
+            scores.
 
     Returns:
-        A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)` prints what it gives. Errors
-        are those of the network's outputs where the moments know them: `jc.calibrate(..., sensitivity=True)`.
+        A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)`
+        prints what it gives. Errors are those of the network's outputs where the moments know them:
+        `jc.calibrate(..., sensitivity=True)`.
 
     Raises:
-        ValueError: for a total outside (0, 1]; when the transform is called, for one that it cannot reach, or a metric whose
-            scores are not finite numbers.
+        ValueError: for a total outside (0, 1]; when the transform is called, for one that it cannot
+            reach, or a metric whose scores are not finite numbers.
         TypeError: for a metric that is not a function.
 
     Example:
@@ -83,13 +88,15 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
     """
     if not isinstance(total, (int, float)) or isinstance(total, bool) or not 0 < total <= 1:
         raise ValueError(
-            f"budget must be in (0, 1], the fraction of all numbers to keep; got {total!r}: for a quarter, budget(1/4)"
+            f"budget must be in (0, 1], the fraction of all numbers to keep; got {total!r}: for a "
+            f"quarter, budget(1/4)"
         )
     if of not in OF:
         raise ValueError(f"of={of!r} is unknown: expected one of {', '.join(map(repr, OF))}")
     if metric is not None and not callable(metric):
         raise TypeError(
-            f"budget: metric must be a function from candidates by name to their scores, got {type(metric).__name__}"
+            f"budget: metric must be a function from candidates by name to their scores, got "
+            f"{type(metric).__name__}"
         )
     return Budget(float(total), of, metric)
 
@@ -121,7 +128,8 @@ class Plan:
     Attributes:
         shares: a row for each axis or matrix.
         stored: all numbers before and after.
-        uniform: the predicted error of equal keeps at the same total, or None where none reaches it.
+        uniform: the predicted error of equal keeps at the same total, or None where none reaches
+            it.
         scores: a metric's scores of the plans that it chose from, by name.
     """
 
@@ -164,7 +172,8 @@ class Item:
 
     Attributes:
         key: of the axis or the leaf.
-        errors: (options,) the predicted error of the outputs, from the smallest size to the full one.
+        errors: (options,) the predicted error of the outputs, from the smallest size to the full
+            one.
         keeps: (options,) the fraction that is kept.
         sizes: (options,) channels or numbers.
         labels: one for each option, such as "20 of 64".
@@ -232,18 +241,21 @@ def scored(metric: Metric, candidates: Mapping[str, Any]) -> dict[str, float]:
         scores = dict(metric(candidates))
     except Exception as error:
         error.add_note(
-            f"in the metric of a budget, {metric!r}: it must take a mapping from names to small parameters of this transform's network"
+            f"in the metric of a budget, {metric!r}: it must take a mapping from names to small "
+            f"parameters of this transform's network"
         )
         raise
     if scores.keys() != candidates.keys():
         raise ValueError(
-            f"budget: the metric scored {sorted(scores)}, expected a score for each of {sorted(candidates)}"
+            f"budget: the metric scored {sorted(scores)}, expected a score for each of "
+            f"{sorted(candidates)}"
         )
     for name, score in scores.items():
         value = np.asarray(score)
         if value.ndim or value.dtype.kind in "OSUc" or not np.isfinite(float(score)):
             raise ValueError(
-                f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, higher is better"
+                f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, "
+                f"higher is better"
             )
     return {name: float(score) for name, score in scores.items()}
 

@@ -24,7 +24,7 @@ from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, along
 from jaxcompress.programs.program import Slot
-from jaxcompress.transforms.axis_statistics import absorbing_sites, measured, relevant_moments
+from jaxcompress.transforms.axis_statistics import measured, relevant_moments
 from jaxcompress.transforms.consumers import bias_of, is_solvable, measured_sites, statistic
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
 from jaxcompress.transforms.selection import SHRINK
@@ -65,21 +65,8 @@ def fold_into_consumers(
     """
     moments = measured(state, axis)
     assert moments is not None
-    absorbing = absorbing_sites(state, axis)
-    parts: list[_SiteFold] = []
-    for site in separate_sites(state, axis):
-        absorbs = site.key in absorbing
-        own = measured(state, axis, [site])
-        assert own is not None
-        matrices = fold(own.cov if absorbs else own.second, own.count)
-        if solve and has_positions(state, site):
-            parts.append(_solved(state, axis, site, change, matrices, absorbs))
-            continue
-        shift = None
-        if absorbs:
-            gap = unpredicted(own.mean, change.produce, matrices)
-            shift = bias_shift(state, axis, site, gap)
-        parts.append(_SiteFold(_for_slots(axis, site, matrices), {}, shift))
+    sites = separate_sites(state, axis)
+    parts = [_site_fold(state, axis, site, change, fold, solve) for site in sites]
     other, kernels = dict(change.other), {}
     for part in parts:
         other |= part.matrices
@@ -88,6 +75,23 @@ def fold_into_consumers(
     together = fold(relevant_moments(state, axis), moments.count)
     complete = dataclasses.replace(change, consume=together, other=other)
     return AxisChange(complete, kernels | biases)
+
+
+def _site_fold(
+    state: NetworkState, axis: Axis, site: Site, change: AxisMap, fold: Fold, solve: bool
+) -> _SiteFold:
+    """The fold of one consumer, or its kernels solved anew, and the shift of its bias."""
+    absorbs = bias_of(state, site) is not None
+    own = measured(state, axis, [site])
+    assert own is not None
+    matrices = fold(own.cov if absorbs else own.second, own.count)
+    if solve and has_positions(state, site):
+        return _solved(state, axis, site, change, matrices, absorbs)
+    shift = None
+    if absorbs:
+        gap = unpredicted(own.mean, change.produce, matrices)
+        shift = bias_shift(state, axis, site, gap)
+    return _SiteFold(_for_slots(axis, site, matrices), shift=shift)
 
 
 def separate_sites(state: NetworkState, axis: Axis) -> list[Site]:

@@ -13,7 +13,10 @@ PARAMS = {"a": {"kernel": matrix(32, 16), "bias": jnp.ones(16)}, "b": {"kernel":
 def test_report():
     metric = moments(32)
     small = jc.at("a/kernel", jc.factored(keep=1 / 2))(PARAMS)
-    net = lambda p, x: (x @ p["a"]["kernel"] + p["a"]["bias"]) @ p["b"]["kernel"]
+
+    def net(p, x):
+        return (x @ p["a"]["kernel"] + p["a"]["bias"]) @ p["b"]["kernel"]
+
     report = jc.report(PARAMS, small, net, jnp.ones((8, 32)), moments={"a": {"kernel": metric}})
     rows = {row.leaf: row for row in report.rows}
     row = rows["a/kernel"]
@@ -43,7 +46,9 @@ def test_report():
 
 
 def test_frontier(tmp_path):
-    evaluate = lambda p: -weighted_error(PARAMS["a"]["kernel"], jc.materialize(p)["a"]["kernel"])
+    def evaluate(p):
+        return -weighted_error(PARAMS["a"]["kernel"], jc.materialize(p)["a"]["kernel"])
+
     recipes = {
         "factored": lambda keep: jc.at("a/kernel", jc.factored(keep)),
         "hashed": lambda keep: jc.at("a/kernel", jc.hashed(keep)),

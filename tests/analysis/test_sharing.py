@@ -1,4 +1,4 @@
-"""What is said of hashing and of learned features holds where it can be computed by hand."""
+"""Studies of hashing and of learned features agree with what can be computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ import pytest
 from laws import matrix
 
 import jaxcompress as jc
-from jaxcompress.analysis.attributes import mean_frequency, overlap, shrinking
-from jaxcompress.analysis.sharing import (
+from jaxcompress.analysis import (
     cost_of_sharing,
     effective_rank,
+    mean_frequency,
+    overlap,
     relative_variance,
+    sample_efficiency,
     sketches,
 )
 
@@ -116,13 +118,14 @@ def test_overlap_of_features():
     assert np.mean(others) == pytest.approx(16 / 64, rel=0.2)
 
 
-def test_shrinking_trains_at_every_size_and_seed(capsys):
-    seen = []
-    found = shrinking(
-        lambda examples, seed: seen.append((examples, seed)) or (1.0 * seed, 2.0 * seed),
-        (30, 10),
-        seeds=2,
-    )
-    assert seen == [(30, 0), (30, 1), (10, 0), (10, 1)]
-    np.testing.assert_array_equal(found.gap, [0.5, 0.5])
-    assert jc.plots.shrinking({"x": found}).get_xlabel() == "examples"
+def test_a_learning_curve_trains_at_every_size_and_seed():
+    runs = []
+
+    def train(examples, seed):
+        runs.append((examples, seed))
+        return 1.0 * seed, 2.0 * seed
+
+    curve = sample_efficiency(train, (30, 10), seeds=2)
+    assert runs == [(30, 0), (30, 1), (10, 0), (10, 1)]
+    np.testing.assert_array_equal(curve.gap, [0.5, 0.5])
+    assert jc.plots.sample_efficiency({"x": curve}).get_xlabel() == "examples"

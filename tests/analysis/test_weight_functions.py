@@ -1,4 +1,4 @@
-"""Weights as functions: every kernel of every model, at its own resolution what it was, at a coarse one the nearest."""
+"""Every kernel as a function: exact at its own resolution, the nearest fit at a coarser one."""
 
 import numpy as np
 import pytest

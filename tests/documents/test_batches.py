@@ -74,7 +74,10 @@ def test_an_embedding_does_not_depend_on_its_company():
         )
     )
     params = model.init(jax.random.key(0), ids[0][None])["params"]
-    apply = lambda params, ids, mask: model.apply({"params": params}, ids, mask)
+
+    def apply(params, ids, mask):
+        return model.apply({"params": params}, ids, mask)
+
     together = embed(apply, params, ids, tokens=64, progress=False)
     alone = np.concatenate(
         [jax.jit(apply)(params, text[None], jnp.ones((1, len(text)), bool)) for text in ids]

@@ -43,7 +43,10 @@ def test_a_cut_encoder_recovers_on_texts_alone():
         progress=False,
     )
     small = jc.rotate_and_prune(net, keep=1 / 4)(PARAMS, moments)
-    similar = lambda params: fidelity(teacher, embed(net, params, TEXTS, progress=False))
+
+    def similar(params):
+        return fidelity(teacher, embed(net, params, TEXTS, progress=False))
+
     before = similar(small)
     stream = batches_with(batches, teacher)
     for bank in (teacher, None):
@@ -56,7 +59,10 @@ def test_a_cut_encoder_recovers_on_texts_alone():
 
 def test_hidden_states_teach_more_than_embeddings_alone():
     config = dataclasses.replace(MODEL.config, pooling="none")
-    hidden = lambda params, ids, mask: Bert(config).apply({"params": params}, ids, mask)
+
+    def hidden(params, ids, mask):
+        return Bert(config).apply({"params": params}, ids, mask)
+
     batches, teacher = (
         buckets(TEXTS, tokens=256, seed=0),
         embed(apply, PARAMS, TEXTS, progress=False),
@@ -66,14 +72,17 @@ def test_hidden_states_teach_more_than_embeddings_alone():
         PARAMS, jc.calibrate(net, PARAMS, [b.inputs for b in batches], progress=False)
     )
     states = hidden_states(hidden, PARAMS, TEXTS, progress=False)
-    error = lambda params: float(
-        np.mean(
-            [
-                state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask)
-                for b in batches
-            ]
+
+    def error(params):
+        return float(
+            np.mean(
+                [
+                    state_loss(net(params, *b.inputs), states.of(b).astype(np.float32), b.mask)
+                    for b in batches
+                ]
+            )
         )
-    )
+
     found = {}
     for weight in (0.0, 1.0):
         loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
@@ -115,7 +124,9 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():
 
 
 def test_gradients_that_are_gathered_are_those_of_the_larger_batch():
-    loss = lambda w, x, key: jnp.mean((x @ w - 1) ** 2)
+    def loss(w, x, key):
+        return jnp.mean((x @ w - 1) ** 2)
+
     x = RNG.standard_normal((6, 4)).astype(np.float32)
     parts = fit_stream(
         loss,
@@ -149,7 +160,10 @@ def test_similarities_are_the_divergence_by_its_formula():
     student, teacher, bank = (
         RNG.standard_normal((n, 8)).astype(np.float32) / 3 for n in (4, 4, 20)
     )
-    shares = lambda x: (e := np.exp(x @ bank.T / 0.2)) / e.sum(1, keepdims=True)
+
+    def shares(x):
+        return (e := np.exp(x @ bank.T / 0.2)) / e.sum(1, keepdims=True)
+
     p, q = shares(teacher), shares(student)
     expected = 0.04 * (p * np.log(p / q)).sum(1).mean()
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""An encoder goes to a folder and comes back with the same embeddings, cut and compact or not; passages are found again."""
+"""An encoder is written and read with equal embeddings, cut or compact; passages are found."""
 
 import json
 

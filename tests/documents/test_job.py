@@ -1,4 +1,4 @@
-"""From a folder of documents to a small encoder that finds them, by the command that users type; what is bad is said at once."""
+"""From a folder of documents to a small encoder by the command line; bad arguments fail at once."""
 
 import dataclasses
 import json
@@ -80,9 +80,10 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     encoder = read_encoder(model, 12)
     texts = read_documents(documents, progress=False)
     settings = Settings(keep=1 / 2, minutes=0.01, work=0.7)
-    go = lambda name, settings=settings: compress_for(
-        encoder, texts, tmp_path / name, settings, progress=False
-    )
+
+    def go(name, settings=settings):
+        return compress_for(encoder, texts, tmp_path / name, settings, progress=False)
+
     made = []
     shrink = job.shrink
     monkeypatch.setattr(
@@ -174,7 +175,10 @@ def test_what_is_bad_is_said_before_any_long_work(
         "out": "small",
         "layers": "1",
     } | change
-    place = lambda what: tmp_path / given[what]
+
+    def place(what):
+        return tmp_path / given[what]
+
     sizes = ("--keep", given["keep"], "--layers", given["layers"], "--length", 12)
     assert (
         run("bert", place("documents"), "--model", place("model"), *sizes, "--out", place("out"))

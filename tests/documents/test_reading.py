@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jaxcompress.documents import reading as documents
 from jaxcompress.documents.reading import Document, html_text, passages, read_documents
 
-PAGE = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body><nav><a href=x>Home</a> | Next</nav>
-<h1>Owls &amp; others</h1><p>They see
+PAGE = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body><nav><a
+href=x>Home</a> | Next</nav> <h1>Owls &amp; others</h1><p>They see
    at <b>night</b>,<br>and hear.</p><script>var x = "<p>";</script><pre>def f():
     return 1</pre><ul><li>one<li>two</ul><footer>2024</footer></body></html>"""
 

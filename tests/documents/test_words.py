@@ -1,4 +1,4 @@
-"""Fewer words: what stays is cut and embedded as before, to the bit; what does not is spelled, and never fails."""
+"""Fewer words: those kept embed as before, to the bit; others are spelled out, and never fail."""
 
 import json
 
@@ -69,9 +69,10 @@ def test_embeddings_are_equal_to_the_bit():
 def test_the_reserve_is_ranked_and_leaves_placeholders_out():
     whole = make()
     counts = word_counts(whole, ["bag bag bag", "head head", "fade"])
-    named = lambda **options: {
-        whole.id_to_token(i) for i in words_to_keep(whole, counts, **options)
-    }
+
+    def named(**options):
+        return {whole.id_to_token(i) for i in words_to_keep(whole, counts, **options)}
+
     least = named(at_least=4)
     assert least == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{c}" for c in LETTERS)}
     assert named(at_least=3) - least == {"bag"}

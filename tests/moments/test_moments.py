@@ -78,7 +78,8 @@ def test_padding_is_left_out():
     key = next(key for key in net.structure.sites if key.startswith("blocks/0/wq"))
     np.testing.assert_allclose(short.sites[key].mean, junk.sites[key].mean, atol=1e-5)
     np.testing.assert_allclose(short.sites[key].cov, junk.sites[key].cov, atol=1e-4)
-    # queries and keys lie as (batch, heads, length, size): the mask's axes are found there all the same
+    # queries and keys lie as (batch, heads, length, size): the mask's axes are found there all the
+    # same
     for ours, theirs in zip(short.pairs["pair#0"], junk.pairs["pair#0"], strict=True):
         assert ours.count == theirs.count == 16
         np.testing.assert_allclose(ours.mean, theirs.mean, atol=1e-5)
@@ -196,7 +197,10 @@ def test_groups_are_of_either_sign():
     params = mlp_params((5, 8, 6, 3))
     twin = params["w0"].at[:, 3].set(-params["w0"][:, 1]).at[:, 5].set(2 * params["w0"][:, 1])
     params = {**params, "w0": twin, "b0": params["b0"].at[jnp.array([1, 3, 5])].set(0)}
-    linear = lambda p, x: (x @ p["w0"] + p["b0"]) @ p["w1"]
+
+    def linear(p, x):
+        return (x @ p["w0"] + p["b0"]) @ p["w1"]
+
     net = jc.trace(linear, {k: params[k] for k in ("w0", "b0", "w1")}, jnp.ones((2, 5)))
     x = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
     moments = jc.calibrate(net, {k: params[k] for k in ("w0", "b0", "w1")}, [x], progress=False)
@@ -244,20 +248,30 @@ def lengths_or_input(kind):
     mask = (np.arange(8) < lengths[:, None]).astype(np.float32)
     x = np.where(mask[..., None] > 0, x, 100).astype(np.float32)
     params = {"a": jnp.ones((5, 6)), "b": jnp.ones((6, 3))}
-    pooled = lambda p, x, other: jnp.sum(jax.nn.relu(x @ p["a"]), 1) @ p["b"] + jnp.sum(other) * 0
-    each = lambda p, x, other: jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    def pooled(p, x, other):
+        return jnp.sum(jax.nn.relu(x @ p["a"]), 1) @ p["b"] + jnp.sum(other) * 0
+
+    def each(p, x, other):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
 
     def loop(p, x, mask):
-        step = lambda h, v: (jnp.where(v[1][:, None] > 0, jnp.tanh(v[0] @ p["a"]) + 0 * h, h), None)
+        def step(h, v):
+            return (jnp.where(v[1][:, None] > 0, jnp.tanh(v[0] @ p["a"]) + 0 * h, h), None)
+
         return (
             jax.lax.scan(step, jnp.zeros((len(x), 6)), (jnp.swapaxes(x, 0, 1), mask.T))[0] @ p["b"]
         )
 
-    made = lambda x, lengths: jnp.arange(8)[None] < lengths[:, None]
-    given = lambda x, mask: mask
-    divided = lambda p, x, lengths: (
-        jnp.sum(jax.nn.relu(x @ p["a"]) / lengths[:, None, None], 1) @ p["b"]
-    )
+    def made(x, lengths):
+        return jnp.arange(8)[None] < lengths[:, None]
+
+    def given(x, mask):
+        return mask
+
+    def divided(p, x, lengths):
+        return jnp.sum(jax.nn.relu(x @ p["a"]) / lengths[:, None, None], 1) @ p["b"]
+
     apply, other, rule = {
         "made of lengths": (divided, lengths, made),
         "made of lengths that are not linked": (pooled, lengths, made),
@@ -302,12 +316,17 @@ def test_branches_and_loops_of_unknown_length_are_measured():
     """A branch shows what it was taken for, one that is never taken nothing; a loop adds up its turns."""
 
     def apply(p, x):
-        grow = lambda state: (jax.nn.relu(state[0] @ p["turn"]), state[1] + 1)
+        def grow(state):
+            return (jax.nn.relu(state[0] @ p["turn"]), state[1] + 1)
+
         z, _ = lax.while_loop(
             lambda state: (state[0].sum() < 1e9) & (state[1] < 3), grow, (x @ p["first"], 0)
         )
         one, other = (lambda z, name=name: z @ p[name] for name in ("up", "down"))
-        never = lambda z: lax.cond(z[0, 0] > 1e30, one, other, z)
+
+        def never(z):
+            return lax.cond(z[0, 0] > 1e30, one, other, z)
+
         return never(z) + lax.cond(
             x[0, 0] > 0, lambda z: z @ p["left"], lambda z: z @ p["right"], z
         )

@@ -38,7 +38,10 @@ def test_gains_are_the_jacobians_second_moments():
     np.testing.assert_allclose(gain.cov, expected, atol=0.1 * np.abs(expected).max())
     gain = felt(net, params, (x,), 300)["b#0"]
     h = jnp.einsum("btd,dhs->bths", jax.nn.tanh(y), params["b"])
-    tail_of = lambda h: jnp.einsum("bths,hsk->bk", jax.nn.tanh(h), params["c"])
+
+    def tail_of(h):
+        return jnp.einsum("bths,hsk->bk", jax.nn.tanh(h), params["c"])
+
     jacobian = np.asarray(jax.jacobian(tail_of)(h), np.float64).reshape(21, 21, 8)
     expected = np.einsum("zrp,zrq->pq", jacobian, jacobian) / 21
     np.testing.assert_allclose(gain.cov, expected, atol=0.1 * np.abs(expected).max())
@@ -51,7 +54,10 @@ def test_a_table_that_is_looked_up_is_felt():
     params = {
         name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())
     }
-    apply = lambda p, ids: (jax.nn.tanh(p["words"][ids] @ p["up"]) @ p["down"]).mean(1)
+
+    def apply(p, ids):
+        return (jax.nn.tanh(p["words"][ids] @ p["up"]) @ p["down"]).mean(1)
+
     ids = jax.random.permutation(
         keys[3], jnp.tile(jnp.arange(20), (40, 1)), axis=1, independent=True
     )[:, :7]
@@ -187,10 +193,18 @@ def test_a_derivative_that_is_nan_is_left_out_and_told(caplog):
 def test_dimensions_that_the_product_has_in_another_order():
     """A kernel (heads, inputs, sizes) used as (sizes * heads): gains are the kernel's, and biases carry no mean to wrong places."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     params = {"a": draw(5, 24), "w": draw(2, 24, 3), "b": draw(6), "v": draw(6, 3)}
-    inner = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["w"].transpose(1, 2, 0).reshape(-1, 6) + p["b"]
-    outer = lambda p, y: jnp.tanh(y * 0.1) @ p["v"]
+
+    def inner(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["w"].transpose(1, 2, 0).reshape(-1, 6) + p["b"]
+
+    def outer(p, y):
+        return jnp.tanh(y * 0.1) @ p["v"]
+
     x = np.asarray(rng.normal(size=(400, 5)) + 1, np.float32)
     net = jc.trace(lambda p, x: outer(p, inner(p, x)), params, x)
     moments = jc.calibrate(net, params, [x] * 100, sensitivity=True, progress=False)
@@ -224,9 +238,10 @@ def test_a_tied_kernel_is_felt_where_it_is_read():
 
 def test_loops_of_unknown_length_and_complex_outputs():
     params = {"a": jnp.ones((5, 16)), "c": jnp.ones((16, 5))}
-    halve = lambda h: jax.lax.while_loop(
-        lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 0.5), (0, h)
-    )[1]
+
+    def halve(h):
+        return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 0.5), (0, h))[1]
+
     for apply in (
         lambda p, x: halve(x @ p["a"]) @ p["c"],
         lambda p, x: jnp.fft.fft(x @ p["a"] @ p["c"]),

@@ -1,4 +1,4 @@
-"""Soft targets: what the loss is at both ends of the temperature, that students come to agree, hidden states of any width."""
+"""Soft targets: both ends of the temperature, students that agree, hidden states of any width."""
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,26 @@ Y = SAID.argmax(1)
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 1_000])
 def test_outputs_are_those_of_one_call(batch_size):
-    both = lambda params, x: {"logits": mlp(params, x["x"]), "x": x["x"]}
+    def both(params, x):
+        return {"logits": mlp(params, x["x"]), "x": x["x"]}
+
     found = jc.training.predict(both, TEACHER, {"x": X}, batch_size=batch_size, progress=False)
     np.testing.assert_allclose(found["logits"], mlp(TEACHER, X), atol=1e-5)
     np.testing.assert_array_equal(found["x"], X)
 
 
 def test_at_both_ends_of_the_temperature():
-    """Hot, the gradient is that of logits less their mean; at 1 with labels alone it is cross entropy."""
-    slope = lambda loss, batch: jax.grad(loss)(STUDENT, batch, None)
-    centred = lambda z: z - z.mean(1, keepdims=True)
-    squared = lambda params, batch, key: (
-        jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
-    )
+    """Hot, the gradient is that of centred logits; at 1 with labels alone it is cross entropy."""
+
+    def slope(loss, batch):
+        return jax.grad(loss)(STUDENT, batch, None)
+
+    def centred(z):
+        return z - z.mean(1, keepdims=True)
+
+    def squared(params, batch, key):
+        return jnp.mean((centred(mlp(params, batch[0])) - centred(batch[1])) ** 2) / 2
+
     hot = slope(jc.training.distillation_loss(mlp, temperature=1e3), (X, SAID))
     for one, two in zip(
         jax.tree.leaves(hot), jax.tree.leaves(slope(squared, (X, SAID))), strict=True
@@ -120,11 +127,14 @@ def test_students_learn_what_the_teacher_says_of_new_inputs():
     """Its probabilities, which labels say nothing of."""
     given = dict(optimizer=optax.adam(0.01), steps=300, batch_size=64, progress=False)
     fresh = np.random.default_rng(2).normal(size=(4_000, 5)).astype(np.float32)
-    apart = lambda params: float(
-        jc.training.distillation_loss(mlp, temperature=1.0)(
-            params, (fresh, mlp(TEACHER, fresh)), None
+
+    def apart(params):
+        return float(
+            jc.training.distillation_loss(mlp, temperature=1.0)(
+                params, (fresh, mlp(TEACHER, fresh)), None
+            )
         )
-    )
+
     soft = jc.fit(
         jc.training.distillation_loss(mlp, temperature=2.0), STUDENT, (X, SAID), **given
     ).params

@@ -1,4 +1,4 @@
-"""Statistics of single gradients and curvature, against what their definitions give on small problems."""
+"""Statistics of single gradients and curvature, against their definitions on small problems."""
 
 import itertools
 
@@ -38,7 +38,10 @@ def test_statistics_are_what_their_definitions_give(batch_size):
     assert found.examples == 37
     assert found.signal == pytest.approx(np.mean([a @ b for a, b in pairs]), rel=1e-3)
     assert found.variance == pytest.approx(np.trace(np.cov(each.T)), rel=1e-4)
-    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
     assert found.agreement == pytest.approx(np.mean([cosine(a, b) for a, b in pairs]), abs=1e-4)
     assert found.length == pytest.approx(np.mean(np.linalg.norm(each, axis=1)), rel=1e-4)
     assert found.noise_scale == pytest.approx(found.variance / found.signal)
@@ -60,7 +63,10 @@ def test_equal_and_opposite_examples():
     )
     assert same.agreement == pytest.approx(1, abs=1e-5)
     assert same.noise_scale == pytest.approx(0, abs=1e-5)
-    flat = lambda params, batch, key: jnp.sum(params * batch.mean())
+
+    def flat(params, batch, key):
+        return jnp.sum(params * batch.mean())
+
     torn = jc.training.gradient_statistics(
         flat, jnp.ones(3), np.array([1.0, -1.0], np.float32), progress=False
     )

@@ -1,4 +1,4 @@
-"""Multigrid training: the state that is carried is the state that a finer run would have had, and a run resumes to the bit."""
+"""Multigrid training: the refined state is that of a finer run, and a run resumes to the bit."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from helpers import close, mlp, mlp_params, network, outputs
 from laws import matrix
 
 import jaxcompress as jc
-from jaxcompress.training.optimizer_state import carried, slots
+from jaxcompress.training.optimizer_state import accumulators, refine_state
 from jaxcompress.transforms.resolution import thin
 
 X = np.asarray(matrix(96, 5))
@@ -84,18 +84,21 @@ OPTIMIZERS = {
     ),
 }
 NOT_EXACT = {"clipped adam"}
-"""Whose gradients are divided by a norm over all parameters, which a refined network has another of."""
+"""Gradients are divided by a norm over all parameters, which refinement changes."""
 
 
 def refined_state_is_right(name, optimizer, tol=2e-4):
-    """The gradients of a refined network are its coarse gradients, refined; so is what an optimizer makes of them."""
+    """Gradients of a refined network are the coarse ones, refined; so is the optimizer's state."""
     model, net = network(name) if name else (None, NET)
     params, inputs = (model.params, model.inputs) if model else (PARAMS, (X,))
-    total = lambda params: sum(
-        jnp.sum(jnp.sin(leaf))
-        for leaf in jax.tree.leaves(net(params, *inputs))
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
+
+    def total(params):
+        return sum(
+            jnp.sum(jnp.sin(leaf))
+            for leaf in jax.tree.leaves(net(params, *inputs))
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        )
+
     change = jc.refine(net, 2)
     states = []
     for tree in (params, change(params)):
@@ -104,7 +107,7 @@ def refined_state_is_right(name, optimizer, tol=2e-4):
             scaled = jax.tree.map(lambda leaf, turn=turn: (1 + 0.3 * turn) * leaf, gradient)
             state = jax.jit(optimizer.update)(scaled, state, tree)[1]
         states.append(state)
-    found = carried(optimizer, states[0], params, change, slots(optimizer, params))
+    found = refine_state(optimizer, states[0], params, change, accumulators(optimizer, params))
     assert jax.tree.structure(found) == jax.tree.structure(states[1])
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_allclose(
@@ -128,11 +131,14 @@ def test_on_every_kind_of_axis(name):
 def test_the_function_is_kept_from_level_to_level(name):
     """Steps of no length show it: what the coarsest level computes is what the last does."""
     model, net = network(name)
-    loss = lambda params, batch, key: sum(
-        jnp.sum(jnp.sin(leaf))
-        for leaf in jax.tree.leaves(net(params, *model.inputs))
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
+
+    def loss(params, batch, key):
+        return sum(
+            jnp.sum(jnp.sin(leaf))
+            for leaf in jax.tree.leaves(net(params, *model.inputs))
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        )
+
     given = dict(
         optimizer=optax.sgd(0.0), levels=((4, 1), (2, 1), (1, 1)), batch_size=1, progress=False
     )
@@ -152,7 +158,9 @@ def test_any_optimizer_trains(name):
 
 
 def test_powers_are_found_by_trying():
-    powers = lambda name: sorted({slot.power for slot in slots(OPTIMIZERS[name], PARAMS)})
+    def powers(name):
+        return sorted({array.power for array in accumulators(OPTIMIZERS[name], PARAMS)})
+
     assert powers("sgd") == []
     assert powers("momentum") == powers("lion") == [1]
     assert powers("adam") == powers("clipped adam") == powers("several steps") == [1, 2]

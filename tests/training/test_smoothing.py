@@ -1,4 +1,4 @@
-"""The penalty on variation: its value and slope, and that what was trained with it can be coarsened."""
+"""The penalty on variation: its value and gradient, and that networks trained with it coarsen."""
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +102,10 @@ def test_order_is_less_variation():
 @pytest.mark.parametrize("degree", [1, 2])
 def test_as_a_step_of_optax_it_is_a_term_of_the_loss(degree):
     loss = jc.training.cross_entropy(NET)
-    penalised = lambda params, batch, key: (
-        loss(params, batch, key) + 0.1 * jc.training.variation(NET, params, degree=degree)
-    )
+
+    def penalised(params, batch, key):
+        return loss(params, batch, key) + 0.1 * jc.training.variation(NET, params, degree=degree)
+
     given = dict(steps=20, batch_size=64, progress=False)
     one = jc.fit(penalised, PARAMS, (X, Y), optimizer=optax.sgd(0.1), **given).params
     both = optax.chain(jc.training.add_variation(NET, 0.1, degree=degree), optax.sgd(0.1))

@@ -48,10 +48,14 @@ def test_the_division_is_the_best_for_convex_curves(seed):
     for target in (15, 22, 30, 40):
         choice = allocate(errors, counts, target)
         assert counts.total(choice) <= target
-        total = lambda options: sum(e[k] for e, k in zip(errors, options, strict=True))
+
+        def total(options):
+            return sum(e[k] for e, k in zip(errors, options, strict=True))
+
         every = itertools.product(*(range(len(e)) for e in errors))
         best = min(total(options) for options in every if counts.total(options) <= target)
-        # Lagrangian choices are the best for the numbers they take; a step of one item is what is lost at most
+        # Lagrangian choices are the best for the numbers they take; a step of one item is what is
+        # lost at most
         assert total(choice) <= best + max(np.abs(np.diff(e)).max() for e in errors)
         found, equal = divide(
             errors, counts, target, lambda item, keep: max(0, round(keep * 7) - 1)
@@ -108,12 +112,18 @@ def test_totals_are_met_and_need_no_more_data():
 def test_errors_are_as_predicted_and_less_than_those_of_equal_keeps():
     net, params, x, moments = trained_mlp()
     fresh = np.random.default_rng(9).normal(size=x.shape).astype(np.float32)
-    error = lambda small: float(jnp.mean((net(small, fresh) - mlp(params, fresh)) ** 2))
+
+    def error(small):
+        return float(jnp.mean((net(small, fresh) - mlp(params, fresh)) ** 2))
+
     for total in (0.3, 0.2, 0.1):
         plan = jc.rotate_and_prune(net, jc.budget(total)).plan(params, moments)
         ours = error(jc.rotate_and_prune(net, plan.keeps)(params, moments))
         assert 0.4 < ours / plan.error < 2.5
-        sizes = lambda keep: jc.stored_numbers(jc.rotate_and_prune(net, keep)(params, moments))
+
+        def sizes(keep):
+            return jc.stored_numbers(jc.rotate_and_prune(net, keep)(params, moments))
+
         keeps = [
             keep
             for keep in np.linspace(0.05, 0.65, 25)
@@ -125,7 +135,10 @@ def test_errors_are_as_predicted_and_less_than_those_of_equal_keeps():
 def test_the_prediction_is_exact_for_the_last_cut_of_a_linear_network():
     """Rotations of one linear axis: nothing is first-order there."""
     params = mlp_params((6, 12, 10, 5))
-    linear = lambda p, x: (x @ p["w0"]) @ p["w1"]
+
+    def linear(p, x):
+        return (x @ p["w0"]) @ p["w1"]
+
     params = {name: params[name] for name in ("w0", "w1")}
     x = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
     net = jc.trace(linear, params, x)
@@ -151,7 +164,10 @@ def test_a_share_of_all_channels():
     shrink = jc.rotate_and_prune(net, jc.budget(1 / 8, of="channels"))
     small = shrink(params, moments)
     assert small["w0"].shape[1] + small["w1"].shape[1] == 160 / 8
-    error = lambda small: float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
+
+    def error(small):
+        return float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
+
     assert error(small) < error(jc.rotate_and_prune(net, 1 / 8)(params, moments))
     assert repr(shrink.keep) == "budget(0.125, of='channels')"
     with pytest.raises(ValueError, match="of='flops' is unknown"):
@@ -200,7 +216,10 @@ def test_compress_is_one_percentage():
     by_hand = jc.chain(
         jc.rotate_and_prune(net, jc.budget(1 / 4)), jc.reconstruct(net, [x], progress=False)
     )(params, moments)
-    gap = lambda small: float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
+
+    def gap(small):
+        return float(jnp.mean((net(small, x) - mlp(params, x)) ** 2))
+
     assert gap(small) == pytest.approx(gap(by_hand), rel=0.1)
     with pytest.raises(ValueError, match="there are no batches"):
         jc.compress(mlp, params, [], 1 / 4)
@@ -211,7 +230,8 @@ def test_compress_is_one_percentage():
     assert jax.tree.structure(small) == jax.tree.structure(params)
 
 
-# --- budgets of matrices ---------------------------------------------------------------------------------------------
+# --- budgets of matrices
+# ---------------------------------------------------------------------------------------------
 
 FORMS = {
     "factored": jc.factored,
@@ -234,9 +254,10 @@ def test_matrices_meet_a_total_and_lose_no_more_than_equal_keeps(form, informed)
         assert plan.stored[1] / plan.stored[0] == pytest.approx(met, rel=0.03)
         assert plan.uniform is None or plan.error <= plan.uniform
         if informed and form == "factored":
-            error = lambda tree: float(
-                jnp.mean((mlp(jc.materialize(tree), x) - mlp(params, x)) ** 2)
-            )
+
+            def error(tree):
+                return float(jnp.mean((mlp(jc.materialize(tree), x) - mlp(params, x)) ** 2))
+
             keeps = [
                 keep
                 for keep in np.linspace(0.2, 0.7, 20)
@@ -331,7 +352,8 @@ def test_sizes_are_divisible():
         jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
 
 
-# --- a metric chooses ------------------------------------------------------------------------------------------------
+# --- a metric chooses
+# ------------------------------------------------------------------------------------------------
 
 
 def accuracy_like(net, params, x):

@@ -54,9 +54,10 @@ def test_nested_fits_use_the_pushed_metric():
     metric = jc.second_moments(jax.random.normal(jax.random.key(1), (50, 8)) * jnp.arange(1.0, 9))
     nest = jc.chain(jc.vocabulary(keep=1 / 2), jc.at("codes", jc.hashed(keep=1 / 2)))
     with_moments, without = nest(KERNEL, metric), nest(KERNEL)
-    error = lambda a: float(
-        jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize())))
-    )
+
+    def error(a):
+        return float(jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize()))))
+
     assert error(with_moments) < error(without)
     slope = jax.grad(
         lambda a: jnp.sum((KERNEL - a.materialize()) * (metric @ (KERNEL - a.materialize())))

@@ -44,7 +44,10 @@ def test_the_total_is_met_and_the_division_is_no_worse_than_one_that_is_fixed(to
     )
     assert 0.9 * total <= jc.stored_numbers(small) / jc.stored_numbers(params) <= total
     assert set(plan.keeps) == {"up:1", "words"}
-    error = lambda tree: float(jnp.mean((net(tree, ids) - apply(params, ids)) ** 2))
+
+    def error(tree):
+        return float(jnp.mean((net(tree, ids) - apply(params, ids)) ** 2))
+
     ours = error(small)
     others = []
     for rank in range(1, 8):
