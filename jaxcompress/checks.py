@@ -1,4 +1,4 @@
-"""What arguments must be: whole numbers, alone or one for each axis."""
+"""Validation of arguments that are whole numbers, alone or one for each axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import numpy as np
 
 
 def is_whole(value: object, least: int = 1) -> bool:
-    """Whether a value is an integer, of Python or of numpy, of at least `least`; booleans are none.
+    """Whether a value is an integer of Python or numpy, not a boolean, and at least `least`.
+
+    Args:
+        value: any object.
+        least: the smallest number that is allowed.
+
+    Returns:
+        True for such an integer.
 
     Example:
         >>> from jaxcompress.checks import is_whole
@@ -25,9 +32,12 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     """An argument that is a whole number, as a Python integer.
 
     Args:
-        name: of the argument, for the message.
-        value: what was given.
+        name: the argument's name for the message, such as "block" or "jc.realize: batch_size".
+        value: the argument.
         least: the smallest number that is allowed.
+
+    Returns:
+        The number.
 
     Raises:
         ValueError: for anything else.
@@ -48,10 +58,13 @@ def whole_numbers(
     """One whole number for each axis.
 
     Args:
-        name: of the argument, for the message.
-        value: the numbers; a single one is for all axes.
-        axes: how many there are; None takes as many as are given.
+        name: the argument's name for the message.
+        value: the numbers; a single one is used for all axes.
+        axes: the number of axes; None accepts any number of them.
         least: the smallest number that is allowed.
+
+    Returns:
+        One number for each axis.
 
     Raises:
         ValueError: for anything else.

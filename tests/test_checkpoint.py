@@ -1,4 +1,4 @@
-"""Law 9: the same bits and the same tree, or a clear error and no file."""
+"""Law 9: loading restores the same bits and tree; what cannot be saved leaves no file."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 from laws import TRANSFORMS, matrix
 
 import jaxcompress as jc
@@ -67,7 +68,7 @@ def test_functions_are_not_saved(tmp_path):
     same(jc.load(path, like={"w": array}), {"w": array})
 
 
-def test_the_file_is_as_large_as_its_numbers(tmp_path):
+def test_the_file_is_barely_larger_than_its_numbers(tmp_path):
     path = tmp_path / "small.safetensors"
     small = jc.hashed(keep=1 / 8)({"w": matrix(256, 256)})
     jc.save(path, small)
@@ -84,8 +85,6 @@ def test_damaged_files(tmp_path, damage):
     elif damage == "header":
         data[20] ^= 1
     elif damage == "foreign":
-        import safetensors.numpy
-
         data = safetensors.numpy.save({"w": np.ones(3)})
     path.write_bytes(
         {"cut": data[:-8], "text": b"not a checkpoint", "empty": b""}.get(damage, data)
@@ -111,17 +110,17 @@ def test_nothing_is_half_written(tmp_path):
 
 
 def fields(record):
-    """Everything a record holds, as a tree of arrays and plain values."""
-
-    def whole(value):
-        return fields(value) if dataclasses.is_dataclass(value) else value
-
-    return {field.name: whole(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    """All fields of a record, nested records included, as a tree of arrays and plain values."""
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {
+        name: fields(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()
+    }
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64, "pairs"])
 def test_realized_classifiers_come_back(tmp_path, kind):
-    """With their labels' types, probabilities and meshes, wherever they stand in a tree, and without like=."""
+    """With label dtypes, probabilities and meshes, anywhere in a tree, with and without like=."""
     large = 2**40 if kind is np.int64 else 1
 
     def classify(x):
@@ -142,17 +141,17 @@ def test_realized_classifiers_come_back(tmp_path, kind):
     }
     path = tmp_path / "realized.safetensors"
     jc.save(path, tree)
-    for found in (jc.load(path), jc.load(path, like=tree)):
-        assert repr(found) == repr(tree)
+    for loaded in (jc.load(path), jc.load(path, like=tree)):
+        assert repr(loaded) == repr(tree)
         for mine, theirs in (
-            (found["box"], box),
-            *zip(found["rest"][:3], tree["rest"][:3], strict=True),
+            (loaded["box"], box),
+            *zip(loaded["rest"][:3], tree["rest"][:3], strict=True),
         ):
             assert type(mine) is type(theirs)
             same(fields(mine), fields(theirs))
-        np.testing.assert_array_equal(found["box"].mesh(x), box.mesh(x))
+        np.testing.assert_array_equal(loaded["box"].mesh(x), box.mesh(x))
         np.testing.assert_array_equal(
-            jax.jit(lambda mesh: mesh.cell(x))(found["box"].mesh), box.mesh.cell(x)
+            jax.jit(lambda mesh: mesh.cell(x))(loaded["box"].mesh), box.mesh.cell(x)
         )
 
 

@@ -1,4 +1,7 @@
-"""The rooms stand on each other: imports go down only, without circles, and nothing in the core knows what stands beside it."""
+"""Packages are layered: a module imports from lower layers only, and imports have no cycles.
+
+Nothing in the core imports `classifiers` or `documents`.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -10,7 +13,7 @@ import jaxcompress
 
 ROOT = Path(jaxcompress.__file__).parent
 
-FLOORS = (
+LAYERS = (
     {"checks", "models", "plotting"},
     {"arrays", "programs"},
     {"tables", "checkpoint"},
@@ -25,12 +28,12 @@ FLOORS = (
     {"cli", "__init__"},
     {"__main__"},
 )
-"""From the ground up. A room imports from its own floor's rooms nothing, and from those below what it likes."""
+"""From the lowest layer up. Packages of one layer do not import each other."""
 
-ALLOWED_BESIDE = {("programs", "arrays"), ("arrays", "programs")}
-"""Rooms of one floor that may import each other one way; `test_no_circles` holds which."""
+ALLOWED_WITHIN_LAYER = {("programs", "arrays"), ("arrays", "programs")}
+"""Exceptions: one of the two imports the other; `test_no_cycles` allows one direction only."""
 
-HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -39,68 +42,72 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+MODULES = {module_of(path) for path in FILES}
+
+
+def imported_names(node: ast.AST) -> set[str]:
+    """The modules that one statement imports: none unless it is an import."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        qualified = {f"{node.module}.{alias.name}" for alias in node.names}
+        return (qualified & MODULES) | ({node.module} if qualified - MODULES else set())
+    return set()
+
+
 def imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports, anywhere in it: a late import is an import."""
-    modules = {module_of(other) for other in FILES}
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= (inside & modules) | ({node.module} if inside - modules else set())
+    """Modules of the library that a file imports anywhere, also inside functions."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = set().union(*map(imported_names, nodes))
     return {name for name in names if name.split(".")[0] == "jaxcompress"}
 
 
 IMPORTS = {module_of(path): imported(path) for path in FILES}
 
 
-def test_every_room_has_a_floor():
-    assert {room_of(module) for module in IMPORTS} == set(HEIGHT)
+def test_every_package_has_a_layer():
+    assert {package_of(module) for module in IMPORTS} == set(LAYER)
 
 
 @pytest.mark.parametrize("module", IMPORTS)
 def test_imports_go_down(module):
-    room = room_of(module)
+    package = package_of(module)
     for other in IMPORTS[module]:
-        below = room_of(other)
-        if below == room or (room, below) in ALLOWED_BESIDE:
+        below = package_of(other)
+        if below == package or (package, below) in ALLOWED_WITHIN_LAYER:
             continue
-        assert HEIGHT[below] < HEIGHT[room], f"{module} imports {other}, which stands above it"
+        assert LAYER[below] < LAYER[package], (
+            f"{module} imports {other}, which is in a higher layer"
+        )
 
 
-def test_no_circles():
+def test_no_cycles():
     tuple(TopologicalSorter(IMPORTS).static_order())
-    rooms = {
-        room: {
-            room_of(other)
-            for module in IMPORTS
-            if room_of(module) == room
-            for other in IMPORTS[module]
-        }
-        - {room}
-        for room in HEIGHT
-    }
-    tuple(TopologicalSorter(rooms).static_order())
+    packages = {package: set() for package in LAYER}
+    for module, others in IMPORTS.items():
+        packages[package_of(module)] |= {package_of(other) for other in others}
+    for package, others in packages.items():
+        others.discard(package)
+    tuple(TopologicalSorter(packages).static_order())
 
 
-def test_models_import_nothing_of_ours():
+def test_models_import_models_only():
     for module, names in IMPORTS.items():
-        if room_of(module) == "models":
-            assert {room_of(name) for name in names} <= {"models"}
+        if package_of(module) == "models":
+            assert {package_of(name) for name in names} <= {"models"}
 
 
 def test_public_names():
-    """About 45 names at the top, and every name of a room is there."""
-    rooms = {name for name in jaxcompress.__all__ if (ROOT / name).is_dir() or name == "plots"}
-    assert len(set(jaxcompress.__all__) - rooms) <= 50
+    """About 45 names at the top, and every name in a package's `__all__` exists."""
+    packages = {name for name in jaxcompress.__all__ if (ROOT / name).is_dir() or name == "plots"}
+    assert len(set(jaxcompress.__all__) - packages) <= 50
     for name in jaxcompress.__all__:
         getattr(jaxcompress, name)
-    for room in rooms:
-        for name in getattr(jaxcompress, room).__all__:
-            getattr(getattr(jaxcompress, room), name)
+    for package in packages:
+        for name in getattr(jaxcompress, package).__all__:
+            getattr(getattr(jaxcompress, package), name)

@@ -17,17 +17,27 @@ place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
 w = jax.random.normal(jax.random.key(0), (32, 24))
 x = jax.random.normal(jax.random.key(1), (16, 32))
 program = jax.jit(jax.value_and_grad(lambda a, x: jnp.sum((x @ a) ** 2)))
-for transform in (jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 /
-2), jc.spline(1 / 3)):
+transforms = (
+    jc.hashed(1 / 4), jc.hashed(1 / 2, block=4), jc.vocabulary(1 / 2), jc.factored(1 / 2),
+    jc.spline(1 / 3),
+)
+
+
+def shardable(leaf):
+    "Every child is divided along a dimension that the devices divide."
+    largest = max(leaf.shape)
+    return P(*("shard" if size == largest and size % 4 == 0 else None for size in leaf.shape))
+
+
+for transform in transforms:
     array = transform(w)
     value, gradient = program(array, x)
-    # every child divided along a dimension that the devices divide, the batch as well
-    shardable = lambda leaf: P(*("shard" if size == max(leaf.shape) and size % 4 == 0 else None for
-    size in leaf.shape)) sharded = jax.tree.map(lambda leaf: place(leaf, shardable(leaf)), array)
+    sharded = jax.tree.map(lambda leaf: place(leaf, shardable(leaf)), array)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded)), array
     value_sharded, gradient_sharded = program(sharded, place(x, P("shard")))
-    np.testing.assert_allclose(value_sharded, value, rtol=1e-5) for one, many in
-    zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_sharded), strict=True):
+    np.testing.assert_allclose(value_sharded, value, rtol=1e-5)
+    leaves = jax.tree.leaves(gradient), jax.tree.leaves(gradient_sharded)
+    for one, many in zip(*leaves, strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-4)
 print(len(jax.devices()))
 """
@@ -39,12 +49,12 @@ def test_sharded_arrays_give_the_same_numbers():
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "4"
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.strip() == "4"

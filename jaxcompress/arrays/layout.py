@@ -12,6 +12,8 @@ import math
 from typing import Any
 
 import einops
+import numpy as np
+from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +107,37 @@ class MatrixAxes:
 
 MATRIX = MatrixAxes((-2,), (-1,))
 """The plain layout: (in, out)."""
+
+
+def to_rows(
+    kernel: Float[np.ndarray, "..."], inputs: tuple[int, ...]
+) -> Float[np.ndarray, "inputs outputs"]:
+    """A kernel as one matrix: its contracted dimensions in the given order, then all others.
+
+    Unlike a `MatrixAxes`, `inputs` may name every dimension; the matrix then has one column.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxcompress.arrays.layout import to_rows
+        >>> to_rows(np.zeros((2, 3, 5)), (2, 0)).shape
+        (10, 3)
+    """
+    moved = np.moveaxis(kernel, inputs, range(len(inputs)))
+    return moved.reshape(math.prod(moved.shape[: len(inputs)]), -1)
+
+
+def from_rows(
+    matrix: Float[np.ndarray, "inputs outputs"], inputs: tuple[int, ...], shape: tuple[int, ...]
+) -> Float[np.ndarray, "..."]:
+    """The kernel of a shape that `to_rows` reads as a matrix.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxcompress.arrays.layout import from_rows, to_rows
+        >>> kernel = np.arange(30).reshape(2, 3, 5)
+        >>> bool((from_rows(to_rows(kernel, (2, 0)), (2, 0), kernel.shape) == kernel).all())
+        True
+    """
+    outputs = [place for place in range(len(shape)) if place not in inputs]
+    moved = matrix.reshape([shape[place] for place in (*inputs, *outputs)])
+    return np.moveaxis(moved, range(len(inputs)), inputs)

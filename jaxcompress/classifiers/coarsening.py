@@ -12,15 +12,16 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcompress.arrays.k_means import means
 from jaxcompress.checkpoint import record
+from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.bisection import labels_differ
-from jaxcompress.classifiers.k_means import k_means, means
+from jaxcompress.classifiers.k_means import k_means
 from jaxcompress.classifiers.queries import (
     Classify,
     LabelledPoints,
     Oracle,
     PointFunction,
-    check_count,
     probabilities,
 )
 
@@ -126,8 +127,8 @@ class RealizedAlong(LabelledPoints):
             (40, 10)
         """
         caller = "coarsened"
-        check_count(caller, "per_class", per_class)
-        check_count(caller, "batch_size", batch_size)
+        whole_number(f"{caller}: per_class", per_class)
+        whole_number(f"{caller}: batch_size", batch_size)
         # classes that occur at the boundary only are represented by their kept points
         lonely = np.flatnonzero(~np.isin(self.targets, self.targets[self.cells]))
         inner = np.concatenate([self.given, self.points[lonely]])

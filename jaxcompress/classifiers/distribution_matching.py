@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
+from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.bisection import labels_differ
 from jaxcompress.classifiers.coarsening import RealizedAlong
 from jaxcompress.classifiers.queries import (
@@ -31,7 +32,6 @@ from jaxcompress.classifiers.queries import (
     Oracle,
     PointFunction,
     check_box,
-    check_count,
     probabilities,
 )
 from jaxcompress.training.fit import fit
@@ -95,9 +95,9 @@ def match_distribution(
         >>> moved.points.shape, bool((moved.labels == few.labels).all())
         ((10, 10), True)
     """
-    check_count(CALLER, "batch_size", batch_size)
+    whole_number(f"{CALLER}: batch_size", batch_size)
     box = None if domain is None else check_box(CALLER, domain, realized.points.shape[1])
-    check_count(CALLER, "examples", examples)
+    whole_number(f"{CALLER}: examples", examples)
     _check_features(features, realized.points)
     targets, classes = realized.targets, len(realized.classes)
     given_targets, count = targets[realized.cells], len(realized.given)

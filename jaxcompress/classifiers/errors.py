@@ -37,6 +37,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.evidence import (
     Errors,
     Predict,
@@ -44,7 +45,7 @@ from jaxcompress.classifiers.evidence import (
     gather_evidence,
     verdict_of,
 )
-from jaxcompress.classifiers.queries import Classify, PointFunction, check_count, checked_labels
+from jaxcompress.classifiers.queries import Classify, PointFunction, checked_labels
 from jaxcompress.classifiers.verdicts import ErrorReport
 from jaxcompress.training.batches import in_batches
 
@@ -234,6 +235,6 @@ def _check_sets(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> None:
 
 def _check_settings(level: float, **counts: int) -> None:
     for name, value in counts.items():
-        check_count(CALLER, name, value)
+        whole_number(f"{CALLER}: {name}", value)
     if not 0 <= level < 1:
         raise ValueError(f"{CALLER}: level is a share of test points, such as 0.01, got {level!r}")

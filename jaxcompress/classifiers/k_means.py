@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
 
+from jaxcompress.arrays.k_means import lloyd
 from jaxcompress.classifiers.neighbours import nearest
 
 
@@ -48,14 +48,17 @@ def k_means(
     if len(points) <= k:
         return np.arange(len(points))
     centres = _first_centres(points, weights, k, rng)
-    cluster = np.full(len(points), -1)
-    for _ in range(max(rounds, 1)):
-        before, cluster = cluster, nearest(points, centres, 1)[1][:, 0]
-        if np.array_equal(before, cluster):
-            break
-        total, moved = means(points, weights, cluster, len(centres))
-        centres = np.where(total[:, None] > 0, moved, centres)
+    _, cluster = lloyd(
+        points, weights, centres, rounds=max(rounds, 1), nearest=_nearest_by_distances
+    )
     return np.unique(cluster, return_inverse=True)[1]
+
+
+def _nearest_by_distances(
+    points: Float[np.ndarray, "n d"], centres: Float[np.ndarray, "k d"]
+) -> Int[np.ndarray, " n"]:
+    """The nearest centre of each point from all distances, which pays in many dimensions."""
+    return nearest(points, centres, 1)[1][:, 0]
 
 
 def _first_centres(
@@ -69,23 +72,3 @@ def _first_centres(
         distance = np.minimum(distance, to_drawn) if len(centres) else to_drawn
         centres = np.concatenate([centres, points[[drawn]]])
     return centres
-
-
-def means(
-    points: Float[np.ndarray, "n d"],
-    weights: Float[np.ndarray, " n"],
-    cells: Int[np.ndarray, " n"],
-    count: int,
-) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count d"]]:
-    """The weight of each cell and its points' weighted mean, zero for cells without points.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxcompress.classifiers.k_means import means
-        >>> points, weights = np.array([[0.0], [3.0], [7.0]]), np.array([2.0, 1.0, 1.0])
-        >>> means(points, weights, np.array([0, 0, 2]), 3)[1].ravel().tolist()
-        [1.0, 0.0, 7.0]
-    """
-    total = np.bincount(cells, weights, count)
-    membership = sparse.csr_array((weights, (cells, np.arange(len(cells)))), (count, len(cells)))
-    return total, membership @ points / np.where(total > 0, total, 1)[:, None]

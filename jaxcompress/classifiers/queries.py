@@ -183,17 +183,6 @@ def jnd_function(
     return lambda points: in_batches(checked, points, batch_size)
 
 
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is an integer that is not below the least."""
-    return isinstance(value, int | np.integer) and bool(value >= least)
-
-
-def check_count(caller: str, name: str, value: object) -> None:
-    """Refuse what is not an integer from 1 on."""
-    if not is_count(value):
-        raise ValueError(f"{caller}: {name} must be a whole number from 1 on, got {value!r}")
-
-
 def check_budget(caller: str, budget: object) -> None:
     """Refuse a budget that is neither an integer nor None."""
     if not (budget is None or isinstance(budget, int | np.integer)):

@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.estimation import CompactionEstimate, estimate
 from jaxcompress.classifiers.evaluation import CALLER, Candidate, Evaluation, first_round
 from jaxcompress.classifiers.margins import Apply
-from jaxcompress.classifiers.queries import check_count
 from jaxcompress.classifiers.sampling import (
     divide,
     divide_over_strata,
@@ -141,7 +141,7 @@ def rank_compactions(
         ['0.1', '0.2', '0.4']
     """
     certified = dict(certified or {})
-    check_count(CALLER, "batch_size", batch_size)
+    whole_number(f"{CALLER}: batch_size", batch_size)
     _check_candidates(candidates, active, certified)
     _check_shares(evaluations, confidence)
     budget, first = _budgets(evaluations, active)

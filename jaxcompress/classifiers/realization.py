@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint import record
+from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.boundaries import survey
 from jaxcompress.classifiers.mesh import FINEST, Grid, MeshClassifier
 from jaxcompress.classifiers.queries import (
@@ -41,7 +42,6 @@ from jaxcompress.classifiers.queries import (
     PointFunction,
     check_box,
     check_budget,
-    check_count,
     jnd_function,
     probabilities,
 )
@@ -148,7 +148,7 @@ def realize(
         upper bounds: 844 cells, 1,000 training points)
     """
     grid = _grid(domain, coarse)
-    check_count(CALLER, "batch_size", batch_size)
+    whole_number(f"{CALLER}: batch_size", batch_size)
     _check_budget(budget, grid)
     refinement = _refinement(jnd, grid, batch_size)
     with tqdm(total=budget, desc=CALLER, unit=" queries", disable=not progress, leave=False) as bar:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import is_whole, whole_number
 from jaxcompress.classifiers.bisection import (
     CloseEnough,
     MidpointCheck,
@@ -44,9 +45,7 @@ from jaxcompress.classifiers.queries import (
     PointFunction,
     check_box,
     check_budget,
-    check_count,
     class_indices,
-    is_count,
     probabilities,
 )
 
@@ -124,7 +123,7 @@ def realize_along(
     _check_graph(count, neighbours)
     _check_charts(charts, directions, min(neighbours, d))
     _check_search(count, budget, confidence, tolerance)
-    check_count(CALLER, "batch_size", batch_size)
+    whole_number(f"{CALLER}: batch_size", batch_size)
     laid = Charts(charts, directions, None if domain is None else check_box(CALLER, domain, d))
     search = _Search(closeness(CALLER, jnd, given, batch_size), confidence, tolerance)
     rng = np.random.default_rng(seed)
@@ -269,7 +268,7 @@ def _distinct_points(
 
 
 def _check_graph(count: int, neighbours: int) -> None:
-    if not (is_count(neighbours) and neighbours < count):
+    if not (is_whole(neighbours) and neighbours < count):
         raise ValueError(
             f"{CALLER}: neighbours must be a whole number from 1 to {count - 1}, below the "
             f"{count} distinct points"
@@ -282,7 +281,7 @@ def _check_charts(charts: int, directions: str, most: int) -> None:
             f'{CALLER}: directions must be "principal" or "random", got {directions!r}'
         )
     principal = directions == "principal"
-    if not is_count(charts, 0) or (principal and charts > most):
+    if not is_whole(charts, 0) or (principal and charts > most):
         limit = f"to {most}, the neighbours and dimensions" if principal else "on"
         raise ValueError(f"{CALLER}: charts must be a whole number from 0 {limit}, got {charts}")
 

@@ -26,8 +26,8 @@ from scipy.special import log_softmax, xlogy
 from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint import record
+from jaxcompress.checks import is_whole, whole_number
 from jaxcompress.classifiers.margins import Apply, logits_of
-from jaxcompress.classifiers.queries import check_count, is_count
 
 CALLER = "teaching_set"
 POWER = 2
@@ -137,10 +137,10 @@ def teaching_set(
         >>> bool(chosen.agreement[-1] > chosen.agreement[0])
         True
     """
-    check_count(CALLER, "batch_size", batch_size)
+    whole_number(f"{CALLER}: batch_size", batch_size)
     x, targets = np.asarray(x), np.asarray(targets, np.float32)
     _check_targets(targets, len(x) if x.ndim else 0)
-    if not (is_count(rounds) and is_count(size) and rounds <= size <= len(x)):
+    if not (is_whole(rounds) and is_whole(size) and rounds <= size <= len(x)):
         raise ValueError(
             f"{CALLER}: expected 1 <= rounds <= size <= {len(x)}, the number of points; got "
             f"rounds={rounds}, size={size}"

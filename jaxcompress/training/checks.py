@@ -10,6 +10,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
+from jaxcompress.checks import whole_number
+
 
 def check_fit(
     who: str,
@@ -28,13 +30,8 @@ def check_fit(
         )
     if steps < 0:
         raise ValueError(f"{who}: steps must not be negative, got {steps}")
-    check_count(who, "callback_steps", callback_steps)
-
-
-def check_count(who: str, name: str, count: int | None) -> None:
-    """Refuse what is neither None nor a whole number from 1 on."""
-    if count is not None and not (isinstance(count, int) and count >= 1):
-        raise ValueError(f"{who}: {name} must be a whole number from 1 on, got {count!r}")
+    if callback_steps is not None:
+        whole_number(f"{who}: callback_steps", callback_steps)
 
 
 def check_params(who: str, params: PyTree) -> None:
@@ -65,7 +62,8 @@ def check_validation(
     who: str, data: PyTree, validation: PyTree | None, patience: int | None
 ) -> None:
     """Refuse validation data that are no further examples like the training data."""
-    check_count(who, "patience", patience)
+    if patience is not None:
+        whole_number(f"{who}: patience", patience)
     if validation is None:
         if patience is not None:
             raise ValueError(f"{who}: patience={patience} needs validation=, such as (x, y)")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcompress.arrays.layout import to_rows
 from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.networks.maps import AxisMap, lines
 from jaxcompress.transforms import selection
@@ -116,10 +117,9 @@ def _site_system(
         return None
     by_fibre = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
     where = where[:, by_fibre].reshape(len(where), state.fibres(axis), -1).swapaxes(0, 1)
-    matrices = []
-    for name, order in site.inputs.items():
-        weighted = weighted_kernel(state, name, [site])
-        matrices.append(np.moveaxis(weighted, order, range(len(order))).reshape(flat.size, -1))
+    matrices = [
+        to_rows(weighted_kernel(state, name, [site]), order) for name, order in site.inputs.items()
+    ]
     kernel = np.concatenate(matrices, axis=1)
     if kernel.shape[1] > flat.size:
         kernel = selection.root(kernel @ kernel.T)

@@ -1,12 +1,12 @@
-"""One number for everything: how much of each axis or matrix to keep, so that the predicted output error is least.
+"""A budget: one total size, divided among axes or matrices at the least predicted output error.
 
-Every item i has a curve e_i(k), the error that the network's outputs are predicted to have when i
-alone is cut to its option k, and the numbers n_i(k) that are stored then. The sum of errors is
-minimised under a total of numbers (`allocation`). No pass over data.
+Every item i has an error curve e_i(k), the predicted error of the network's outputs when i alone is
+cut to its option k, and stores n_i(k) numbers. `allocation` minimises `sum_i e_i(k_i)` at a limited
+total of numbers, without a pass over data.
 
-A sum knows nothing of what cuts do to each other. A metric of the whole network does, but no search
-over sums can take it in: it chooses among a few plans of the same total, which are best by sums of
-errors to several powers, or by equal keeps.
+The sum ignores interactions between cuts. A metric of the whole network includes them, but cannot
+be written as a sum; it therefore chooses among up to four plans of the same total: the best ones by
+sums of errors to several powers, and equal keeps.
 """
 
 from __future__ import annotations
@@ -14,24 +14,40 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, PyTree
 
 from jaxcompress.tables import Table
-from jaxcompress.transforms.allocation import Counts, JointCounts, alternatives, divide
+from jaxcompress.transforms.allocation import (
+    Counts,
+    JointCounts,
+    StoredCounts,
+    alternatives,
+    divide,
+)
 from jaxcompress.transforms.settings import arguments, call, show, show_function
 
 OF = ("numbers", "channels")
 
-Metric: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, float]]
-"""Scores of several candidate parameters by name, higher is better. They are scored together so that
-a metric may compare them on the same examples."""
+Metric: TypeAlias = Callable[[Mapping[str, PyTree]], Mapping[str, ArrayLike]]
+"""Scores of several candidate parameters by name; higher is better.
+
+They are scored in one call, so that a metric can compare them on the same examples.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """See `budget`."""
+    """A total size to divide, made by `budget`.
+
+    Attributes:
+        total: the fraction to keep, in (0, 1].
+        of: "numbers" or "channels".
+        metric: chooses among several plans, or None.
+    """
 
     total: float
     of: str = "numbers"
@@ -39,51 +55,52 @@ class Budget:
 
     def __repr__(self) -> str:
         total, *others = arguments(self).items()
-        shown = [f"{name}={show_function(v) if callable(v) else show(v)}" for name, v in others]
-        return call("budget", show(total[1]), *shown)
+        options = [f"{name}={show_function(v) if callable(v) else show(v)}" for name, v in others]
+        return call("budget", show(total[1]), *options)
 
 
 def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:
-    """A rule that goes wherever a keep goes: one share of all stored numbers, divided where it costs the outputs least.
+    """A total size in place of a keep, divided so that the predicted output error is least.
 
     Args:
-        total: the fraction of all numbers of the tree that a transform receives, in (0, 1]; met
-            within 2 %.
+        total: the fraction to keep of all numbers of the tree that the transform receives, in
+            (0, 1]; met within 2 %.
         of: "numbers", or "channels" for the fraction of all channels of the hidden axes, each
-            counting one.
+            counted once.
         metric: chooses among up to four plans of this total: a function from a mapping of their
             small parameters by name to a mapping of scores, higher is better, such as
-            `jc.classifiers.accuracy_metric(active)`. Give it data that is not used for evaluation
-            later. None takes the least sum of predicted errors. `.plan(...).scores` holds the
-            scores.
+            `jc.classifiers.accuracy_metric(active)`. It should use data that is not used for
+            evaluation later. The scores are in `.plan(...).scores`. With None the plan with the
+            least sum of predicted errors is used.
 
     Returns:
-        A rule for `jc.rotate_and_prune` and the leaf transforms. `transform.plan(params, moments)`
-        prints what it gives. Errors are those of the network's outputs where the moments know them:
-        `jc.calibrate(..., sensitivity=True)`.
+        A value for `keep` of `jc.rotate_and_prune` and the leaf transforms, whose
+        `.plan(params, moments)` prints the division. Predicted errors are those of the network's
+        outputs if the moments hold their sensitivity: `jc.calibrate(..., sensitivity=True)`.
 
     Raises:
-        ValueError: for a total outside (0, 1]; when the transform is called, for one that it cannot
-            reach, or a metric whose scores are not finite numbers.
+        ValueError: for a total outside (0, 1]; when the transform is called, for a total that it
+            cannot reach, or a metric whose scores are not finite numbers.
         TypeError: for a metric that is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
-        >>> shapes, keys = {"a": (4, 16), "b": (16, 16), "c": (16, 2)}, jax.random.split(jax.random.key(0), 3)
-        >>> params = {name: jax.random.normal(key, shapes[name]) for name, key in zip(shapes, keys)}
+        >>> shapes, keys = [(4, 16), (16, 16), (16, 2)], jax.random.split(jax.random.key(0), 3)
+        >>> params = dict(zip("abc", map(jax.random.normal, keys, shapes)))
         >>> net, x = jc.trace(apply, params, jnp.ones((2, 4))), jax.random.normal(keys[0], (500, 4))
         >>> moments = jc.calibrate(net, params, [x], sensitivity=True, progress=False)
         >>> shrink = jc.rotate_and_prune(net, jc.budget(1/2))
         >>> shrink.plan(params, moments).stored
         (352.0, 174.0)
 
-        A network of the same size that agrees with the original most often, by an active set:
+        Of the networks of one size, the one that agrees with the original on most examples:
 
-        >>> active = jc.classifiers.active_set(net, params, (x, None), tolerance=0.5, progress=False)
+        >>> data = (x, None)
+        >>> active = jc.classifiers.active_set(net, params, data, tolerance=0.5, progress=False)
         >>> metric = jc.classifiers.accuracy_metric(active)
-        >>> sure = jc.rotate_and_prune(net, jc.budget(1/2, metric=metric))
-        >>> list(sure.plan(params, moments).scores)
+        >>> shrink = jc.rotate_and_prune(net, jc.budget(1/2, metric=metric))
+        >>> list(shrink.plan(params, moments).scores)
         ['errors', 'errors^0.5', 'equal keeps']
     """
     if not isinstance(total, (int, float)) or isinstance(total, bool) or not 0 < total <= 1:
@@ -103,13 +120,13 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one axis or matrix gets.
+    """The share of a budget that one axis or matrix receives.
 
     Attributes:
-        key: of the axis or the leaf.
-        keep: the fraction that stays.
-        detail: in words, such as "20 of 64".
-        error: predicted of the outputs, relative, when it alone is cut.
+        key: the key of the axis or the name of the leaf.
+        keep: the fraction that is kept.
+        detail: the size in words, such as "20 of 64".
+        error: the predicted error of the outputs when it alone is cut.
     """
 
     key: str
@@ -123,14 +140,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
-    """How a budget is divided; prints, and shows as HTML in a notebook.
+    """The division of a budget; prints as a table, and as HTML in a notebook.
 
     Attributes:
-        shares: a row for each axis or matrix.
-        stored: all numbers before and after.
-        uniform: the predicted error of equal keeps at the same total, or None where none reaches
-            it.
-        scores: a metric's scores of the plans that it chose from, by name.
+        shares: one row for each axis or matrix.
+        stored: the numbers of the whole tree before and after.
+        uniform: the predicted error of equal keeps at the same total, or None where no equal keep
+            reaches it.
+        scores: the metric's scores of all plans by name; empty without a metric.
     """
 
     shares: tuple[Share, ...]
@@ -145,17 +162,20 @@ class Plan:
 
     @property
     def error(self) -> float:
-        """The predicted error of the outputs, to first order the sum of all."""
+        """The predicted error of the outputs: to first order, the sum over all shares."""
         return sum(share.error for share in self.shares)
 
     def _summary(self) -> str:
         before, after = self.stored
         equal = "" if self.uniform is None else f" (equal keeps: {self.uniform:.2g})"
-        said = "".join(f"; {name}: {score:.4g}" for name, score in self.scores.items())
-        return f"{before:,.0f} numbers to {after:,.0f} = {after / before:.3f}; predicted error {self.error:.2g}{equal}{said}"
+        scores = "".join(f"; {name}: {score:.4g}" for name, score in self.scores.items())
+        return (
+            f"{before:,.0f} numbers to {after:,.0f} = {after / before:.3f}; "
+            f"predicted error {self.error:.2g}{equal}{scores}"
+        )
 
-    def _table(self) -> Table:
-        return Table(self.shares, ("what", "keep", "size", "predicted error"), "nothing to divide")  # type: ignore[arg-type]
+    def _table(self) -> Table[Share]:
+        return Table(self.shares, ("what", "keep", "size", "predicted error"), "nothing to divide")
 
     def __str__(self) -> str:
         return f"{self._table()}\n{self._summary()}"
@@ -171,24 +191,23 @@ class Item:
     """One axis or matrix that receives a share of a budget.
 
     Attributes:
-        key: of the axis or the leaf.
-        errors: (options,) the predicted error of the outputs, from the smallest size to the full
-            one.
-        keeps: (options,) the fraction that is kept.
-        sizes: (options,) channels or numbers.
+        key: the key of the axis or the name of the leaf.
+        errors: the predicted error of the outputs, from the smallest size to the full one.
+        keeps: the fraction that is kept.
+        sizes: channels or numbers.
         labels: one for each option, such as "20 of 64".
-        option: the index of the option that a keep selects.
+        option: from a keep to the index of the option that it selects.
     """
 
     key: str
-    errors: np.ndarray
-    keeps: np.ndarray
-    sizes: np.ndarray
+    errors: Float[np.ndarray, " options"]
+    keeps: Float[np.ndarray, " options"]
+    sizes: Float[np.ndarray, " options"]
     labels: Sequence[str]
     option: Callable[[float], int]
 
     def share(self, option: int) -> Share:
-        """The row of a plan that an option gives."""
+        """The row of a plan for one of the options."""
         return Share(
             self.key, float(self.keeps[option]), self.labels[option], float(self.errors[option])
         )
@@ -200,13 +219,13 @@ class Items:
 
     Attributes:
         rows: the items.
-        counts: the numbers stored by the leaves that depend on the items, `Counts` or `AxisCounts`.
+        counts: the numbers stored by the leaves that depend on the items, for every choice.
         stored: the numbers that those leaves store at present.
         leaves: the names of those leaves.
     """
 
     rows: tuple[Item, ...]
-    counts: Any
+    counts: StoredCounts
     stored: float
     leaves: frozenset[str]
 
@@ -221,7 +240,7 @@ class Items:
 
 
 def joint(parts: Sequence[Items], before: float) -> Items:
-    """The items of several transforms of a tree that stores `before` numbers, as those of one transform."""
+    """The items of several transforms as one; the whole tree stores `before` numbers."""
     counts = JointCounts(
         before - sum(part.stored for part in parts),
         [part.counts for part in parts],
@@ -235,8 +254,8 @@ def joint(parts: Sequence[Items], before: float) -> Items:
     )
 
 
-def scored(metric: Metric, candidates: Mapping[str, Any]) -> dict[str, float]:
-    """A metric's scores of candidate parameters, checked."""
+def scored(metric: Metric, candidates: Mapping[str, PyTree]) -> dict[str, float]:
+    """A metric's scores of candidate parameters: one finite number for each."""
     try:
         scores = dict(metric(candidates))
     except Exception as error:
@@ -252,33 +271,36 @@ def scored(metric: Metric, candidates: Mapping[str, Any]) -> dict[str, float]:
         )
     for name, score in scores.items():
         value = np.asarray(score)
-        if value.ndim or value.dtype.kind in "OSUc" or not np.isfinite(float(score)):
+        if value.ndim or value.dtype.kind in "OSUc" or not np.isfinite(float(value)):
             raise ValueError(
                 f"budget: the metric of the plan by {name} is {score!r}, expected a finite number, "
                 f"higher is better"
             )
-    return {name: float(score) for name, score in scores.items()}
+    return {name: float(np.asarray(score)) for name, score in scores.items()}
 
 
 def plan_for(
-    rule: Budget, parts: Sequence[Items], before: float, small: Callable[[Plan], Any]
+    rule: Budget, parts: Sequence[Items], before: float, small: Callable[[Plan], PyTree]
 ) -> Plan:
-    """How a budget is divided among the items of one or several transforms of a tree that stores `before` numbers.
+    """Divide a budget among the items of one or several transforms.
 
     Args:
         rule: the budget.
         parts: the items of each transform.
-        before: numbers of the whole tree.
-        small: the parameters that a plan gives, for a metric.
+        before: the numbers that the whole tree stores.
+        small: from a plan to the parameters that it gives, for a metric.
+
+    Returns:
+        The plan with the least predicted error, or with the highest score of the metric.
+
+    Raises:
+        ValueError: for a total that the items cannot reach, or scores that are not finite numbers.
     """
     items = joint(parts, before)
+    counted, target = items.counts, rule.total * before
     if rule.of == "channels":
-        counted, target = (
-            Counts([item.sizes for item in items.rows]),
-            rule.total * sum(float(item.sizes[-1]) for item in items.rows),
-        )
-    else:
-        counted, target = items.counts, rule.total * before
+        counted = Counts([item.sizes for item in items.rows])
+        target = rule.total * sum(float(item.sizes[-1]) for item in items.rows)
     try:
         choice, equal = divide(items.errors, counted, target, items.option)
     except ValueError as error:
@@ -286,12 +308,12 @@ def plan_for(
     if rule.metric is None:
         return plan_of(items, choice, equal)
     choices = alternatives(items.errors, counted, target, items.option)
-    plans = {name: plan_of(items, each, equal) for name, each in choices.items()}
+    plans = {name: plan_of(items, choice, equal) for name, choice in choices.items()}
     scores = scored(rule.metric, {name: small(plan) for name, plan in plans.items()})
     return dataclasses.replace(plans[max(scores, key=lambda name: scores[name])], scores=scores)
 
 
 def plan_of(items: Items, choice: Sequence[int], equal: float | None = None) -> Plan:
-    """Options of the items of a whole tree as a plan."""
+    """The plan of one option for each item; `equal` is the error of equal keeps."""
     shares = tuple(item.share(option) for item, option in zip(items.rows, choice, strict=True))
     return Plan(shares, (items.stored, items.counts.total(choice)), equal)

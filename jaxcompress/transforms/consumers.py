@@ -12,6 +12,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.layout import Layout
@@ -115,10 +116,9 @@ def weighted_kernel(state: NetworkState, name: str, sites: list[Site]) -> np.nda
     order = known[0].inputs[name]
     gains = [state.moments.gains[s.key].cov for s in known if s.inputs[name] == order]
     gain = np.sum(gains, axis=0)
-    moved = np.moveaxis(kernel, order, range(len(order)))
-    matrix = moved.reshape(-1, len(gain))
+    matrix = to_rows(kernel, order)
     matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ root(gain)
-    return np.moveaxis(matrix.reshape(moved.shape), range(len(order)), order)
+    return from_rows(matrix, order, kernel.shape)
 
 
 def _power(state: NetworkState, name: str, gain: np.ndarray | None = None) -> float:
@@ -128,9 +128,8 @@ def _power(state: NetworkState, name: str, gain: np.ndarray | None = None) -> fl
     key = next((key for key in state.moments.sites if name in sites[key].inputs), None)
     if key is None or not is_solvable(state, sites[key]):
         return float(np.sum(state.leaves[name] ** 2))
-    second, order = state.moments.sites[key].second, sites[key].inputs[name]
-    moved = np.moveaxis(state.leaves[name], order, range(len(order)))
-    matrix = moved.reshape(len(second), -1)
+    second = state.moments.sites[key].second
+    matrix = to_rows(state.leaves[name], sites[key].inputs[name])
     weighted = matrix if gain is None else matrix * gain if gain.ndim == 1 else matrix @ gain
     return float(np.einsum("ij,ij->", weighted, second @ matrix))
 

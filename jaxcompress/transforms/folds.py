@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, along
@@ -169,14 +170,13 @@ def _solved(
     ridge += np.finfo(np.float64).tiny
     kernels, shift, bias = {}, None, bias_of(state, site) if absorbs else None
     for name, order in site.inputs.items():
-        moved = np.moveaxis(state.leaves[name], order, range(len(order)))
-        matrix = moved.reshape(flat.size, -1)
+        matrix = to_rows(state.leaves[name], order)
         layouts = (flat, Layout("", matrix.shape[1]))
         target = along(matrix, layouts, 0, axis, np.swapaxes(fold, 1, 2))
         solved = np.zeros_like(matrix)
         right = moments[kept] @ matrix + ridge * target
         solved[kept] = np.linalg.solve(inner + ridge * np.eye(len(inner)), right)
-        kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+        kernels[name] = from_rows(solved, order, state.leaves[name].shape)
         if bias is not None:
             shift = bias[0], bias[1] * (inputs.mean @ (matrix - solved))
     return _SiteFold(_for_slots(axis, site, selection), kernels, shift)

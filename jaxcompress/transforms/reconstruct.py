@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
+from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
@@ -175,15 +176,13 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
     metric = covariance + ridge * np.eye(len(covariance))
     kernels, low_rank, shift = {}, {}, None
     for name, order in site.inputs.items():
-        full = np.moveaxis(original.target(name, order), order, range(len(order)))
-        full = full.reshape(len(paired.before), -1)
+        full = to_rows(original.target(name, order), order)
         factored = None if name in state.leaves else state.given[name]
         present = state.leaves[name] if factored is None else factored.materialize()
-        moved = np.moveaxis(np.asarray(present, np.float64), order, range(len(order)))
-        prior = moved.reshape(len(metric), -1)
+        prior = to_rows(np.asarray(present, np.float64), order)
         solved = np.linalg.solve(metric, cross @ full + ridge * prior)
         if factored is None:
-            kernels[name] = np.moveaxis(solved.reshape(moved.shape), range(len(order)), order)
+            kernels[name] = from_rows(solved, order, present.shape)
         else:
             low_rank[name] = factored.refit(solved, metric)
             solved = np.asarray(low_rank[name].matrix(), np.float64)

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
+from jaxcompress.checks import whole_number
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.trace import Network, check_network
@@ -202,20 +203,12 @@ def nearest(options: Int[np.ndarray, " options"], size: float) -> int:
 
 
 def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
-    """A whole number from 1 on, or a mapping of them as a tuple of pairs."""
+    """A positive whole number, or a mapping of them as a tuple of pairs."""
     if isinstance(multiple, Mapping):
-        return tuple((pattern, _check_whole(value)) for pattern, value in multiple.items())
-    return _check_whole(multiple)
-
-
-def _check_whole(multiple: int) -> int:
-    """A whole number from 1 on."""
-    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-        raise ValueError(
-            "multiple must be a whole number from 1 on, which the sizes are multiples of; "
-            f"got {multiple!r}"
+        return tuple(
+            (pattern, whole_number("multiple", value)) for pattern, value in multiple.items()
         )
-    return multiple
+    return whole_number("multiple", multiple)
 
 
 def rotate_and_prune(

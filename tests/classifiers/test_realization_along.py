@@ -8,9 +8,10 @@ import pytest
 from helpers import mlp, mlp_params
 
 import jaxcompress as jc
+from jaxcompress.arrays.k_means import means
 from jaxcompress.classifiers.bisection import QueriedPoints, check_midpoints
 from jaxcompress.classifiers.condensation import condense
-from jaxcompress.classifiers.k_means import k_means, means
+from jaxcompress.classifiers.k_means import k_means
 from jaxcompress.classifiers.queries import Oracle
 from jaxcompress.classifiers.realization_along import random_points
 

@@ -160,7 +160,7 @@ def test_all_points_and_images():
         (dict(start=np.arange(41)), "indices of 1 to 40 points"),
         (dict(start=[1, 1]), "different indices of 1500 points"),
         (dict(start=[-1]), "different indices of 1500 points"),
-        (dict(batch_size=0), "batch_size must be a whole number from 1 on"),
+        (dict(batch_size=0), "batch_size must be a whole number of at least 1"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(given, message):

@@ -1,4 +1,4 @@
-"""One number for everything: the division is optimal, the count is the tree's own, the error is as predicted, the total is met."""
+"""Budgets: the division is optimal, its counts are exact, and totals and predicted errors hold."""
 
 import itertools
 import re
@@ -36,15 +36,8 @@ def test_the_division_is_the_best_for_convex_curves(seed):
     errors = [
         np.append(np.sort(np.diff(np.append(0, np.sort(e)))).cumsum()[::-1], 0) for e in errors
     ]
-    counts = JointCounts(
-        5,
-        [
-            Counts(
-                [np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)]
-            )
-        ],
-        [3],
-    )
+    numbers = [np.arange(1, len(e) + 1) * unit for e, unit in zip(errors, (1, 3, 2), strict=True)]
+    counts = JointCounts(5, [Counts(numbers)], [3])
     for target in (15, 22, 30, 40):
         choice = allocate(errors, counts, target)
         assert counts.total(choice) <= target
@@ -52,15 +45,14 @@ def test_the_division_is_the_best_for_convex_curves(seed):
         def total(options):
             return sum(e[k] for e, k in zip(errors, options, strict=True))
 
-        every = itertools.product(*(range(len(e)) for e in errors))
-        best = min(total(options) for options in every if counts.total(options) <= target)
-        # Lagrangian choices are the best for the numbers they take; a step of one item is what is
-        # lost at most
+        choices = itertools.product(*(range(len(e)) for e in errors))
+        best = min(total(options) for options in choices if counts.total(options) <= target)
+        # Lagrangian choices are optimal for the numbers they use, so at most one step is lost
         assert total(choice) <= best + max(np.abs(np.diff(e)).max() for e in errors)
-        found, equal = divide(
+        divided, equal = divide(
             errors, counts, target, lambda item, keep: max(0, round(keep * 7) - 1)
         )
-        assert equal is None or total(found) <= equal
+        assert equal is None or total(divided) <= equal
 
 
 def test_a_total_out_of_reach_is_refused_with_what_can_be_reached():
@@ -230,14 +222,13 @@ def test_compress_is_one_percentage():
     assert jax.tree.structure(small) == jax.tree.structure(params)
 
 
-# --- budgets of matrices
-# ---------------------------------------------------------------------------------------------
+# --- budgets of matrices -------------------------------------------------------------------------
 
 FORMS = {
     "factored": jc.factored,
     "hashed": jc.hashed,
     "vocabulary": lambda keep: jc.vocabulary(keep, atoms="learned"),
-    "convolved": jc.spline,
+    "spline": jc.spline,
 }
 
 
@@ -271,7 +262,10 @@ def total_of(form, keep, params, moments):
 
 
 def test_curves_are_the_errors_of_the_fits():
-    """With a formula (factored) and interpolated (hashed, where every table size is another draw), in the metric of the inputs."""
+    """Closed form (factored) and interpolated (hashed), both in the metric of the inputs.
+
+    Every table size of a hashed array is another random draw, hence the wide tolerance.
+    """
     rng = np.random.default_rng(0)
     matrix, x = (
         rng.normal(size=(24, 32)).astype(np.float32),
@@ -332,7 +326,7 @@ def test_a_stack_is_the_sum_of_its_matrices():
 
 
 def test_sizes_are_divisible():
-    """Of every axis by its own multiple, with a keep, a budget or an energy; and a whole axis stays whole."""
+    """Each axis by its own multiple, with a keep, a budget or an energy; uncut axes stay uncut."""
     net, params, _, moments = trained_mlp(widths=(8, 60, 96, 4))
     for rule in ({"keep": 0.4}, {"keep": jc.budget(0.4)}, {"energy": 0.99}):
         shrink = jc.rotate_and_prune(net, multiple={"w0*": 16, "w1*": 7}, **rule)
@@ -346,18 +340,17 @@ def test_sizes_are_divisible():
     plan = jc.rotate_and_prune(net, jc.budget(0.4), multiple=16).plan(params, moments)
     assert 0.3 < plan.stored[1] / plan.stored[0] <= 0.4
     for multiple in (0, 1.5, True, {"w0*": "8"}):
-        with pytest.raises(ValueError, match="multiple must be a whole number from 1 on"):
+        with pytest.raises(ValueError, match="multiple must be a whole number of at least 1"):
             jc.rotate_and_prune(net, keep=0.5, multiple=multiple)
     with pytest.raises(ValueError, match=r"multiple: the patterns \['up'\] match no leaf"):
         jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
 
 
-# --- a metric chooses
-# ------------------------------------------------------------------------------------------------
+# --- a metric chooses ----------------------------------------------------------------------------
 
 
 def accuracy_like(net, params, x):
-    """How near the outputs stay, the more the better."""
+    """The negative squared error of the outputs; higher is better."""
     given = net(params, x)
     return lambda small: -float(jnp.mean((net(small, x) - given) ** 2))
 
@@ -365,7 +358,7 @@ def accuracy_like(net, params, x):
 @pytest.mark.parametrize("form", ["rotate", "factored", "together"])
 @pytest.mark.parametrize("total", [0.5, 0.2])
 def test_a_metric_gets_the_best_of_its_plans(form, total):
-    """It is called with what each plan gives, of the same total; the best one is applied, and no worse than without a metric."""
+    """It scores the result of each plan; the best is applied and no worse than without a metric."""
     net, params, x, moments = trained_mlp()
     ways = {
         "rotate": lambda rule: jc.rotate_and_prune(net, rule),

@@ -1,4 +1,4 @@
-"""One budget over axes and matrices: the total is met, errors compare, and no leaf is changed twice."""
+"""One budget over axes and matrices: the total is met, and no leaf is changed twice."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ def apply(p, ids):
 
 
 def problem(scale=1.0):
-    """A table whose rows lie near a plane, and neurons of which few matter."""
-    params = {name: jax.random.normal(key, SHAPES[name]) for key, name in zip(KEYS, SHAPES)}
+    """A table whose rows lie near a plane, and a hidden layer in which few neurons matter."""
+    params = {
+        name: jax.random.normal(key, SHAPES[name])
+        for key, name in zip(KEYS[: len(SHAPES)], SHAPES, strict=True)
+    }
     params["words"] = params["words"] * 2.0 ** -jnp.arange(8)
     params["down"] = scale * params["down"] * (0.8 ** jnp.arange(24.0))[:, None]
     ids = jax.random.randint(KEYS[5], (300, 7), 0, 60)
