@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 import einops
+import jax
+import numpy as np
+
+ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +81,14 @@ class MatrixAxes:
         """(m, n) for the given sizes of the last dimensions."""
         return math.prod(dims[a] for a in self.inputs), math.prod(dims[a] for a in self.outputs)
 
-    def to_matrix(self, array: Any) -> Any:
+    def to_matrix(self, array: ArrayT) -> ArrayT:
         """An array of this layout as plain matrices (..., m, n); numpy stays numpy."""
         if self == MATRIX:
             return array
         dense, plain = self._patterns()
         return einops.rearrange(array, f"{dense} -> {plain}")
 
-    def from_matrix(self, matrix: Any, dims: tuple[int, ...] | None) -> Any:
+    def from_matrix(self, matrix: ArrayT, dims: tuple[int, ...] | None) -> ArrayT:
         """Plain matrices (..., m, n) as arrays of this layout, with trailing sizes `dims`."""
         if self == MATRIX:
             return matrix
