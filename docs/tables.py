@@ -115,6 +115,14 @@ def errors_of(rows: Rows, name: str, column: str | None = None) -> list[float]:
     ]
 
 
+def finished(errors: list[float], seeds: int = 3) -> str:
+    """Mean and deviation, with the number of seeds where some are missing."""
+    if not errors:
+        return ""
+    missing = f" ({len(errors)} of {seeds} seeds)" if len(errors) < seeds else ""
+    return spread(errors) + missing
+
+
 @named("hashednets")
 def hashednets() -> str:
     """Eight sets at 1/64, with the small ConvNet beside."""
@@ -128,7 +136,7 @@ def hashednets() -> str:
     }
     for row in rows:
         errors = errors_of(neighbours, row[0])
-        row.insert(place, spread(errors) if errors else facts.get(row[0], ""))
+        row.insert(place, finished(errors) or facts.get(row[0], ""))
     heads.insert(place, "small ConvNet")
     return grid(heads, rows)
 

@@ -1,10 +1,10 @@
 """The library's laws as checks for your own arrays and transforms.
 
-`check_array` holds one compact array to: honest count, meaning (every product equals that of the
+`check_array` checks one compact array: honest count, meaning (every product equals that of the
 dense matrix), gradient (the transpose of materialize), bfloat16, stacking under vmap and scan,
 transparency (jit, eval_shape, donation), round trip (save, load, flax) and export.
-`check_transform` holds a transform to: purity, meaning (shapes and dtypes stay), honest count and
-composition (identity is the unit of chain), and checks every array it makes. Both raise an
+`check_transform` checks a transform: purity, meaning (shapes and dtypes stay), honest count and
+composition (identity is the unit of chain), and every compact array that it makes. Both raise an
 AssertionError that names the law and the error, take a second or two, and are what the library's
 own tests run.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from flax import serialization
 from jax import export as jax_export
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
@@ -74,8 +75,8 @@ def check_transform(transform: Transform, params: PyTree, moments: PyTree = None
 
     Args:
         transform: the transform.
-        params: a tree of float32 leaves; it is checked that they stay as they are.
-        moments: what the transform takes, if anything.
+        params: a tree of float32 leaves; the check that they do not change is included.
+        moments: passed to the transform.
 
     Raises:
         AssertionError: naming the law.
@@ -91,6 +92,22 @@ def check_transform(transform: Transform, params: PyTree, moments: PyTree = None
     _require(
         _same_bits(small, transform(params, moments)), "purity: a second call gave other numbers"
     )
+    _check_leaves(params, small)
+    _require(
+        stored_numbers(small) <= stored_numbers(params),
+        "honest count: more numbers are stored than before",
+    )
+    for unit in (chain(transform, identity()), chain(identity(), transform)):
+        _require(
+            _same_bits(small, unit(params, moments)),
+            "composition: identity is not the unit of chain",
+        )
+    _require(transform == transform and bool(repr(transform)), "a transform must print and compare")
+    _check_refuses_jit(transform, params)
+
+
+def _check_leaves(params: PyTree, small: PyTree) -> None:
+    """The leaves keep their names, shapes and dtypes, and compact ones keep the arrays' laws."""
     old, new = dict(named_leaves(params)), dict(named_leaves(small))
     _require(
         old.keys() == new.keys(),
@@ -104,27 +121,20 @@ def check_transform(transform: Transform, params: PyTree, moments: PyTree = None
                 f"meaning: {name} changed from {old[name].shape} {old[name].dtype} "
                 f"to {leaf.shape} {leaf.dtype}",
             )
+        # stacked arrays follow from unstacked ones, which `check_array` stacks itself
         if is_compact(leaf) and leaf.ndim == leaf.matrix_axes.ndim:
             check_array(leaf, export=False)
-    _require(
-        stored_numbers(small) <= stored_numbers(params),
-        "honest count: more numbers are stored than before",
-    )
-    for unit in (chain(transform, identity()), chain(identity(), transform)):
-        _require(
-            _same_bits(small, unit(params, moments)),
-            "composition: identity is not the unit of chain",
-        )
-    _require(transform == transform and bool(repr(transform)), "a transform must print and compare")
+
+
+def _check_refuses_jit(transform: Transform, params: PyTree) -> None:
     try:
         jax.jit(transform)(params)
     except TypeError:
-        pass
-    else:
-        raise AssertionError(
-            "purity: a transform called under jax.jit must raise a TypeError, "
-            "since sizes depend on data"
-        )
+        return
+    raise AssertionError(
+        "purity: a transform called under jax.jit must raise a TypeError, "
+        "since sizes depend on data"
+    )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -132,7 +142,7 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def _close(actual: Any, expected: Any, message: str, tol: float = 2e-5) -> None:
+def _close(actual: ArrayLike, expected: ArrayLike, message: str, tol: float = 2e-5) -> None:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     _require(
         actual.shape == expected.shape,
@@ -143,7 +153,7 @@ def _close(actual: Any, expected: Any, message: str, tol: float = 2e-5) -> None:
     _require(bool(gap <= tol), f"{message}: relative error {gap:.2g}, at most {tol:g} is allowed")
 
 
-def _same_bits(a: Any, b: Any) -> bool:
+def _same_bits(a: PyTree, b: PyTree) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     return all(
@@ -152,7 +162,7 @@ def _same_bits(a: Any, b: Any) -> bool:
     )
 
 
-def _noise(shape: tuple[int, ...], seed: int, dtype: Any = jnp.float32) -> jax.Array:
+def _noise(shape: tuple[int, ...], seed: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
@@ -201,7 +211,7 @@ def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
     _close(array.take(picked), jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
     _require(
         bool(jnp.isnan(array.take(jnp.array([rows]))).all()),
-        "meaning: A.take of a row that is not there must be NaN",
+        "meaning: A.take of a row out of range must be NaN",
     )
 
 
@@ -217,12 +227,12 @@ def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
         for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             _close(got, want, f"gradient: {name} is not the transpose of materialize", 1e-4)
     optimizer = optax.adam(1e-3)
-    numbers = sum(
-        leaf.size for leaf in jax.tree.leaves(optimizer.init(cast(Any, array))) if leaf.ndim
-    )
+    state = optimizer.init(cast(optax.Params, array))
+    # the step count is a scalar, and no number of the array
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
     stored = sum(leaf.size for leaf in jax.tree.leaves(array) if leaf.ndim)
     _require(
-        numbers == 2 * stored,
+        numbers == 2 * stored,  # two moments of each number
         f"transparency: adam keeps {numbers} numbers for {stored} stored ones",
     )
 
@@ -238,6 +248,7 @@ def _check_dtype(array: CompactArray) -> None:
         half.materialize().dtype == jnp.bfloat16,
         "bfloat16: materialize leaves the children's dtype",
     )
+    # strict promotion raises where an operation mixes in a wider dtype
     with jax.numpy_dtype_promotion("strict"):
         x = _noise((3, array.matrix_shape[0]), 7, jnp.bfloat16)
         _require(
@@ -250,7 +261,7 @@ def _check_dtype(array: CompactArray) -> None:
 def _check_stack(array: CompactArray) -> None:
     if not jax.tree.leaves(array):
         return
-    layers = [
+    layers = [  # unequal, so that a mixed-up order shows
         array,
         jax.tree.map(lambda leaf: 2 * leaf, array),
         jax.tree.map(lambda leaf: leaf - 1, array),
@@ -270,37 +281,37 @@ def _check_stack(array: CompactArray) -> None:
         dense,
         "stack: materialize of three layers; write it with leading '...' dimensions",
     )
+    _check_stacked_products(array, stack, dense)
+
+
+def _check_stacked_products(array: CompactArray, stack: CompactArray, dense: jax.Array) -> None:
+    """The product of three stacked layers, under every way to map over them."""
     x = _noise((3, 4, array.matrix_shape[0]), 8)
     plain = stack.matrix_axes.to_matrix(dense)
 
     def product(a: CompactArray, x: jax.Array) -> jax.Array:
         return a.multiply(x)
 
-    _close(product(stack, x), x @ plain, "stack: x @ A of three layers", 1e-4)
-    _close(jax.vmap(product)(stack, x), x @ plain, "stack: under vmap", 1e-4)
-    _close(
-        jax.vmap(product, in_axes=(0, None))(stack, x[0]),
-        x[0] @ plain,
-        "stack: under vmap with in_axes",
-        1e-4,
-    )
-    _close(
-        jax.lax.scan(lambda _, a: (None, product(a, x[0])), None, stack)[1],
-        x[0] @ plain,
-        "stack: under scan",
-        1e-4,
-    )
+    def step(carry: None, layer: CompactArray) -> tuple[None, jax.Array]:
+        return carry, product(layer, x[0])
+
     axes = jax.tree.map(lambda _: 0, array)
-    _close(
-        jax.vmap(product, in_axes=(axes, None))(stack, x[0]),
-        x[0] @ plain,
-        "stack: under vmap with a tree of in_axes",
-        1e-4,
-    )
+    shared = x[0] @ plain
+    by_axis = jax.vmap(product, in_axes=(0, None))(stack, x[0])
+    by_tree = jax.vmap(product, in_axes=(axes, None))(stack, x[0])
+    for name, actual, expected in (
+        ("x @ A of three layers", product(stack, x), x @ plain),
+        ("under vmap", jax.vmap(product)(stack, x), x @ plain),
+        ("under vmap with in_axes", by_axis, shared),
+        ("under scan", jax.lax.scan(step, None, stack)[1], shared),
+        ("under vmap with a tree of in_axes", by_tree, shared),
+    ):
+        _close(actual, expected, f"stack: {name}", 1e-4)
 
 
 def _check_tree(array: CompactArray, dense: jax.Array) -> None:
     leaves, treedef = jax.tree.flatten(array)
+    # JAX unflattens with None, integers, labels and objects of its own: a repr must still print
     for filler in (None, 0, "label", object()):
         repr(jax.tree.unflatten(treedef, [filler] * len(leaves)))
     _require(

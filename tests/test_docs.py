@@ -86,3 +86,12 @@ def test_the_api_lists_every_public_name():
     }
     missing = set(jc.__all__) - listed - rooms - {"plots", "__version__"}
     assert not missing, f"add {sorted(missing)} to docs/api/index.md"
+
+
+@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "docs" / "api").glob("*.md")))
+def test_names_that_a_file_has_as_well_are_on_their_page(room):
+    page = (ROOT / "docs" / "api" / f"{room}.md").read_text()
+    folder = ROOT / "jaxcompress" / room
+    for name in getattr(getattr(jc, room, None), "__all__", ()):
+        if (folder / f"{name}.py").exists():  # the site's reader would show nothing in its place
+            assert f"::: jaxcompress.{room}.{name}.{name}" in page

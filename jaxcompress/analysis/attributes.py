@@ -11,6 +11,7 @@ principal angles.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -120,11 +121,13 @@ def sample_efficiency(
 
     Example:
         >>> from jaxcompress.analysis import sample_efficiency
-        >>> curve = sample_efficiency(lambda examples, seed: (0.0, 1 / examples), (100, 10), seeds=2)
+        >>> def train(examples, seed):
+        ...     return 0.0, 1 / examples
+        >>> curve = sample_efficiency(train, (100, 10), seeds=2)
         >>> curve.gap.tolist()
         [0.01, 0.1]
     """
-    runs = [(size, seed) for size in sizes for seed in range(seeds)]
+    runs = list(itertools.product(sizes, range(seeds)))
     bar = tqdm(runs, desc="learning curve", leave=False, disable=None)
     errors = np.array([train(size, seed) for size, seed in bar])
     on_train, on_test = errors.reshape(len(sizes), seeds, 2).transpose(2, 0, 1)

@@ -7,6 +7,7 @@ are noted. Costs a fit and an evaluation for each point.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -170,7 +171,7 @@ def frontier(
         >>> [(p.recipe, p.numbers) for p in curve.points]
         [('hashed', 512), ('hashed', 16), ('factored', 496), ('factored', None)]
     """
-    cells = [(name, keep) for name in recipes for keep in keeps]
+    cells = list(itertools.product(recipes, keeps))
     points = [
         _measure(name, recipes[name], keep, params, evaluate, moments)
         for name, keep in tqdm(cells, desc="frontier", disable=not progress, leave=False)

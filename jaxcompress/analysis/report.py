@@ -9,12 +9,12 @@ each distinct form.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers
@@ -152,14 +152,16 @@ def report(
             "give the trees of one network"
         )
     metrics = moments_by_name(moments)
-    cache: dict[Any, float] = {}
+    cache: dict[Hashable, float] = {}
     rows = tuple(_row(name, old[name], new[name], metrics.get(name), cache) for name in new)
     if net is None:
         return Report(rows)
     return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
 
 
-def _row(name: str, old: Leaf, new: Leaf, metric: Any, cache: dict[Any, float]) -> ReportRow:
+def _row(
+    name: str, old: Leaf, new: Leaf, metric: ArrayLike | None, cache: dict[Hashable, float]
+) -> ReportRow:
     error, output_error = _errors(old, new, metric)
     return ReportRow(
         leaf=name,
@@ -180,7 +182,7 @@ def _form(leaf: Leaf) -> str:
     return f"{kind}: {leaf.summary()}".rstrip(": ")
 
 
-def _errors(old: Leaf, new: Leaf, metric: Any) -> tuple[float | None, float | None]:
+def _errors(old: Leaf, new: Leaf, metric: ArrayLike | None) -> tuple[float | None, float | None]:
     """The relative error of a leaf, and that of its outputs where the metric is known."""
     if np.shape(materialize(old)) != np.shape(materialize(new)):
         return None, None
@@ -191,8 +193,8 @@ def _errors(old: Leaf, new: Leaf, metric: Any) -> tuple[float | None, float | No
     if metric is None or gap.ndim < axes.ndim:
         return error, None
     gap, target = axes.to_matrix(gap), axes.to_matrix(target)
-    metric = np.asarray(metric, np.float64)
-    return error, _ratio(_squared_norm(gap, metric), _squared_norm(target, metric))
+    weights = np.asarray(metric, np.float64)
+    return error, _ratio(_squared_norm(gap, weights), _squared_norm(target, weights))
 
 
 def _squared_norm(matrix: Float[np.ndarray, "*lead m n"], metric: np.ndarray) -> float:
@@ -216,7 +218,9 @@ def _axes(old: Leaf, new: Leaf) -> MatrixAxes:
     return MATRIX
 
 
-def _product_flops(old: Leaf, new: Leaf, cache: dict[Any, float]) -> tuple[float, float] | None:
+def _product_flops(
+    old: Leaf, new: Leaf, cache: dict[Hashable, float]
+) -> tuple[float, float] | None:
     """FLOPs of x @ W for each leaf and row of a batch; None where the leaf is no single matrix."""
     axes = _axes(old, new)
     stacked = np.ndim(jax.tree.leaves(new)[0]) < 1 or len(new.shape) != axes.ndim

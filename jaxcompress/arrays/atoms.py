@@ -1,15 +1,15 @@
 """Designed atoms: a matrix of features that is recomputed at every use and stores nothing.
 
-Column f of `atoms` (m, k) is one feature of the m inputs. "dct": orthonormal cosines over the input
-grid, lowest frequencies first; on a grid of several axes they are products of cosines, in the order
-of their frequency's norm. "smooth": what a ridge regression with a squared-exponential kernel
-predicts everywhere from one at one of k evenly spread points and zero at the others; the codes are
-then the weights at those points, and the kernel is as wide as they are apart. "random": the same
-cosines in a seeded order with a seeded sign on every input, which makes an orthonormal set with no
-preferred direction. A function of the grid's coordinates gives anything else. Inputs of several
-channels at every point have the same atoms in each channel, apart from the others. Costs m k
-operations to recompute (cosines are taken once per grid axis; smooth ones take k^2 m more to
-solve), and no storage.
+Column f of `atoms` (m, k) is one feature of the m inputs. There are three designs. "dct":
+orthonormal cosines over the input grid, lowest frequencies first; on a grid of several axes they
+are products of cosines, in the order of their frequency's norm. "smooth": the predictions of a
+ridge regression with a squared-exponential kernel, from the value one at one of k evenly spread
+points and zero at the others; the codes are then the weights at those points, and the kernel's
+width is their spacing. "random": the same cosines in a seeded order with a seeded sign on every
+input, an orthonormal set with no preferred direction. A function of the grid's coordinates gives
+any other atoms. Inputs of several channels at every point have the same atoms in each channel,
+without mixing channels. Costs m k operations to recompute (cosines are computed once per grid axis;
+smooth atoms take k^2 m more to solve), and no storage.
 
 Source: Denil et al. 2013 (arXiv:1306.0543) for designed dictionaries; Ailon and Chazelle 2006 for
 the signed transform.
@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.permutation import mix, permute
@@ -43,9 +43,9 @@ class DesignedAtoms(CompactArray):
         rule: "dct", "smooth", "random", or a function from the grid's coordinates, float32 (m,
             axes), to (m, atoms).
         grid: the sizes of the input axes; their product, times the channels, is m.
-        count: how many atoms.
+        count: the number of atoms.
         seed: the order and the signs of "random".
-        channels: how many inputs stand interlaced at each point of the grid.
+        channels: the number of inputs interlaced at each point of the grid.
     """
 
     rule: str | Callable[[jax.Array], jax.Array] = static_field(default="dct")
@@ -67,27 +67,28 @@ class DesignedAtoms(CompactArray):
         """`x @ atoms`, the channels apart."""
         return self.features(x, self.dtype)
 
-    def features(self, x: jax.Array, dtype: Any) -> jax.Array:
-        """`x @ atoms` with the atoms in a dtype, each channel by itself, which is cheaper."""
+    def features(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """`x @ atoms` with the atoms in a dtype."""
+        # the Kronecker product with the identity is never formed: channels do not mix
         if self.channels == 1:
             return x @ self.materialize().astype(dtype)
         of_one = self._of_one_channel().astype(dtype)
-        found = jnp.einsum(
+        codes = jnp.einsum(
             "...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one
         )
-        return found.reshape(*x.shape[:-1], self.count)
+        return codes.reshape(*x.shape[:-1], self.count)
 
     def expand(self, codes: jax.Array) -> jax.Array:
         """`atoms @ codes` for codes (..., k, n), likewise."""
         if self.channels == 1:
             return self.materialize().astype(codes.dtype) @ codes
         of_one, (*leading, k, n) = self._of_one_channel().astype(codes.dtype), codes.shape
-        found = jnp.einsum(
+        product = jnp.einsum(
             "pk,...kcn->...pcn",
             of_one,
             codes.reshape(*leading, k // self.channels, self.channels, n),
         )
-        return found.reshape(*leading, self.matrix_shape[0], n)
+        return product.reshape(*leading, self.matrix_shape[0], n)
 
     def _of_one_channel(self) -> jax.Array:
         count = self.count // self.channels
@@ -106,7 +107,7 @@ class DesignedAtoms(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """(): designed atoms are never stacked."""
         return ()
 
     @property
@@ -163,8 +164,9 @@ def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
     """
     step = np.arange(count)
     golden = 2.0
+    # the fixed point of x^d = 1 + x, for d = axes: the golden ratio of the other d - 1 axes
     for _ in range(60):
-        golden = (1 + golden) ** (1 / max(len(grid), 2))  # of one axis fewer: x^d = 1 + x
+        golden = (1 + golden) ** (1 / max(len(grid), 2))
     places = [
         (step + 0.5) / count,
         *((0.5 + step * golden ** -(axis + 1)) % 1 for axis in range(len(grid) - 1)),
@@ -193,16 +195,16 @@ def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) 
     points = math.prod(grid)
     if points * channels != inputs:
         of = f" of {channels} channels" if channels > 1 else ""
-        whole = (
+        fix = (
             f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
         )
         raise ValueError(
-            f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{whole}"
+            f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{fix}"
         )
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:
-    """How many atoms a rule can give on a grid.
+    """The number of atoms that a rule has on a grid.
 
     Raises:
         ValueError: for an unknown name, or a function whose result is no matrix with a row for each

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeGuard, dataclass_transform
+from typing import Any, ClassVar, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,16 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.static import StaticArray, static_field
 
+ArrayT = TypeVar("ArrayT", bound="CompactArray")
+
 
 def check_rows(
-    take: Callable[[Any, jax.Array], jax.Array],
-) -> Callable[[Any, Any], jax.Array]:
+    take: Callable[[ArrayT, jax.Array], jax.Array],
+) -> Callable[[ArrayT, Any], jax.Array]:  # ArrayLike; a subclass's own method takes fewer types
     """Extend a look-up in the plain matrix to any layout, stacks, and indices of any range."""
 
     @functools.wraps(take)
-    def checked(self: CompactArray, rows: ArrayLike) -> jax.Array:
+    def checked(self: ArrayT, rows: ArrayLike) -> jax.Array:
         self.require_matrix("take")
         rows = jnp.asarray(rows)
         if not jnp.issubdtype(rows.dtype, jnp.integer):
@@ -45,6 +47,7 @@ def check_rows(
             return jnp.take(self.materialize(), rows, axis=-2)
         count = self.shape[-2]
         rows = jnp.where(rows < 0, rows + count, rows)
+        # a subclass reads in range only; rows out of range are overwritten after, as jnp.take does
         taken = take(self, jnp.clip(rows, 0, count - 1))
         return jnp.where(((rows >= 0) & (rows < count))[..., None], taken, jnp.nan)
 
@@ -53,7 +56,7 @@ def check_rows(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
 class _Fields:
-    """Tells type checkers that subclasses are dataclasses."""
+    """Declares subclasses to be dataclasses for type checkers."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -63,7 +66,7 @@ class CompactArray(_Fields):
     The dtype and the leading dimensions come from the children, so `jax.tree.map` to another dtype,
     stacking, `vmap` and `scan` need no bookkeeping. `@` means what numpy means by it. jax.numpy
     functions do not accept a compact array; call `jc.materialize` first, or use `jc.matmul` and
-    `jc.take`. `jc.compact_array` says what a subclass writes.
+    `jc.take`. `jc.compact_array` lists the methods that a subclass writes.
 
     Attributes:
         matrix_axes: which trailing dimensions of the dense array are the matrix's inputs and
@@ -144,7 +147,7 @@ class CompactArray(_Fields):
         """Rows of the dense matrix: `jnp.take(A.materialize(), rows, axis=-2)`.
 
         A subclass overrides it where it has a cheaper way than the dense matrix; its own method
-        sees indices within range and an unstacked matrix (m, n).
+        receives indices within range and an unstacked matrix (m, n).
 
         Args:
             rows: integers of any shape; negative ones count from the end, out-of-range ones give
@@ -177,7 +180,7 @@ class CompactArray(_Fields):
         return {}
 
     def summary(self) -> str:
-        """A few words on the form, for the repr and the report."""
+        """A short description of the form, for the repr and the report."""
         return ""
 
     # --- what every array offers -----------------------------------------------------------------
@@ -303,7 +306,7 @@ class CompactArray(_Fields):
                 "use jc.matmul(x, A, matrix_axes=A.matrix_axes), which contracts the inputs"
             )
 
-    def _children(self) -> list[Any]:
+    def _children(self) -> list[jax.Array | CompactArray]:
         return [getattr(self, name) for name in self.child_names]
 
     def _reversed(self, count: int) -> CompactArray:
@@ -442,8 +445,8 @@ def _plain_product(
     rows: jax.Array, w: jax.Array | np.ndarray | CompactArray, matrix_axes: MatrixAxes
 ) -> jax.Array:
     """`rows @ w` for rows (rows, m) and a weight read as a plain matrix."""
-    if not is_compact(w):
-        return rows @ matrix_axes.to_matrix(w)
+    if not isinstance(w, CompactArray):
+        return rows @ matrix_axes.to_matrix(jnp.asarray(w))
     if matrix_axes == w.matrix_axes:
         return w.multiply(rows)
     if matrix_axes == w.matrix_axes.swapped():

@@ -14,24 +14,25 @@ Nakayama 2018 (arXiv:1711.01068), for weights Stock et al. 2020 (arXiv:1907.0568
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
-from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 
 MOST = 2**16
-"""The most runs: an index is then two bytes."""
+"""The largest number of runs: an index then fits two bytes."""
 STEPS = 15
-"""Of k-means."""
+"""Rounds of k-means."""
 SAMPLE = 2**18
-"""Places that k-means looks at, where the runs are few enough for it."""
+"""Places that k-means clusters: a sample suffices for few runs, since each has many members."""
 
 
 @compact_array
@@ -41,11 +42,11 @@ class ClusteredArray(CompactArray):
     Attributes:
         runs: (..., K, b) shared runs of b numbers; where b does not divide n the last run of a row
             is cut short.
-        index: (m, n / b rounded up) integers, which run stands where; one for all matrices of a
+        index: (m, n / b rounded up) integers, the run at each place; shared by all matrices of a
             stack.
     """
 
-    runs: Any
+    runs: Float[Array, "*stack k b"] | CompactArray
     index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
@@ -57,14 +58,15 @@ class ClusteredArray(CompactArray):
         return self._gather(jnp.asarray(self.index.array, jnp.int32)[rows])
 
     def _gather(self, index: jax.Array) -> jax.Array:
-        """The rows that the indices (..., n / b) stand for."""
-        runs = self.runs.materialize() if is_compact(self.runs) else self.runs
-        found = runs.at[..., index, :].get(mode="promise_in_bounds")  # a k-means has no others
-        return found.reshape(*found.shape[:-2], -1)[..., : self.matrix_shape[1]]
+        """The rows of the runs with the indices (..., n / b)."""
+        runs = materialize(self.runs)
+        # k-means assigns existing runs only, so the bounds check of a gather is not needed
+        gathered = runs.at[..., index, :].get(mode="promise_in_bounds")
+        return gathered.reshape(*gathered.shape[:-2], -1)[..., : self.matrix_shape[1]]
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """The leading dimensions of the stored runs."""
         return self.runs.shape[:-2]
 
     def summary(self) -> str:
@@ -74,73 +76,96 @@ class ClusteredArray(CompactArray):
 
     @staticmethod
     def numbers(m: int, n: int, block: int, count: int) -> int:
-        """What is stored for `count` runs of `block` numbers."""
+        """The stored numbers of `count` runs of `block` numbers each, and of their indices."""
         return m * math.ceil(n / block) + count * block
 
     @classmethod
     def fit(
         cls,
-        matrix: np.ndarray,
+        matrix: Float[np.ndarray, "*stack m n"],
         count: int,
         block: int,
         *,
         seed: int = 0,
-        metric: np.ndarray | None = None,
+        metric: Metric | None = None,
     ) -> ClusteredArray:
-        """Runs found by k-means, each the mean of what it stands for.
+        """Cluster the runs of a matrix by k-means; each shared run is the mean of its cluster.
 
         Args:
             matrix: (..., m, n).
-            count: K, the most runs.
+            count: K, the largest number of runs.
             block: b.
-            seed: which places k-means starts from.
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal: rows count as
-                much as their inputs have power, and the runs are those with the least squared error
-                of the outputs.
+            seed: of the places that k-means starts from.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal: rows are
+                weighted by the power of their inputs, and the runs minimise the squared error of
+                the outputs.
         """
         m, n = matrix.shape[-2:]
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
-        padded = np.pad(stack, ((0, 0), (0, 0), (0, -n % block)))
-        inside = (np.arange(padded.shape[-1]) < n).reshape(-1, block)  # (places in a row, block)
-        places = np.moveaxis(padded.reshape(len(stack), m, -1, block), 0, 2).reshape(
-            -1, len(stack) * block
-        )
         metrics = per_matrix(metric, len(stack))
-        power = np.mean(
-            [
-                np.ones(m) if each is None else each if each.ndim == 1 else np.diag(each)
-                for each in metrics
-            ],
-            axis=0,
-        )
-        power = np.maximum(power, 1e-6 * power.max(initial=1e-30))
-        index = cluster(places, np.repeat(power, len(inside)), count, seed)
+        power = _mean_power(metrics, m)
+        places = _places(stack, block)
+        index = cluster(places, np.repeat(power, len(places) // m), count, seed)
         count = int(index.max()) + 1
-        entry = (
-            (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()
-        )  # which number an entry is
-
-        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            def collect(values: np.ndarray) -> np.ndarray:
-                return np.bincount(entry, weights=values.ravel(), minlength=count * block)
-
-            weight = np.repeat(power, n).reshape(m, n)
-            scale = collect(weight)
-            runs = collect(weight * target) / np.where(scale > 0, scale, 1)
-            if metric is None or metric.ndim == 1:
-                return runs
-            return least_squares(
-                lambda runs: runs[entry].reshape(m, n), collect, target, metric, runs, scale
-            )
-
-        runs = np.stack([fit_one(*each) for each in zip(stack, metrics, strict=True)])
-        runs = jnp.asarray(
-            runs.reshape(*matrix.shape[:-2], count, block), jnp.asarray(matrix).dtype
-        )
-        return cls(runs, StaticArray(index.reshape(m, -1)), dims=(m, n))
+        # the position in the flat table of runs of every entry of the matrix
+        entry = (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()
+        weight = np.repeat(power, n).reshape(m, n)
+        runs = np.stack(
+            [
+                _fit_runs(target, metric, entry, weight, count * block)
+                for target, metric in zip(stack, metrics, strict=True)
+            ]
+        ).reshape(*matrix.shape[:-2], count, block)
+        values = jnp.asarray(runs, jnp.asarray(matrix).dtype)
+        return cls(values, StaticArray(index.reshape(m, -1)), dims=(m, n))
 
 
-def cluster(places: np.ndarray, weight: np.ndarray, count: int, seed: int) -> np.ndarray:
+def _places(
+    stack: Float[np.ndarray, "matrices m n"], block: int
+) -> Float[np.ndarray, "places numbers"]:
+    """The runs of a stack as points: those at one place of all matrices are one point.
+
+    So the matrices of a stack share one clustering, and the indices are stored once.
+    """
+    matrices, m, n = stack.shape
+    padded = np.pad(stack, ((0, 0), (0, 0), (0, -n % block)))
+    runs = padded.reshape(matrices, m, -1, block)
+    return np.moveaxis(runs, 0, 2).reshape(-1, matrices * block)
+
+
+def _mean_power(metrics: Sequence[np.ndarray | None], m: int) -> Float[np.ndarray, " m"]:
+    """The power of each input, averaged over a stack."""
+    powers = [np.ones(m) if metric is None else diagonal(metric) for metric in metrics]
+    power = np.mean(powers, axis=0)
+    # a row of no power would leave its cluster without a mean
+    return np.maximum(power, 1e-6 * power.max(initial=1e-30))
+
+
+def _fit_runs(
+    target: Float[np.ndarray, "m n"],
+    metric: np.ndarray | None,
+    entry: Int[np.ndarray, " entries"],
+    weight: Float[np.ndarray, "m n"],
+    size: int,
+) -> Float[np.ndarray, " size"]:
+    """The shared numbers of one matrix: weighted means, or the optimum in a full metric."""
+
+    def collect(values: np.ndarray) -> np.ndarray:
+        return np.bincount(entry, weights=values.ravel(), minlength=size)
+
+    def expand(runs: np.ndarray) -> np.ndarray:
+        return runs[entry].reshape(target.shape)
+
+    scale = collect(weight)
+    runs = collect(weight * target) / np.where(scale > 0, scale, 1)
+    if metric is None or metric.ndim == 1:
+        return runs  # weighted means are optimal in a diagonal metric already
+    return least_squares(expand, collect, target, metric, runs, scale)
+
+
+def cluster(
+    places: Float[np.ndarray, "p d"], weight: Float[np.ndarray, " p"], count: int, seed: int
+) -> Int[np.ndarray, " p"]:
     """The cluster of each place, at most `count` and all in use: k-means on a sample of them."""
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(places))[: max(SAMPLE, 4 * count)]

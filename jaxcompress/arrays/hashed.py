@@ -24,10 +24,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -38,13 +39,13 @@ class HashedArray(CompactArray):
 
     Attributes:
         table: (..., K) shared numbers.
-        seed: which hash.
+        seed: of the hash.
         block: how many neighbours along the outputs are shared as one run; a shorter run ends a row
             that is no multiple of it.
         layout: "random", or "circular" for places that are sums.
     """
 
-    table: jax.Array
+    table: Float[Array, "*stack k"]
     seed: int = static_field(default=0)
     block: int = static_field(default=1)
     layout: str = static_field(default="random")
@@ -69,7 +70,7 @@ class HashedArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """The leading dimensions of the table."""
         return self.table.shape[:-1]
 
     def summary(self) -> str:
@@ -92,61 +93,61 @@ class HashedArray(CompactArray):
     @classmethod
     def fit(
         cls,
-        matrix: np.ndarray,
+        matrix: Float[np.ndarray, "*stack m n"],
         size: int,
         *,
         seed: int = 0,
         block: int = 1,
         layout: str = "random",
-        metric: np.ndarray | None = None,
+        metric: Metric | None = None,
     ) -> HashedArray:
         """The table with the least squared error: signed means over each number's entries.
 
         Args:
             matrix: (..., m, n).
             size: K; at K = m n the array is the dense matrix.
-            seed: which hash.
+            seed: of the hash.
             block: entries shared as one run.
             layout: "random" or "circular".
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
-                then that of the outputs, found by conjugate gradients from the plain means.
+                then that of the outputs, minimised by conjugate gradients from the plain means.
         """
         m, n = matrix.shape[-2:]
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
-        index, uses = index.ravel(), np.maximum(np.bincount(index.ravel(), minlength=size), 1)
-
-        def collect(error: np.ndarray) -> np.ndarray:
-            return np.bincount(index, weights=(error * sign).ravel(), minlength=size)
-
-        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            means = collect(target) / uses
-            if metric is None:
-                return means
-            scale = np.bincount(
-                index,
-                weights=np.repeat(metric if metric.ndim == 1 else np.diag(metric), n),
-                minlength=size,
-            )
-            return least_squares(
-                lambda table: table[index].reshape(m, n) * sign,
-                collect,
-                target,
-                metric,
-                means,
-                scale,
-            )
-
+        index = index.ravel()
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         table = np.stack(
-            [fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]
+            [
+                _fit_table(target, metric, index, sign, size)
+                for target, metric in zip(stack, per_matrix(metric, len(stack)), strict=True)
+            ]
         ).reshape(*matrix.shape[:-2], size)
-        return cls(
-            jnp.asarray(table, jnp.asarray(matrix).dtype),
-            seed=seed,
-            block=block,
-            layout=layout,
-            dims=(m, n),
-        )
+        values = jnp.asarray(table, jnp.asarray(matrix).dtype)
+        return cls(values, seed=seed, block=block, layout=layout, dims=(m, n))
+
+
+def _fit_table(
+    target: Float[np.ndarray, "m n"],
+    metric: np.ndarray | None,
+    index: Int[np.ndarray, " entries"],
+    sign: Float[np.ndarray, "m n"],
+    size: int,
+) -> Float[np.ndarray, " size"]:
+    """The table of one matrix: signed means, or the optimum in a metric."""
+
+    def collect(error: np.ndarray) -> np.ndarray:
+        return np.bincount(index, weights=(error * sign).ravel(), minlength=size)
+
+    def expand(table: np.ndarray) -> np.ndarray:
+        return table[index].reshape(target.shape) * sign
+
+    # a small matrix may leave numbers of the table unused
+    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
+    if metric is None:
+        return means
+    power = np.repeat(diagonal(metric), target.shape[1])
+    scale = np.bincount(index, weights=power, minlength=size)
+    return least_squares(expand, collect, target, metric, means, scale)
 
 
 def entries(
@@ -174,7 +175,7 @@ def _row_runs(seed: jax.Array, *, m: int, n: int, block: int) -> tuple[jax.Array
 def _look_up(
     table: jax.Array, rows: jax.Array, seed: jax.Array, *, m: int, n: int, block: int
 ) -> jax.Array:
-    """The given rows of the matrix that a table means: (..., *rows.shape, n)."""
+    """The given rows of the matrix that a table represents: (..., *rows.shape, n)."""
     size = table.shape[-1]
     start, sign = run_starts(rows, m, n, block, seed)
     if n % block == 0 and size % block == 0:
@@ -202,22 +203,23 @@ def run_starts(
     Returns:
         uint32 starts and +-1 signs (int8), both of shape (*rows.shape, runs in a row).
     """
-    whole, rest = divmod(n, block)
-    run = rows[..., None] * np.uint32(whole) + jnp.arange(whole, dtype=jnp.uint32)
-    start = permute(run, m * whole, seed) * np.uint32(block) if whole else run
+    full, rest = divmod(n, block)
+    run = rows[..., None] * np.uint32(full) + jnp.arange(full, dtype=jnp.uint32)
+    start = permute(run, m * full, seed) * np.uint32(block) if full else run
     identity = run
     if rest:
-        tail = np.uint32(m * whole * block) + permute(rows, m, seed ^ 0x7A11) * np.uint32(rest)
+        tail = np.uint32(m * full * block) + permute(rows, m, seed ^ 0x7A11) * np.uint32(rest)
         start = jnp.concatenate([start, tail[..., None]], axis=-1)
-        identity = jnp.concatenate([identity, (rows + np.uint32(m * whole))[..., None]], axis=-1)
+        identity = jnp.concatenate([identity, (rows + np.uint32(m * full))[..., None]], axis=-1)
     return start, jnp.where(mix(identity, seed ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1))
 
 
 def shift_between_rows(m: int, n: int, size: int) -> int:
-    """How far apart rows begin that follow each other in the circular layout's order.
+    """The offset between the starts of consecutive rows in the circular layout.
 
-    At least n, so that rows lie side by side before they wrap round; and such that rows begin at as
-    many places as there are.
+    At least n, so that rows do not overlap before they wrap round. It is increased until its
+    multiples modulo K take min(m, K) distinct values, so that no two rows start at one place while
+    another is free.
     """
     shift = n
     while size // math.gcd(shift, size) < min(m, size):
@@ -232,9 +234,11 @@ def places_and_signs(
     """The circular layout: `h1, s1` of rows and `h2, s2` of columns, uint32 places, int8 signs."""
 
     def of(count: int, shift: int, salt: int) -> tuple[jax.Array, jax.Array]:
-        each = jnp.arange(count, dtype=jnp.uint32)
-        place = permute(each, count, seed ^ salt) * np.uint32(shift) % np.uint32(size)
-        return place, jnp.where(mix(each, seed ^ salt ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1))
+        position = jnp.arange(count, dtype=jnp.uint32)
+        place = permute(position, count, seed ^ salt) * np.uint32(shift) % np.uint32(size)
+        return place, jnp.where(
+            mix(position, seed ^ salt ^ 0x5167) >> 31, jnp.int8(-1), jnp.int8(1)
+        )
 
     return of(m, shift_between_rows(m, n, size), 0x1001), of(n, 1, 0x2002)
 
@@ -286,6 +290,6 @@ def _correlate(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: in
         .at[..., h1.astype(jnp.int32)]
         .add(x.astype(exact) * s1)
     )
-    seen = jnp.conj(jnp.fft.rfft(sketch)) * jnp.fft.rfft(table.astype(exact))[..., None, :]
-    out = jnp.fft.irfft(seen, n=size).at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
+    product = jnp.conj(jnp.fft.rfft(sketch)) * jnp.fft.rfft(table.astype(exact))[..., None, :]
+    out = jnp.fft.irfft(product, n=size).at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
     return (out * s2).astype(dtype)

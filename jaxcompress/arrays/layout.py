@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 import einops
+import jax
 import numpy as np
 from jaxtyping import Float
+
+ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +82,14 @@ class MatrixAxes:
         """(m, n) for the given sizes of the last dimensions."""
         return math.prod(dims[a] for a in self.inputs), math.prod(dims[a] for a in self.outputs)
 
-    def to_matrix(self, array: Any) -> Any:
+    def to_matrix(self, array: ArrayT) -> ArrayT:
         """An array of this layout as plain matrices (..., m, n); numpy stays numpy."""
         if self == MATRIX:
             return array
         dense, plain = self._patterns()
         return einops.rearrange(array, f"{dense} -> {plain}")
 
-    def from_matrix(self, matrix: Any, dims: tuple[int, ...] | None) -> Any:
+    def from_matrix(self, matrix: ArrayT, dims: tuple[int, ...] | None) -> ArrayT:
         """Plain matrices (..., m, n) as arrays of this layout, with trailing sizes `dims`."""
         if self == MATRIX:
             return matrix
@@ -110,7 +113,7 @@ MATRIX = MatrixAxes((-2,), (-1,))
 
 
 def to_rows(
-    kernel: Float[np.ndarray, "*dims"], inputs: tuple[int, ...]
+    kernel: Float[np.ndarray, ...], inputs: tuple[int, ...]
 ) -> Float[np.ndarray, "inputs outputs"]:
     """A kernel as one matrix: its contracted dimensions in the given order, then all others.
 
@@ -128,7 +131,7 @@ def to_rows(
 
 def from_rows(
     matrix: Float[np.ndarray, "inputs outputs"], inputs: tuple[int, ...], shape: tuple[int, ...]
-) -> Float[np.ndarray, "*dims"]:
+) -> Float[np.ndarray, ...]:
     """The kernel of a shape that `to_rows` reads as a matrix.
 
     Example:

@@ -1,4 +1,4 @@
-"""Look-ups: every column of the matrix has few entries, and which they are is stored with them.
+"""Look-ups: every column of the matrix has few entries, and whose rows are stored with them.
 
 `W[:, j] = sum_t values[t, j] e(index[t, j])`: for the codes of a vocabulary, where each output is a
 mixture of a few features and not of all of them. Stored: s n values and s n indices, each of which
@@ -10,14 +10,13 @@ Source: LCNN, Bagherinezhad et al. 2017 (arXiv:1611.06473); orthogonal matching 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from jaxcompress.arrays.base import CompactArray, is_compact
-from jaxcompress.arrays.projection import per_matrix, weigh
+from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.projection import Metric, per_matrix, weigh
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 
@@ -28,31 +27,33 @@ class LookupArray(CompactArray):
 
     Attributes:
         values: (..., s, n) the entries.
-        index: (s, n) integers, the rows they stand in; no row twice in a column; one for all
+        index: (s, n) integers, the rows of the entries, no row twice in a column; shared by all
             matrices of a stack.
     """
 
-    values: Any
+    values: Float[Array, "*stack s n"] | CompactArray
     index: StaticArray = static_field()
 
     def materialize(self) -> jax.Array:
         """The entries at their rows, zero elsewhere."""
         rows, n = self.matrix_shape
         dense = jnp.zeros((*self.stack_shape, rows, n), self.values.dtype)
-        return dense.at[..., self._index(), jnp.arange(n)].set(self.values, unique_indices=True)
+        return dense.at[..., self._index(), jnp.arange(n)].set(
+            materialize(self.values), unique_indices=True
+        )
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """A sum of s gathered columns."""
-        values = self.values.materialize() if is_compact(self.values) else self.values
-        found = (x[..., rows] * values[..., t, None, :] for t, rows in enumerate(self._index()))
-        return sum(found, jnp.zeros((), jnp.result_type(x, values)))
+        values = materialize(self.values)
+        terms = (x[..., rows] * values[..., t, None, :] for t, rows in enumerate(self._index()))
+        return sum(terms, jnp.zeros((), jnp.result_type(x, values)))
 
     def _index(self) -> jax.Array:
         return jnp.asarray(self.index.array, jnp.int32)
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """The leading dimensions of the values."""
         return self.values.shape[:-2]
 
     def summary(self) -> str:
@@ -62,7 +63,11 @@ class LookupArray(CompactArray):
 
     @classmethod
     def fit(
-        cls, matrix: np.ndarray, entries: int, *, metric: np.ndarray | None = None
+        cls,
+        matrix: Float[np.ndarray, "*stack m n"],
+        entries: int,
+        *,
+        metric: Metric | None = None,
     ) -> LookupArray:
         """The entries by orthogonal matching pursuit: add the best one, then solve for all anew.
 
@@ -75,28 +80,47 @@ class LookupArray(CompactArray):
         m, n = matrix.shape[-2:]
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(None if metric is None else np.asarray(metric, np.float64), len(stack))
-        grams = [
-            np.eye(m) if each is None else np.diag(each) if each.ndim == 1 else each
-            for each in metrics
-        ]
-        # what no input shows still has its size as a reason to be there
-        grams = [gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m) for gram in grams]
-        wanted = [weigh(*each) for each in zip(grams, stack, strict=True)]
-        left, columns = [each.copy() for each in wanted], np.arange(n)
+        grams = [_gram(metric, m) for metric in metrics]
+        wanted = [weigh(gram, target) for gram, target in zip(grams, stack, strict=True)]
+        residuals = [target.copy() for target in wanted]
         index = np.zeros((0, n), int)
         values: list[np.ndarray] = []
         for _ in range(entries):
-            gains = sum(
-                each**2 / np.diag(gram)[:, None] for gram, each in zip(grams, left, strict=True)
-            )
-            np.put_along_axis(gains := np.asarray(gains), index, -1.0, axis=0)
+            gains = np.zeros((m, n))
+            for gram, residual in zip(grams, residuals, strict=True):
+                gains += residual**2 / np.diag(gram)[:, None]
+            np.put_along_axis(gains, index, -1.0, axis=0)  # no row is chosen twice
             index = np.concatenate([index, gains.argmax(0)[None]])
-            values = []
-            for place, (gram, each) in enumerate(zip(grams, wanted, strict=True)):
-                among = gram[index.T[:, :, None], index.T[:, None, :]]  # (n, s, s)
-                values.append(np.linalg.solve(among, each[index, columns].T[..., None])[..., 0].T)
-                sparse = np.zeros((m, n))
-                sparse[index, columns] = values[-1]
-                left[place] = each - gram @ sparse
-        found = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
-        return cls(jnp.asarray(found, jnp.asarray(matrix).dtype), StaticArray(index), dims=(m, n))
+            values = [_solve(gram, t, index) for gram, t in zip(grams, wanted, strict=True)]
+            residuals = [
+                target - gram @ _scatter(chosen, index, m)
+                for gram, target, chosen in zip(grams, wanted, values, strict=True)
+            ]
+        stacked = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
+        return cls(jnp.asarray(stacked, jnp.asarray(matrix).dtype), StaticArray(index), dims=(m, n))
+
+
+def _gram(metric: np.ndarray | None, m: int) -> Float[np.ndarray, "m m"]:
+    """A metric as a regular matrix."""
+    gram = np.eye(m) if metric is None else metric
+    gram = np.diag(gram) if gram.ndim == 1 else gram
+    # a trace of the plain metric chooses by size among rows that no input tells apart
+    return gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m)
+
+
+def _solve(
+    gram: Float[np.ndarray, "m m"], target: Float[np.ndarray, "m n"], index: Int[np.ndarray, "s n"]
+) -> Float[np.ndarray, "s n"]:
+    """The optimal entries of every column at the chosen rows."""
+    among = gram[index.T[:, :, None], index.T[:, None, :]]  # (n, s, s)
+    right = target[index, np.arange(index.shape[1])].T[..., None]
+    return np.linalg.solve(among, right)[..., 0].T
+
+
+def _scatter(
+    values: Float[np.ndarray, "s n"], index: Int[np.ndarray, "s n"], m: int
+) -> Float[np.ndarray, "m n"]:
+    """The matrix with the entries at their rows."""
+    dense = np.zeros((m, values.shape[1]))
+    dense[index, np.arange(values.shape[1])] = values
+    return dense

@@ -1,6 +1,6 @@
 """Names and patterns for the leaves of any parameter tree.
 
-A leaf's name is its path, parts joined by "/", alike for linen, nnx, equinox, haiku and plain
+A leaf's name is its path, parts joined by "/": the same in linen, nnx, equinox, haiku and plain
 containers. A pattern matches part by part: `*` and `?` within one part, `**` for any number of
 parts. A compact array is one leaf; only a pattern that names one of its children looks inside.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 
-Selector = Callable[[str, Any], bool]
+Selector = Callable[[str, PyTree], bool]
 Pattern = str | tuple[str, ...] | Selector
 
 
-def leaf_name(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[PyTree, ...]) -> str:
     """The name of a key path; nnx's `.value` attribute is left out, a key "value" is not."""
     parts = []
     for key in path:
@@ -34,14 +34,14 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return "/".join(parts)
 
 
-def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def named_leaves(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, PyTree]]:
     """(name, leaf) of every leaf, compact arrays as one leaf."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]:
         yield join(prefix, leaf_name(path)), leaf
 
 
-def names_within(tree: Any) -> list[str]:
-    """Every name a pattern can meet: leaves, and the children of compact arrays."""
+def names_within(tree: PyTree) -> list[str]:
+    """Every name that a pattern can match: leaves, and the children of compact arrays."""
     names: list[str] = []
     for name, leaf in named_leaves(tree):
         names.append(name)
@@ -59,7 +59,7 @@ def join(*parts: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern such as `**/kernel` or `encoder/*/bias` matches a whole name.
+    """Whether a pattern such as `**/kernel` or `encoder/*/bias` matches a full name.
 
     Example:
         >>> from jaxcompress.arrays.paths import matches
@@ -81,7 +81,7 @@ def _match(pattern: tuple[str, ...], name: tuple[str, ...]) -> bool:
 class _Matrices:
     """The selector `jc.matrices`: float leaves of two dimensions, and compact arrays."""
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: PyTree) -> bool:
         if is_compact(leaf):
             return True
         return getattr(leaf, "ndim", 0) == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -94,7 +94,7 @@ matrices = _Matrices()
 """Selects every matrix of a tree in any framework: `jc.at(jc.matrices, transform)`."""
 
 
-def select(pattern: Pattern, name: str, leaf: Any) -> bool:
+def select(pattern: Pattern, name: str, leaf: PyTree) -> bool:
     """Whether a pattern, one of several patterns, or a selector picks a leaf."""
     if callable(pattern):
         return bool(pattern(name, leaf))

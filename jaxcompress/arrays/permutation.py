@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import numpy as np
 ROUNDS = 4
 
 
-Seed = Any
+Seed = int | np.uint32 | jax.Array
 """A Python integer below 2**32, or a uint32 scalar inside a program; both give the same numbers."""
 
 

@@ -1,11 +1,11 @@
 """The least-squares optimum of stored numbers in the metric of the inputs, matrix-free.
 
-Given its structure, an array is linear in what it stores: `A = T v`. The fit of a matrix W in the
-metric M of the inputs' second moments minimises `trace((T v - W)' M (T v - W))`, whose normal
+Given its structure, an array is linear in its stored numbers: `A = T v`. The fit of a matrix W in
+the metric M of the inputs' second moments minimises `trace((T v - W)' M (T v - W))`. Its normal
 equations `T' M T v = T' M W` are solved by conjugate gradients on the host, in float64, from given
-values: what the metric does not see stays as it was. Costs one product with M and one pass over the
-entries an iteration. The metric of a table that is looked up is diagonal, how often each row is: a
-vector.
+values; the part of these without weight in the metric is kept. Costs one product with M and one
+pass over the entries an iteration. The metric of a table that is looked up is a vector, the
+frequency of each row.
 
 Source: Hestenes and Stiefel 1952; the output-error metric as in SVD-LLM (arXiv:2403.07378) and
 GPTQ.
@@ -16,8 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import LinearOperator, cg
+
+Metric = Float[np.ndarray, "*stack m m"] | Float[np.ndarray, " m"]
+"""Second moments of the inputs of a matrix or a stack, or their diagonal for all of them."""
 
 
 class _NormalEquations(LinearOperator):
@@ -34,10 +38,10 @@ class _NormalEquations(LinearOperator):
 def least_squares(
     expand: Callable[[np.ndarray], np.ndarray],
     collect: Callable[[np.ndarray], np.ndarray],
-    matrix: np.ndarray,
-    metric: np.ndarray,
-    start: np.ndarray,
-    scale: np.ndarray,
+    matrix: Float[np.ndarray, "m n"],
+    metric: Float[np.ndarray, "m m"] | Float[np.ndarray, " m"],
+    start: Float[np.ndarray, " k"],
+    scale: Float[np.ndarray, " k"],
     *,
     steps: int = 500,
     tol: float = 1e-7,
@@ -48,8 +52,7 @@ def least_squares(
         expand: T, from numbers (k,) to a matrix (m, n).
         collect: T', its transpose, from (m, n) to (k,).
         matrix: (m, n) to fit.
-        metric: (m, m) second moments of the inputs, or (m,) their diagonal where nothing else is
-            there.
+        metric: (m, m) second moments of the inputs, or (m,) their diagonal alone.
         start: (k,) numbers to start from.
         scale: (k,) the diagonal of T' M T, which preconditions.
         steps: the most iterations.
@@ -57,6 +60,7 @@ def least_squares(
 
     Example:
         >>> import numpy as np
+    from jaxtyping import Float
         >>> from jaxcompress.arrays.projection import least_squares
         >>> expand = lambda v: np.full((2, 3), v[0])
         >>> collect = lambda error: error.sum(keepdims=True).ravel()
@@ -66,7 +70,7 @@ def least_squares(
     """
     normal = _NormalEquations(len(start), lambda v: collect(weigh(metric, expand(v))))
     precondition = diags_array(np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0))
-    # solve for the correction: the part of the start that the metric does not see is left alone
+    # solve for the correction: the part of the start that has no weight in the metric then stays
     residual = collect(weigh(metric, matrix - expand(start)))
     correction, _ = cg(normal, residual, rtol=tol, maxiter=steps, M=precondition)
     return start + correction
@@ -75,6 +79,11 @@ def least_squares(
 def weigh(metric: np.ndarray, x: np.ndarray) -> np.ndarray:
     """`M x` for second moments (..., m, m) or (m,), the diagonal, and x (..., m, n)."""
     return metric[:, None] * x if metric.ndim == 1 else metric @ x
+
+
+def diagonal(metric: np.ndarray) -> Float[np.ndarray, " m"]:
+    """The power of each input: the diagonal of second moments (m, m), or (m,) as it is."""
+    return metric if metric.ndim == 1 else np.diag(metric)
 
 
 def per_matrix(metric: np.ndarray | None, count: int) -> list[np.ndarray | None]:

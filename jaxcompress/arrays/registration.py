@@ -158,7 +158,7 @@ def _register_pytree(cls: type[CompactArray]) -> None:
 
 
 def _register_state_dict(cls: type[CompactArray]) -> None:
-    """Let flax's serialization see the children."""
+    """Register the children with flax's serialization."""
 
     def to_state(node: CompactArray) -> dict[str, PyTree]:
         return {name: serialization.to_state_dict(getattr(node, name)) for name in cls.child_names}

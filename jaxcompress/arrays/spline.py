@@ -7,7 +7,7 @@ n places. A resolution of q knots in each period stores `samples` (m, q), m q nu
 crosses a period, so inputs stay apart. Forward: the convolution on the coarse grid, 2 m q
 operations a row, then each value of one, two or four neighbouring knots.
 
-Source: the mission's own idea; function views of weights in Integral Neural Networks (Solodskikh et
+Source: function views of weights in Integral Neural Networks (Solodskikh et
 al. 2023); uniform B-splines, Unser 1999 (doi:10.1109/79.799930).
 """
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -38,7 +38,7 @@ def check_basis(basis: str) -> None:
 
 @compact_array
 class SplineArray(CompactArray):
-    """A matrix whose rows are periods of one function, known at q knots each.
+    """A matrix whose rows are periods of one function, sampled at q knots each.
 
     Attributes:
         samples: (..., m, q) coefficients of the function; with steps and hats its values at the
@@ -46,12 +46,12 @@ class SplineArray(CompactArray):
         basis: "step", "linear" or "cubic".
     """
 
-    samples: Any  # a compact array, or numbers
+    samples: Float[Array, "*stack m q"] | CompactArray
     basis: str = static_field(default="step")
 
     def materialize(self) -> jax.Array:
         """The function's values at all n places of every period."""
-        return self._refine(self.samples)
+        return self._refine(materialize(self.samples))
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """The product with the samples, interpolated."""
@@ -93,7 +93,7 @@ class SplineArray(CompactArray):
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> SplineArray:
         """The samples with the least squared error; with steps they are means.
 
-        Each row has samples of its own, so that the optimum is the same in every metric of the
+        Every row is fitted by its own samples, so the optimum is the same in every metric of the
         inputs.
 
         Args:
@@ -175,10 +175,10 @@ def spline_matrix(count: int, n: int, basis: str) -> np.ndarray:
         >>> spline_matrix(2, 4, "step").astype(int).tolist()
         [[1, 1, 0, 0], [0, 0, 1, 1]]
     """
-    found = np.zeros((count, n))
+    matrix = np.zeros((count, n))
     for index, weight in zip(*spline(count, n, basis), strict=True):
-        np.add.at(found, (index, np.arange(n)), weight)
-    return found
+        np.add.at(matrix, (index, np.arange(n)), weight)
+    return matrix
 
 
 def as_function(kernel: jax.Array) -> jax.Array:
@@ -186,24 +186,24 @@ def as_function(kernel: jax.Array) -> jax.Array:
 
     The function f has one period of n values for each of the m inputs, the values of the n features
     interlaced; within a period the features run backwards, since XLA's convolution does not flip
-    its kernel. The inputs, spaced out by the feature count (`lhs_dilation`), meet it n - 1 places
-    before to n - 1 places after full overlap: the n results are `x @ kernel`, for `W[i, j] = f(s i
-    + n - 1 - j)` with the spacing s = n. Four forms of a dense layer are four choices of the
-    spacing and of f:
+    its kernel. The inputs are spaced out by the feature count (`lhs_dilation`) and slide over f
+    from n - 1 places before to n - 1 places after full overlap. The n results are `x @ kernel`, for
+    `W[i, j] = f(s i + n - 1 - j)` with the spacing s = n. Four forms of a dense layer are four
+    choices of the spacing and of f:
 
-    - **Dense**: s = n, and f has m n values of its own. No two inputs meet one value.
+    - **Dense**: s = n, and f has m n values. No two inputs share a value.
     - **Hashed**: f is wrapped round a circle of K values, `f(t) = table[t mod K]`, so that inputs
       share. With the inputs at seeded places h1(i) of the circle instead of s i, and the outputs
       read at seeded places h2(j), each with a sign, it is `jc.hashed(layout="circular")`: a count
       sketch of the inputs, correlated with the table.
-    - **Coarsened**: f is known at q places a period and a step, hat or spline between them:
+    - **Coarsened**: f is sampled at q places a period, with a step, hat or spline between them:
       `jc.spline(q / n)`. Along the hidden axis itself, in all kernels at once, the same is
       `jc.coarsen`, and its inverse `jc.refine`.
     - **Toeplitz**: s = 1, the inputs are not spaced out at all. f has m + n - 1 values, and a
       window is an f that is zero outside of it: `jc.toeplitz`, an ordinary convolution.
 
     So sharing by translation, sharing by chance and sharing by smoothness differ in where the
-    inputs stand on the function's axis, whether it closes to a circle, and how finely it is known.
+    inputs lie on the function's axis, whether it closes to a circle, and how finely it is sampled.
 
     Args:
         kernel: (m, n).

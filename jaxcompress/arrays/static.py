@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from jaxcompress.arrays.layout import MatrixAxes
 
 
-def static_field(*, default: Any = dataclasses.MISSING, kw_only: Any = dataclasses.MISSING) -> Any:
+def static_field(*, default: object = dataclasses.MISSING, kw_only: bool = False) -> Any:
     """A dataclass field that is part of the structure (a size, a seed), not of the stored numbers.
 
     Args:

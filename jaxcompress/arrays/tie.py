@@ -1,23 +1,27 @@
-"""Tied parameters: equal leaves, stored once and given to the model wherever it expects them.
+"""Tied parameters: equal leaves, stored once and restored before the model is applied.
 
-A pytree holds no identity: after any `tree.map` two leaves that were one array are two. `tie` takes
-one of them out and gives the function that puts it back, `apply(expand(params), x)`: gradients add
-up, numbers count once, and every transform changes both ends alike. Costs nothing at run time; a
-transposed tie is a view that XLA folds into the product.
+A pytree holds no identity: after any `tree.map` two leaves that were one array are two. `tie`
+removes one of them and returns the function that restores it, `apply(expand(params), x)`. Gradients
+then add up, numbers count once, and every transform changes both uses in the same way. Costs
+nothing at run time; a transposed tie is a view that XLA folds into the product.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import leaf_name
+
+Leaf = PyTree
+"""An array, a shape, a compact array, or None where a leaf was taken out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Expand:
 
     ties: tuple[tuple[str, str, bool], ...]
 
-    def __call__(self, params: Any) -> Any:
-        """The whole tree; compact arrays stay compact."""
+    def __call__(self, params: PyTree) -> PyTree:
+        """The tree with tied leaves in place; compact arrays stay compact."""
         named, treedef = flatten(params)
         known = dict(named)
         for leaf, source, transposed in self.ties:
@@ -54,19 +58,19 @@ class Expand:
 class Tied(NamedTuple):
     """The result of `tie`: the tree with tied leaves once, and the function that puts them back."""
 
-    params: Any
+    params: PyTree
     expand: Expand
 
 
-def flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """(name, leaf) of every leaf, places that are empty among them."""
+def flatten(params: PyTree) -> tuple[list[tuple[str, Leaf]], PyTree]:
+    """(name, leaf) of every leaf, with None for empty places, and the tree's structure."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda node: node is None or is_compact(node)
     )
     return [(leaf_name(path), leaf) for path, leaf in leaves], treedef
 
 
-def tie(params: Any, ties: Mapping[str, str]) -> Tied:
+def tie(params: PyTree, ties: Mapping[str, str]) -> Tied:
     """Store leaves that are equal once.
 
     Args:
@@ -95,7 +99,7 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
     """
     named, treedef = flatten(params)
     known = {name: leaf for name, leaf in named if leaf is not None}
-    found: list[tuple[str, str, bool]] = []
+    pairs: list[tuple[str, str, bool]] = []
     for target, source in ties.items():
         inside = [name for name in known if name == target or name.startswith(f"{target}/")]
         if not inside:
@@ -107,11 +111,12 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
                     f"tie: {leaf!r} is tied to {other!r}, which is not there; "
                     f"there are: {', '.join(known)}"
                 )
-            found.append((leaf, other, transposition(leaf, known[leaf], other, known[other])))
-    gone = [leaf for leaf, _, _ in found]
+            pairs.append((leaf, other, transposition(leaf, known[leaf], other, known[other])))
+    removed = [leaf for leaf, _, _ in pairs]
+    # taking out a leaf that another one refers to would leave nothing to restore it from
     twice = sorted(
-        {leaf for leaf in gone if gone.count(leaf) > 1}
-        | {other for _, other, _ in found if other in gone}
+        {leaf for leaf in removed if removed.count(leaf) > 1}
+        | {other for _, other, _ in pairs if other in removed}
     )
     if twice:
         raise ValueError(
@@ -119,18 +124,18 @@ def tie(params: Any, ties: Mapping[str, str]) -> Tied:
             "tie all of them to the same leaf"
         )
     return Tied(
-        jax.tree.unflatten(treedef, [None if name in gone else leaf for name, leaf in named]),
-        Expand(tuple(found)),
+        jax.tree.unflatten(treedef, [None if name in removed else leaf for name, leaf in named]),
+        Expand(tuple(pairs)),
     )
 
 
-def transposition(leaf: str, one: Any, source: str, other: Any) -> bool:
+def transposition(leaf: str, one: Leaf, source: str, other: Leaf) -> bool:
     """Whether a leaf is the transpose of another, which it must otherwise equal."""
     shapes = tuple(one.shape), tuple(other.shape)
     if is_compact(one) or is_compact(other):
         raise ValueError(
             f"tie: {leaf if is_compact(one) else source} is compact: "
-            "tie first, and compact what is left"
+            "tie first, and compact the remaining leaves"
         )
     ways = [False] if shapes[0] == shapes[1] else []
     ways += [True] if len(shapes[0]) == 2 and shapes[0] == shapes[1][::-1] else []

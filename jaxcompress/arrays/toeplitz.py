@@ -13,13 +13,15 @@ Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541); the arithmetic as in 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
-from jaxcompress.arrays.projection import least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -32,11 +34,11 @@ class ToeplitzArray(CompactArray):
         taps: (..., window, channels) the weights, the places of the window row by row.
         grid: the sizes of the inputs' axes; their product is m.
         window: its size along each axis.
-        stride: how far it moves.
-        pad: how many zeros stand before and after the inputs along each axis.
+        stride: its step along each axis.
+        pad: the number of zeros before and after the inputs along each axis.
     """
 
-    taps: jax.Array
+    taps: Float[Array, "*stack window channels"]
     grid: tuple[int, ...] = static_field(default=())
     window: tuple[int, ...] = static_field(default=())
     stride: tuple[int, ...] = static_field(default=())
@@ -44,7 +46,7 @@ class ToeplitzArray(CompactArray):
 
     def materialize(self) -> jax.Array:
         """The window's weights at every position, zero elsewhere."""
-        # a row more than the grid has takes what stands on the zeros
+        # one row more than the grid has collects the places on the zeros, and is cut off below
         count, leading = math.prod(self.grid), self.taps.shape[:-2]
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
         dense = jnp.zeros(
@@ -66,39 +68,39 @@ class ToeplitzArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """The leading dimensions of the taps."""
         return self.taps.shape[:-2]
 
     def summary(self) -> str:
         """The form's sizes."""
-        sizes = ["x".join(map(str, each)) for each in (self.window, self.grid)]
+        sizes = ["x".join(map(str, dims)) for dims in (self.window, self.grid)]
         return f"{self.taps.shape[-1]} windows of {sizes[0]} on {sizes[1]}"
 
     @classmethod
     def fit(
         cls,
-        matrix: np.ndarray,
+        matrix: Float[np.ndarray, "*stack m n"],
         grid: tuple[int, ...],
         window: tuple[int, ...],
         *,
         stride: tuple[int, ...] | None = None,
         pad: tuple[int, ...] | None = None,
-        metric: np.ndarray | None = None,
+        metric: Metric | None = None,
     ) -> ToeplitzArray:
         """The window with the least squared error: means over all positions.
 
-        In a metric it is found by conjugate gradients from there.
+        In a metric the optimum is reached from these means by conjugate gradients.
 
         Args:
             matrix: (..., m, n).
             grid: the sizes of the inputs' axes.
             window: the size of the window along each axis.
-            stride: how far it moves along each axis; 1 by default.
-            pad: how many zeros stand before and after each axis; none by default.
+            stride: its step along each axis; 1 by default.
+            pad: the number of zeros before and after each axis; none by default.
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal.
 
         Raises:
-            ValueError: when the window has no position, or n is no multiple of how many it has.
+            ValueError: when the window has no position, or n is no multiple of their number.
         """
         stride, pad = stride or (1,) * len(grid), pad or (0,) * len(grid)
         m, n = matrix.shape[-2:]
@@ -106,43 +108,61 @@ class ToeplitzArray(CompactArray):
         if n % count:
             raise ValueError(
                 f"the window has {count} positions, of which {n} outputs are no multiple: "
-                "give a whole number of channels"
+                "give an integer number of channels"
             )
         channels = n // count
-        rows = np.asarray(places(grid, window, stride, pad))[:, :, None]
-        column = np.arange(n).reshape(count, 1, channels)
-        tap = np.arange(rows.shape[1] * channels).reshape(1, -1, channels)
-        rows, column, tap = (
-            each[np.broadcast_to(rows >= 0, (count, *tap.shape[1:]))]
-            for each in np.broadcast_arrays(rows, column, tap)
-        )
+        entries = _entries(np.asarray(places(grid, window, stride, pad)), channels)
         size = math.prod(window) * channels
-
-        def collect(error: np.ndarray) -> np.ndarray:
-            return np.bincount(tap, weights=error[rows, column], minlength=size)
-
-        def expand(taps: np.ndarray) -> np.ndarray:
-            dense = np.zeros((m, n))
-            dense[rows, column] = taps[tap]
-            return dense
-
-        def fit_one(target: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
-            means = collect(target) / np.maximum(np.bincount(tap, minlength=size), 1)
-            if metric is None:
-                return means
-            scale = np.bincount(
-                tap, weights=(metric if metric.ndim == 1 else np.diag(metric))[rows], minlength=size
-            )
-            return least_squares(expand, collect, target, metric, means, scale)
-
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
-        found = np.stack(
-            [fit_one(*each) for each in zip(stack, per_matrix(metric, len(stack)), strict=True)]
-        )
-        taps = found.reshape(*matrix.shape[:-2], math.prod(window), channels)
-        return cls(
-            jnp.asarray(taps, jnp.asarray(matrix).dtype), grid, window, stride, pad, dims=(m, n)
-        )
+        taps = np.stack(
+            [
+                _fit_taps(target, metric, entries, size)
+                for target, metric in zip(stack, per_matrix(metric, len(stack)), strict=True)
+            ]
+        ).reshape(*matrix.shape[:-2], math.prod(window), channels)
+        values = jnp.asarray(taps, jnp.asarray(matrix).dtype)
+        return cls(values, grid, window, stride, pad, dims=(m, n))
+
+
+class _Entries(NamedTuple):
+    """The entries of the matrix that may differ from zero, and the weight that each one is."""
+
+    rows: Int[np.ndarray, " entries"]
+    columns: Int[np.ndarray, " entries"]
+    taps: Int[np.ndarray, " entries"]
+
+
+def _entries(inputs: Int[np.ndarray, "positions window"], channels: int) -> _Entries:
+    """The entries of a window with a number of channels; those on the zeros are left out."""
+    count, window = inputs.shape
+    rows = inputs[:, :, None]
+    columns = np.arange(count * channels).reshape(count, 1, channels)
+    taps = np.arange(window * channels).reshape(1, window, channels)
+    rows, columns, taps = np.broadcast_arrays(rows, columns, taps)
+    inside = rows >= 0
+    return _Entries(rows[inside], columns[inside], taps[inside])
+
+
+def _fit_taps(
+    target: Float[np.ndarray, "m n"], metric: np.ndarray | None, entries: _Entries, size: int
+) -> Float[np.ndarray, " size"]:
+    """The weights of one matrix: means over all positions, or the optimum in a metric."""
+    rows, columns, index = entries
+
+    def collect(error: np.ndarray) -> np.ndarray:
+        return np.bincount(index, weights=error[rows, columns], minlength=size)
+
+    def expand(taps: np.ndarray) -> np.ndarray:
+        dense = np.zeros(target.shape)
+        dense[rows, columns] = taps[index]
+        return dense
+
+    # a place of the window that lies on the zeros at every position has no entry
+    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
+    if metric is None:
+        return means
+    scale = np.bincount(index, weights=diagonal(metric)[rows], minlength=size)
+    return least_squares(expand, collect, target, metric, means, scale)
 
 
 @jax.jit  # an eager product is one program
@@ -159,7 +179,7 @@ def _slide(array: ToeplitzArray, x: jax.Array) -> jax.Array:
 def positions(
     grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """How many positions the window has along each axis.
+    """The number of positions of the window along each axis.
 
     Raises:
         ValueError: when it has none.
@@ -169,14 +189,14 @@ def positions(
         >>> positions((28, 28), (9, 9), (2, 2), (0, 0))
         (10, 10)
     """
-    found = tuple(
+    counts = tuple(
         (g + 2 * p - w) // s + 1 for g, w, s, p in zip(grid, window, stride, pad, strict=True)
     )
-    if min(found) < 1:
+    if min(counts) < 1:
         raise ValueError(
             f"a window of {window} has no position on a grid of {grid} with {pad} zeros around it"
         )
-    return found
+    return counts
 
 
 def places(

@@ -11,16 +11,17 @@ Source: Denil et al. 2013 (arXiv:1306.0543); LCNN, Bagherinezhad et al. 2017 (ar
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.lookups import LookupArray
-from jaxcompress.arrays.projection import weigh
+from jaxcompress.arrays.projection import Metric, weigh
 from jaxcompress.arrays.registration import compact_array
 
 
@@ -33,16 +34,16 @@ class VocabularyArray(CompactArray):
         codes: (..., k, n), numbers or any compact array, such as `LookupArray`.
     """
 
-    atoms: Any  # a compact array, or numbers
-    codes: Any
+    atoms: Float[Array, "*stack m k"] | CompactArray
+    codes: Float[Array, "*stack k n"] | CompactArray
 
     linear_in = "codes"
 
     def materialize(self) -> jax.Array:
         """Atoms times codes."""
         if isinstance(self.atoms, DesignedAtoms):
-            return self.atoms.expand(self.codes)
-        return self.atoms.astype(self.codes.dtype) @ self.codes  # both are dense here
+            return self.atoms.expand(materialize(self.codes))
+        return self._dense_atoms() @ materialize(self.codes)
 
     def with_dense_children(self) -> VocabularyArray:
         """Atoms that are recomputed stay as they are."""
@@ -51,10 +52,9 @@ class VocabularyArray(CompactArray):
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """First the atoms, then the codes."""
-        designed = isinstance(self.atoms, DesignedAtoms)
-        return (
-            self.atoms.features(x, self.codes.dtype) if designed else x @ self._dense_atoms()
-        ) @ self.codes
+        if isinstance(self.atoms, DesignedAtoms):
+            return self.atoms.features(x, self.codes.dtype) @ self.codes
+        return x @ self._dense_atoms() @ self.codes
 
     def take(self, rows: jax.Array) -> jax.Array:
         """The atoms' rows times the codes."""
@@ -62,7 +62,7 @@ class VocabularyArray(CompactArray):
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
-        """The leading dimensions of what is stored."""
+        """The leading dimensions of the codes."""
         return self.codes.shape[:-2]
 
     @property
@@ -88,17 +88,15 @@ class VocabularyArray(CompactArray):
 
     def _dense_atoms(self) -> jax.Array:
         # atoms may be stored as anything, designed ones in float32: the codes decide the dtype
-        return (self.atoms.materialize() if is_compact(self.atoms) else self.atoms).astype(
-            self.codes.dtype
-        )
+        return materialize(self.atoms).astype(self.codes.dtype)
 
     @classmethod
     def fit(
         cls,
-        matrix: np.ndarray,
-        atoms: Any,
+        matrix: Float[np.ndarray, "*stack m n"],
+        atoms: ArrayLike | CompactArray,
         *,
-        metric: np.ndarray | None = None,
+        metric: Metric | None = None,
         lookups: int | None = None,
     ) -> VocabularyArray:
         """The codes with the least squared error; of few look-ups, by matching pursuit.
@@ -106,21 +104,12 @@ class VocabularyArray(CompactArray):
         Args:
             matrix: (..., m, n).
             atoms: (..., m, k), designed or numbers to store.
-            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; what they do
-                not see is fitted plainly.
+            metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; directions
+                without moments are fitted as in the identity.
             lookups: the atoms that a column may use; all by default.
         """
         target = np.asarray(matrix, np.float64)
-        if (
-            isinstance(atoms, DesignedAtoms) and atoms.channels > 1
-        ):  # the atoms of one channel, for all channels at once
-            of_one, (*leading, m, n) = np.asarray(atoms._of_one_channel(), np.float64), target.shape
-            apart = np.linalg.pinv(of_one) @ target.reshape(
-                *leading, m // atoms.channels, atoms.channels * n
-            )
-            codes = apart.reshape(*leading, atoms.count, n)
-        else:
-            codes = np.linalg.pinv(np.asarray(materialize(atoms), np.float64)) @ target
+        codes = _plain_codes(atoms, target)
         if metric is not None:
             dense = np.asarray(materialize(atoms), np.float64)
             weighted = weigh(np.asarray(metric, np.float64), dense)
@@ -135,3 +124,16 @@ class VocabularyArray(CompactArray):
             array,
             codes=LookupArray.fit(codes, lookups, metric=array.child_metrics(metric)["codes"]),
         )
+
+
+def _plain_codes(
+    atoms: ArrayLike | CompactArray, target: Float[np.ndarray, "*stack m n"]
+) -> Float[np.ndarray, "*stack k n"]:
+    """The least-squares codes without a metric."""
+    if not isinstance(atoms, DesignedAtoms) or atoms.channels == 1:
+        return np.linalg.pinv(np.asarray(materialize(atoms), np.float64)) @ target
+    # channels do not mix: invert the atoms of one, and apply them to all channels as columns
+    *leading, m, n = target.shape
+    of_one = np.asarray(atoms._of_one_channel(), np.float64)
+    columns = target.reshape(*leading, m // atoms.channels, atoms.channels * n)
+    return (np.linalg.pinv(of_one) @ columns).reshape(*leading, atoms.count, n)

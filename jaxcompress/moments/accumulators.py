@@ -1,26 +1,26 @@
 """Sums over the activation vectors that a running program contracts, in float32 within a batch.
 
-While a network is replayed, an `Accumulator` is handed the operands of every contraction and adds
-up their count, sum and second moments. Subclasses keep the vectors themselves (cross_moments.py) or
+While a network is replayed, an `Accumulator` receives the operands of every contraction and adds up
+their count, sum and second moments. Subclasses keep the vectors themselves (cross_moments.py) or
 tag the results for differentiation (sensitivity.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.arrays.base import materialize
 from jaxcompress.moments.masks import VectorWeights
 from jaxcompress.moments.windows import dim_last, patches, window_counts, windows_at
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, atoms
-from jaxcompress.programs.program import Step
+from jaxcompress.programs.program import Operand, Step
 from jaxcompress.programs.rules import Contraction
 
 MAX_DIM = 4096
@@ -39,6 +39,10 @@ class Sums(NamedTuple):
     n: Float[Array, "*layers"]
     s: Float[Array, "*lead m"]
     S: Float[Array, "*lead m m"] | Float[Array, "*lead m"]
+
+
+Gathered = PyTree
+"""What is kept of one contraction: `Sums`, two of them, counts of rows, or the vectors."""
 
 
 class Totals(NamedTuple):
@@ -76,9 +80,10 @@ class Accumulator:
         max_dim: int,
     ):
         self.traced, self.shifts, self.vectors, self.max_dim = traced, shifts, vectors, max_dim
-        self.sums: dict[str, Any] = {}
+        self.sums: dict[str, Gathered] = {}
         self.duplicates: dict[str, str] = {}
-        self._first: dict[Any, str] = {}  # the first contraction of some vectors
+        # queries, keys and values take in the same vectors: the first key is kept for all three
+        self._first: dict[Hashable, str] = {}
 
     # --- what the replay calls -----------------------------------------------------------------
 
@@ -89,8 +94,8 @@ class Accumulator:
         inner.duplicates = self.duplicates
         return inner
 
-    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The sums to add over a loop's turns, and those of layers that it runs over."""
+    def split_sums(self, turns: Dim | None) -> tuple[dict[str, Gathered], dict[str, Gathered]]:
+        """Split the sums into those added over a loop's turns and those stacked by layer."""
         contractions = self.traced.analysis.contractions
         added, stacked = {}, {}
         for key, sums in self.sums.items():
@@ -98,20 +103,20 @@ class Accumulator:
             (stacked if any(layer is turns for layer in layers) else added)[key] = sums
         return added, stacked
 
-    def update(self, *sums: dict[str, Any]) -> None:
-        """Take over the sums of a loop or a branch."""
+    def update(self, *sums: dict[str, Gathered]) -> None:
+        """Add the sums of a loop or a branch."""
         for more in sums:
             self.sums.update(more)
 
-    def see(self, key: str, operands: list[Any], step: Step) -> None:
+    def observe(self, key: str, operands: list[Operand], step: Step) -> None:
         """Add one contraction's vectors."""
         if key in self.traced.analysis.contractions:
             self._add_site(key, operands, step)
         elif key in self.traced.analysis.pairs:
             self._add_pair(key, operands, step)
 
-    def feel(self, key: str, step: Step, result: Any) -> Any:
-        """The result of a contraction, as it goes on."""
+    def transform_result(self, key: str, step: Step, result: jax.Array) -> jax.Array:
+        """The result unchanged: moments are of the operands."""
         return result
 
     # --- inside --------------------------------------------------------------------------------
@@ -129,9 +134,10 @@ class Accumulator:
                 totals.lookups[key] = sums
         return totals
 
-    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Any:
+    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Gathered:
         """Sums of weighted vectors, about the shift."""
         if key in self.shifts:
+            # padding may hold NaN, which times a weight of zero is NaN still
             rows = jnp.where(weights[:, None] > 0, rows - self.shifts[key][..., None, :], 0)
         weighted = rows * weights[:, None]
         if rows.shape[-1] > self.max_dim:
@@ -140,7 +146,7 @@ class Accumulator:
             products = jnp.matmul(jnp.matrix_transpose(weighted), rows, precision="highest")
         return Sums(weights.sum(), weighted.sum(-2), products)
 
-    def _add_site(self, key: str, operands: list[Any], step: Step) -> None:
+    def _add_site(self, key: str, operands: list[Operand], step: Step) -> None:
         contraction = self.traced.analysis.contractions[key]
         value = step.inputs[contraction.operand]
         x = materialize(operands[contraction.operand])
@@ -159,7 +165,7 @@ class Accumulator:
         rows = self.vectors.take(key, x, value.dims, contraction.positions, batch)
         self.sums[key] = self.reduce(key, *rows)
 
-    def _add_pair(self, key: str, operands: list[Any], step: Step) -> None:
+    def _add_pair(self, key: str, operands: list[Operand], step: Step) -> None:
         pair = self.traced.analysis.pairs[key]
         if any(_has_opaque_axis(dim) for dim in pair.dims):
             return  # attention weights times values, over positions: no map needs their moments
@@ -176,12 +182,13 @@ class Accumulator:
         return dim is not None and all(atom in self.traced.names for atom in atoms(dim))
 
     def _windows(
-        self, key: str, operands: list[Any], contraction: Contraction, step: Step
+        self, key: str, operands: list[Operand], contraction: Contraction, step: Step
     ) -> tuple[jax.Array, jax.Array]:
-        """What a convolution's kernel is contracted with; of a sample, only its windows are cut."""
+        """The vectors that a convolution's kernel is contracted with, and their weights."""
         x, kernel = map(materialize, operands)
         counts = window_counts(x, kernel, step, self.max_dim)
         taken = None
+        # all windows together hold many copies of the image: of a sample, cut only those in it
         if counts is not None:
             taken = self.vectors.sampled_places(key, math.prod(counts))
         if counts is not None and taken is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from jaxcompress.moments.sensitivity import OutputSensitivity
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site, Structure
 from jaxcompress.networks.trace import Network
+
+ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Calibration:
     """
 
     batches: Iterable[PyTree]
-    inputs: Callable[[Any], Any] | None = None
+    inputs: Callable[[PyTree], PyTree] | None = None
     mask: Callable[..., jax.Array] | None = None
     sample: float = 1.0
 
@@ -341,7 +343,7 @@ def statistic(
         shift: what was subtracted from every vector.
         lead: layouts of the leading dimensions.
         dims: layouts of the contracted ones.
-        sizes: of the axes at present.
+        sizes: the present size of each axis.
     """
     total, second = np.asarray(sums.s), np.asarray(sums.S)
     count = np.maximum(_over(np.asarray(sums.n), total), 1e-30)
@@ -387,6 +389,6 @@ def _named(dims: tuple[Layout, ...]) -> tuple[Layout, ...]:
     return tuple(layout for layout in dims if all(layout.axes()))
 
 
-def _over(count: Any, like: Any) -> Any:
+def _over(count: ArrayT, like: ArrayT) -> ArrayT:
     """A count for each layer of a loop, shaped to broadcast against sums with vectors last."""
     return count.reshape(*count.shape, *(1,) * (like.ndim - count.ndim))

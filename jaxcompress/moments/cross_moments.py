@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Callable, Container, Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.moments.accumulators import Accumulator
+from jaxcompress.moments.accumulators import Accumulator, Gathered
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.masks import VectorWeights, vector_weights
 from jaxcompress.networks.trace import Network
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
-from jaxcompress.programs.program import Step
+from jaxcompress.programs.program import Operand, Step
 
 Rows = tuple[Float[Array, "rows m"], Float[Array, " rows"]]
 """Vectors and their weights."""
@@ -79,7 +78,7 @@ class Recorder(Accumulator):
         traced: TracedProgram,
         keys: tuple[str, ...],
         vectors: VectorWeights,
-        order: dict[str, Any],
+        order: dict[str, tuple[Operand, Hashable]],
     ):
         super().__init__(traced, {}, vectors, sys.maxsize)
         self.keys, self.order = keys, order
@@ -88,11 +87,11 @@ class Recorder(Accumulator):
         """A recorder for one turn of a loop."""
         return Recorder(self.traced, self.keys, self.vectors.in_turn(turns, index), self.order)
 
-    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Nothing to add: every turn of a loop has vectors of its own."""
+    def split_sums(self, turns: Dim | None) -> tuple[dict[str, Gathered], dict[str, Gathered]]:
+        """Stack everything: every turn of a loop has its own vectors."""
         return {}, self.sums
 
-    def see(self, key: str, operands: list[Any], step: Step) -> None:
+    def observe(self, key: str, operands: list[Operand], step: Step) -> None:
         """Record one contraction's vectors, if it is among the keys."""
         if key not in self.keys:
             return
@@ -100,9 +99,9 @@ class Recorder(Accumulator):
         layout = (key,) if contraction.window else (contraction.positions, contraction.batch)
         self.order[key] = (operands[contraction.operand], layout)
         self._first.clear()  # contractions of the same vectors are all recorded
-        super().see(key, operands, step)
+        super().observe(key, operands, step)
 
-    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Any:
+    def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Rows:
         """The vectors and weights as they are."""
         return rows, weights
 
@@ -115,7 +114,7 @@ def record(
     mask: Callable[..., jax.Array] | None = None,
     sample: float = 1.0,
     batch: int | jax.Array = 0,
-    order: dict[str, Any] | None = None,
+    order: dict[str, tuple[Operand, Hashable]] | None = None,
 ) -> dict[str, Rows]:
     """The vectors that some contractions take in on one batch, with their weights."""
     traced = net.traced_program(params, *inputs)
@@ -147,16 +146,18 @@ def groups(
         keys: the contractions to look at.
         always: contractions that are included even where their inputs did not change.
     """
-    order: dict[str, Any] = {}
+    order: dict[str, tuple[Operand, Hashable]] = {}
 
     @jax.jit
-    def gaps(before: PyTree, after: PyTree, inputs: tuple[PyTree, ...]) -> dict[str, Any]:
+    def gaps(
+        before: PyTree, after: PyTree, inputs: tuple[PyTree, ...]
+    ) -> dict[str, jax.Array | float]:
         theirs = record(net, after, inputs, keys, order=order)
         ours = record(net, before, inputs, keys, order=order)
         return {key: _gap(ours[key][0], theirs[key][0]) for key in theirs}
 
     changed = gaps(before, after, inputs)
-    grouped: dict[Any, list[str]] = {}
+    grouped: dict[Hashable, list[str]] = {}
     for key, (operand, layout) in order.items():
         # contractions in a loop of unknown length have no vectors and are not in `changed`
         if key in changed and (changed[key] > 0 or key in always):
@@ -186,7 +187,9 @@ def gather(
     """
 
     @jax.jit
-    def products(before: PyTree, after: PyTree, inputs: tuple[PyTree, ...], batch: int) -> Any:
+    def products(
+        before: PyTree, after: PyTree, inputs: tuple[PyTree, ...], batch: int
+    ) -> tuple[jax.Array, ...]:
         options = (data.mask, data.sample, batch)
         x, weights = record(net, before, inputs, (key,), *options)[key]
         y, _ = record(net, after, inputs, (key,), *options)[key]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, find, parts
-from jaxcompress.programs.program import build
+from jaxcompress.programs.program import Value, build
 from jaxcompress.programs.rules import Analysis
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class VectorWeights:
                 return None
             places[axis] = candidates[0] if candidates else None
         if all(place is None for place in places):
-            log.warning("%s: the mask's axes are not found; every vector counts", name)
+            log.warning("%s: no axis of the mask is an axis here; every vector counts", name)
             return None
         return places
 
@@ -261,12 +261,8 @@ def vector_weights(
     if mask is None:
         return VectorWeights(sample=sample, key=key)
     values = traced.program.inputs[len(traced.leaves) :]
-    used = {id(value) for step in traced.program.steps for value in step.inputs}
-    input_dims: list[Dim] = []
-    for value in values:
-        if id(value) in used:
-            input_dims += [dim for dim in value.dims if dim is not None]
-    # the mask's own program, on the network's input dimensions, tells what the mask's axes are
+    input_dims = _used_dims(traced, values)
+    # analysing the mask as a program on the network's input dimensions identifies the mask's axes
     program = build(jax.make_jaxpr(mask)(*jax.eval_shape(lambda *values: values, *inputs)))
     for source, inner in zip(values, program.inputs, strict=True):
         inner.dims, inner.data = list(source.dims), True
@@ -279,3 +275,15 @@ def vector_weights(
         sample,
         key,
     )
+
+
+def _used_dims(traced: TracedProgram, values: Sequence[Value]) -> list[Dim]:
+    """The dimensions of those inputs that the network uses; the others have no rows to weigh."""
+    used: set[int] = set()
+    for step in traced.program.steps:
+        used.update(map(id, step.inputs))
+    dims: list[Dim] = []
+    for value in values:
+        if id(value) in used:
+            dims += [dim for dim in value.dims if dim is not None]
+    return dims

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.arrays.paths import leaf_name
-from jaxcompress.moments.accumulators import Accumulator
+from jaxcompress.moments.accumulators import Accumulator, Gathered
 from jaxcompress.moments.masks import VectorWeights, vector_weights
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.trace import Network
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
-from jaxcompress.programs.program import Step
+from jaxcompress.programs.program import Operand, Step
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +89,14 @@ class GradientTags(Accumulator):
         vectors = self.vectors.in_turn(turns, index)
         return GradientTags(self.traced, vectors, self.probes, self.widths)
 
-    def divide(self, turns: Dim | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def split_sums(self, turns: Dim | None) -> tuple[dict[str, Gathered], dict[str, Gathered]]:
         """No sums: differentiation adds gradients over the turns of a loop."""
         return {}, {}
 
-    def see(self, key: str, operands: list[Any], step: Step) -> None:
-        """Operands need no tags."""
+    def observe(self, key: str, operands: list[Operand], step: Step) -> None:
+        """Nothing to do: the gradient is that of the result."""
 
-    def feel(self, key: str, step: Step, result: Any) -> Any:
+    def transform_result(self, key: str, step: Step, result: jax.Array) -> jax.Array:
         """Tag a contraction's result."""
         layout = self._rows_layout(key, step, result.ndim)
         if layout is None:
@@ -206,7 +205,7 @@ class OutputSensitivity:
     def _make_probes(self, params: PyTree, inputs: tuple[PyTree, ...]) -> dict[str, Probe]:
         widths: dict[str, int] = {}
 
-        def run(params: PyTree, inputs: tuple[PyTree, ...]) -> Any:
+        def run(params: PyTree, inputs: tuple[PyTree, ...]) -> list[tuple[jax.Array, jax.Array]]:
             return self._outputs(params, inputs, None, widths)
 
         if not jax.eval_shape(run, params, inputs):
@@ -224,11 +223,12 @@ class OutputSensitivity:
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The probes' gradients under random signs of the outputs, and the outputs' weight."""
 
-        def total(probes: dict[str, Probe]) -> tuple[Any, Any]:
+        def total(probes: dict[str, Probe]) -> tuple[jax.Array, jax.Array]:
             outputs = self._outputs(params, inputs, probes, {})
             keys = jax.random.split(key, len(outputs))
             signed = [_signed_sum(key, *output) for key, output in zip(keys, outputs, strict=True)]
-            return sum(signed), sum(weights.sum() for _, weights in outputs)
+            count = jnp.asarray(sum(weights.sum() for _, weights in outputs))
+            return jnp.asarray(sum(signed)), count
 
         return jax.grad(total, has_aux=True)(probes)
 

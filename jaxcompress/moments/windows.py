@@ -94,13 +94,16 @@ def patches(
         name: step.params[name]
         for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     }
-    found = jax.lax.conv_general_dilated_patches(
+    windows = jax.lax.conv_general_dilated_patches(
         x, window, **options, dimension_numbers=numbers, precision=jax.lax.Precision.HIGHEST
     )
-    found = jnp.moveaxis(found, numbers.out_spec[1], -1)
-    lead = found.shape[:-1]
-    found = _in_kernel_order(found.reshape(*lead, kernel.shape[k_in], *window), (k_in, *k_space))
-    return found.reshape(*lead, -1), dim_last(step.outputs[0].dims, numbers.out_spec[1])
+    # JAX returns them flat with the features outermost, whatever the kernel's layout
+    windows = jnp.moveaxis(windows, numbers.out_spec[1], -1)
+    lead = windows.shape[:-1]
+    windows = _in_kernel_order(
+        windows.reshape(*lead, kernel.shape[k_in], *window), (k_in, *k_space)
+    )
+    return windows.reshape(*lead, -1), dim_last(step.outputs[0].dims, numbers.out_spec[1])
 
 
 def _features(

@@ -16,7 +16,7 @@ import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import Any
+from typing import overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,13 +89,33 @@ def apply_map(
                 leaves[name] = along(leaves[name], present, position, axis, matrices)
 
 
+@overload
+def along(
+    array: Num[np.ndarray, ...],
+    layouts: tuple[Layout, ...],
+    position: int,
+    axis: Axis,
+    matrices: Float[np.ndarray, "fibres d r"],
+) -> Num[np.ndarray, ...]: ...
+
+
+@overload
+def along(
+    array: Num[Array, ...],
+    layouts: tuple[Layout, ...],
+    position: int,
+    axis: Axis,
+    matrices: Float[np.ndarray, "fibres d r"],
+) -> Num[Array, ...]: ...
+
+
 def along(
     array: Num[np.ndarray, ...] | Num[Array, ...],
     layouts: tuple[Layout, ...],
     position: int,
     axis: Axis,
     matrices: Float[np.ndarray, "fibres d r"],
-) -> Any:
+) -> Num[np.ndarray, ...] | Num[Array, ...]:
     """One dimension of an array with a matrix applied to an axis in it, fibre by fibre.
 
     Args:

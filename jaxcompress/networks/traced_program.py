@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -26,7 +25,7 @@ class TracedProgram:
     Attributes:
         program: the function's steps.
         leaves: the value of every parameter leaf, by name.
-        analysis: what the rules found.
+        analysis: the result of the rules.
         names: the key of every axis that a parameter has.
         out_tree: the tree of the outputs.
     """
@@ -35,7 +34,7 @@ class TracedProgram:
     leaves: dict[str, Value]
     analysis: Analysis
     names: dict[Dim, str]
-    out_tree: Any
+    out_tree: PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

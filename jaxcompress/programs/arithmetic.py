@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcompress.programs.algebra import Dim, Kind, find, mark
 from jaxcompress.programs.facts import (
@@ -24,7 +25,7 @@ from jaxcompress.programs.facts import (
     merge_facts,
     varies,
 )
-from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
@@ -138,7 +139,7 @@ def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
     out.sites = frozenset() if out.shared else source.sites
 
 
-def replay_cast(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_cast(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """A compact array stays one in another float dtype."""
     operand, dtype = operands[0], step.params.get("new_dtype")
     if not hasattr(operand, "materialize") or not (
@@ -227,7 +228,7 @@ def note_bias(
             analysis.biases[site] = (frozenset().union(*bias.slots), sign)
 
 
-def fold_literals(step: Step, function: Callable[[Any, Any], Any]) -> None:
+def fold_literals(step: Step, function: Callable[[np.ndarray, np.ndarray], ArrayLike]) -> None:
     """Compute a step on literals: a divisor may be made of sizes, as an unbiased variance's is."""
     left, right = step.inputs
     if left.literal is not None and right.literal is not None:
@@ -239,7 +240,7 @@ def scalar(value: Value) -> float | None:
     literal = value.literal
     if literal is None or np.ndim(literal) or np.iscomplexobj(literal):
         return None
-    return float(literal)
+    return float(np.asarray(literal))
 
 
 # --- means ----------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ class Divisor(NamedTuple):
     inverse: bool
 
 
-def replay_mean(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_mean(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """A mean divides by the present size of what is summed."""
     divisor: Divisor | None = step.note
     if divisor is None:

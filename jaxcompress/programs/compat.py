@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeGuard, cast
 
 import jax
 from jax.extend import core
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 INLINED = {
     "pjit": "jaxpr",
@@ -40,25 +42,27 @@ RANDOM = frozenset(
 """Primitives that draw random numbers or derive keys."""
 
 
-def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
+def open_jaxpr(
+    jaxpr: core.Jaxpr | core.ClosedJaxpr,
+) -> tuple[core.Jaxpr, list[ArrayLike]]:
     """A jaxpr, open or closed, and its constants."""
     return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, [])
 
 
 def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
-    """The numbers of a scan's constants and of its carries."""
+    """The number of a scan's constants, and that of its carries."""
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on: trees of operands
     return len(consts), len(carry)
 
 
-def is_literal(atom: Any) -> bool:
+def is_literal(atom: core.Var | core.Literal) -> TypeGuard[core.Literal]:
     """Whether an operand of an equation is a number, not a variable."""
     return isinstance(atom, core.Literal)
 
 
-def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
+def bind(primitive: core.Primitive, operands: list[PyTree], params: dict[str, Any]) -> list[PyTree]:
     """Run a primitive on operands; returns a list even of a single output."""
     bind_params = primitive.get_bind_params(params)
     if isinstance(bind_params, tuple):  # before jax 0.7: functions first, then the parameters
@@ -69,7 +73,15 @@ def bind(primitive: Any, operands: list[Any], params: dict[str, Any]) -> list[An
     return list(result) if primitive.multiple_results else [result]
 
 
-def where(equation: Any) -> str:
+class _Frame(Protocol):
+    """A frame of a traceback, as JAX returns it."""
+
+    file_name: str
+    function_name: str
+    start_line: int
+
+
+def where(equation: core.JaxprEqn) -> str:
     """File, line and function of the user's code that made an equation, "" where unknown."""
     frames = _frames(equation.source_info)
     outside = [frame for frame in frames if "site-packages" not in frame.file_name] or frames
@@ -80,19 +92,20 @@ def where(equation: Any) -> str:
     return f"{file}:{outside[0].start_line} ({function})"
 
 
-def _frames(info: Any) -> list[Any]:
-    """The frames of the user's code; what JAX's private helper takes differs between versions."""
-    frames: list[Any] = []
+def _frames(info: object) -> list[_Frame]:
+    """The frames of the user's code."""
+    # the argument of JAX's private helper differs between versions: try both
+    frames: list[_Frame] = []
     for argument in (info, getattr(info, "traceback", None)):
         with contextlib.suppress(Exception):
             from jax._src import source_info_util
 
-            frames = frames or list(source_info_util.user_frames(argument))
+            frames = frames or cast(list[_Frame], list(source_info_util.user_frames(argument)))
     return frames
 
 
 @contextlib.contextmanager
-def context_of(equation: Any) -> Iterator[None]:
+def context_of(equation: core.JaxprEqn) -> Iterator[None]:
     """The name scope and the compilation context that an equation was traced under."""
     with contextlib.ExitStack() as stack:
         manager = getattr(getattr(equation, "ctx", None), "manager", None)
@@ -104,14 +117,14 @@ def context_of(equation: Any) -> Iterator[None]:
         yield
 
 
-def checkpointed(function: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
+def checkpointed(function: Callable[..., PyTree], params: dict[str, Any]) -> Callable[..., PyTree]:
     """`jax.checkpoint` with the parameters of an equation."""
     return jax.checkpoint(
         function, prevent_cse=params.get("prevent_cse", True), policy=params.get("policy")
     )
 
 
-def flops(program: Any, *arguments: Any) -> float:
+def flops(program: PyTree, *arguments: PyTree) -> float:
     """XLA's count of floating-point operations of one call.
 
     Args:

@@ -6,8 +6,6 @@ again.
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, concat, cut, mark, place_of
 from jaxcompress.programs.facts import (
     agreed,
@@ -16,7 +14,7 @@ from jaxcompress.programs.facts import (
     is_zero,
     merge_facts,
 )
-from jaxcompress.programs.program import Slot, Step
+from jaxcompress.programs.program import Operand, Slot, Step
 from jaxcompress.programs.reshaping import carry_over
 from jaxcompress.programs.rules import Analysis, Replay, bind_with, register
 
@@ -99,7 +97,7 @@ def unstack(step: Step, analysis: Analysis) -> None:
             copy_facts(out, index, source, position)
 
 
-def replay_slice(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_slice(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Cut at the places that the boundaries of segments have at present."""
     present = {
         name: tuple(
@@ -145,7 +143,7 @@ def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) ->
         return fresh
 
 
-def replay_split(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_split(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Split into the present sizes of the segments."""
     axis = step.params["axis"]
     sizes = tuple(replay.shape(value)[axis] for value in step.outputs)
@@ -168,7 +166,7 @@ def split(step: Step, analysis: Analysis) -> None:
         start += size
 
 
-def replay_pad(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_pad(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Pad by the present sizes of the axes beside the old one."""
     config = list(step.params["padding_config"])
     for index, (low, high) in (step.note or {}).items():

@@ -8,10 +8,11 @@ outputs) are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import Slot, Step, Value
+from jaxcompress.programs.program import Operand, Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -46,11 +47,11 @@ def consume(
     window: tuple[int, ...] = (),
     produced: tuple[int, ...] = (),
 ) -> str:
-    """Note that a parameter consumes activations; gives the contraction's key.
+    """Record that a parameter consumes activations; returns the contraction's key.
 
     Args:
         step: the product.
-        analysis: where it is noted.
+        analysis: where it is recorded.
         activations: the side that depends on the network's inputs.
         weight: the side made of parameters.
         contracted: positions in (activations, weight).
@@ -69,7 +70,7 @@ def consume(
             analysis.freeze(
                 step,
                 activations.dims[position],
-                "what is contracted over it is the same everywhere",
+                "the activations are constant along it",
             )
     for theirs, position in mine.items():
         _note_scales(analysis, weight.slots[theirs], activations.scaled[position])
@@ -103,21 +104,25 @@ def free(ndim: int, contracting: Sequence[int], batch: Sequence[int]) -> list[in
     return [index for index in range(ndim) if index not in contracting and index not in batch]
 
 
-def replay_dot(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_dot(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """A product of arrays, or a compact operand's own."""
     if replay.tap is not None and step.note is not None:
-        replay.tap.see(step.note, operands, step)
+        replay.tap.observe(step.note, operands, step)
     for side in (1, 0):
         if is_compact(operands[side]) and own_product(step, operands[side], side) is not None:
-            return felt(step.note, step, [structural_dot(step, operands, side, replay)], replay)
-    return felt(step.note, step, bind(step, operands, replay), replay)
+            return tapped_results(
+                step.note, step, [structural_dot(step, operands, side, replay)], replay
+            )
+    return tapped_results(step.note, step, bind(step, operands, replay), replay)
 
 
-def felt(key: str | None, step: Step, results: list[Any], replay: Replay) -> list[Any]:
-    """The results of a contraction, as the tap hands them on."""
+def tapped_results(
+    key: str | None, step: Step, results: list[Operand], replay: Replay
+) -> list[Operand]:
+    """The results of a contraction, as the tap returns them."""
     if replay.tap is None or key is None:
         return results
-    return [replay.tap.feel(key, step, results[0])]
+    return [replay.tap.transform_result(key, step, results[0])]
 
 
 class Product(NamedTuple):
@@ -135,10 +140,10 @@ class Product(NamedTuple):
 
 
 def own_product(step: Step, array: CompactArray, side: int) -> Product | None:
-    """The product that a step asks of a compact operand, or None where it has none like it.
+    """The compact operand's own product for a step, or None where it has none.
 
-    It has one over all of its inputs or all of its outputs, with any of its stack dimensions
-    shared.
+    An array has one product over all of its inputs and one over all of its outputs; any of its
+    stack dimensions may be shared.
     """
     contracting, batch = step.params["dimension_numbers"]
     lead = array.ndim - array.matrix_axes.ndim
@@ -155,14 +160,14 @@ def own_product(step: Step, array: CompactArray, side: int) -> Product | None:
     return products.get(frozenset(contracting[side]))
 
 
-def structural_dot(step: Step, operands: list[Any], side: int, replay: Replay) -> jax.Array:
+def structural_dot(step: Step, operands: list[Operand], side: int, replay: Replay) -> jax.Array:
     """A product of `dot_general` by a compact operand's own `multiply` or `multiply_transposed`."""
     contracting, batch = step.params["dimension_numbers"]
     array = operands[side]
     x = replay.dense(step, operands[1 - side], step.inputs[1 - side])
     replay.tell(step, step.inputs[side], "contracted")
     product = own_product(step, array, side)
-    assert product is not None, "replay_dot asks for a product that the array has"
+    assert product is not None, "replay_dot checks that the array has this product"
     stack, shape = range(array.ndim - array.matrix_axes.ndim), array.shape
     partner = dict(zip(batch[side], batch[1 - side], strict=True))
     partner |= dict(zip(contracting[side], contracting[1 - side], strict=True))
@@ -220,7 +225,7 @@ def _origin(value: Value) -> str:
 
 
 def _product_facts(step: Step) -> None:
-    """What the dimensions of a product have from those of its sides."""
+    """The facts of a product's dimensions, from those of its sides."""
     left, right = step.inputs
     (out,) = step.outputs
     contracting, batch = step.params["dimension_numbers"]
@@ -229,7 +234,7 @@ def _product_facts(step: Step) -> None:
         source = (left, mine) if left.data or not out.data else (right, theirs)
         copy_facts(out, index, *source)
         out.constant[index] = left.constant[mine] and right.constant[theirs]
-        mark(out.dims[index], Kind.ELEMENTWISE)  # each position has a product of its own
+        mark(out.dims[index], Kind.ELEMENTWISE)  # a batched product mixes no positions
     sides = zip((left, right), contracting, batch, strict=True)
     kept = []
     for value, summed, together in sides:
@@ -312,11 +317,11 @@ PRODUCTS: dict[tuple[str, str], Callable[[Step, Analysis], None]] = {
     ("constant", "data"): _of_constant,
     ("constant", "constant"): _of_constant,
 }
-"""What a product means, by the origins of its left and right sides."""
+"""The rule of a product, by the origins of its left and right sides."""
 
 
 def loop_start(value: Value) -> bool:
-    """Whether a constant stands for activations: zeros that a loop starts from."""
+    """Whether a constant takes the place of activations: zeros that a loop starts from."""
     return (
         value.literal is not None
         and not any(dim is not None and dim.reasons for dim in value.dims)
@@ -326,21 +331,21 @@ def loop_start(value: Value) -> bool:
 
 def all_leaves(value: Value) -> set[str]:
     """The parameter leaves that a value came from."""
-    return {slot.leaf for slots in value.slots for slot in slots}
+    return {slot.leaf for slot in itertools.chain.from_iterable(value.slots)}
 
 
 # --- convolutions --------------------------------------------------------------------------------
 
 
-def replay_conv(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_conv(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """A convolution with the present number of groups."""
     if replay.tap is not None and step.note is not None and step.note[0] is not None:
-        replay.tap.see(step.note[0], operands, step)
+        replay.tap.observe(step.note[0], operands, step)
     groups = step.params["feature_group_count"]
     if groups > 1 and step.note is not None and step.note[1] is not None:
         groups = replay.size(step.note[1])
     results = bind_with(step, operands, replay, feature_group_count=groups)
-    return felt(step.note[0] if step.note else None, step, results, replay)
+    return tapped_results(step.note[0] if step.note else None, step, results, replay)
 
 
 @register("conv_general_dilated", replay=replay_conv)
@@ -349,17 +354,12 @@ def convolution(step: Step, analysis: Analysis) -> None:
     merge_facts(step)
     x, kernel = step.inputs
     (out,) = step.outputs
-    numbers, groups = step.params["dimension_numbers"], step.params["feature_group_count"]
-    x_batch, x_features, *x_space = numbers.lhs_spec
-    k_out, k_in, *_ = numbers.rhs_spec
-    o_batch, o_features, *o_space = numbers.out_spec
+    numbers = step.params["dimension_numbers"]
+    x_batch, x_features = numbers.lhs_spec[:2]
+    k_out, k_in, *window = numbers.rhs_spec
+    o_batch, o_features = numbers.out_spec[:2]
     copy_facts(out, o_batch, x, x_batch)
-    for source, target in zip(x_space, o_space, strict=True):
-        analysis.freeze(step, x.dims[source], "a window slides along it")
-        out.dims[target] = analysis.fresh(out.shape[target])
-        analysis.freeze(step, out.dims[target], "a window slides along it")
-    for position in numbers.rhs_spec[2:]:
-        analysis.freeze(step, kernel.dims[position], "it is the extent of a window")
+    _freeze_windows(step, analysis)
     copy_facts(out, o_features, kernel, k_out)
     out.constant[o_features] = False
     if step.params["batch_group_count"] > 1 or not kernel.from_params:
@@ -371,38 +371,58 @@ def convolution(step: Step, analysis: Analysis) -> None:
                 "or it groups the batch",
             )
         return
-    shared = None
-    previous = step.note[0] if step.note else None
-    step.note = previous
-    if groups == 1:
-        analysis.unify(step, x.dims[x_features], kernel.dims[k_in])
-    else:
-        try:
-            shared = _grouped(step, analysis, groups, x_features, k_in, k_out)
-        except Misaligned as problem:
-            for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
-                analysis.freeze(step, dim, f"its groups cut across its parts: {problem}")
-    if shared is not None:
-        mark(shared, Kind.ELEMENTWISE)
-    if (
-        shared is not None and find(shared).size == x.shape[x_features]
-    ):  # depthwise: a scale of its own kind
+    # a loop's body is analysed twice: the second time the contraction keeps its key
+    step.note = step.note[0] if step.note else None
+    shared = _shared_groups(step, analysis)
+    if shared is not None and find(shared).size == x.shape[x_features]:
+        # depthwise: the kernel sums over positions only, so it scales features and mixes none
         analysis.role(kernel.slots[k_out], "batch")
         out.slots[o_features] = x.slots[x_features] | kernel.slots[k_out]
         step.note = (None, shared)
         return
     analysis.role(kernel.slots[k_out], "produce")
-    produced, window = (k_out,), tuple(numbers.rhs_spec[2:])
     batch = () if shared is None else ((x_features, shared),)
-    key = consume(step, analysis, x, kernel, [(x_features, k_in)], batch, window, produced)
+    contracted = [(x_features, k_in)]
+    key = consume(step, analysis, x, kernel, contracted, batch, tuple(window), (k_out,))
     step.note = (key, shared)
     out.sites = frozenset({key})
+
+
+def _freeze_windows(step: Step, analysis: Analysis) -> None:
+    """Make the positions of the input, the output and the kernel opaque."""
+    x, kernel = step.inputs
+    (out,) = step.outputs
+    numbers = step.params["dimension_numbers"]
+    for source, target in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True):
+        analysis.freeze(step, x.dims[source], "a window slides along it")
+        out.dims[target] = analysis.fresh(out.shape[target])
+        analysis.freeze(step, out.dims[target], "a window slides along it")
+    for position in numbers.rhs_spec[2:]:
+        analysis.freeze(step, kernel.dims[position], "it is the extent of a window")
+
+
+def _shared_groups(step: Step, analysis: Analysis) -> Dim | None:
+    """Relate the input's features to the kernel's; returns the axis of the groups, if any."""
+    x, kernel = step.inputs
+    numbers, groups = step.params["dimension_numbers"], step.params["feature_group_count"]
+    x_features, (k_out, k_in) = numbers.lhs_spec[1], numbers.rhs_spec[:2]
+    if groups == 1:
+        analysis.unify(step, x.dims[x_features], kernel.dims[k_in])
+        return None
+    try:
+        shared = _grouped(step, analysis, groups, x_features, k_in, k_out)
+    except Misaligned as problem:
+        for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
+            analysis.freeze(step, dim, f"its groups cut across its parts: {problem}")
+        return None
+    mark(shared, Kind.ELEMENTWISE)
+    return shared
 
 
 def _grouped(
     step: Step, analysis: Analysis, groups: int, x_features: int, k_in: int, k_out: int
 ) -> Dim:
-    """Split features in and out into groups x rest; gives the groups' axis."""
+    """Split features in and out into groups x rest; returns the groups' axis."""
     x, kernel = step.inputs
     features, outputs = x.dims[x_features], kernel.dims[k_out]
     if features is None or outputs is None:

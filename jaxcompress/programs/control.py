@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxcompress.programs.facts import (
     is_zero,
     merge_facts,
 )
-from jaxcompress.programs.program import Program, Step, Value
+from jaxcompress.programs.program import Operand, Program, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, register
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def join(step: Step, analysis: Analysis, source: Value, target: Value) -> None:
     """Let a value be either of two: axes are unified, and only facts of both remain."""
     for value in (source, target):
         for dim in value.dims if value.square else ():
-            mark(dim, Kind.ELEMENTWISE)  # a square meets another value
+            mark(dim, Kind.ELEMENTWISE)  # no longer only part of a norm
     for index in range(len(target.shape)):
         analysis.joined([source, target], index, source.dims[index] or target.dims[index])
         if target.dims[index] is None:
@@ -70,7 +70,8 @@ def join(step: Step, analysis: Analysis, source: Value, target: Value) -> None:
     target.bent |= source.bent
     target.direct &= source.direct
     target.square &= source.square
-    if source.literal is None or not np.array_equal(source.literal, target.literal):
+    ours, theirs = source.literal, target.literal
+    if ours is None or theirs is None or not np.array_equal(ours, theirs):
         target.literal = None
     target.summed, target.sites = (), frozenset()
 
@@ -95,7 +96,9 @@ def analyse_loop(step: Step, analysis: Analysis, carries: Sequence[Value]) -> No
             as_carry(carry)
 
 
-def dense_outputs(step: Step, replay: Replay, program: Program, results: list[Any]) -> list[Any]:
+def dense_outputs(
+    step: Step, replay: Replay, program: Program, results: list[Operand]
+) -> list[Operand]:
     """A program's outputs as arrays, since they leave one of JAX's functions."""
     pairs = zip(results, program.outputs, strict=True)
     return [replay.dense(step, result, value) for result, value in pairs]
@@ -134,7 +137,7 @@ def split_operands(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], l
     return [*values[:constants]], [*values[constants:end]], [*values[end:]]
 
 
-def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Scan the body at the present sizes, with a tap's sums as another carry."""
     body, tap = step.programs["body"], replay.tap
     constants, init, stacked = split_operands(step, operands)
@@ -143,12 +146,14 @@ def replay_scan(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
         for operand, value in zip(init, split_operands(step, body.inputs)[1], strict=True)
     ]
 
-    def turn(state: tuple[list[Any], PyTree], given: tuple[list[Any], Any]) -> tuple[Any, Any]:
+    def turn(
+        state: tuple[list[Operand], PyTree], given: tuple[list[Operand], jax.Array | None]
+    ) -> tuple[PyTree, PyTree]:
         (values, sums), (slices, index) = state, given
         inner = nested(replay, step.note, index)
         outputs = inner.run(body, [*constants, *values, *slices])
         results = dense_outputs(step, inner, body, outputs)
-        added, layers = ({}, {}) if inner.tap is None else inner.tap.divide(step.note)
+        added, layers = ({}, {}) if inner.tap is None else inner.tap.split_sums(step.note)
         carry = results[: len(init)], accumulate(sums, added)
         return carry, (results[len(init) :], layers)
 
@@ -231,7 +236,7 @@ def split_while(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], list
     return [*values[:first]], [*values[first:end]], [*values[end:]]
 
 
-def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_while(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Loop at the present sizes. No derivative passes a loop of unknown length."""
     silent = Replay(replay.sizes, None, replay.note)
     derivatives = replay.tap is not None and replay.tap.derivatives
@@ -246,14 +251,14 @@ def replay_while(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     if derivatives:
         tested, fixed, init = jax.lax.stop_gradient((tested, fixed, init))
 
-    def test(state: tuple[list[Any], PyTree]) -> jax.Array:
+    def test(state: tuple[list[Operand], PyTree]) -> jax.Array:
         return silent.run(step.programs["cond"], [*tested, *state[0]])[0]
 
-    def body(state: tuple[list[Any], PyTree]) -> tuple[list[Any], PyTree]:
+    def body(state: tuple[list[Operand], PyTree]) -> tuple[list[Operand], PyTree]:
         values, sums = state
         inner = nested(inside)
         results = inner.run(step.programs["body"], [*fixed, *values])
-        added = {} if inner.tap is None else inner.tap.divide(None)[0]
+        added = {} if inner.tap is None else inner.tap.split_sums(None)[0]
         return results, accumulate(sums, added)
 
     sums = zeros_like(jax.eval_shape(body, (init, {}))[1])
@@ -284,13 +289,17 @@ def while_(step: Step, analysis: Analysis) -> None:
 # --- cond -----------------------------------------------------------------------------------------
 
 
-def replay_cond(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+Results = tuple[list[jax.Array], dict[str, PyTree]]
+"""A branch's outputs, and the sums that a tap gathered in it."""
+
+
+def replay_cond(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Switch between branches at the present sizes; a tap's sums of the others are zeros."""
     index, *rest = operands
     programs = [step.programs[str(number)] for number in range(len(step.programs))]
 
-    def branch(program: Program, zeros: dict[str, PyTree]) -> Callable[..., Any]:
-        def run(*values: Any) -> tuple[list[Any], dict[str, PyTree]]:
+    def branch(program: Program, zeros: dict[str, PyTree]) -> Callable[..., Results]:
+        def run(*values: Operand) -> Results:
             inner = nested(replay)
             results = dense_outputs(step, inner, program, inner.run(program, list(values)))
             return results, zeros if inner.tap is None else {**zeros, **inner.tap.sums}
@@ -341,13 +350,13 @@ def reads(program: Program, value: Value) -> bool:
 # --- remat ----------------------------------------------------------------------------------------
 
 
-def replay_remat(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_remat(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Rematerialise as the equation did; with a tap, which has no backward pass, run it plainly."""
     body = step.programs["body"]
     if replay.tap is not None:
         return replay.run(body, operands)
 
-    def run(*values: Any) -> list[Any]:
+    def run(*values: Operand) -> list[Operand]:
         return dense_outputs(step, replay, body, replay.run(body, list(values)))
 
     return compat.checkpointed(run, step.params)(*operands)

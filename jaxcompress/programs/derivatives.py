@@ -8,7 +8,7 @@ sizes the primitive is run as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.control import transfer
-from jaxcompress.programs.program import Program, Step, Value, build, prune
+from jaxcompress.programs.program import Operand, Program, Step, Value, build, prune
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 T = TypeVar("T")
@@ -49,8 +49,8 @@ def derivative(step: Step) -> Program | None:
     if not tangents or not cotangents:
         return None
 
-    def rule(operands: list[Any], directions: list[Any]) -> list[Any]:
-        def call(values: list[Any]) -> list[Any]:
+    def rule(operands: list[Operand], directions: list[Operand]) -> list[Operand]:
+        def call(values: list[Operand]) -> list[Operand]:
             remaining = iter(values)
             merged = [
                 next(remaining) if differentiable(value) else operand
@@ -78,13 +78,13 @@ def contracts(program: Program) -> bool:
     return False
 
 
-def at_traced_sizes(step: Step, operands: list[Any], replay: Replay) -> bool:
+def at_traced_sizes(step: Step, operands: list[Operand], replay: Replay) -> bool:
     """Whether operands and outputs have the traced shapes."""
     shapes = [*map(np.shape, operands), *map(replay.shape, step.outputs)]
     return shapes == [value.shape for value in (*step.inputs, *step.outputs)]
 
 
-def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_custom(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Run the function with its derivative rule, both at the present sizes."""
     pairs = zip(operands, step.inputs, strict=True)
     operands = [replay.dense(step, operand, value) for operand, value in pairs]
@@ -93,7 +93,7 @@ def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     if not inlined and at_traced_sizes(step, operands, replay):
         return bind(step, operands, replay)
 
-    def run(*values: Any) -> list[Any]:
+    def run(*values: Operand) -> list[Operand]:
         return replay.run(body, list(values))
 
     if rule is None or inlined:
@@ -103,13 +103,15 @@ def replay_custom(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 
 def with_jvp(
-    step: Step, replay: Replay, run: Callable[..., list[Any]], rule: Program
-) -> Callable[..., list[Any]]:
+    step: Step, replay: Replay, run: Callable[..., list[Operand]], rule: Program
+) -> Callable[..., list[Operand]]:
     """A function with a program as its rule of forward mode."""
     function = jax.custom_jvp(run)
 
     @function.defjvp
-    def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+    def jvp(
+        primals: tuple[Operand, ...], tangents: tuple[Operand, ...]
+    ) -> tuple[list[Operand], list[Operand]]:
         directions = floats(tangents, step.inputs)
         derivatives = replay.run(rule, [*primals, *directions])
         return run(*primals), with_zeros(derivatives, step.outputs, replay)
@@ -118,14 +120,14 @@ def with_jvp(
 
 
 def with_vjp(
-    step: Step, replay: Replay, run: Callable[..., list[Any]], rule: Program
-) -> Callable[..., list[Any]]:
+    step: Step, replay: Replay, run: Callable[..., list[Operand]], rule: Program
+) -> Callable[..., list[Operand]]:
     """A function with a program as its rule of reverse mode."""
 
-    def forward(*values: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    def forward(*values: Operand) -> tuple[list[Operand], tuple[Operand, ...]]:
         return run(*values), values
 
-    def backward(values: tuple[Any, ...], cotangents: list[Any]) -> tuple[Any, ...]:
+    def backward(values: tuple[Operand, ...], cotangents: list[Operand]) -> tuple[Operand, ...]:
         directions = floats(cotangents, step.outputs)
         derivatives = replay.run(rule, [*values, *directions])
         return tuple(with_zeros(derivatives, step.inputs, replay))
@@ -135,7 +137,9 @@ def with_vjp(
     return function
 
 
-def with_zeros(derivatives: list[Any], values: Sequence[Value], replay: Replay) -> list[Any]:
+def with_zeros(
+    derivatives: list[Operand], values: Sequence[Value], replay: Replay
+) -> list[Operand]:
     """Derivatives of the differentiable values, and JAX's zeros for the others."""
     remaining = iter(derivatives)
     return [

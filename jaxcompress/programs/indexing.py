@@ -1,12 +1,10 @@
 """Rules of indexing: look-ups, windows at computed places, and scattered writes.
 
-What is taken or written whole passes, as the features of an embedding do; along what an index picks
-from, positions are opaque.
+Dimensions that are read or written in full pass, as the features of an embedding do. Dimensions
+that an index selects from are opaque.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,7 +12,7 @@ from jax import lax
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -24,15 +22,15 @@ from jaxcompress.programs.rules import (
 )
 
 
-def replay_gather(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    """A look-up, seen by the tap."""
+def replay_gather(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """A look-up, reported to the tap."""
     if replay.tap is None or step.note is None:
         return replay_rows(step, operands, replay)
-    replay.tap.see(step.note, operands, step)
-    return [replay.tap.feel(step.note, step, replay_rows(step, operands, replay)[0])]
+    replay.tap.observe(step.note, operands, step)
+    return [replay.tap.transform_result(step.note, step, replay_rows(step, operands, replay)[0])]
 
 
-def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_rows(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """The rows that are picked, by a compact table's own `take` where it has one for them."""
     table, indices = operands
     if not (is_compact(table) and rows_only(step) and table.looks_up_rows):
@@ -41,12 +39,12 @@ def replay_rows(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
     rows = indices[..., 0]
     if step.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         return [table.take(jnp.clip(rows, 0, table.shape[0] - 1))]
-    # take() counts negative rows from the end; this gather fills for them
+    # `take` counts negative rows from the end; this gather fills for them
     return [table.take(jnp.where(rows < 0, table.shape[0], rows))]
 
 
-def replay_window(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
-    """What is taken whole is taken whole at its present size."""
+def replay_window(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """A slice at the present sizes: a full dimension stays full."""
     source = step.inputs[0]
     sizes = tuple(
         replay.size(dim) if dim is not None and size == full else size
@@ -58,7 +56,7 @@ def replay_window(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
 
 
 def rows_only(step: Step) -> bool:
-    """Whether a gather picks whole rows of a matrix, one for each index, as an embedding does."""
+    """Whether a gather picks full rows of a matrix, one for each index, as an embedding does."""
     numbers, shape = step.params["dimension_numbers"], step.inputs[0].shape
     rank = len(step.outputs[0].shape)
     return (
@@ -72,7 +70,7 @@ def rows_only(step: Step) -> bool:
 
 @register("gather", replay=replay_gather)
 def gather(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are taken whole pass and are produced; indexed ones are opaque."""
+    """Dimensions that are read in full pass and are produced; indexed ones are opaque."""
     merge_facts(step)
     table, indices = step.inputs
     (out,) = step.outputs
@@ -87,7 +85,7 @@ def gather(step: Step, analysis: Analysis) -> None:
         if sizes[index] == table.shape[index] and index not in numbers.start_index_map:
             copy_facts(out, position, table, index)
         elif sizes[index] == table.shape[index] == 1:
-            continue
+            continue  # no axis to freeze
         else:
             analysis.freeze(step, table.dims[index], "part of it is picked by an index")
             out.dims[position] = analysis.fresh(out.shape[position])
@@ -138,7 +136,7 @@ def _note_look_up(step: Step, analysis: Analysis, table: Value) -> None:
 
 @register("dynamic_slice", replay=replay_window)
 def dynamic_slice(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are taken whole pass; those that are cut are opaque."""
+    """Dimensions that are read in full pass; those that are cut are opaque."""
     merge_facts(step)
     source, (out,) = step.inputs[0], step.outputs
     for index, size in enumerate(step.params["slice_sizes"]):
@@ -159,7 +157,7 @@ def dynamic_slice(step: Step, analysis: Analysis) -> None:
 
 @register("dynamic_update_slice")
 def dynamic_update_slice(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are overwritten whole are one axis; those in part are opaque."""
+    """Dimensions that are overwritten in full are one axis; those in part are opaque."""
     merge_facts(step)
     source, update, (out,) = step.inputs[0], step.inputs[1], step.outputs
     for index, size in enumerate(update.shape):
@@ -182,59 +180,60 @@ WRITES = ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min",
 
 @register(*WRITES)
 def scatter(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are written whole pass; those that an index picks from are opaque."""
+    """Dimensions that are written in full pass; those that an index picks from are opaque."""
     merge_facts(step)
-    (source, indices, update), (out,) = step.inputs, step.outputs
+    (source, _, update), (out,) = step.inputs, step.outputs
     numbers = step.params["dimension_numbers"]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    index_batching = tuple(getattr(numbers, "scatter_indices_batching_dims", ()))
-    window = [
-        index
-        for index in range(len(source.shape))
-        if index not in (*numbers.inserted_window_dims, *batching)
-    ]
+    skipped = {*numbers.inserted_window_dims, *batching}
+    window = [index for index in range(len(source.shape)) if index not in skipped]
     for index in range(len(source.shape)):
         copy_facts(out, index, source, index)
         out.constant[index] = False
     for position, index in zip(numbers.update_window_dims, window, strict=True):
-        if (
-            update.shape[position] == source.shape[index]
-            and index not in numbers.scatter_dims_to_operand_dims
-        ):
-            analysis.unify(step, source.dims[index], update.dims[position])
-            out.slots[index] |= update.slots[position]
-            out.scaled[index] = agreed([source.scaled[index], update.scaled[position]])
-            out.constant[index] = source.constant[index] and update.constant[position]
-            moves = (source.constant[index], update.constant[position])
-            still = source if moves == (True, False) else update if moves == (False, True) else None
-            if (still is not None and not is_zero(still)) or step.name.removeprefix("scatter-") in (
-                "mul",
-                "min",
-                "max",
-            ):
-                mark(source.dims[index], Kind.ELEMENTWISE)
-            for value, place, other in ((source, index, update), (update, position, source)):
-                if value.from_params and other.data:
-                    analysis.role(value.slots[place], "shift")
-        else:
-            analysis.freeze(
-                step, update.dims[position], "it is written into a part of another axis"
-            )
-            analysis.freeze(step, source.dims[index], "a part of it is written at an index")
+        full = update.shape[position] == source.shape[index]
+        if full and index not in numbers.scatter_dims_to_operand_dims:
+            _write_full(step, analysis, index, position)
+            continue
+        analysis.freeze(step, update.dims[position], "it is written into a part of another axis")
+        analysis.freeze(step, source.dims[index], "a part of it is written at an index")
     for index in numbers.scatter_dims_to_operand_dims:
         analysis.freeze(
             step,
             source.dims[index],
             "its positions are written by an index, as sums over a graph's edges are",
         )
-    rest = [
-        position
-        for position in range(len(update.shape))
-        if position not in numbers.update_window_dims
-    ]
+    _scatter_indices(step, analysis)
+
+
+def _write_full(step: Step, analysis: Analysis, index: int, position: int) -> None:
+    """One dimension of the operand that the updates cover: both are one axis."""
+    (source, _, update), (out,) = step.inputs, step.outputs
+    analysis.unify(step, source.dims[index], update.dims[position])
+    out.slots[index] |= update.slots[position]
+    out.scaled[index] = agreed([source.scaled[index], update.scaled[position]])
+    out.constant[index] = source.constant[index] and update.constant[position]
+    # a rotation maps constants other than zero to no constants: such a write fixes the basis
+    constants = (source.constant[index], update.constant[position])
+    still = {(True, False): source, (False, True): update}.get(constants)
+    nonlinear = step.name.removeprefix("scatter-") in ("mul", "min", "max")
+    if nonlinear or (still is not None and not is_zero(still)):
+        mark(source.dims[index], Kind.ELEMENTWISE)
+    for value, place, other in ((source, index, update), (update, position, source)):
+        if value.from_params and other.data:
+            analysis.role(value.slots[place], "shift")
+
+
+def _scatter_indices(step: Step, analysis: Analysis) -> None:
+    """Unify the dimensions of updates and indices, and those shared with the operand."""
+    source, indices, update = step.inputs
+    numbers = step.params["dimension_numbers"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    index_batching = tuple(getattr(numbers, "scatter_indices_batching_dims", ()))
+    window = numbers.update_window_dims
+    rest = [position for position in range(len(update.shape)) if position not in window]
     for position, index in zip(rest, range(len(indices.shape) - 1), strict=True):
         analysis.unify(step, update.dims[position], indices.dims[index])
         if index in index_batching:
-            analysis.unify(
-                step, source.dims[batching[index_batching.index(index)]], indices.dims[index]
-            )
+            partner = batching[index_batching.index(index)]
+            analysis.unify(step, source.dims[partner], indices.dims[index])

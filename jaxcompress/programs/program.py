@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from jax.core import ShapedArray
+from jax.extend import core
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim
@@ -29,6 +32,9 @@ class Slot(NamedTuple):
 
 
 NOTHING: frozenset[Slot] = frozenset()
+
+Operand = PyTree
+"""One operand or result at a replay: an array, a random key, or a compact array."""
 
 
 class Value:
@@ -71,7 +77,7 @@ class Value:
         "summed",
     )
 
-    def __init__(self, shape: Sequence[int], dtype: Any):
+    def __init__(self, shape: Sequence[int], dtype: np.dtype):
         self.shape = tuple(shape)
         self.dtype = dtype
         self.reset()
@@ -86,7 +92,7 @@ class Value:
         self.direct = False
         self.bent = False
         self.shared = False
-        self.literal: Any = None
+        self.literal: ArrayLike | None = None
         self.square = False
         self.squares = False
         self.summed: tuple[Dim | None, ...] = ()
@@ -133,14 +139,14 @@ class Step:
         note: what the rule's analysis leaves for its replay.
     """
 
-    primitive: Any
-    params: dict[str, Any]
+    primitive: core.Primitive
+    params: dict[str, Any]  # whatever the primitive takes, from sizes to functions
     inputs: list[Value]
     outputs: list[Value]
-    equation: Any
-    caller: Any = None
+    equation: core.JaxprEqn
+    caller: core.JaxprEqn | None = None
     programs: dict[str, Program] = dataclasses.field(default_factory=dict)
-    note: Any = None
+    note: Any = None  # read by the same primitive's replay alone
 
     @property
     def where(self) -> str:
@@ -163,7 +169,7 @@ class Program:
     steps: list[Step]
 
 
-def build(jaxpr: Any, inputs: list[Value] | None = None) -> Program:
+def build(jaxpr: core.Jaxpr | core.ClosedJaxpr, inputs: list[Value] | None = None) -> Program:
     """The program of a jaxpr, open or closed.
 
     Args:
@@ -172,21 +178,31 @@ def build(jaxpr: Any, inputs: list[Value] | None = None) -> Program:
     """
     opened, constants = compat.open_jaxpr(jaxpr)
     if inputs is None:
-        inputs = [Value(var.aval.shape, var.aval.dtype) for var in opened.invars]
+        inputs = [_fresh(var) for var in opened.invars]
     steps: list[Step] = []
     outputs = _inline(opened, constants, inputs, steps, None)
     return Program(inputs, outputs, steps)
 
 
+def _fresh(var: core.Var) -> Value:
+    """A value without facts, of a variable's shape and dtype."""
+    aval = cast(ShapedArray, var.aval)
+    return Value(aval.shape, aval.dtype)
+
+
 def _inline(
-    jaxpr: Any, constants: Sequence[Any], arguments: list[Value], steps: list[Step], caller: Any
+    jaxpr: core.Jaxpr,
+    constants: Sequence[ArrayLike],
+    arguments: list[Value],
+    steps: list[Step],
+    caller: core.JaxprEqn | None,
 ) -> list[Value]:
     """Append a jaxpr's equations to a list of steps; returns its outputs."""
-    values: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+    values: dict[core.Var, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
     values |= zip(jaxpr.constvars, map(Constant, constants), strict=True)
 
-    def read(atom: Any) -> Value:
-        return Constant(atom.val) if compat.is_literal(atom) else values[atom]
+    def read(atom: core.Var | core.Literal) -> Value:
+        return Constant(atom.val) if isinstance(atom, core.Literal) else values[atom]
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
@@ -195,7 +211,7 @@ def _inline(
             inner, inner_constants = compat.open_jaxpr(params[compat.INLINED[name]])
             results = _inline(inner, inner_constants, operands, steps, caller or equation)
         else:
-            results = [Value(var.aval.shape, var.aval.dtype) for var in equation.outvars]
+            results = [_fresh(var) for var in equation.outvars]
             programs = _programs(equation)
             steps.append(
                 Step(
@@ -206,7 +222,7 @@ def _inline(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _programs(equation: Any) -> dict[str, Program]:
+def _programs(equation: core.JaxprEqn) -> dict[str, Program]:
     """The programs of the functions that a control-flow primitive runs."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":

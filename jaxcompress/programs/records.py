@@ -1,19 +1,20 @@
-"""Contractions as records, and the interface of what receives their operands while a program runs.
+"""Records of contractions, and the interface for observing them while a program runs.
 
-The rules of products, convolutions and look-ups write a record each time they meet one. At a replay
-a `Tap` receives the operands before the contraction runs, and its result: moments are gathered so.
+The rules of products, convolutions and look-ups write one record for each contraction. At a replay
+a `Tap` receives the operands before the contraction runs, and its result after. Moments are
+gathered in this way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 from jaxtyping import Int, PyTree
 
 from jaxcompress.programs.algebra import Dim
-from jaxcompress.programs.program import Slot, Step
+from jaxcompress.programs.program import Operand, Slot, Step
 
 
 @dataclasses.dataclass
@@ -83,22 +84,22 @@ class Tap(Protocol):
     derivatives: bool
     sums: dict[str, PyTree]
 
-    def see(self, key: str, operands: list[Any], step: Step) -> None:
+    def observe(self, key: str, operands: list[Operand], step: Step) -> None:
         """Receive the operands of a contraction."""
         ...
 
-    def feel(self, key: str, step: Step, result: Any) -> Any:
-        """Receive the result of a contraction; returns what the program goes on with."""
+    def transform_result(self, key: str, step: Step, result: Operand) -> Operand:
+        """Receive a contraction's result and return what the program continues with."""
         ...
 
     def nested(self, turns: Dim | None, index: Int[jax.Array, ""] | None) -> Tap:
         """A tap without sums, for a branch or for one turn of a loop along an axis."""
         ...
 
-    def divide(self, turns: Dim | None) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-        """The sums to add up over the turns of a loop, and those to stack along it."""
+    def split_sums(self, turns: Dim | None) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+        """Split the sums into those added over a loop's turns and those stacked along it."""
         ...
 
     def update(self, *sums: dict[str, PyTree]) -> None:
-        """Take over the sums of a loop or a branch."""
+        """Add the sums of a loop or a branch to this tap's."""
         ...

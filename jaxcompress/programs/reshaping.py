@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, align, mark, product
 from jaxcompress.programs.arithmetic import linear, pass_on
 from jaxcompress.programs.facts import copy_facts, merge_facts
-from jaxcompress.programs.program import Step, Value
+from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, bind_with, register
 
 
@@ -26,22 +25,22 @@ def carry_over(step: Step, analysis: Analysis) -> tuple[Value, Value]:
     return source, out
 
 
-def is_compact(operand: Any) -> bool:
-    """Whether an operand is a compact array, of which this room knows the interface only."""
+def is_compact(operand: Operand) -> bool:
+    """Whether an operand is a compact array, known here by its interface only."""
     return hasattr(operand, "materialize")
 
 
 # --- transpose and sizes of one -------------------------------------------------------------------
 
 
-def replay_transpose(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_transpose(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Transpose; a compact array stays one where it can."""
     order = step.params["permutation"]
     view = transposed(operands[0], order) if is_compact(operands[0]) else None
     return bind(step, operands, replay) if view is None else [view]
 
 
-def transposed(array: Any, order: tuple[int, ...]) -> Any:
+def transposed(array: Operand, order: tuple[int, ...]) -> Operand:
     """A compact array with its dimensions permuted, or None where a stack dimension would move."""
     axes = array.matrix_axes
     stack = array.ndim - axes.ndim
@@ -67,7 +66,7 @@ def transpose(step: Step, analysis: Analysis) -> None:
         copy_facts(out, index, source, position)
 
 
-def replay_squeeze(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_squeeze(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Squeeze; a compact array stays one where it can."""
     (operand,) = operands
     squeezed = [axis % operand.ndim for axis in step.params["dimensions"]]
@@ -99,7 +98,7 @@ def expand_dims(step: Step, analysis: Analysis) -> None:
 # --- repetitions ----------------------------------------------------------------------------------
 
 
-def replay_broadcast(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_broadcast(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Broadcast to the present shape."""
     return bind_with(step, operands[:1], replay, shape=replay.shape(step.outputs[0]))
 
@@ -117,7 +116,7 @@ def broadcast_in_dim(step: Step, analysis: Analysis) -> None:
             out.dims[index], out.constant[index] = Dim(size), True
 
 
-def replay_tile(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_tile(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Repeat up to the present shape."""
     operand = replay.dense(step, operands[0], step.inputs[0])
     shape = replay.shape(step.outputs[0])
@@ -143,14 +142,14 @@ def tile(step: Step, analysis: Analysis) -> None:
 # --- reshape --------------------------------------------------------------------------------------
 
 
-def replay_reshape(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_reshape(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Reshape to the present shape; a compact array stays one where it can."""
     shape = replay.shape(step.outputs[0])
     view = reshaped(operands[0], shape) if is_compact(operands[0]) else None
     return bind_with(step, operands, replay, new_sizes=shape) if view is None else [view]
 
 
-def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+def reshaped(array: Operand, shape: tuple[int, ...]) -> Operand:
     """A compact array in another shape, or None where its inputs, outputs or stack would mix."""
     axes = array.matrix_axes
     stack = array.ndim - axes.ndim
@@ -246,7 +245,7 @@ def regroup(step: Step, analysis: Analysis, old: list[int], new: list[int]) -> N
 # --- order ----------------------------------------------------------------------------------------
 
 
-def replay_iota(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def replay_iota(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Number the positions of the present shape."""
     return bind_with(step, operands, replay, shape=replay.shape(step.outputs[0]))
 

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
+
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
-from jaxcompress.programs.program import Constant, Program, Slot, Step, Value
+from jaxcompress.programs.program import Constant, Operand, Program, Slot, Step, Value
 from jaxcompress.programs.records import Contraction, Pair, Tap
 
 
@@ -100,8 +102,8 @@ class Analysis:
             value.literal = value.array
         why = Reason(
             "constant",
-            f"it meets an array of shape {value.shape} that the function closes over, such as a "
-            "table of angles, a mask or an order: as a parameter it would follow",
+            f"it is combined with an array of shape {value.shape} that the function closes over, "
+            "such as a table of angles, a mask or an order: make it a parameter, and it is resized",
         )
         for index, size in enumerate(value.shape):
             if size > 1 and value.dims[index] is None:
@@ -143,7 +145,7 @@ class Analysis:
 
 
 class Replay:
-    """How a program is run: the present sizes, and who is called on the way.
+    """How a program is run: the present sizes and the callbacks.
 
     Attributes:
         sizes: of the atoms that changed.
@@ -172,13 +174,13 @@ class Replay:
             for dim, size in zip(value.dims, value.shape, strict=True)
         )
 
-    def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
+    def run(self, program: Program, arguments: Sequence[Operand]) -> list[Operand]:
         """The program's outputs for the given arguments, arrays or compact arrays."""
-        arrays: dict[int, Any] = {
+        arrays: dict[int, Operand] = {
             id(value): argument for value, argument in zip(program.inputs, arguments, strict=True)
         }
 
-        def read(value: Value) -> Any:
+        def read(value: Value) -> Operand:
             return value.array if isinstance(value, Constant) else arrays[id(value)]
 
         for step in program.steps:
@@ -188,7 +190,7 @@ class Replay:
             arrays.update(zip(map(id, step.outputs), results, strict=True))
         return [read(value) for value in program.outputs]
 
-    def dense(self, step: Step, operand: Any, value: Value) -> Any:
+    def dense(self, step: Step, operand: Operand, value: Value) -> jax.Array:
         """An operand as an array; a compact one is materialised, which is noted."""
         if not hasattr(operand, "materialize"):
             return operand
@@ -205,15 +207,15 @@ class Replay:
 
 
 Analyse = Callable[[Step, Analysis], None]
-Run = Callable[[Step, list[Any], Replay], list[Any]]
+Run = Callable[[Step, list[Operand], Replay], list[Operand]]
 
 
-def bind(step: Step, operands: list[Any], replay: Replay) -> list[Any]:
+def bind(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Run a primitive with its own parameters, where none of these is a size."""
     return bind_with(step, operands, replay)
 
 
-def bind_with(step: Step, operands: list[Any], replay: Replay, **params: Any) -> list[Any]:
+def bind_with(step: Step, operands: list[Operand], replay: Replay, **params: Any) -> list[Operand]:
     """Run a primitive with some of its parameters replaced."""
     pairs = zip(operands, step.inputs, strict=False)
     arrays = [replay.dense(step, operand, value) for operand, value in pairs]
@@ -264,12 +266,12 @@ KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_
 def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
     """Add the rule of a primitive, or replace it: a decorator of the function that analyses it.
 
-    Axes that a primitive without a rule touches are refused, with its name. Most primitives of
-    one's own are either `jc.programs.elementwise` (a nonlinear function of single entries) or
-    `jc.programs.linear`. Any other function of (step, analysis) gives the outputs their dimensions:
-    `step.outputs[0].dims[i] = step.inputs[0].dims[j]` for a dimension that passes,
-    `analysis.unify(step, a, b)` for two that must be one axis, `analysis.freeze(step, dim, why)`
-    for one that no map may change.
+    Axes that a primitive without a rule touches are refused, with its name. Most custom primitives
+    are either `jc.programs.elementwise` (a nonlinear function of single entries) or
+    `jc.programs.linear`. Otherwise write a function of (step, analysis) that gives the outputs
+    their dimensions: `step.outputs[0].dims[i] = step.inputs[0].dims[j]` for a dimension that
+    passes, `analysis.unify(step, a, b)` for two that must be one axis, and
+    `analysis.freeze(step, dim, why)` for one that no map may change.
 
     Args:
         *names: the primitives' names, as `jax.make_jaxpr` prints them.
@@ -282,7 +284,7 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         The decorator, which returns the function that it is given.
 
     Example:
-        A primitive of one's own between two layers: without a rule the hidden axis is refused.
+        A custom primitive between two layers: without a rule the hidden axis is refused.
 
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> from jax.extend.core import Primitive

@@ -46,6 +46,7 @@ def rotate_linear(state: NetworkState, axis: Axis, size: int) -> AxisChange:
     pairs = zip(relevant_moments(state, axis), consumer_gram(state, axis), strict=True)
     maps = [selection.rotation(moments, gram, size) for moments, gram in pairs]
     produce, consume = (np.stack(matrices) for matrices in zip(*maps, strict=True))
+    # where all consumers absorb the mean the projection ignores it, and the biases restore it
     shifts = []
     for site in measured_sites(state, axis) if all_absorb(state, axis) else ():
         own = measured(state, axis, [site])
@@ -71,6 +72,7 @@ def rotate_normalised(state: NetworkState, axis: Axis, size: int) -> AxisChange:
     The norm's mean will divide by the new size; the new, constant scale makes up for that.
     """
     d = state.size(axis)
+    # orthogonal, since only such maps leave the root mean square as it is
     directions = selection.top(normalised_moments(state, axis), size)[None]
     constant = math.sqrt(d / size) if axis.averaged else 1.0
     scales = np.full((1, d, size), constant / d)  # maps a scale of ones to the constant
@@ -90,6 +92,7 @@ def fold_scales(state: NetworkState, axis: Axis) -> dict[str, np.ndarray]:
         scale = state.leaves[site.scaled[0].leaf]
         for slot in site.slots:
             if slot in axis.consumers:
+                # a dimension may hold several axes: rows of the others (index -1) are not scaled
                 index = state.layouts(slot.leaf)[slot.dimension].index(axis.key)
                 kernel = leaves.get(slot.leaf, state.leaves[slot.leaf])
                 shape = [1] * kernel.ndim

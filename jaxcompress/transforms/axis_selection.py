@@ -75,6 +75,7 @@ def control(state: NetworkState, axis: Axis, size: int, method: str, seed: int) 
     """The baselines: channels with the largest weights of their producers, or at random."""
     fibres, d = state.fibres(axis), state.size(axis)
     if method == "random":
+        # seeded by the axis's key, so that a draw does not depend on the other axes
         rng = np.random.default_rng([seed, *axis.key.encode()])
         return selecting([np.sort(rng.permutation(d)[:size]) for _ in range(fibres)], d)
     power = 1 if method == "l1" else 2
@@ -88,7 +89,7 @@ def selection_systems(state: NetworkState, axis: Axis) -> list[list[selection.Sy
     """The least-squares systems that a selection serves, in groups that are chosen for together.
 
     One group with a system for each consumer, where all kernels can be solved for; otherwise a
-    group for each fibre, with the average of what the consumers see.
+    group for each fibre, with the average of the consumers' inputs.
     """
     absorbing = absorbing_sites(state, axis)
     systems = [
@@ -106,7 +107,7 @@ def selection_systems(state: NetworkState, axis: Axis) -> list[list[selection.Sy
 def _site_system(
     state: NetworkState, axis: Axis, site: Site, absorbs: bool
 ) -> selection.System | None:
-    """One consumer's system, with every position at which it sees a channel; None if unsolvable."""
+    """One consumer's system, with every position that a channel takes in it; None if unsolvable."""
     if not is_solvable(state, site):
         return None
     inputs = statistic(state, site)
@@ -115,12 +116,14 @@ def _site_system(
     fibres = [flat.index(key)[where[0]] for key in axis.fibres]
     if any((index < 0).any() for index in fibres):
         return None
+    # positions sorted by fibre, so that a reshape separates the fibres
     by_fibre = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
     where = where[:, by_fibre].reshape(len(where), state.fibres(axis), -1).swapaxes(0, 1)
     matrices = [
         to_rows(weighted_kernel(state, name, [site]), order) for name, order in site.inputs.items()
     ]
     kernel = np.concatenate(matrices, axis=1)
+    # only the Gram matrix matters: a wide kernel is replaced by a square one that costs less
     if kernel.shape[1] > flat.size:
         kernel = selection.root(kernel @ kernel.T)
     return selection.System(inputs.cov if absorbs else inputs.second, kernel, where)

@@ -23,7 +23,7 @@ def measured(
     """The moments along an axis for every fibre, of all or of some consumers; None if unknown."""
     if state.moments is None:
         return None
-    try:
+    try:  # an axis without a measured consumer is missing from the moments
         if sites is None:
             moments = state.moments[axis.key]
         else:
@@ -44,6 +44,7 @@ def _spread(values: np.ndarray, fibres: int) -> np.ndarray:
 def from_weights(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
     """Second moments of an axis if the inputs of its producers were white."""
     shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
+    # the small multiple of the identity keeps the matrix positive definite
     return state.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(state.size(axis))
 
 
@@ -64,7 +65,7 @@ def all_absorb(state: NetworkState, axis: Axis) -> bool:
 
 
 def relevant_moments(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
-    """The moments in which all consumers together see errors: about the mean if all absorb it."""
+    """The moments that measure the consumers' errors: about the mean if all of them absorb it."""
     moments = measured(state, axis)
     if moments is None:
         return from_weights(state, axis)

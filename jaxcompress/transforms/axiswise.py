@@ -64,14 +64,15 @@ class AxisTransform(Transform):
         return False
 
     def skip(self, axis: Axis, why: str) -> None:
-        """Log why an axis is left as it is."""
-        log.info("%s is left: %s", axis.key, why)
+        """Log why an axis is not changed."""
+        log.info("%s is not changed: %s", axis.key, why)
 
     def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
         transform = self.settled(params, moments)
         axes, state = transform.chosen(), transform.start(params, moments)
         if moments is None:
             log.info("%r has no moments: it uses the weights alone", self)
+        # in sequence: a change of one axis changes the moments and kernels that the next one uses
         for axis in axes:
             change = transform.change(state, axis)
             if change is not None:

@@ -1,9 +1,9 @@
 """A transform is a pure function from parameters to parameters that prints, compares and is saved.
 
 `transform(params, moments)` returns the new tree; `transform.apply(params, moments)` also returns
-the moments that go with it. Moments are a tree like the parameters that holds, for each weight, the
-second moments of its inputs, or None. Transforms run eagerly on the host, since sizes depend on
-values. The cost is the transform's own fit.
+its moments. Moments are a tree like the parameters, with the second moments of each weight's inputs
+or None in place of the weight. Transforms run eagerly on the host, since sizes depend on values.
+The cost is the transform's own fit.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Transform:
             TypeError: under `jax.jit` and its like, or for a leaf that was picked by name and is no
                 weight.
         """
+        # moments make sizes depend on values even where the shapes alone would decide
         if not self.traceable or moments is not None:
             check_tree(params)
         check_moments(params, moments)
@@ -107,6 +108,7 @@ class Transform:
 
     def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
         """The parameters alone."""
+        # each hook has a default in terms of the other: without this check they would recurse
         if type(self)._step is Transform._step:
             raise NotImplementedError(
                 f"{type(self).__name__} is a Transform without a hook: write "

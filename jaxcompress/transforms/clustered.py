@@ -54,6 +54,7 @@ class Clustered(LeafTransform):
     ) -> Curve:
         """The predicted error, since k-means at every keep would take long."""
         m, n = matrix.shape[-2:]
+        # below 1, where the weight stays dense and the error is zero
         keeps = np.geomspace(min(self.least(m, n) / (m * n), 1.0), 1.0, SAMPLES)[:-1]
         error_at: dict[float, float] = {}
         for keep in keeps:
@@ -96,6 +97,7 @@ class Clustered(LeafTransform):
             count = (numbers - ClusteredArray.numbers(m, n, block, 0)) // block
             if count > 0:
                 sizes.append((block, min(count, self.most, m * math.ceil(n / block))))
+        # of equal errors the longest run, which has the fewest indices
         return min(sizes, key=lambda size: (self.distortion(*size), -size[0]), default=None)
 
     @staticmethod

@@ -70,6 +70,7 @@ def compress(
     first = first if data.inputs is None else data.inputs(first)
     example = first if isinstance(first, tuple) else (first,)
     net = trace(apply, params, *example, state_outputs=state_outputs)
+    # with sensitivities the errors of different axes are in one unit, which a budget needs
     moments = calibrate(net, params, data, sensitivity=True, progress=progress)
     prune = rotate_and_prune(net, total)
     return net, chain(prune, reconstruct(net, data, progress=progress))(params, moments)

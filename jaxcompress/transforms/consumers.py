@@ -113,6 +113,7 @@ def weighted_kernel(state: NetworkState, name: str, sites: list[Site]) -> np.nda
     known = [site for site in sites if site.key in state.moments.gains]
     if not known:
         return kernel * math.sqrt(_median_power(state) / max(_power(state, name), 1e-300))
+    # uses that contract other dimensions have gains of other shapes, which cannot be added
     order = known[0].inputs[name]
     gains = [state.moments.gains[s.key].cov for s in known if s.inputs[name] == order]
     gain = np.sum(gains, axis=0)

@@ -35,6 +35,7 @@ def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarra
         errors = _fold_errors(state, axis)
     else:
         errors = tails(np.sort(importance(state, axis), axis=1)[:, ::-1]).sum(0)
+    # rounding must not make a larger size look worse than a smaller one
     errors = np.minimum.accumulate(errors)
     excess = errors - errors[-1]
     return excess if absolute else excess / max(errors[0], 1e-300)
@@ -46,6 +47,7 @@ def _fold_errors(state: NetworkState, axis: Axis) -> Float[np.ndarray, " sizes"]
     errors = np.zeros(d + 1)
     for group in selection_systems(state, axis):
         unexplained = selection.greedy(group, d)[1]
+        # a step of the search adds one channel to one fibre, a size adds one to all fibres
         fibres = group[0].where.shape[0]
         errors += unexplained[np.minimum(np.arange(d + 1) * fibres, len(unexplained) - 1)]
     return errors
@@ -58,6 +60,7 @@ def _rotation_errors(
     if axis.pair:
         return _pair_errors(state, axis)
     if "rms" in axis.marks:
+        # the spectrum lacks the consumers' weights: it is scaled to the power of their results
         spectrum = tails(np.linalg.eigvalsh(normalised_moments(state, axis))[None, ::-1])[0]
         power = float(importance(state, axis).sum())
         return spectrum / max(spectrum[0], 1e-300) * power, absolute

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcompress.arrays.base import materialize
+from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.arrays.vocabulary import VocabularyArray
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.weights import squared
 
 TURNS = 20
-"""Of codes and atoms."""
-ALIKE = 0.99
+"""Rounds of fitting codes and atoms in turn."""
+REPEATED = 0.99
 """The cosine above which an atom repeats another one."""
 
 
@@ -40,9 +41,7 @@ def principal_atoms(
             else np.broadcast_to(metric, (*lead, *metric.shape[-2:]))
         )
         vectors = np.linalg.eigh(gram)[1][..., ::-1][..., :count]
-    # a sign convention, so that equal weights give equal atoms everywhere
-    peak = np.take_along_axis(vectors, np.abs(vectors).argmax(-2, keepdims=True), -2)
-    return vectors * np.where(peak < 0, -1, 1)
+    return fix_signs(vectors)
 
 
 def learned_in_turns(
@@ -63,7 +62,7 @@ def learned_in_turns(
     """
     target = np.asarray(matrix, np.float64)
     atoms = _first_atoms(target, count, np.random.default_rng(seed))
-    best, least = None, np.inf
+    best, least = None, np.inf  # matching pursuit is greedy, so the error need not fall each turn
     for _ in range(TURNS):
         array = VocabularyArray.fit(
             matrix, atoms.astype(np.float32), metric=metric, lookups=lookups
@@ -73,6 +72,7 @@ def learned_in_turns(
             best, least = array, error
         codes = np.asarray(materialize(array.codes), np.float64)
         atoms = (target @ codes.mT) @ np.linalg.pinv(codes @ codes.mT, hermitian=True)
+        # an unused atom is replaced by the column that is fitted worst
         idle = _idle_atoms(atoms, codes)
         worst = np.sum(gap**2, axis=tuple(range(gap.ndim - 1))).argsort()[::-1][: len(idle)]
         atoms[..., idle[: len(worst)]] = target[..., worst]
@@ -98,6 +98,6 @@ def _idle_atoms(
     """The indices of atoms that no code uses, or that repeat another atom."""
     flat = atoms.reshape(-1, atoms.shape[-1])
     flat = flat / np.maximum(np.linalg.norm(flat, axis=0), 1e-300)
-    repeated = np.triu(np.abs(flat.T @ flat) > ALIKE, 1).any(0)
+    repeated = np.triu(np.abs(flat.T @ flat) > REPEATED, 1).any(0)
     used = np.any(codes != 0, axis=(-1, *range(codes.ndim - 2)))
     return np.flatnonzero(repeated | ~used)

@@ -39,7 +39,7 @@ class Factored(LeafTransform):
     matrix_axes: PerPattern[MatrixAxes | None] = None
 
     def hidden(self) -> tuple[str, ...]:
-        """The keep, where an energy stands for it."""
+        """The keep, where an energy replaces it."""
         return () if self.energy is None else ("keep",)
 
     def curve(
@@ -104,7 +104,7 @@ def factored(
         FactoredArray((8, 6) float32, rank 1, 14 stored = 1/3.43)
     """
     if (keep is None) == (energy is None):
-        raise ValueError("factored takes either keep or energy, and one of them")
+        raise ValueError("factored takes either keep or energy, not both or neither")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(
             f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}"
@@ -118,6 +118,7 @@ def rank_for_energy(
     matrix: Float[np.ndarray, "*lead m n"], metric: InputMetric, energy: float
 ) -> int:
     """The least rank at which every matrix of a stack reaches an energy."""
+    # the tolerance lets energy=1 be reached below full rank in spite of rounding
     reached = energy_by_rank(matrix, metric) >= energy * (1 - 1e-12)
     return int(reached.argmax(-1).max() + 1) if reached.any(-1).all() else reached.shape[-1]
 

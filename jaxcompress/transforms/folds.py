@@ -2,7 +2,7 @@
 
 With h the activations of an axis and `h P` those that are kept, a fold T predicts `h` as `h P T`
 and is multiplied into the consumers' kernels; the mean of the remainder is added to their biases.
-Each consumer has its own fold, since two may see the axis after different operations. A kernel
+Each consumer has its own fold, since two may use the axis after different operations. A kernel
 with several positions (a convolution's window, heads) may be solved anew instead: every dropped
 channel is then predicted from the kept ones of all positions. Costs O(m^3) a consumer of m
 inputs.
@@ -73,6 +73,7 @@ def fold_into_consumers(
         other |= part.matrices
         kernels |= part.kernels
     biases = shifted_biases(state, [part.shift for part in parts if part.shift is not None])
+    # for consumers that have no fold of their own
     together = fold(relevant_moments(state, axis), moments.count)
     complete = dataclasses.replace(change, consume=together, other=other)
     return AxisChange(complete, kernels | biases)
@@ -146,7 +147,7 @@ def shifted_biases(state: NetworkState, shifts: Iterable[BiasShift]) -> dict[str
 
 
 def has_positions(state: NetworkState, site: Site) -> bool:
-    """Whether a kernel can be solved for and sees an axis at several positions."""
+    """Whether a kernel can be solved for and contracts an axis at several positions."""
     dims = statistic(state, site).dims
     return (len(dims) > 1 or any(dim.split for dim in dims)) and is_solvable(state, site)
 
@@ -163,8 +164,10 @@ def _solved(
     inputs = statistic(state, site)
     flat, moments = inputs.flat, inputs.cov if absorbs else inputs.second
     selection = np.swapaxes(change.produce, 1, 2)
+    # a row of ones mapped by the projection on the kept channels marks the inputs that remain
     ones = np.ones((1, flat.size))
     kept = along(ones, (Layout(), flat), 1, axis, change.produce @ selection)[0] > 0.5
+    # the ridge shrinks the solution to the fold, more strongly where fewer vectors were measured
     inner = moments[np.ix_(kept, kept)]
     ridge = SHRINK * kept.sum() / max(inputs.count, 1.0) * np.trace(inner) / len(inner)
     ridge += np.finfo(np.float64).tiny

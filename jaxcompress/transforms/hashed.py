@@ -55,6 +55,7 @@ class Hashed(LeafTransform):
                 "block or keep more"
             )
         block = min(self.block, n)  # a row is the longest block there is
+        # at the full count every entry has a number of its own, and the fit is exact
         size = numbers if numbers == m * n else numbers - numbers % block
         seed = leaf_seed(self.seed, name if self.seed_by == "path" else f"{m}x{n}")
         return HashedArray.fit(

@@ -108,6 +108,7 @@ class LeafTransform(Transform):
         """
         m, n = matrix.shape[-2:]
         keeps, errors = self._sampled_errors(matrix, metric, name)
+        # every step in size is an option, or geometrically spaced ones where there are many
         steps = np.arange(1, m * n // self.unit(m, n) + 1)
         if len(steps) > MOST_OPTIONS:
             steps = np.unique(np.geomspace(1, len(steps), MOST_OPTIONS).round())
@@ -172,6 +173,7 @@ class LeafTransform(Transform):
         leaves = self._compactable(params, pick)
         curves, powers = self._curves(leaves, moments)
         known = moments.gain_by_leaf() if isinstance(moments, Moments) else {}
+        # a matrix whose gain was not measured is given the median effect on the outputs
         measured = [known[name] * power for name, power in powers.items() if name in known]
         typical = float(np.median(measured or [1.0]))
         gains = {name: typical / power for name, power in powers.items()} | known
@@ -209,7 +211,7 @@ class LeafTransform(Transform):
             given = metrics.get(name) if self.uses_moments else None
             matrix, metric, _ = read_matrix(name, leaf, given, axes.get(name))
             curves[name] = self.curve(matrix, metric, name)
-            powers[name] = max(squared(matrix, metric), 1e-300)
+            powers[name] = max(squared(matrix, metric), 1e-300)  # a zero matrix has gain, too
         return curves, powers
 
     def divided(self, plan: Plan) -> LeafTransform:
@@ -266,6 +268,7 @@ class LeafTransform(Transform):
             raise ValueError(f"{where}: {error}") from None
         if array is None:
             return leaf
+        # the fit is in float32 or wider; the stored numbers have the leaf's own dtype
         dtype, dims = jnp.result_type(leaf), tuple(leaf.shape)[len(leaf.shape) - axes.ndim :]
         laid_out = dataclasses.replace(array, matrix_axes=axes, dims=dims)
         return jax.tree.map(lambda child: child.astype(dtype), laid_out)
@@ -275,6 +278,7 @@ class LeafTransform(Transform):
     ) -> CompactArray | None:
         """The fit at a keep, which is rounded down to whole numbers."""
         m, n = matrix.shape[-2:]
+        # 1/3 of 9 numbers is 3, though the product may round to 2.999
         numbers = math.floor(keep * m * n * (1 + 1e-9))
         if numbers < 1:
             raise Unreachable(1, f"keep={keep:g} of {m} x {n} is less than one number")

@@ -1,7 +1,7 @@
 """Which maps of a hidden axis keep the network's function, up to what the map itself drops.
 
-Each function returns the reason in words where a kind of map is illegal, and None where it is
-legal.
+Each function returns the reason why a kind of map is illegal, as text for messages, or None where
+it is legal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OBSTACLES = {
     "normalised": "a sum is taken over",
     "diagonal": "a scale acts on",
 }
-"""The marks of an axis that rule out a rotation, in words."""
+"""The marks of an axis that rule out a rotation, as text for messages."""
 
 
 def why_not_rotate(state: NetworkState, axis: Axis) -> str | None:
@@ -68,9 +68,11 @@ def why_not_resize(state: NetworkState, axis: Axis, size: int, basis: str) -> st
         return "activations are multiplied over it, and other operations use it"
     if not {"normalised", "rms"} & set(axis.marks):
         return None
+    # a mean over the axis adapts to the new size, a plain sum does not
     if not axis.averaged:
         return "a sum over it is not divided by its size"
     large, small = max(size, state.size(axis)), min(size, state.size(axis))
+    # repeated equally often, channels leave a mean over the axis unchanged
     if basis == "step" and large % small:
         return (
             f"a norm over it would give channels unequal weights, since {large} is no multiple "
@@ -88,6 +90,7 @@ def pair_of(state: NetworkState, axis: Axis) -> str | None:
     ]
     if len(keys) != 1:
         return None
+    # a parameter that produces both sides cannot have a map for each
     left, right = state.structure.pairs[keys[0]].sides
     return None if set(left) & set(right) else keys[0]
 

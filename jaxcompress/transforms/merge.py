@@ -50,6 +50,7 @@ class Merge(AxisTransform):
             return None
         moments, d = relevant_moments(state, axis), state.size(axis)
         trees = [clustering(part) for part in moments]
+        # fibres have one size: the largest count, so that no fibre merges below the threshold
         size = max(group_count(tree, self.threshold) for tree in trees)
         if size == d or not self.can_resize(state, axis, size):
             return None
@@ -71,7 +72,7 @@ def clustering(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "merges 4
 
 
 def group_count(tree: Float[np.ndarray, "merges 4"], threshold: float) -> int:
-    """The number of groups in which every two units correlate at least as much as a threshold."""
+    """The number of groups in which every two units correlate by at least a threshold."""
     return int(fcluster(tree, 1 - threshold, "distance").max())
 
 
@@ -112,6 +113,7 @@ def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     alive = scale > 1e-7 * scale.max(initial=0)
     safe = np.where(alive, scale, 1)
     correlations = np.abs(moments / safe[:, None] / safe[None, :])
+    # also between two constants, so that all of them can be one group
     apart = np.where(alive[:, None] & alive[None, :], 1 - correlations, 0)
     np.fill_diagonal(apart, 0)
     return np.maximum((apart + apart.T) / 2, 0)
@@ -121,7 +123,7 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
     """Merge correlated hidden units of every hidden axis.
 
     The number of units that remain follows from the data. Axes over which activations are
-    multiplied, or that have a norm over them, are left as they are, with a note in the log.
+    multiplied, or that have a norm over them, are not changed, and the log names the reason.
 
     Args:
         net: from `jc.trace`; only its axes are kept.

@@ -132,6 +132,7 @@ class NetworkState:
             name: tuple(layout.resized(sizes).size for layout in layouts)
             for name, layouts in self.structure.layouts.items()
         }
+        # sizes are solved from shapes: of a fused product of axes only one factor can be
         try:
             return self.structure.sizes(shapes).get(axis.key, axis.size) == size
         except ValueError:
@@ -162,6 +163,7 @@ class NetworkState:
     def applied(self, axis: Axis, change: AxisChange) -> NetworkState:
         """The state after a change of one axis."""
         self.check_dense(axis)
+        # first the replacements, which have the present size, then the map, which changes it
         leaves = {**self.leaves, **change.leaves}
         apply_map(self.structure, leaves, self.sizes, axis, change.map)
         moments = self.moments

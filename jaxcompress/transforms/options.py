@@ -44,6 +44,7 @@ class PerLeaf(Generic[Value]):
     def get(self, path: str) -> Value | None:
         """The value of the first pattern that matches a path; None where none does."""
         for pattern, value in self.rules:
+            # a plan gives names as patterns, and a name may contain a special character such as [
             if self.default or pattern == path or matches(pattern, path):
                 self.used.add(pattern)
                 return value

@@ -1,7 +1,7 @@
 """Recalibrate: gather the moments anew in the middle of a chain.
 
-Moments that a transform hands on are exact for its maps and first-order in the errors of earlier
-layers; after deep cuts a pass over data at the present sizes is better. Costs as much as
+Moments that a transform returns are exact for its maps and first-order in the errors of earlier
+layers. After deep cuts a pass over data at the present sizes is more accurate. Costs one
 `jc.calibrate`.
 """
 
@@ -56,6 +56,7 @@ class Recalibrate(DataTransform):
     """See `recalibrate`."""
 
     def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
+        # the transforms that follow expect the statistics that the user chose at first
         sensitivity = isinstance(moments, Moments) and bool(moments.gains)
         fresh = calibrate(
             self.net, params, self.data, sensitivity=sensitivity, progress=self.progress

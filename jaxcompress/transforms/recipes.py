@@ -1,7 +1,8 @@
-"""Recipes: transforms as JSON files, to be kept beside results and run again on other parameters.
+"""Recipes: transforms as JSON files, to be stored with results and run again on other parameters.
 
-A transform is written as the call that makes it, its constructor's name and arguments. Networks and
-data are not written: `load_recipe` is given them. No code runs on loading but those constructors.
+A transform is written as the call that makes it: its constructor's name and arguments. Networks and
+data are not written but passed to `load_recipe`. Loading runs no code other than the constructors
+in `CONSTRUCTORS`.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def _transforms_in(value: object) -> list[Transform]:
 
 def _encode_transform(transform: Transform, where: str) -> dict[str, Json]:
     """A transform as the call of its constructor."""
-    if transform == identity():
+    if transform == identity():  # a chain of nothing, whose class has another constructor
         return {"call": "identity"}
     name = constructor_name(transform)
     where = f"{where}.{name}" if where else name
@@ -336,7 +337,7 @@ def _decode_transform(encoded: Json, given: Mapping[str, object]) -> Transform:
             if given[key] is None:
                 raise ValueError(f"the recipe has {name}: pass load_recipe(path, {key}=...)")
             named[key] = given[key]
-    if name in ("chain", "together"):
+    if name in ("chain", "together"):  # their transforms are positional arguments
         return constructor(*named.get("transforms", ()))  # type: ignore[misc]
     return constructor(**named)
 
@@ -353,7 +354,7 @@ def _decode(encoded: Json, given: Mapping[str, object], is_tree: bool = False) -
         return {key: _decode(value, given, is_tree) for key, value in encoded.items()}
     if name in DECODERS:
         named = {key: value for key, value in encoded.items() if key != "call"}
-        if name != "array":
+        if name != "array":  # its values stay nested lists
             named = {key: _decode(value, given, is_tree) for key, value in named.items()}
         return DECODERS[name](**named)
     return _decode_transform(encoded, given)

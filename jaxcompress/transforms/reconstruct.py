@@ -57,9 +57,11 @@ class Reconstruct(DataTransform):
         original = Original.of(self.net, moments)
         state = NetworkState.of(self.net.structure, params, moments)
         order = self.order(state, original)
+        # contractions that are added up share a bias, which gets the sum of their shifts
         shifts: dict[str, list[np.ndarray]] = {}
         statistics = dict(moments.sites)
         for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
+            # in the network as solved so far: later layers correct the errors of earlier ones
             paired = gather(self.net, original.params, state.params(), self.data, group[0])
             for key in group:
                 solution = solve(state, self.net.structure.sites[key], original, paired)
@@ -96,6 +98,7 @@ class Reconstruct(DataTransform):
         values = next(self.data.values(self.net), None)
         if values is None:
             raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
+        # a kernel that became low-rank is solved even where its inputs did not change
         always = {key for key, site in solvable.items() if low_rank & set(site.leaves)}
         params = state.params()
         return groups(self.net, original.params, params, values, tuple(solvable), always)
@@ -213,8 +216,8 @@ def reconstruct(
 
     Returns:
         A transform; call it as `transform(params, moments)` with the moments of `jc.calibrate`. In
-        the moments that it hands on, those of the solved kernels' inputs are gathered anew and the
-        others are as carried; `jc.recalibrate` gathers all.
+        the moments that it returns, those of the solved kernels' inputs are gathered anew and the
+        others are as before; `jc.recalibrate` gathers all.
 
     Raises:
         ValueError: when called, without the moments of `jc.calibrate`, without batches, or for

@@ -76,7 +76,7 @@ class Resolution(AxisTransform):
         if size == present or not self.can_resize(state, axis, size):
             return None
         if why := why_not_resize(state, axis, size, self.basis):
-            if self.axes != "**":
+            if self.axes != "**":  # the axis was named, so it may not be skipped
                 raise ValueError(f"{axis.key} cannot go from {present} to {size} channels: {why}")
             self.skip(axis, why)
             return None
@@ -105,6 +105,7 @@ class Refine(Resolution):
         repeat = prolongation(state.size(axis), size, self.basis)
         average = dual(repeat)
         if self.split:
+            # a random change N of the consumers' average with N P' = 0 does not change the function
             rng = np.random.default_rng([self.seed, *axis.key.encode()])
             noise = rng.normal(size=average.shape) / len(average) ** 0.5
             invisible = noise - noise @ repeat.T @ average
@@ -138,7 +139,7 @@ class Coarsen(Resolution):
         known = measured(state, axis) is not None and not axis.pair
         if known and not has_norm(axis):
             weights = effects(state, axis)
-        else:  # under a norm every channel counts alike
+        else:  # a norm weights all channels equally
             weights = np.ones((1, state.size(axis)))
         average = np.stack([dual(repeat, row).T for row in weights])
         other = second_side(state, axis, repeat.T[None])
@@ -178,6 +179,7 @@ def has_norm(axis: Axis) -> bool:
 
 def effects(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d"]:
     """The squared norm of each channel's consumers, at least a thousandth of the mean."""
+    # the floor keeps the weighted dual solvable where whole cells have no effect
     power = np.einsum("fdd->fd", consumer_gram(state, axis))
     return np.maximum(power, 1e-3 * power.mean(1, keepdims=True) + np.finfo(np.float64).tiny)
 
@@ -217,8 +219,8 @@ def refine(
 
     Args:
         net: from `jc.trace`; only its axes are kept.
-        factor: new size over old size, from 1 on, whole or not; or a mapping from patterns of axis
-            keys to factors.
+        factor: new size over old size, at least 1, an integer or not; or a mapping from patterns of
+            axis keys to factors.
         basis: "step" repeats channels; "linear" and "cubic" interpolate between neighbours, which
             changes the results of nonlinear functions, the less the smoother the axis.
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
@@ -228,8 +230,8 @@ def refine(
 
     Returns:
         A transform of parameters, which needs no moments. Axes whose function cannot be kept are
-        left as they are, with a note in the log: tied ones, and with "step" those under a norm if
-        the factor is not whole.
+        not changed, and the log names the reason: tied ones, and with "step" those under a norm if
+        the factor is not an integer.
 
     Raises:
         ValueError: for a factor below 1, a negative split, an unknown basis; when called, for an
@@ -260,20 +262,20 @@ def refine(
 def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Coarsen:
     """Give hidden axes fewer channels: neighbours are averaged, and consumers use the average.
 
-    Neighbours should be alike: put `jc.seriate` before it in a chain. Undoes `refine` of the same
-    basis.
+    Neighbours should be similar: put `jc.seriate` before it in a chain. It undoes `refine` of the
+    same basis.
 
     Args:
         net: from `jc.trace`; only its axes are kept.
-        factor: old size over new size, from 1 on, whole or not; or a mapping from patterns of axis
-            keys to factors.
+        factor: old size over new size, at least 1, an integer or not; or a mapping from patterns of
+            axis keys to factors.
         basis: how coarse values are interpolated: "step", "linear" or "cubic".
         axes: a pattern of axis keys, "leaf:dimension" or "leaf".
 
     Returns:
         A transform; call it as `transform(params, moments)` with the moments of `jc.calibrate`, and
-        the consumers are fitted to their inputs. Axes that cannot be averaged are left as they are,
-        with a note in the log.
+        the consumers are fitted to their inputs. Axes that cannot be averaged are not changed, and
+        the log names the reason.
 
     Raises:
         ValueError: for a factor below 1, an unknown basis; when called, for an axis that `axes`

@@ -57,7 +57,7 @@ class RotateAndPrune(AxisTransform):
     multiple: PerPattern[int] = 1
 
     def hidden(self) -> tuple[str, ...]:
-        """Fields that are no arguments, and the keep where an energy stands for it."""
+        """Fields that are no arguments, and the keep where an energy replaces it."""
         return ("structure",) if self.energy is None else ("structure", "keep")
 
     @property
@@ -114,6 +114,7 @@ class RotateAndPrune(AxisTransform):
             for axis in self.chosen()
             if state.size(axis) > 1 and self.can_resize(state, axis, state.size(axis) - 1)
         ]
+        # before any curve: a decomposition of a large axis takes long
         for axis in axes:
             state.check_dense(axis)
         progress = tqdm(axes, desc="plan", leave=False, disable=None)
@@ -178,6 +179,7 @@ def axis_items(state: NetworkState, axes: list[Axis], rows: tuple[Item, ...]) ->
     layouts = {}
     for axis in axes:
         layouts |= {name: state.structure.layouts[name] for name in state.leaves_with(axis)}
+    # below 1 where a leaf is compact, which stores less than its entries
     numbers_per_entry = {
         name: stored_numbers(state.given[name]) / max(jnp.size(state.given[name]), 1)
         for name in layouts
@@ -274,7 +276,7 @@ def rotate_and_prune(
             f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
         )
     if (keep is None) == (energy is None):
-        raise ValueError("rotate_and_prune takes either keep or energy, and one of them")
+        raise ValueError("rotate_and_prune takes either keep or energy, not both or neither")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(
             "energy must be in (0, 1], the share of the consumers' results that every axis "

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxcompress.arrays.signs import fix_signs, peak_signs
+
 RIDGE = 1e-7
 """The ridge of a fold, relative to the mean variance of the kept channels."""
 BLOCK_RIDGE = 1e-9
@@ -78,6 +80,7 @@ def greedy(
     errors = [sum(part.error for part in remainders)]
     while missing.any():
         variance = _total_variance(remainders)
+        # relative to the largest channel, too: rounding leaves a little variance in explained ones
         threshold = 1e-10 * np.maximum(start, start.max() * 1e-2)
         usable = free & (variance > threshold) & (missing > 0)[:, None]
         if not usable.any():
@@ -88,9 +91,8 @@ def greedy(
         free[fibre, channel] = False
         missing[fibre] -= 1
         errors.append(sum(part.error for part in remainders))
-    for fibre in np.flatnonzero(
-        missing
-    ):  # fill up with channels that have no variance of their own
+    # the others are explained already: any of them completes the size
+    for fibre in np.flatnonzero(missing):
         free[fibre, np.flatnonzero(free[fibre])[: missing[fibre]]] = False
     return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
@@ -124,6 +126,7 @@ class Remainder:
     def __init__(self, system: System, most: int):
         self.where, self.kernel = system.where, system.kernel
         self.moments = np.asarray(system.moments, np.float64)
+        # columns are appended, so they are contiguous
         self.lower = np.zeros((len(self.moments), most * system.where.shape[-1]), order="F")
         self.taken = 0
         # (fibres, d, k, k), the unexplained moments of each channel's own inputs
@@ -155,6 +158,7 @@ class Remainder:
         inputs, done = self.where[fibre, channel], self.lower[:, : self.taken]
         half = _inverse_root(self.blocks[fibre, channel])
         column = (self.moments[:, inputs] - done @ done[inputs].T) @ half
+        # L gains the column; the error and the gains are updated without forming S - L L'
         if self.kernel is None:
             self.error -= float(np.sum(column**2))
             across = self.moments @ column - done @ (done.T @ column)
@@ -177,7 +181,7 @@ def _inverse_root(block: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
 
 
 def _inverse(blocks: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
-    """The inverse of small symmetric blocks, ridged so that explained inputs add nothing."""
+    """The inverse of small symmetric blocks, with a ridge so that explained inputs add nothing."""
     k = blocks.shape[-1]
     scale = np.trace(blocks, axis1=-2, axis2=-1)[..., None, None] / k
     return np.linalg.inv(blocks + (BLOCK_RIDGE * scale + 1e-300) * np.eye(k))
@@ -186,7 +190,7 @@ def _inverse(blocks: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
 def choose(systems: Sequence[System], size: int) -> list[Int[np.ndarray, " r"]]:
     """The better of two searches: weighted by the kernels, and plain interpolative decomposition.
 
-    Where a channel is several inputs the second is left out, since it costs most there.
+    The second is skipped where a channel is several inputs, since it costs most there.
     """
     if any(system.where.shape[-1] > 1 for system in systems):
         return greedy(systems, size)[0]
@@ -198,6 +202,7 @@ def choose(systems: Sequence[System], size: int) -> list[Int[np.ndarray, " r"]]:
 def _error(system: System, chosen: Sequence[Int[np.ndarray, " r"]]) -> float:
     """The squared error of a consumer whose kernel is solved anew for some channels."""
     assert system.kernel is not None
+    # inputs that belong to other axes are always kept
     others = np.setdiff1d(np.arange(len(system.moments)), system.where.ravel())
     inputs = [system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen)]
     kept = np.concatenate([others, *inputs])
@@ -231,7 +236,7 @@ def predict(
         unpredicted = remainder / max(1 - r / count, 1e-12) / dropped
         share = max(unpredicted, 0.0) if count > r else 1.0
         fold = solve(RIDGE + SHRINK * r / count * min(1.0, share))
-    fold[:, chosen] = np.eye(r)
+    fold[:, chosen] = np.eye(r)  # the ridge must not shrink the kept channels themselves
     return fold
 
 
@@ -245,6 +250,7 @@ def rotation(
     """
     values, vectors = np.linalg.eigh(moments)
     scale = np.sqrt(np.maximum(values, 0))
+    # directions without variance have no inverse, and do not reach the consumers
     alive = scale > 1e-7 * scale.max(initial=0)
     inverse = np.where(alive, 1 / np.where(alive, scale, 1), 0)
     half, back = (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
@@ -257,17 +263,6 @@ def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]
     return fix_signs(np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1][:, :size])
 
 
-def fix_signs(vectors: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "d r"]:
-    """Eigenvectors with signs such that the largest entry of each by magnitude is positive."""
-    return vectors * peak_signs(vectors)
-
-
-def peak_signs(vectors: Float[np.ndarray, "d r"]) -> Float[np.ndarray, " r"]:
-    """The sign of the largest entry by magnitude of each column."""
-    peak = np.take_along_axis(vectors, np.abs(vectors).argmax(0, keepdims=True), 0)
-    return np.where(peak < 0, -1.0, 1.0)[0]
-
-
 def pair_rotation(
     left: Float[np.ndarray, "d d"], right: Float[np.ndarray, "d d"], size: int
 ) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "d r"]]:
@@ -278,6 +273,7 @@ def pair_rotation(
     """
     first, second = root(left), root(right)
     u, values, vt = np.linalg.svd(first @ second)
+    # one sign for both sides: the product of the two factors must not change
     signs = peak_signs(u)
     share = np.sqrt(values[:size])
     left_factor = (u * signs)[:, :size] * share

@@ -1,4 +1,4 @@
-"""Seriation: permute the channels of a hidden axis so that neighbours are alike.
+"""Seriation: permute the channels of a hidden axis so that neighbours are similar.
 
 A permutation of a hidden axis does not change the network's function. It makes the axis a smoother
 function of the channel's index, which `coarsen` and the bases of `spline` rely on. The distance of
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int, PyTree
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
+from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.trace import Network, check_network
@@ -28,7 +29,6 @@ from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import second_moments_of
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.selection import fix_signs
 
 METHODS = ("tour", "leaves", "spectral")
 
@@ -43,7 +43,7 @@ class Seriate(AxisTransform):
 
     def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
         """A permutation of each fibre, or None for an axis of two channels."""
-        if (d := state.size(axis)) < 3:
+        if (d := state.size(axis)) < 3:  # either order has the same neighbours
             return None
         state.check_dense(axis)
         search = SEARCHES[self.method]
@@ -84,11 +84,13 @@ def by_spectrum(apart: Float[np.ndarray, "d d"]) -> Int[np.ndarray, " d"]:
     """The order of the Fiedler vector of a graph whose edges decay with the distance."""
     far = np.where(np.eye(len(apart), dtype=bool), np.inf, apart)
     nearest_few = np.sort(far, axis=1)[:, : min(8, len(apart) - 1)]
-    near = np.exp(-apart / np.maximum(np.median(nearest_few), 1e-300)) + 1e-9  # connected
+    # the constant connects the graph: with separate parts the second eigenvector gives no order
+    near = np.exp(-apart / np.maximum(np.median(nearest_few), 1e-300)) + 1e-9
     np.fill_diagonal(near, 0)
     degree = 1 / np.sqrt(near.sum(1))
     laplacian = np.eye(len(near)) - near * degree[:, None] * degree[None, :]
     fiedler = np.linalg.eigh(laplacian)[1][:, 1:2] * degree[:, None]
+    # the other sign would give the reversed order
     return np.argsort(fix_signs(fiedler)[:, 0], kind="stable")
 
 
@@ -125,7 +127,7 @@ def shortened(
         for start in range(len(path) - 1):
             stop = best_reversal(path, apart, start)
             path[start:stop] = path[start:stop][::-1].copy()
-        if (path == before).all():
+        if (path == before).all():  # a local optimum of 2-opt
             break
     return path
 
@@ -142,6 +144,7 @@ def best_reversal(path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"], 
         new = apart[path[start - 1], path[last]] + new
     gains = old - new
     best = int(gains.argmax())
+    # a gain of rounding size would be reversed again and again
     shortens = gains[best] > 1e-12 * max(float(old[best]), 1e-300)
     return int(last[best]) + 1 if shortens else start
 
@@ -150,7 +153,7 @@ SEARCHES = {"tour": by_tour, "leaves": by_leaves, "spectral": by_spectrum}
 
 
 def seriate(net: Network, method: str = "tour", *, axes: str = "**") -> Seriate:
-    """Permute hidden axes so that neighbouring channels are alike; the function does not change.
+    """Permute hidden axes so that neighbouring channels are similar; the function stays the same.
 
     Args:
         net: from `jc.trace`; only its axes are kept.

@@ -38,7 +38,7 @@ class ArraySetting:
 
     def __post_init__(self) -> None:
         values = np.array(self.values, order="C")
-        values.setflags(write=False)
+        values.setflags(write=False)  # its digest is cached
         object.__setattr__(self, "values", values)
 
     @property
@@ -87,6 +87,7 @@ def arguments(instance: object, hidden: Iterable[str] = ()) -> dict[str, object]
 
 
 def _same(value: object, default: object) -> bool:
+    # a bool equals an int and an array has no single truth value: types are compared first
     return value is default or (type(value) is type(default) and bool(value == default))
 
 
@@ -105,7 +106,7 @@ def show(value: object) -> str:
         ('0.125', "{'**/kernel': 0.5}", 'len')
     """
     if isinstance(value, float):
-        short = f"{value:g}"
+        short = f"{value:g}"  # six digits where they are exact, otherwise all
         return short if float(short) == value else repr(value)
     if isinstance(value, np.generic):
         return show(value.item())
@@ -136,7 +137,7 @@ def show_function(function: Callable[..., object]) -> str:
     if name is None and not dataclasses.is_dataclass(function):
         return repr(function)
     name, module = name or type(function).__name__, getattr(function, "__module__", None)
-    try:
+    try:  # a lambda or an inner function has a name that does not import it
         importable = operator.attrgetter(name)(sys.modules[str(module)]) is function
     except (AttributeError, KeyError):
         importable = False
@@ -153,7 +154,7 @@ def show_structure(structure: Structure) -> str:
 def digest(value: object) -> str:
     """A SHA-256 digest of the content of plain data, arrays and dataclasses.
 
-    Functions, and objects of which nothing is known, count as what they print.
+    Functions and unknown objects are represented by their printed form.
 
     Example:
         >>> from jaxcompress.transforms.settings import digest
@@ -164,12 +165,13 @@ def digest(value: object) -> str:
 
 
 def _content(value: object) -> str:
-    """Text that equal data have in common and different data have not."""
+    """Text that is equal for equal data, and only for those."""
     if isinstance(value, (np.ndarray, jax.Array)):
         array = np.asarray(value)
         numbers = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         return f"array {array.dtype} {array.shape} {numbers}"
     if isinstance(value, Mapping):
+        # sorted, since equal mappings may differ in order
         entries = sorted(f"{_content(key)}: {_content(entry)}" for key, entry in value.items())
         return f"mapping {{{', '.join(entries)}}}"
     if isinstance(value, (list, tuple)):

@@ -43,7 +43,7 @@ class Spline(LeafTransform):
     def fit(
         self, matrix: Float[np.ndarray, "*lead m n"], numbers: int, metric: InputMetric, name: str
     ) -> SplineArray:
-        """Equally many knots for every row."""
+        """The same number of knots for every row."""
         m, n = matrix.shape[-2:]
         knots = whole_units(numbers, m, "one knot in each input's period")
         return SplineArray.fit(matrix, min(knots, n), basis=self.basis)
@@ -52,8 +52,8 @@ class Spline(LeafTransform):
 def spline(keep: Keep, *, basis: str = "step", matrix_axes: Roles = None) -> LeafTransform:
     """Read each weight as one function of one variable and sample it more coarsely.
 
-    Each input's period, its row of the matrix, keeps `keep * n` knots, so neighbouring outputs
-    share. Exchange the roles in `matrix_axes` to coarsen along the inputs.
+    The row of each input is one period, which keeps `keep * n` knots, so that neighbouring outputs
+    share them. Exchange the roles in `matrix_axes` to coarsen along the inputs.
 
     Args:
         keep: the fraction of the numbers to store, in (0, 1], a mapping from patterns to fractions,

@@ -1,7 +1,8 @@
 """Toeplitz matrices: weights shared by translation, so that a dense layer is a convolution.
 
-The window of weights is the least-squares optimum, the mean of the entries that it stands for (in
-the metric of the inputs when moments are given). Its size follows from the window, not from a keep.
+The window of weights is the least-squares optimum: each weight is the mean of the entries that
+share it, in the metric of the inputs when moments are given. The stored count follows from the
+window, not from a keep.
 
 Source: LeCun et al. 1989 (doi:10.1162/neco.1989.1.4.541).
 """
@@ -39,7 +40,7 @@ class Toeplitz(LeafTransform):
     def fit(
         self, matrix: Float[np.ndarray, "*lead m n"], numbers: int, metric: InputMetric, name: str
     ) -> ToeplitzArray | None:
-        """One window for every channel; None where they are more numbers than the matrix."""
+        """One window for every channel; None where they store more numbers than the matrix."""
         m, n = matrix.shape[-2:]
         check_grid(self.grid, m, "the matrix has")
         array = ToeplitzArray.fit(
@@ -59,7 +60,7 @@ def toeplitz(
     """Share weights by translation: the outputs of a channel are one window, moved over the grid.
 
     A dense layer on images, sequences or volumes becomes a convolution, stored as its window, and
-    the model that holds it stays unchanged. The kernel's outputs are the positions of the window,
+    the model stays unchanged. The kernel's outputs are the positions of the window,
     row by row, with the channels interlaced at each: their count is that of the positions,
     (grid + 2 pad - window) // stride + 1 along each axis, times the channels.
 
@@ -67,7 +68,7 @@ def toeplitz(
         window: its size along each axis; an axis that it covers, such as colours, has one position.
         grid: the sizes of the axes that the inputs lie on, such as (28, 28).
         stride: the step of the window, one number or one for each axis.
-        pad: the zeros around the inputs, likewise.
+        pad: the zeros around the inputs, one number or one for each axis.
         matrix_axes: the roles of the dimensions, `MatrixAxes` or a mapping from patterns; (in, out)
             for two by default.
 
@@ -96,5 +97,5 @@ def toeplitz(
         raise ValueError(
             f"pad={pads} leaves positions where the window of {sizes} covers nothing but zeros"
         )
-    positions(grid, sizes, strides, pads)
+    positions(grid, sizes, strides, pads)  # raises where the window does not fit the grid
     return Toeplitz(sizes, grid, strides, pads, matrix_axes=check_matrix_axes(matrix_axes))

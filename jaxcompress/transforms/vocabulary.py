@@ -59,6 +59,7 @@ class Vocabulary(LeafTransform):
 
     def unit(self, m: int, n: int) -> int:
         """The codes of one atom, and the atom where it is stored."""
+        # look-ups store indices, whose count does not depend on the number of atoms
         codes = n * self.channels if self.lookups is None else 0
         return codes if self.designed and codes else codes + m
 
@@ -123,7 +124,7 @@ class Vocabulary(LeafTransform):
             codes = whole_units(numbers, n * channels, "one atom's codes")
             count = min(codes * channels, count)
         else:
-            self._beside_lookups(0, n, numbers)
+            self._beside_lookups(0, n, numbers)  # raises where the look-ups alone cost too much
             if self.lookups > count:
                 raise ValueError(
                     f"lookups={self.lookups} is more than the {count} atoms that there are"
@@ -136,9 +137,10 @@ class Vocabulary(LeafTransform):
     def _beside_lookups(self, m: int, n: int, numbers: int) -> int:
         """The numbers that remain for atoms of m numbers beside codes of look-ups."""
         assert self.lookups is not None
+        # a look-up stores a coefficient and an index; there must be an atom for each
         least = self.lookups * (2 * n + m)
         if least > numbers:
-            what = f"{self.lookups} look-ups a column" + (" and as many atoms" if m else "")
+            what = f"{self.lookups} look-ups a column" + (f" and {self.lookups} atoms" if m else "")
             raise Unreachable(least, f"{what} take {least} numbers, and keep allows {numbers}")
         return numbers - 2 * self.lookups * n
 

@@ -20,7 +20,7 @@ from jaxcompress.transforms.base import InputMetric
 
 
 class Unreachable(ValueError):
-    """A form cannot be stored in as few numbers as requested.
+    """A form cannot be stored in the requested count of numbers.
 
     Attributes:
         least: the least count of numbers that the form reaches.
@@ -32,6 +32,7 @@ class Unreachable(ValueError):
 
     def of_matrix(self, where: str, m: int, n: int) -> Unreachable:
         """The same error with the leaf's name and the least keep of an m x n matrix."""
+        # rounded up, so that the keep in the message is enough
         least = math.ceil(self.least / (m * n) * 1e6) / 1e6
         way_out = (
             f"the least keep this form reaches on {m} x {n} is {least:g}"
@@ -42,15 +43,15 @@ class Unreachable(ValueError):
 
 
 def why_not(leaf: PyTree, axes: MatrixAxes | None) -> str | None:
-    """Why a leaf cannot be compacted, in words; None when it can."""
+    """The reason why a leaf cannot be compacted, as text for messages; None when it can be."""
     if is_compact(leaf):
         return None
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "ndim"):
         return f"it is a {type(leaf).__name__}, not an array"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return (
-            f"it holds {leaf.dtype}, and only float weights are compacted: leave it out of the "
-            "pattern"
+            f"it has the dtype {leaf.dtype}, and only float weights are compacted: exclude it from "
+            "the pattern"
         )
     if axes is None and leaf.ndim != 2:
         return (
@@ -85,6 +86,7 @@ def read_matrix(
         raise ValueError(
             f"{where} contains NaN or infinity: repair or retrain it before compressing"
         )
+    # fits on the host are in float32 or float64: numpy has no bfloat16 arithmetic
     narrow = jnp.asarray(dense).dtype.itemsize < 4
     matrix = axes.to_matrix(values.astype(np.float32) if narrow else values)
     return matrix, check_metric(where, metric, matrix), axes
@@ -110,7 +112,7 @@ def check_metric(
         raise ValueError(
             f"{where}: its moments have shape {metric.shape}, expected {(m, m)}: "
             f"jc.second_moments of the layer's inputs, or how often each of {m} rows is looked up; "
-            "a transform that changed the width has to hand on its own moments"
+            "a transform that changes the width has to return moments of the new width"
         )
     if not np.isfinite(metric).all():
         raise ValueError(

@@ -97,7 +97,7 @@ def test_what_cannot_be_is_said():
         match="w: 2 look-ups a column take 400 numbers, and keep allows 300; the least keep",
     ):
         jc.vocabulary(1 / 4, lookups=2)({"w": jnp.ones((12, 100))})
-    with pytest.raises(ValueError, match="2 look-ups a column and as many atoms take 424 numbers"):
+    with pytest.raises(ValueError, match="2 look-ups a column and 2 atoms take 424 numbers"):
         jc.vocabulary(1 / 4, atoms="learned", lookups=2)({"w": jnp.ones((12, 100))})
     assert "2 entries a column" in repr(
         jc.arrays.LookupArray(

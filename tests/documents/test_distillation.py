@@ -25,7 +25,7 @@ from jaxcompress.training.stream import fit_stream
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(1, 40, RNG.integers(3, 30)).astype(np.int32) for _ in range(60)]
 MODEL = Bert(BertConfig(40, 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-PARAMS = MODEL.init(jax.random.key(1), jnp.ones((1, 4), int))["params"]
+PARAMS = jax.jit(MODEL.init)(jax.random.key(1), jnp.ones((1, 4), int))["params"]
 
 
 def apply(params, ids, mask):
