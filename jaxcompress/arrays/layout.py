@@ -113,7 +113,7 @@ MATRIX = MatrixAxes((-2,), (-1,))
 
 
 def to_rows(
-    kernel: Float[np.ndarray, ...], inputs: tuple[int, ...]
+    kernel: Float[np.ndarray, "*dims"], inputs: tuple[int, ...]
 ) -> Float[np.ndarray, "inputs outputs"]:
     """A kernel as one matrix: its contracted dimensions in the given order, then all others.
 
@@ -131,7 +131,7 @@ def to_rows(
 
 def from_rows(
     matrix: Float[np.ndarray, "inputs outputs"], inputs: tuple[int, ...], shape: tuple[int, ...]
-) -> Float[np.ndarray, ...]:
+) -> Float[np.ndarray, "*dims"]:
     """The kernel of a shape that `to_rows` reads as a matrix.
 
     Example:
