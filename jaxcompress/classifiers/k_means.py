@@ -54,6 +54,7 @@ def k_means(
         if np.array_equal(before, cluster):
             break
         total, moved = means(points, weights, cluster, len(centres))
+        # a cluster without points keeps its centre
         centres = np.where(total[:, None] > 0, moved, centres)
     return np.unique(cluster, return_inverse=True)[1]
 
@@ -63,6 +64,7 @@ def _first_centres(
 ) -> Float[np.ndarray, "k d"]:
     """Points drawn by weight and squared distance to the ones drawn before; fewer if equal."""
     centres, distance = points[:0], np.ones(len(points))
+    # ends early where all other points equal a centre
     while len(centres) < k and (chance := weights * distance).any():
         drawn = rng.choice(len(points), p=chance / chance.sum())
         to_drawn = np.sum((points - points[drawn]) ** 2, axis=1)
