@@ -95,7 +95,7 @@ def correctness_probabilities(
     logits, evaluated = logits - tie_break, evaluated - tie_break
     known = features[index]
     penalty = RIDGE * np.eye(features.shape[1])
-    penalty[0, 0] = 1e-9  # a shift of all logits is not penalized
+    penalty[0, 0] = 1e-9  # a constant change of the logits is not penalized
     weights = np.linalg.solve(known.T @ known + penalty, known.T @ (evaluated - logits[index]))
     margins = signed_margins(logits + features @ weights, labels)
     errors = signed_margins(evaluated, labels[index]) - margins[index]

@@ -161,7 +161,7 @@ class Tree:
         """
         leaves = np.flatnonzero(self.first < 0).astype(np.int32)
         neighbours = self.face_neighbours(leaves)
-        # both directions: the smaller of two boxes has the larger one as neighbour, not vice versa
+        # in both directions, since a larger box lists only one of the smaller ones at a face
         inside = neighbours >= 0
         pairs = np.repeat(leaves, 2 * self.d)[inside.ravel()], neighbours[inside]
         self.source[~self.queried] = -1  # labels from an earlier call are outdated
