@@ -1,4 +1,4 @@
-"""Learning from a trained classifier: where its boundary lies, why it errs, what it is worth small.
+"""Learning from a trained classifier: its boundaries, its errors, its accuracy after compaction.
 
 Training sets made from a classifier's predictions:
 

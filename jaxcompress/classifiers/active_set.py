@@ -99,6 +99,7 @@ class ActiveSet:
     def strata(self) -> list[np.ndarray]:
         """Examples of similar distance, right and wrong ones apart, each in a random order."""
         rng = np.random.default_rng(self.seed)
+        # few examples could leave two ends equal: a set gives each once
         ends = sorted({round(share * len(self)) for share in SHARES})
         parts, strata = np.split(self.order, ends), []
         for right in (True, False):
@@ -120,7 +121,7 @@ def _merged_small(parts: list[np.ndarray]) -> list[np.ndarray]:
         if len(pending) >= SMALLEST:
             merged.append(pending)
             pending = pending[:0]
-    if len(pending):
+    if len(pending):  # too few for a stratum of their own: they join the last one
         merged[-1:] = [np.concatenate([*merged[-1:], pending])]
     return merged
 
@@ -184,6 +185,7 @@ def active_set(
     _check_logits(logits, labels)
     margins = signed_margins(logits, labels)
     distance = np.abs(margins)
+    # the score decides only the order: its k-th example gets the k-th smallest distance
     if score is not None:
         distance[np.argsort(np.asarray(score), kind="stable")] = np.sort(distance)
     right = is_right(logits, labels)

@@ -58,7 +58,7 @@ class QueriedPoints:
     def halve(self, edges: Int[np.ndarray, "m 2"]) -> tuple[Int[np.ndarray, "halves 2"], int]:
         """The halves of edges whose ends differ, and the number of edges the budget allowed."""
         ends = self.points[edges]
-        middle = self.query(ends[:, 0] / 2 + ends[:, 1] / 2)
+        middle = self.query(ends[:, 0] / 2 + ends[:, 1] / 2)  # the sum could overflow
         first, second = edges[: len(middle)].T
         halves = np.concatenate(
             [np.stack([first, middle], axis=1), np.stack([middle, second], axis=1)]
@@ -75,7 +75,7 @@ class QueriedPoints:
             finished.append(edges[short])
             edges = edges[~short]
             halves, halved = self.halve(edges)
-            finished.append(edges[halved:])
+            finished.append(edges[halved:])  # beyond the budget: pairs that are still too long
             edges = halves
         return np.concatenate(finished)
 
@@ -111,10 +111,12 @@ def check_midpoints(
         alpha = (1 - confidence) / 2**rounds
         # the number of checks that suffice if none of them hits
         enough = np.ceil(np.log(alpha) / np.log1p(-tolerance)) if tolerance else np.inf
+        # never fewer than a doubling, so that there are few rounds to divide the confidence over
         part = edges[checked : int(min(max(enough, 2 * checked), len(edges)))]
         new_halves, new_checked = queried.halve(part)
         halves.append(new_halves)
         checked, hidden = checked + new_checked, hidden + len(new_halves) // 2
+        # the second bound needs no statistics: all unchecked edges hide a label
         most = 1.0
         if hidden < checked:
             most = float(stats.beta.ppf(1 - alpha, hidden + 1, checked - hidden))
@@ -140,6 +142,7 @@ def closeness(
         given: the points, whose magnitude decides what float32 resolves.
         batch_size: points a call of `jnd`.
     """
+    # a pair closer than that can have a midpoint that rounds to one of its ends
     resolution = 2 * np.sqrt(given.shape[1]) * float(np.spacing(np.abs(given).max()))
     differences = _jnd_at(caller, jnd, batch_size)
 

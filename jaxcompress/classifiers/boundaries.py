@@ -5,8 +5,8 @@ followed. Where two cells of different labels share a face, the boundary continu
 of that face: through one of the two cells ahead, or between them. It suffices to query one of the
 two, the one on the other side of a plane fitted to the labels around, and only if that has the
 wrong label the other one. A cell whose neighbours have two labels is next to a boundary whatever
-its own, and is queried. When nothing is left to follow, boxes take the labels of their neighbours,
-and unqueried cells where two labels meet are queried.
+its own, and is queried. When no boundary continues, boxes take the labels of their neighbours, and
+unqueried cells between two labels are queried.
 
 Where cells of one size are very fine, boundaries are first followed in larger boxes, so that they
 are found in many places at once: the number of calls then grows with the levels, and not with the
@@ -97,6 +97,7 @@ def _coarse_crossings(
         return nodes
 
     _follow(stage, query_middles, _bisect(stage, query_middles, low, high))
+    # pairs that the coarse boxes do not separate are kept for the next level
     missed = ~stage.labels_differ(stage.cell_at(low), stage.cell_at(high))
     queried = np.flatnonzero(stage.queried)
     lows, highs = [low[missed]], [high[missed]]
@@ -115,6 +116,7 @@ def _bisect(
     query(np.concatenate([low, high]))
     differ = tree.labels_differ(tree.cell_at(low), tree.cell_at(high))
     low, high = low[differ], high[differ]
+    # labels at the two ends of each pair keep differing, so neighbouring cells remain
     while (high - low > 1).any():
         between = (low + high) // 2
         query(between)
@@ -138,6 +140,7 @@ def _between_two_labels(tree: Tree, new: np.ndarray) -> Int[np.ndarray, "n d"]:
     nodes = nodes[~tree.queried[nodes]]
     neighbours = tree.face_neighbours(nodes)
     known = (neighbours >= 0) & tree.queried[neighbours]
+    # every queried neighbour is compared with the first one
     first = np.take_along_axis(neighbours, known.argmax(1)[:, None], 1)
     return tree.at_faces(nodes[(known & tree.labels_differ(neighbours, first)).any(1)])
 
@@ -173,6 +176,7 @@ def _ahead(tree: Tree, new: np.ndarray) -> Int[np.ndarray, "n d"]:
     if not parts:
         return np.zeros((0, tree.d), np.int32)
     places = _Continuations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    # in parts: each place has a regression on hundreds of cells in four dimensions
     count = max(1, CHUNK // len(_plane(tree.d).steps))
     own_side = []
     for start in range(0, max(1, len(places.own)), count):
@@ -224,6 +228,7 @@ def _on_own_side(tree: Tree, places: _Continuations) -> Bool[np.ndarray, " n"]:
     positive, negative = (
         known & ~tree.labels_differ(around, cells[:, None]) for cells in (places.own, places.other)
     )
+    # normal equations; where few labels are known the ridge makes the plane flat
     moments = ((positive | negative) @ products).reshape(-1, tree.d + 1, tree.d + 1)
     diagonal = np.arange(1, tree.d + 1)
     moments[:, diagonal, diagonal] += RIDGE * WIDTH**2 * moments[:, :1, 0]
@@ -260,7 +265,7 @@ def _plane(d: int) -> _Plane:
 
 
 def _unqueried_sides(tree: Tree) -> Int[np.ndarray, "n d"]:
-    """The positions on both sides of faces where two labels meet and not both are queried."""
+    """The positions on both sides of faces between two labels, unless both are queried."""
     leaves, neighbours = tree.propagate_labels()
     positions = []
     for (axis, side), beyond in zip(tree.faces(), neighbours.T, strict=True):

@@ -143,6 +143,7 @@ def _plane(realized: RealizedAlong) -> Callable[[np.ndarray], np.ndarray]:
     if d < 3:
         return lambda points: points @ np.eye(2, d).T
     centre = np.average(realized.given, axis=0, weights=realized.given_weights)
+    # rows weighted by their multiplicity give the components of the data with repetitions
     scaled = (realized.given - centre) * np.sqrt(realized.given_weights)[:, None]
     components = np.linalg.svd(scaled, full_matrices=False)[2][:2]
     return lambda points: (points - centre) @ components.T
@@ -184,6 +185,7 @@ def _boundary_images(
     order = np.argsort(other, kind="stable")
     if not len(order):
         return
+    # sorted by the other class: equally spaced picks show all neighbouring classes
     evenly = np.linspace(0, len(order) - 1, min(len(panels), len(order))).astype(int)
     for panel, index in zip(panels, order[np.unique(evenly)], strict=False):
         panel.imshow(realized.boundary[pairs[index], side[index]].reshape(image), cmap="gray")

@@ -21,7 +21,7 @@ BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Charts:
-    """How charts are laid around points.
+    """The settings of the charts around points.
 
     Attributes:
         rank: number of directions a point, 0 for no charts.
@@ -62,6 +62,7 @@ def chart_edges(
         ends = given[rows, None] + np.concatenate([steps, -steps], axis=1)
         ends = ends if charts.box is None else np.clip(ends, *charts.box)
         ends = ends.astype(np.float32)[: len(given) - start]
+        # a direction beyond the rank is zero, and clipping can move an end back to its point
         moved = (ends != given[start : start + BLOCK, None]).any(2)
         indices = queried.query(ends[moved])
         starts = start + np.nonzero(moved)[0][: len(indices)]
@@ -87,8 +88,10 @@ def _directions(
 @partial(jax.jit, static_argnames="rank")
 def _principal(differences: Float[Array, "b k d"], *, rank: int) -> Float[Array, "b rank d"]:
     """Unit vectors of the largest differences; zero beyond the rank of the differences."""
+    # scaled so that squares neither overflow nor vanish in float32
     unit = jnp.max(jnp.abs(differences), axis=(1, 2), keepdims=True)
     differences = differences / jnp.where(unit == 0, 1, unit)
+    # k neighbours are fewer than d dimensions: the Gram matrix (k, k) has the same spectrum
     gram = jnp.einsum("bkd,bld->bkl", differences, differences, precision="highest")
     values, vectors = jnp.linalg.eigh(gram)
     directions = jnp.einsum("bkd,bkr->brd", differences, vectors[..., -rank:], precision="highest")

@@ -135,12 +135,12 @@ class RealizedAlong(LabelledPoints):
         inner_labels = np.concatenate([self.given_labels, self.labels[lonely]])
         inner_weights = np.concatenate([self.given_weights, np.ones(len(lonely))])
         cells = np.concatenate([self.cells, lonely])
-
         total, centres = means(inner, inner_weights, cells, len(self.points))
         merged = merge_cells(centres, total, self.targets, int(per_class), rounds=rounds, seed=seed)
         cells = merged[cells]
         count = int(cells.max()) + 1
         _, centres = means(inner, inner_weights, cells, count)
+        # a mean has the label of its cell only where the classifier agrees
         points, labels = centres.astype(np.float32), inner_labels[first_of_each(cells)]
         oracle = Oracle(caller, classify, batch_size)
         replaced = slice(None) if members else labels_differ(oracle.labels(points), labels)
@@ -182,7 +182,7 @@ def merge_cells(
 
     Args:
         centres: the mean of each cell.
-        weights: of the cells; those of weight 0 are left out.
+        weights: of the cells; those of weight 0 are not merged.
         targets: classes from 0 on.
         per_class: the most cells of a class.
         rounds: the most rounds of Lloyd's algorithm.
@@ -206,6 +206,7 @@ def medoids(
     centres: Float[np.ndarray, "cells d"],
 ) -> Float[np.ndarray, "cells d"]:
     """The point of each cell that is nearest to the cell's mean."""
+    # sorted by cell, then by distance: the first of each cell is the nearest
     distance = np.sum((points - centres[cells]) ** 2, axis=1)
     order = np.lexsort((distance, cells))
     return points[order[first_of_each(cells[order])]]

@@ -55,6 +55,7 @@ def condense(
         total=count, desc="condense", unit=" points", disable=not progress, leave=False
     ) as bar:
         while len(new):
+            # distances to the new points only: the two nearest of the others are stored
             to_new, index = nearest(points, points[new], min(2, len(new)))
             closest = np.concatenate([closest, new[index]], axis=1)
             distance = np.concatenate([distance, to_new], axis=1)
@@ -65,6 +66,7 @@ def condense(
             same = targets[closest] == targets[:, None]
             tied = distance[:, 1] <= distance[:, 0] * (1 + TIE)
             wrong = np.flatnonzero(~kept & ~(same[:, 0] & (same[:, 1] | ~tied)))
+            # of the points labelled wrongly by one kept point, the nearest joins the kept ones
             order = wrong[np.lexsort((distance[wrong, 0], closest[wrong, 0]))]
             new = order[np.unique(closest[order, 0], return_index=True)[1]]
             bar.update(count - len(wrong) - bar.n)

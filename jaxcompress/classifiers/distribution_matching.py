@@ -63,8 +63,8 @@ def match_distribution(
         classify: as for `jc.classifiers.realize_along`; it is queried at the new points.
         features: `features(key, x (n, d)) -> (n, k)` float: the outputs of a random network,
             another one for each key, such as the student's hidden layer before training. If the
-            student is trained on augmented or noisy inputs, let the key augment all of x alike: it
-            is the same for the points and for the data.
+            student is trained on augmented or noisy inputs, let the key choose one augmentation for
+            all of x: the points and the data are given the same key.
         optimizer: any optax transformation; its rate is in the units of the points.
         steps: number of steps.
         examples: given points a step, of all classes together.
@@ -99,32 +99,47 @@ def match_distribution(
     box = None if domain is None else check_box(CALLER, domain, realized.points.shape[1])
     whole_number(f"{CALLER}: examples", examples)
     _check_features(features, realized.points)
-    targets, classes = realized.targets, len(realized.classes)
-    given_targets, count = targets[realized.cells], len(realized.given)
-    points = fit(
-        _discrepancy(features, targets, classes),
+    state = fit(
+        _discrepancy(features, realized.targets, len(realized.classes)),
         jnp.asarray(realized.points),
-        (realized.given, given_targets, np.float32(realized.given_weights * count)),
+        _given_examples(realized),
         optimizer=optimizer if box is None else _clipped(optimizer, *box),
         steps=steps,
-        batch_size=min(int(examples), count),
+        batch_size=min(int(examples), len(realized.given)),
         seed=seed,
         progress=progress,
         description=CALLER,
-    ).params
-    moved = np.array(points, np.float32)
-    oracle = Oracle(CALLER, classify, batch_size)
+    )
+    moved, oracle = np.array(state.params, np.float32), Oracle(CALLER, classify, batch_size)
+    # a point that crossed the boundary would teach the student a wrong label
     relabelled = labels_differ(oracle.labels(moved), realized.labels)
     moved[relabelled] = realized.points[relabelled]
-    class_weights = np.bincount(given_targets, realized.given_weights, classes)
-    share = class_weights / np.bincount(targets, minlength=classes)
     return dataclasses.replace(
         realized,
         points=moved,
-        weights=share[targets],
+        weights=_equal_weights(realized),
         soft=probabilities(CALLER, soft, moved, batch_size),
         queries=realized.queries + oracle.queries,
     )
+
+
+def _given_targets(realized: RealizedAlong) -> Int[np.ndarray, " n"]:
+    """The class of each given point, which is that of its cell."""
+    return realized.targets[realized.cells]
+
+
+def _given_examples(realized: RealizedAlong) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The given points, their classes, and their weights, of mean 1."""
+    weights = (realized.given_weights * len(realized.given)).astype(np.float32)
+    return realized.given, _given_targets(realized), weights
+
+
+def _equal_weights(realized: RealizedAlong) -> Float[np.ndarray, " points"]:
+    """The share of each class's given points, divided equally over the points of the class."""
+    targets, classes = realized.targets, len(realized.classes)
+    totals = np.bincount(_given_targets(realized), realized.given_weights, classes)
+    share = totals / np.bincount(targets, minlength=classes)
+    return share[targets]
 
 
 def _discrepancy(
@@ -162,6 +177,7 @@ def _clipped(
     """An optimizer whose updates keep the points in a box."""
 
     def clip(update: jax.Array, point: jax.Array) -> jax.Array:
+        # of the difference, so that the optimizer's own sum ends in the box
         return jnp.clip(point + update, low, high).astype(point.dtype) - point
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:

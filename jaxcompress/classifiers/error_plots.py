@@ -63,6 +63,7 @@ def errors_by_cause(
         _regions(ax, classify, np.concatenate([train_x, test_x]), train_x.dtype)
     ax.scatter(*train_x.T, c=train_y, s=4, cmap="Set1", alpha=0.5)
     causes = _causes(report)
+    # a marker for each cause, since colours are those of the classes
     for cause, marker in zip(causes, "^sovx", strict=False):
         indices = [verdict.index for verdict in report.of(cause)]
         ax.scatter(*test_x[indices].T, s=36, marker=marker, label=cause)
@@ -140,7 +141,7 @@ def _causes(report: ErrorReport) -> list[str]:
 
 def _regions(ax: Axes, classify: Classify, points: np.ndarray, dtype: np.dtype) -> None:
     """The classifier's regions around points."""
-    side = 200
+    side = 200  # pixels, about those of the figure
     x, y = (np.linspace(column.min(), column.max(), side) for column in points.T)
     grid = np.stack(np.meshgrid(x, y), axis=-1).astype(dtype)
     labels = np.asarray(classify(grid.reshape(-1, 2))).reshape(side, side)

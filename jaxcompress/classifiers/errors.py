@@ -15,11 +15,11 @@ A test point of class t is predicted as class p. Its k nearest training points a
         under-divided     points that are not labelled p: the classifier errs on its training data,
                           too
     ambiguous             none of these outnumbers the others and the boundary that works: points
-                          of class p among their like inside, others correctly predicted outside.
+                          of class p among others of p inside, others correctly predicted outside.
                           The boundary is off by less than the data can show
 
 The local scale is the median distance of the k neighbours to their own k-th neighbour. The first
-question is a conformal test, and holds in any dimension: of test points drawn as the training
+question is a conformal test, and is valid in any dimension: of test points drawn as the training
 points were, at most the share `level` is called remote. It has two blind spots. A region that is
 missing from the training set but closer than the data are wide is "ambiguous", often with wrong
 interpolation next; and where the share of wrong labels is above `level`, these hide points that are
@@ -78,7 +78,7 @@ def explain_errors(
             jitted function compiles once.
         train: (x, y), x floats (n, ...), y integers (n,), as the classifier was trained on.
             Repeated examples with the same label count once.
-        test: (x, y), likewise; the labels are taken to be right.
+        test: (x, y) of the same shapes and types; the labels are assumed to be right.
         embed: `embed(x) -> (n, d)`, the space in which distances are measured; by default the
             inputs, flattened. Segments are straight in the inputs in any case.
         k: number of neighbours; the smallest structure that can be resolved has about as many
@@ -121,12 +121,9 @@ def explain_errors(
     wrong = np.flatnonzero(predicted != test_y)
     space = _space(embed, batch_size, progress=progress)
     points = space(x)
+    # a repeated point would be its own neighbour, at distance 0
     distinct = _distinct(points, y)
-    if len(distinct) <= k:
-        raise ValueError(
-            f"{CALLER}: k={k} neighbours need more than {k} distinct training points, got "
-            f"{len(distinct)}"
-        )
+    _check_neighbours(k, len(distinct))
     x, y, points = x[distinct], y[distinct], points[distinct]
     training_set = TrainingSet(distinct, x, y, points, predict(x))
     verdicts = []
@@ -192,6 +189,7 @@ def _distinct(
     points: Float[np.ndarray, "n d"], y: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " distinct"]:
     """The first of each distinct example, in an order that does not depend on that of the set."""
+    # the same point with two labels is two examples
     classes = np.unique(y, return_inverse=True)[1].astype(points.dtype)
     # adding 0 removes negative zeros, so that equal rows have equal bytes
     rows = np.ascontiguousarray(np.column_stack([points + 0, classes]))
@@ -224,12 +222,19 @@ def _check_sets(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> None:
     if x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
             f"{CALLER}: an input of train has the shape {x.shape[1:]}, one of test "
-            f"{test_x.shape[1:]}; they must be alike"
+            f"{test_x.shape[1:]}; they must be equal"
         )
     if len(np.unique(y)) < 2:
         raise ValueError(
             f"{CALLER}: every label of train is {y[0]}; between fewer than two classes there is no "
             "decision boundary"
+        )
+
+
+def _check_neighbours(k: int, points: int) -> None:
+    if points <= k:
+        raise ValueError(
+            f"{CALLER}: k={k} neighbours need more than {k} distinct training points, got {points}"
         )
 
 

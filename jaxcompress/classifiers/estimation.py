@@ -183,7 +183,7 @@ def _predict(evaluation: Evaluation, without: Int[np.ndarray, " fold"]) -> Float
     if not keep.any():
         return active.right.astype(float)
     index, logits = evaluation.index[keep], evaluation.logits[keep]
-    # of the kept ones only: the fold that is left out must not have an influence
+    # of the kept ones only: the omitted fold must not have an influence
     finite = np.isfinite(logits).all(1)
     probability = np.full(len(active), np.mean(evaluation.right[keep] & ~finite))
     if finite.any():

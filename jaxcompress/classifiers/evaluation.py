@@ -63,6 +63,7 @@ class Candidate:
         if self.bound is not None:
             with np.errstate(invalid="ignore"):
                 moved = np.abs(logits - original).max()
+            # negated, so that NaN exceeds the bound, too
             if not moved <= self.bound + self.rounding:
                 raise ValueError(
                     f"{name} is certified to move logits by {self.bound:g} at most; one moved by "
@@ -121,6 +122,7 @@ class Evaluation:
             return dataclasses.replace(self, prior=self.movement, last=last)
         labels = self.active.labels[index]
         logits = self.candidate.logits(index, bar)
+        # a logit that is not finite counts as an infinite movement
         with np.errstate(invalid="ignore"):
             shift = np.abs(signed_margins(logits, labels) - self.active.margins[index])
         mean = float(np.where(np.isfinite(shift), shift, np.inf).mean())
@@ -142,7 +144,7 @@ def first_round(
     """Evaluate the first examples of each stratum, those that the proven bound leaves open."""
     active = candidate.active
     heads = [part[:count] for part, count in zip(active.strata, counts, strict=True)]
-    heads = candidate.uncertain(heads)
+    heads = candidate.uncertain(heads)  # counts are the same for all candidates, bounds are not
     start = Evaluation(
         candidate,
         pool=candidate.uncertain(active.strata),

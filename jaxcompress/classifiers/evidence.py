@@ -131,6 +131,7 @@ def verdict_of(
     same_label = inside & (labels == predicted)
     kinds = {
         "wrong labels": same_label & doubtful,
+        # these are outside of the region, where the data support another class
         "over-divided": (predictions == labels) & (labels != predicted),
         "under-divided": inside & ~same_label,
         "supported": same_label & ~doubtful,
@@ -189,6 +190,7 @@ def _class_remoteness(
         members = np.flatnonzero(train.y == label)
         own = np.full(len(everything), -1)
         own[members] = np.arange(len(members))
+        # a class of fewer points than k is compared by its farthest one
         neighbours = min(k, max(len(members) - 1, 1))
         near, indices = nearest(
             everything, train.points[members], neighbours, own=own, progress=progress
@@ -198,6 +200,7 @@ def _class_remoteness(
     rows = np.arange(len(everything))
     own_distance = distances[rows, own_column].copy()
     distances[rows, own_column] = np.inf
+    # two equal points of different classes have the distance 0
     ratios = own_distance / np.maximum(distances.min(1), np.finfo(np.float64).tiny)
     p_values = conformal_p_values(ratios[:count], ratios[count:])
     # a class without training points is infinitely remote

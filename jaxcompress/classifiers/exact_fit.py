@@ -91,7 +91,7 @@ def fit_exactly(
             logit i belongs to class i.
         params: a tree of float leaves and compact arrays.
         realized: from `jc.classifiers.realize` or `jc.classifiers.realize_along`. Every point
-            counts alike, its weight is not used.
+            has the same weight; its share of the data is not used.
         steps: of Adam, whose rate decays to zero by a cosine.
         rounds: the most rounds of L-BFGS.
         polish: steps of L-BFGS a round.
@@ -128,31 +128,16 @@ def fit_exactly(
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1)))
     agreeing_at = jax.jit(lambda params: jnp.argmax(apply(params, x), 1) == y)
     with tqdm(total=steps + rounds * polish, desc=CALLER, disable=not progress, leave=False) as bar:
-
-        def checked(history: _History, params: PyTree, step: int) -> _History:
-            history = history.extended(params, np.asarray(agreeing_at(params), bool), step)
-            bar.update(step - bar.n)
-            bar.set_postfix(disagreeing=int((~history.agreeing).sum()), refresh=False)
-            return history
-
-        history = checked(_History(params), params, 0)
+        check = _Check(agreeing_at, bar)
+        history = check(_History(params), params, 0)
         if not history.exact:
             data = (x, y, jnp.ones(len(x)))
             for step, current in _adam(loss, params, data, optimizer, steps, size, seed):
-                history = checked(history, current, step)
+                history = check(history, current, step)
                 if history.exact:
                     break
-        current, weights = history.best, np.ones(len(x))
-        for turn in range(rounds):
-            if history.exact:
-                break
-            weights = np.where(history.agreeing, weights, growth * weights)
-            data = (x, y, jnp.asarray(weights / weights.mean(), jnp.float32))
-            current = _lbfgs(current, data, loss=loss, count=polish)
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(current)):
-                current = history.best
-            history = checked(history, current, steps + (turn + 1) * polish)
-    return ExactFit(history.best, np.array(history.steps), np.array(history.shares), len(x))
+        polished = _polish(history, check, loss, (x, y), rounds=rounds, count=polish, growth=growth)
+    return ExactFit(polished.best, np.array(polished.steps), np.array(polished.shares), len(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +168,53 @@ class _History:
         share = float(agreeing.mean())
         best = params if share > max(self.shares, default=-1.0) else self.best
         return _History(best, agreeing, (*self.steps, step), (*self.shares, share))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """Checks of the agreement, shown by a progress bar.
+
+    Attributes:
+        agreeing_at: `agreeing_at(params) -> (points,)`, whether the student agrees.
+        bar: of steps.
+    """
+
+    agreeing_at: Callable[[PyTree], Bool[Array, " points"]]
+    bar: tqdm
+
+    def __call__(self, history: _History, params: PyTree, step: int) -> _History:
+        """The history with a check of parameters after a number of steps."""
+        history = history.extended(params, np.asarray(self.agreeing_at(params), bool), step)
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix(disagreeing=int((~history.agreeing).sum()), refresh=False)
+        return history
+
+
+def _polish(
+    history: _History,
+    check: _Check,
+    loss: Callable,
+    examples: tuple[Float[Array, "n d"], Int[Array, " n"]],
+    *,
+    rounds: int,
+    count: int,
+    growth: float,
+) -> _History:
+    """Rounds of L-BFGS from the best parameters; points that disagree weigh more each round."""
+    x, y = examples
+    current, weights, taken = history.best, np.ones(len(x)), history.steps[-1]
+    for turn in range(rounds):
+        if history.exact:
+            break
+        weights = np.where(history.agreeing, weights, growth * weights)
+        # of mean 1: only the ratios of the weights change the loss
+        data = (x, y, jnp.asarray(weights / weights.mean(), jnp.float32))
+        current = _lbfgs(current, data, loss=loss, count=count)
+        # a failed line search gives NaN: the next round starts from the best parameters
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(current)):
+            current = history.best
+        history = check(history, current, taken + (turn + 1) * count)
+    return history
 
 
 def _weighted_cross_entropy(

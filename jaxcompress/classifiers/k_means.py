@@ -66,6 +66,7 @@ def _first_centres(
 ) -> Float[np.ndarray, "k d"]:
     """Points drawn by weight and squared distance to the ones drawn before; fewer if equal."""
     centres, distance = points[:0], np.ones(len(points))
+    # ends early where all other points equal a centre
     while len(centres) < k and (chance := weights * distance).any():
         drawn = rng.choice(len(points), p=chance / chance.sum())
         to_drawn = np.sum((points - points[drawn]) ** 2, axis=1)

@@ -85,6 +85,7 @@ def signed_margins(
         [2.0, -2.0]
     """
     rows, others = np.arange(len(labels)), np.array(logits, np.float64)
+    # the label's own logit is removed from the maximum
     own = others[rows, labels]
     others[rows, labels] = -np.inf
     with np.errstate(invalid="ignore"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +182,7 @@ def descend(
     level: int,
     coarse: tuple[int, ...],
     xp: ModuleType = np,
-) -> Any:
+) -> AnyArray:
     """The node at a level, or the leaf above it, that contains each position.
 
     Args:
@@ -195,11 +194,12 @@ def descend(
     """
     # one array an axis: sums along a short axis are slow in numpy
     axes = [position[..., axis] for axis in range(len(coarse))]
-    node = 0
-    for side, along in zip(coarse, axes, strict=True):
+    node = axes[0] >> level
+    for side, along in zip(coarse[1:], axes[1:], strict=True):
         node = node * side + (along >> level)
     for shift in reversed(range(level)):
         below = first[node]
+        # the lowest bit of the child's index is the half along the first axis
         child = sum(((along >> shift) & 1) << axis for axis, along in enumerate(axes))
         node = xp.where(below >= 0, below + child, node)
     return node

@@ -37,8 +37,8 @@ def nearest(
     Args:
         queries: the points to look from.
         points: the points to find.
-        k: how many, at most n, or n - 1 where a point leaves itself out.
-        own: for each query the index of the point that is itself and is left out, -1 for none.
+        k: how many, at most n, or n - 1 where a point is excluded.
+        own: for each query the index of the point that is itself and is excluded, -1 for none.
         progress: show a progress bar.
 
     Returns:
@@ -99,7 +99,7 @@ def _block(
     rough = jnp.sum(points**2, 1) - 2 * jnp.matmul(queries, points.T, precision="highest")
     rough = jnp.where(excluded(jnp.arange(len(points))), jnp.inf, rough)
     _, index = jax.lax.top_k(-rough, min(k + SPARE, len(points)))
-    index = jnp.sort(index, axis=1)
+    index = jnp.sort(index, axis=1)  # then a stable sort gives equal distances in index order
     exact = jnp.sqrt(jnp.sum((points[index] - queries[:, None]) ** 2, axis=-1))
     exact = jnp.where(excluded(index), jnp.inf, exact)
     order = jnp.argsort(exact, axis=1, stable=True)[:, :k]
@@ -192,6 +192,7 @@ def outvoted(
     """
     near = labels[neighbours]
     same, most = np.zeros(len(labels), int), np.zeros(len(labels), int)
+    # the loop is over k votes: a count for every class would take a column for each
     for voter in near.T:
         count = (near == voter[:, None]).sum(1)
         own = voter == labels

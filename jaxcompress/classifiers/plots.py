@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,12 +56,12 @@ def decision_mesh(
     centres, sizes, _ = mesh.boxes()
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
     colours = colormaps["tab20"](class_indices(np.asarray(mesh(centres))) % 20)
-    edges: dict[str, Any] = {"edgecolors": "face", "linewidths": 0.1}
-    if lines:
-        edges = {"edgecolors": (0, 0, 0, 0.4), "linewidths": 0.3}
     outlines = list(centres[:, None] + corners * sizes[:, None])
+    boxes = PolyCollection(outlines, facecolors=colours)
+    # without lines the edges have the faces' colours: they close the gaps of antialiasing
+    boxes.set(edgecolor=(0, 0, 0, 0.4) if lines else "face", linewidth=0.3 if lines else 0.1)
     axes: Axes = ax or figures()(figsize=(5, 5), layout="constrained").subplots()
-    axes.add_collection(PolyCollection(outlines, facecolors=colours, **edges))
+    axes.add_collection(boxes)
     axes.set(xlim=(mesh.low[0], mesh.high[0]), ylim=(mesh.low[1], mesh.high[1]), aspect="equal")
     save(axes.figure, path)
     return axes

@@ -48,6 +48,7 @@ def logit_features(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, 
     """
     centred = logits - logits.mean(0)
     if logits.shape[1] > DIRECTIONS:
+        # directions of about a thousand examples: enough, and much faster
         sample = centred[:: max(len(centred) // 1000, 1)]
         centred = centred @ np.linalg.svd(sample, full_matrices=False)[2][:DIRECTIONS].T
     # a spread that is only rounding counts as none
@@ -94,7 +95,7 @@ def correctness_probabilities(
     logits, evaluated = logits - tie_break, evaluated - tie_break
     known = features[index]
     penalty = RIDGE * np.eye(features.shape[1])
-    penalty[0, 0] = 1e-9
+    penalty[0, 0] = 1e-9  # a constant change of the logits is not penalized
     weights = np.linalg.solve(known.T @ known + penalty, known.T @ (evaluated - logits[index]))
     margins = signed_margins(logits + features @ weights, labels)
     errors = signed_margins(evaluated, labels[index]) - margins[index]
@@ -108,6 +109,7 @@ def _error_scale(
 ) -> Float[np.ndarray, " n"]:
     """The scale of the errors of predicted margins, `exp(a + b log(1 + |m|))`."""
     size = np.abs(margins).mean() or 1.0
+    # an error of zero would have the logarithm -inf
     floor = 0.05 * np.abs(errors).mean() + TIE * largest + 1e-30
     distance = np.log1p(np.abs(margins) / size)
     terms = np.stack([np.ones(len(distance)), distance], 1)

@@ -119,9 +119,10 @@ def checked_labels(
         tuples: also accept tuples of integers, (count, k).
     """
     checked = np.asarray(labels)
+    # numpy does not count booleans as integers
     checked = checked.astype(np.int32) if checked.dtype == bool else checked
     if not np.issubdtype(checked.dtype, np.integer):
-        hint = ": take the argmax"
+        hint = ": take the argmax"  # floats are usually logits
         if tuples and checked.dtype == object:
             hint = "; integers beyond 64 bits are given as tuples (n, k)"
         raise TypeError(f"{caller}: classify gave {checked.dtype}, expected integers{hint}")
@@ -208,6 +209,7 @@ def check_box(
     """
     expected = "(low (d,), high (d,))" if d is None else f"(low, high), numbers or ({d},)"
     try:
+        # rounded to the type, then computed with in float64
         low, high = (np.asarray(side, dtype).astype(np.float64) for side in domain)
         if d is not None:
             low, high = np.broadcast_to(low, (d,)), np.broadcast_to(high, (d,))

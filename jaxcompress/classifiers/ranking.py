@@ -159,7 +159,7 @@ def rank_compactions(
             compaction = Candidate(name, apply, active, size, certified.get(name))
             first_rounds.append(first_round(compaction, shared, bar))
         finished = _second_rounds(first_rounds, total, bar)
-    risk = (1 - confidence) / len(candidates)
+    risk = (1 - confidence) / len(candidates)  # for all at once (Bonferroni)
     rows = [estimate(evaluation, risk) for evaluation in finished]
     rows.sort(key=lambda row: -row.accuracy)
     return Ranking(tuple(rows), active.accuracy, confidence)
@@ -167,8 +167,10 @@ def rank_compactions(
 
 def _budgets(evaluations: float, active: ActiveSet) -> tuple[int, int]:
     """The number of evaluations a candidate on average, and those of the first round."""
+    # 0.1 of 30 is 3, though the product may round to a little more
     budget = math.ceil(evaluations * len(active) - 1e-9)
     first = min(max(round(FIRST_SHARE * budget), FIRST_LEAST), budget)
+    # two of each stratum: one alone has no variance
     needed = first + 2 * len(active.strata)
     if budget < min(needed, len(active)):
         raise ValueError(

@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
@@ -156,9 +156,7 @@ def realize(
         tree = Tree(grid.coarse, refinement.depth, refinement.too_large)
         complete = _survey(tree, grid, oracle, refinement)
     merged = tree.merge()
-    labels = tree.label[merged.queries]
-    if oracle.label_type is None or len(oracle.label_type) == 1:
-        labels = labels[:, 0]
+    labels = _as_given(tree.label[merged.queries], oracle)
     mesh = tree.mesh(grid.low, grid.high, merged.reached, merged.cell, labels)
     _, sizes, cells = mesh.boxes()
     points = grid.centres(tree.position[merged.queries], tree.level[merged.queries, None])
@@ -175,6 +173,12 @@ def realize(
         grid=math.prod(side << finest for side in grid.coarse),
         training_points=training_points,
     )
+
+
+def _as_given(labels: Int[np.ndarray, "n k"], oracle: Oracle) -> Int[np.ndarray, "n ..."]:
+    """Labels of the tree, which stores tuples, in the form that the classifier gave."""
+    is_single = oracle.label_type is None or len(oracle.label_type) == 1
+    return labels[:, 0] if is_single else labels
 
 
 class _BudgetExhaustedError(Exception):
@@ -196,11 +200,12 @@ def _survey(tree: Tree, grid: Grid, oracle: Oracle, refinement: _Refinement) -> 
         return cells
 
     depth = refinement.depth
+    # every STAGE levels, counted from the finest, and none at the coarse grid itself
     stages = range((depth - 1) % STAGE + 1, depth, STAGE) if refinement.fixed else ()
     try:
         survey(tree, query, stages)
     except _BudgetExhaustedError:
-        tree.propagate_labels()
+        tree.propagate_labels()  # a survey that ends early leaves boxes without a label
         return False
     return True
 
@@ -234,6 +239,7 @@ def _refinement(jnd: Jnd, grid: Grid, batch_size: int) -> _Refinement:
         )
     if not (wanted > 0).all():
         raise ValueError(f"{CALLER}: jnd must be positive, got {jnd}")
+    # the upper limit only keeps the logarithm finite: such levels are refused below
     ratios = np.clip(grid.edges(0) / wanted, 1, 2.0**40)
     levels = math.ceil(np.log2(ratios).max() - 1e-6)
     _check_level(levels, finest, grid)

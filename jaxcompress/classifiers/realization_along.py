@@ -124,31 +124,50 @@ def realize_along(
     _check_charts(charts, directions, min(neighbours, d))
     _check_search(count, budget, confidence, tolerance)
     whole_number(f"{CALLER}: batch_size", batch_size)
-    laid = Charts(charts, directions, None if domain is None else check_box(CALLER, domain, d))
+    settings = Charts(charts, directions, None if domain is None else check_box(CALLER, domain, d))
     search = _Search(closeness(CALLER, jnd, given, batch_size), confidence, tolerance)
     rng = np.random.default_rng(seed)
     with tqdm(total=budget, desc=CALLER, unit=" queries", disable=not progress, leave=False) as bar:
         queried = QueriedPoints(Oracle(CALLER, classify, batch_size, budget, bar), d)
         queried.query(given)
-        edges = _graph(queried, neighbours, laid, rng, progress=progress)
+        edges = _graph(queried, neighbours, settings, rng, progress=progress)
         pairs, check = search.boundary_pairs(queried, edges, rng)
     _check_classes(queried)
+    complete = queried.complete and check.bound <= tolerance
+    realized = _training_set(
+        queried, weights, len(edges), pairs, check, complete=complete, progress=progress
+    )
+    kept_soft = probabilities(CALLER, soft, realized.points, batch_size)
+    return dataclasses.replace(realized, soft=kept_soft, training_points=training_points)
+
+
+def _training_set(
+    queried: QueriedPoints,
+    weights: Float[np.ndarray, " given"],
+    edges: int,
+    pairs: Int[np.ndarray, "pairs 2"],
+    check: MidpointCheck,
+    *,
+    complete: bool,
+    progress: bool,
+) -> RealizedAlong:
+    """The condensed points, given all queried ones, of which the given ones are the first."""
+    count = len(weights)
     kept, cells, enough = _condensed(queried, count, pairs, progress=progress)
     return RealizedAlong(
         points=queried.points[kept],
         labels=queried.labels[kept],
         weights=np.bincount(cells, weights, len(kept)),
-        soft=probabilities(CALLER, soft, queried.points[kept], batch_size),
+        soft=None,
         queries=queried.oracle.queries,
-        complete=queried.complete and check.bound <= tolerance,
-        training_points=training_points,
-        given=given,
+        complete=complete,
+        given=queried.points[:count],
         given_labels=queried.labels[:count],
         given_weights=weights,
         cells=cells,
         boundary=queried.points[pairs],
         boundary_labels=queried.labels[pairs],
-        edges=len(edges),
+        edges=edges,
         checked=check.checked,
         hidden=check.hidden,
         enough=enough,
@@ -227,6 +246,7 @@ def _graph(
     index = np.arange(len(given))
     distances, graph = nearest(given, given, neighbours, own=index, progress=progress)
     edges = np.stack([np.repeat(index, neighbours), graph.ravel()], axis=1)
+    # two points can be neighbours of each other
     edges = np.unique(np.sort(edges, axis=1), axis=0)
     if not charts.rank:
         return edges
@@ -240,6 +260,7 @@ def _condensed(
     targets = class_indices(queried.labels)
     candidates = np.unique(np.concatenate([np.arange(count), pairs.ravel()]))
     kept, cells = condense(queried.points[candidates], targets[candidates], progress=progress)
+    # without the boundary's points, for the bound on the given ones alone
     sufficient, _ = condense(queried.points[:count], targets[:count], progress=progress)
     return candidates[kept], cells[:count], len(sufficient)
 
@@ -257,6 +278,7 @@ def _distinct_points(
         bad = int((~np.isfinite(given)).any(1).sum())
         raise ValueError(f"{CALLER}: points must be finite, {bad} of {len(given)} are not")
     given = np.ascontiguousarray(given + 0)  # adding 0 removes negative zeros
+    # each row as one value of bytes: np.unique sorts these faster than rows of floats
     rows = given.view(np.dtype((np.void, given.itemsize * given.shape[1])))[:, 0]
     _, first, counts = np.unique(rows, return_index=True, return_counts=True)
     order = np.argsort(first)

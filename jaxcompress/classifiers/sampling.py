@@ -73,6 +73,7 @@ def divide(
         low, high = (middle, high) if fits else (low, middle)
     exact = np.clip(low * weights, least, most)
     integers = np.floor(exact + 1e-9).astype(int)
+    # the largest fractions are rounded up first
     order = np.argsort(integers - exact, kind="stable")
     open_entries = order[integers[order] < most[order]]
     for entry in np.resize(open_entries, max(count - integers.sum(), 0)):

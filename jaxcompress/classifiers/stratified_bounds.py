@@ -70,7 +70,7 @@ def _greatest(
 ) -> float:
     """The greatest signed total that is not refuted, rounded to an integer."""
     dual = -MULTIPLIERS[:, 0] * score
-    extreme = 0
+    extreme = 0  # all possible examples have the property, or none: also a bound
     for sign, possible, likelihood in zip(signs, counts, likelihoods, strict=True):
         dual = dual + (sign * possible + MULTIPLIERS * likelihood).max(1)
         extreme += sign * (possible[-1] if sign > 0 else possible[0])

@@ -185,6 +185,7 @@ def _draw(
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " count"]:
     """Draw new points in proportion to a power of the divergence, without replacement."""
+    # the largest of keys log w + Gumbel noise are a draw in proportion to w without replacement
     keys = POWER * np.log(np.maximum(divergences, 1e-30)) + rng.gumbel(size=len(divergences))
     keys[chosen] = -np.inf
     return np.argsort(-keys, kind="stable")[:count]
@@ -201,6 +202,7 @@ def _balanced_sample(
     targets: Float[np.ndarray, "n classes"], size: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " size"]:
     """Random points, equally many of each of the teacher's classes if there are enough."""
+    # sorted by the rank within the class, the first ones take turns over the classes
     order = rng.permutation(len(targets))
     labels = targets[order].argmax(1)
     rank = np.empty(len(order), int)

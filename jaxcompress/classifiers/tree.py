@@ -87,6 +87,7 @@ class Tree:
     def record(self, nodes: Int[np.ndarray, " n"], labels: Int[np.ndarray, "n ..."]) -> None:
         """Store the classifier's predictions at cells."""
         labels = labels.reshape(len(nodes), -1)
+        # type and length of the labels are known after the first query
         if not self.label.shape[1]:
             empty = np.zeros((len(self.first), labels.shape[1]), labels.dtype)
             self._buffers["label"] = self.label = empty
@@ -101,10 +102,11 @@ class Tree:
     def cell_at(self, positions: Int[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
         """The cells at positions inside of the box; larger boxes are halved."""
         while True:
-            nodes = descend(self.first, positions, self.depth, self.coarse)
+            nodes = np.asarray(descend(self.first, positions, self.depth, self.coarse))
             new = np.unique(nodes[~self.smallest[nodes]])
             if not len(new):
                 return nodes
+            # halve until every box is small enough; each box is tested once
             large = self.too_large(self, new)
             self.smallest[new[~large]] = True
             self.split(new[large])
@@ -159,9 +161,10 @@ class Tree:
         """
         leaves = np.flatnonzero(self.first < 0).astype(np.int32)
         neighbours = self.face_neighbours(leaves)
+        # in both directions, since a larger box lists only one of the smaller ones at a face
         inside = neighbours >= 0
         pairs = np.repeat(leaves, 2 * self.d)[inside.ravel()], neighbours[inside]
-        self.source[~self.queried] = -1
+        self.source[~self.queried] = -1  # labels from an earlier call are outdated
         from_, to = np.concatenate(pairs), np.concatenate(pairs[::-1])
         while True:
             unlabelled = self.source[to] < 0
@@ -227,6 +230,7 @@ class Tree:
         limit = np.iinfo(np.int32)
         if limit.min <= labels.min() and labels.max() <= limit.max:
             kind = "int32"
+        # JAX has no 64 bits by default: a label of 64 bits is two words of 32
         words = np.ascontiguousarray(labels.astype(kind)[..., None]).view(np.int32)
         depth = int(self.level[cell >= 0].max())
         return MeshClassifier(

@@ -51,14 +51,14 @@ class Verdict:
         remoteness: the p-value of the first question: the share of training points that are as
             remote, doubled for its two parts.
         evidence: number of the k neighbours that are evidence for each: "wrong labels",
-            "under-divided" and "supported" (points of the predicted class among their like) are in
-            the region, "over-divided" are correctly predicted as another class.
+            "under-divided" and "supported" (points of the predicted class among others of it) are
+            in the region, "over-divided" are correctly predicted as another class.
         scale: the local scale, in units of the space of distances.
         neighbours: indices of the nearest training points.
         labels: their labels.
         predictions: the classifier's predictions there.
         distances: to them, in units of the scale.
-        inside: whether they are in the region: predicted alike all along the segment.
+        inside: whether they are in the region: the prediction is the same all along the segment.
         outvoted: whether another label is more common among their own neighbours than theirs.
         to_true: the path to the nearest training point of the true class; None without one.
         to_predicted: the path to the nearest training point of the predicted class, or None.

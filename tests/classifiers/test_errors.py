@@ -316,7 +316,7 @@ REFUSED = [
     (zeros, {"train": (X, np.zeros(40, int))}, ValueError, "fewer than two classes"),
     (zeros, {"train": (X[:0], Y[:0])}, ValueError, "train needs inputs"),
     (zeros, {"test": (X[:0], Y[:0])}, ValueError, "test needs inputs"),
-    (zeros, {"test": (X[:, :2], Y)}, ValueError, "must be alike"),
+    (zeros, {"test": (X[:, :2], Y)}, ValueError, "must be equal"),
     (zeros, {"test": (X, Y[:5])}, ValueError, "test needs inputs"),
     (zeros, {"test": (X, Y / 2)}, TypeError, "labels of test must be integers"),
     (zeros, {"train": (X.astype(np.uint8), Y)}, TypeError, "needs floats, got uint8"),
