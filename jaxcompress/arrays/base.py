@@ -138,6 +138,7 @@ class CompactArray(_Fields):
         """
         leading = jnp.broadcast_shapes(y.shape[:-2], self.stack_shape)
         y = jnp.broadcast_to(y, (*leading, *y.shape[-2:]))
+        # a linear function is transposed from the shape of its input alone
         x = jax.ShapeDtypeStruct((*y.shape[:-1], self.matrix_shape[0]), y.dtype)
         out = jax.eval_shape(self.multiply, x)
         return jax.linear_transpose(self.multiply, x)(y.astype(out.dtype))[0]

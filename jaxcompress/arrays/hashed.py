@@ -84,11 +84,10 @@ class HashedArray(CompactArray):
 
     def _rows(self, rows: jax.Array, n: int) -> jax.Array:
         """The given rows of the matrix: (..., *rows.shape, n)."""
-        m, look_up = (
-            self.matrix_shape[0],
-            _look_up_sums if self.layout == "circular" else partial(_look_up, block=self.block),
-        )
-        return look_up(self.table, rows, self._seed(), m=m, n=n)
+        m, seed = self.matrix_shape[0], self._seed()
+        if self.layout == "circular":
+            return _look_up_sums(self.table, rows, seed, m=m, n=n)
+        return _look_up(self.table, rows, seed, m=m, n=n, block=self.block)
 
     @classmethod
     def fit(
@@ -206,6 +205,7 @@ def run_starts(
     full, rest = divmod(n, block)
     run = rows[..., None] * np.uint32(full) + jnp.arange(full, dtype=jnp.uint32)
     start = permute(run, m * full, seed) * np.uint32(block) if full else run
+    # the number of each run, from which its sign is hashed; short runs come after the full ones
     identity = run
     if rest:
         tail = np.uint32(m * full * block) + permute(rows, m, seed ^ 0x7A11) * np.uint32(rest)
@@ -261,6 +261,7 @@ def _look_up_sums(
 def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: int) -> jax.Array:
     """`x @ W` in the circular layout, for x (..., rows, m): rows are runs of the table."""
     (h1, s1), (h2, s2) = places_and_signs(m, n, table.shape[-1], seed)
+    # a row may start near the end of the table: repeat its beginning there
     wrapped = jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, n - 1)], mode="wrap")
     start = h1.astype(jnp.int32)
     runs = jax.vmap(

@@ -126,6 +126,7 @@ def _extend_methods(cls: type[CompactArray]) -> None:
 
         # jitted, so that an eager call is one compiled program rather than one for each operation
         cls.matrix = jax.jit(matrix)
+        # the inherited `materialize` then applies the layout to `matrix`
         del cls.materialize
     if "take" in cls.__dict__:
         cls.take = check_rows(cls.__dict__["take"])

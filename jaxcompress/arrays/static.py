@@ -61,6 +61,7 @@ class StaticArray:
         small = bool if array.dtype == bool else np.min_scalar_type(int(array.max(initial=0)))
         array = np.ascontiguousarray(array, dtype=small)
         array.setflags(write=False)
+        # a frozen dataclass: only this way can a field be normalised
         object.__setattr__(self, "array", array)
         content = f"{array.dtype}{array.shape}".encode() + array.tobytes()
         object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest())
@@ -98,6 +99,7 @@ def encode_static(value: PyTree) -> PyTree:
 def _encode_array(array: np.ndarray) -> dict[str, PyTree]:
     if array.dtype == bool:
         return {"bits": np.packbits(array).tobytes().hex(), "size": array.size}
+    # a file reads the same on machines of either byte order
     content = array.astype(array.dtype.newbyteorder("<")).tobytes()
     return {
         "indices": base64.b64encode(content).decode(),

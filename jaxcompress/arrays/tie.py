@@ -145,6 +145,7 @@ def transposition(leaf: str, one: Leaf, source: str, other: Leaf) -> bool:
             f"tie: {leaf!r} and {source!r} are {kinds}: "
             "tied leaves have one shape, or are each other's transposes"
         )
+    # shapes have no values to compare
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in (one, other)):
         return ways[0]
     equal = [turned for turned in ways if bool(jnp.array_equal(one, other.T if turned else other))]

@@ -207,6 +207,7 @@ class Accumulator:
         """How often each row of a table is looked up."""
         flat = indices[..., 0]
         weights = self.vectors.weights(key, flat.shape, dims)
+        # an index out of range reads no row, and so counts for none
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
 
 

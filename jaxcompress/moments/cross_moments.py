@@ -55,6 +55,7 @@ class CrossMoments:
         def mean(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
             return (1 - share) * ours + share * theirs
 
+        # the covariance of a union: that within both sets, plus that of their means
         between = share * (1 - share)
         return CrossMoments(
             count,
@@ -80,6 +81,7 @@ class Recorder(Accumulator):
         vectors: VectorWeights,
         order: dict[str, tuple[Operand, Hashable]],
     ):
+        # vectors are kept in full, whatever their dimension
         super().__init__(traced, {}, vectors, sys.maxsize)
         self.keys, self.order = keys, order
 

@@ -38,6 +38,7 @@ Probe = Float[Array, "p p"] | Float[Array, " p"]
 """Zeros whose gradient is a contraction's sum of w g g', or its diagonal."""
 
 
+# the sum is formed in the backward pass itself, so g is never stored for all rows
 @jax.custom_vjp
 def tag(rows: Float[Array, "n p"], weights: Float[Array, " n"], probe: Probe) -> jax.Array:
     """The rows as they are; in reverse mode the probe's gradient is the sum of w g g'."""
@@ -54,6 +55,7 @@ def _tag_backward(
     saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights, probe = saved
+    # a sum over many rows in half precision would stop growing
     plain = g.astype(jnp.float32)
     weighted = weights[:, None] * plain
     if probe.ndim == 1:
@@ -81,6 +83,7 @@ class GradientTags(Accumulator):
         probes: Mapping[str, Probe] | None,
         widths: dict[str, int],
     ):
+        # no vectors are summed here: neither a shift nor the limit of dimensions is used
         super().__init__(traced, {}, vectors, 0)
         self.probes, self.widths = probes, widths
 
@@ -208,6 +211,7 @@ class OutputSensitivity:
         def run(params: PyTree, inputs: tuple[PyTree, ...]) -> list[tuple[jax.Array, jax.Array]]:
             return self._outputs(params, inputs, None, widths)
 
+        # an abstract run suffices for the widths
         if not jax.eval_shape(run, params, inputs):
             raise ValueError(
                 "calibrate: sensitivity needs outputs that are floats: "

@@ -60,9 +60,11 @@ def consume(
         produced: positions in the weight that the product has.
     """
     mine = {theirs: position for position, theirs in contracted}
+    # moments are laid out in the order of the parameter's own dimensions
     flat = sorted([*mine, *window])
     slots = all_slots(weight, mine)
     analysis.role(slots, "consume")
+    # a scale or a rotation cannot pass the nonlinear function to reach the parameter
     if weight.bent:
         analysis.bent |= all_slots(weight, range(len(weight.shape)))
     for position in mine.values():
@@ -108,6 +110,7 @@ def replay_dot(step: Step, operands: list[Operand], replay: Replay) -> list[Oper
     """A product of arrays, or a compact operand's own."""
     if replay.tap is not None and step.note is not None:
         replay.tap.observe(step.note, operands, step)
+    # the right side first: in x @ W it is the weight
     for side in (1, 0):
         if is_compact(operands[side]) and own_product(step, operands[side], side) is not None:
             return tapped_results(
@@ -147,6 +150,7 @@ def own_product(step: Step, array: CompactArray, side: int) -> Product | None:
     """
     contracting, batch = step.params["dimension_numbers"]
     lead = array.ndim - array.matrix_axes.ndim
+    # a batched dimension of the matrix itself leaves no full product to call
     if any(axis >= lead for axis in batch[side]):
         return None
     inputs, outputs = (

@@ -46,6 +46,7 @@ def transfer_slice(analysis: Analysis, source: Value, target: Value) -> None:
     """Give a value the facts of one that it is a slice of, along the first dimension."""
     for index in range(len(target.shape)):
         copy_facts(target, index, source, index + 1)
+    # sums and sites refer to the full stack: they do not hold for a slice
     for name in ("bent", "data", "direct", "literal", "square", "squares"):
         setattr(target, name, getattr(source, name))
     target.summed, target.sites = (), frozenset()
@@ -162,6 +163,7 @@ def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
         (final, _), (outputs, _) = jax.lax.scan(turn, (init, {}), (stacked, None), **options)
         return [*final, *outputs]
     given = stacked, jnp.arange(step.params["length"])
+    # a carry needs its structure before the first turn: one abstract turn gives the sums' shapes
     first = jax.tree.map(lambda leaf: leaf[0], given)
     (_, shapes), _ = jax.eval_shape(turn, (init, {}), first)
     (final, sums), (outputs, layers) = jax.lax.scan(
@@ -238,6 +240,7 @@ def split_while(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], list
 
 def replay_while(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Loop at the present sizes. No derivative passes a loop of unknown length."""
+    # the condition only decides when to stop: its contractions are not measured
     silent = Replay(replay.sizes, None, replay.note)
     derivatives = replay.tap is not None and replay.tap.derivatives
     inside = silent if derivatives else replay
@@ -248,6 +251,7 @@ def replay_while(step: Step, operands: list[Operand], replay: Replay) -> list[Op
             init, split_while(step, step.inputs)[2], step.outputs, strict=True
         )
     ]
+    # reverse mode through a while loop raises in JAX, so its operands count as constants
     if derivatives:
         tested, fixed, init = jax.lax.stop_gradient((tested, fixed, init))
 
@@ -306,6 +310,7 @@ def replay_cond(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
 
         return run
 
+    # branches of a switch return one structure: the union of the sums of all
     zeros: dict[str, PyTree] = {}
     for program in programs if replay.tap is not None else ():
         zeros |= zeros_like(jax.eval_shape(branch(program, {}), *rest)[1])
@@ -321,6 +326,7 @@ def cond(step: Step, analysis: Analysis) -> None:
     """An output is the joined result of all branches."""
     branches = list(step.programs.values())
     which, *operands = step.inputs
+    # read by several branches means several uses, though a run takes only one
     shared = [readers(branches, index) > 1 for index in range(len(operands))]
     for number, program in enumerate(branches):
         for index, (source, inner) in enumerate(zip(operands, program.inputs, strict=True)):

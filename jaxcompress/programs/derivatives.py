@@ -89,6 +89,7 @@ def replay_custom(step: Step, operands: list[Operand], replay: Replay) -> list[O
     pairs = zip(operands, step.inputs, strict=True)
     operands = [replay.dense(step, operand, value) for operand, value in pairs]
     body, rule = step.programs["body"], step.programs.get("rule")
+    # moments need the contractions inside, and no derivative: the rule is not needed then
     inlined = replay.tap is not None and not replay.tap.derivatives and contracts(body)
     if not inlined and at_traced_sizes(step, operands, replay):
         return bind(step, operands, replay)
@@ -145,6 +146,7 @@ def with_zeros(
     return [
         next(remaining)
         if differentiable(value)
+        # JAX represents the derivatives of integers as zeros of dtype float0
         else np.zeros(replay.shape(value), jax.dtypes.float0)
         for value in values
     ]

@@ -244,6 +244,7 @@ def prune(program: Program) -> Program:
     kept = []
     for step in reversed(program.steps):
         wanted = [id(value) in live for value in step.outputs]
+        # effects, such as a debug print, happen though no output depends on them
         if not any(wanted) and not getattr(step.equation, "effects", None):
             continue
         if step.name == "scan":
@@ -258,6 +259,7 @@ def prune(program: Program) -> Program:
 def _prune_scan(step: Step, wanted: list[bool]) -> None:
     """Drop the stacked outputs that no step reads; carries stay."""
     _, carry = compat.scan_operands(step.params)
+    # a carry feeds the next turn even where its final value is unread
     keep = [index < carry or want for index, want in enumerate(wanted)]
     body = step.programs["body"]
     step.outputs = [value for value, want in zip(step.outputs, keep, strict=True) if want]

@@ -75,6 +75,7 @@ class Analysis:
             for value in step.inputs:
                 self.read(value, as_square=step.name in KEEP_SQUARES)
             for value in step.outputs:
+                # a loop's body is analysed twice: no facts of the first turn may remain
                 value.reset()
             RULES.get(step.name, UNKNOWN).analyse(step, self)
             self.values += [(self.loops, tuple(value.dims)) for value in step.outputs]
@@ -185,6 +186,7 @@ class Replay:
 
         for step in program.steps:
             rule = RULES.get(step.name, UNKNOWN)
+            # profiles then name a replayed operation as the original
             with compat.context_of(step.equation):
                 results = rule.replay(step, [read(value) for value in step.inputs], self)
             arrays.update(zip(map(id, step.outputs), results, strict=True))

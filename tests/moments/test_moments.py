@@ -118,13 +118,13 @@ def test_a_mask_is_found_where_its_axes_are_merged_swapped_or_pooled_over():
     )
 
 
-def test_a_mask_that_is_not_found_is_told(caplog):
+def test_a_mask_without_a_matching_axis_warns(caplog):
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     net = jc.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, np.ones((5, 3)))
     jc.calibrate(
         net, params, jc.Calibration([np.ones((5, 3))], mask=lambda x: jnp.ones(7)), progress=False
     )
-    assert "a#0: the mask's axes are not found" in caplog.text
+    assert "a#0: no axis of the mask is an axis here" in caplog.text
 
 
 def test_samples_take_a_share_of_every_example():
