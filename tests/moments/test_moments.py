@@ -1,4 +1,4 @@
-"""Moments against a direct computation: exact, mergeable, masked, for every place where activations are contracted."""
+"""Moments against a direct computation: exact, mergeable, masked, for every contraction."""
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +313,7 @@ def test_a_kernel_tied_with_its_transpose():
 
 
 def test_branches_and_loops_of_unknown_length_are_measured():
-    """A branch shows what it was taken for, one that is never taken nothing; a loop adds up its turns."""
+    """A branch counts the turns that took it; a branch never taken has no moments; loops add up."""
 
     def apply(p, x):
         def grow(state):
@@ -412,7 +412,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_some_windows_are_those_of_all(name, monkeypatch):
-    """Cutting windows out of the padded input gives what extracting all of them and taking some gives."""
+    """Cutting some windows out of the padded input equals extracting all and selecting."""
     layout, kernel, options = CONVOLUTIONS[name]
     shape = dict(zip("HWIO", (3, 2, 4, 6), strict=True))
     params = {"w": matrix(*(shape[letter] for letter in kernel)), "b": matrix(6, 2)}
