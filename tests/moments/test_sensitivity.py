@@ -1,4 +1,4 @@
-"""What the outputs feel of every contraction: the Jacobian's second moments, in any structure; carried through maps."""
+"""Sensitivity of the outputs to every contraction: second moments of Jacobians, and their maps."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def test_gains_are_the_jacobians_second_moments():
 
 
 def test_a_table_that_is_looked_up_is_felt():
-    """Each text reads a word once: the rows' errors are then independent, and the prediction is right on average."""
+    """Each text reads a word once: errors of rows are independent, and the prediction unbiased."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {"words": (20, 6), "up": (6, 8), "down": (8, 3)}
     params = {
@@ -77,7 +77,7 @@ def test_a_table_that_is_looked_up_is_felt():
 
 @pytest.mark.parametrize("name", ["lstm", "convnet", "encoder_by_hand", "stacked_scan"])
 def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name):
-    """tr(G dW' S dW) against the outputs themselves: in loops, windows, attention; errors of rows are not quite independent."""
+    """tr(G dW' S dW) against the outputs, in loops, windows and attention."""
     model, net = network(name)
     inputs = model.resize(64, 6) if model.resize else model.inputs
     moments = jc.calibrate(net, model.params, [inputs] * 20, sensitivity=True, progress=False)
@@ -130,7 +130,7 @@ def test_gains_follow_the_maps(name):
 
 
 def test_straight_through_gradients_are_those_of_the_rule():
-    """A custom derivative is what the outputs feel: rounding passes it on, its own derivative would be zero."""
+    """A custom derivative is used: rounding passes it straight through, its own would be zero."""
 
     @jax.custom_vjp
     def rounded(x):
@@ -191,7 +191,7 @@ def test_a_derivative_that_is_nan_is_left_out_and_told(caplog):
 
 
 def test_dimensions_that_the_product_has_in_another_order():
-    """A kernel (heads, inputs, sizes) used as (sizes * heads): gains are the kernel's, and biases carry no mean to wrong places."""
+    """A kernel (heads, inputs, sizes) used as (sizes * heads): gains have the kernel's order."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
