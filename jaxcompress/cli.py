@@ -45,6 +45,17 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
+    for command in (add_tour(commands), add_bert(commands)):
+        command.add_argument(
+            "--seed", type=_seed, default=0, help="of everything random (default 0)"
+        )
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_search(commands)
+    return top
+
+
+def add_tour(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the command `tour`."""
     tour = commands.add_parser(
         "tour",
         help="train a classifier of real digits, compress it, print the table, save the picture",
@@ -56,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
         help="where the picture goes (default frontier.png)",
     )
     tour.set_defaults(run=run_tour)
+    return tour
 
+
+def add_bert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the command `bert`."""
     bert = commands.add_parser(
         "bert", help="make a pretrained BERT small for one collection of documents"
     )
@@ -101,19 +116,16 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("small"), help="the folder that is made (default small)"
     )
     bert.set_defaults(run=run_bert)
+    return bert
 
+
+def add_search(commands: argparse._SubParsersAction) -> None:
+    """Add the command `search`."""
     search = commands.add_parser("search", help="find passages by a compact encoder")
     search.add_argument("folder", type=Path, help="what jaxcompress bert made")
     search.add_argument("question")
     search.add_argument("--count", type=int, default=5, help="how many passages (default 5)")
     search.set_defaults(run=run_search)
-
-    for command in (tour, bert):
-        command.add_argument(
-            "--seed", type=_seed, default=0, help="of everything random (default 0)"
-        )
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-    return top
 
 
 def run_tour(options: argparse.Namespace) -> None:
