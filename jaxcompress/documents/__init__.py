@@ -1,7 +1,7 @@
-"""A pretrained BERT made small for one collection of documents, without labels or questions.
+"""Compression of a pretrained BERT for one collection of documents, without labels or queries.
 
-`compress_for` makes the small encoder, a `CorpusReport` compares both, and an `Encoder` embeds
-texts and searches an index of passages.
+`compress_for` returns the compressed encoder and a `CorpusReport` that compares it with the
+original. An `Encoder` embeds texts, and `read_index` loads the index of passages to search.
 """
 
 from jaxcompress.documents.encoder import Encoder, read_encoder, read_index

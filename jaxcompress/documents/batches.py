@@ -1,8 +1,8 @@
-"""Texts as batches of token ids, in buckets of similar length, so that little is padding.
+"""Batches of token ids, bucketed by length to limit padding, and encoders run on them.
 
-Lengths are rounded up to 16, 24, 32, 48, 64, 96, ..., and all batches of a length have the same
-number of rows: a few shapes, each compiled once. A batch of `rows x length` tokens takes about the
-same time whatever its length.
+Lengths are rounded up to 16, 24, 32, 48, 64, 96, ..., and all batches of one length have the same
+number of rows. An encoder is therefore compiled for a few shapes only, and every batch holds about
+the same number of tokens and costs about the same time.
 """
 
 from __future__ import annotations
@@ -11,75 +11,84 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Float16, Int, PyTree
 from tqdm.auto import tqdm
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 SHORTEST = 16
-"""The least length of a batch."""
+"""The smallest length of a batch, in tokens."""
 TOKENS = 4_096
+"""Tokens of a batch by default, padding included."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some texts, padded to one length; an encoder takes `ids` and `mask`.
+    """Texts padded to one length.
 
     Attributes:
-        ids: (rows, length) int32.
-        mask: (rows, length), true where there is a token.
-        index: (rows,) which texts they are; -1 for rows of padding at the end, all of whose tokens
-            are masked.
+        ids: token ids, zero where padded.
+        mask: true at tokens, false at padding.
+        index: the text of each row; -1 for padding rows, which come last and are fully masked.
     """
 
-    ids: np.ndarray
-    mask: np.ndarray
-    index: np.ndarray
+    ids: Int[np.ndarray, "rows length"]
+    mask: Bool[np.ndarray, "rows length"]
+    index: Int[np.ndarray, " rows"]
 
     @property
-    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
-        """What an encoder takes."""
+    def inputs(self) -> tuple[Int[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
+        """The arguments of an encoder, `(ids, mask)`."""
         return self.ids, self.mask
 
 
-def encode(tokenizer: Any, texts: Sequence[str], length: int = 128) -> list[np.ndarray]:
-    """Token ids of texts, each cut to a length with its special tokens in place.
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int = 128
+) -> list[Int[np.ndarray, " tokens"]]:
+    """Token ids of texts, truncated to a length, special tokens included.
 
     Args:
-        tokenizer: of the package tokenizers; it is not changed.
-        texts: any number.
-        length: the most tokens of a text, special ones included.
+        tokenizer: a tokenizer; it is not changed.
+        texts: any number of texts.
+        length: the largest number of tokens of a text, special tokens included.
+
+    Returns:
+        One int32 array per text.
     """
-    cutting = type(tokenizer).from_str(tokenizer.to_str())
-    cutting.enable_truncation(length)
-    cutting.no_padding()
-    return [np.array(encoding.ids, np.int32) for encoding in cutting.encode_batch(list(texts))]
+    # truncation is a setting of the tokenizer, so it is set on a copy
+    truncating = type(tokenizer).from_str(tokenizer.to_str())
+    truncating.enable_truncation(length)
+    truncating.no_padding()
+    return [np.array(encoding.ids, np.int32) for encoding in truncating.encode_batch(list(texts))]
 
 
 def buckets(
-    ids: Sequence[np.ndarray],
+    ids: Sequence[Int[np.ndarray, " tokens"]],
     *,
     tokens: int = TOKENS,
     longest: int | None = None,
     seed: int | None = None,
 ) -> list[Batch]:
-    """Texts in batches of like length.
+    """Group texts of similar length into batches.
 
     Args:
-        ids: the token ids of each text, from `encode`.
-        tokens: of a batch, padding included: a batch of texts of n tokens has `tokens // n` rows,
-            one at least.
-        longest: what an encoder can take; no length is rounded up beyond it.
-        seed: which texts of a length come together and the order of the batches, at random; by
-            length and then as given by default.
+        ids: the token ids of the texts, from `encode`.
+        tokens: tokens of a batch, padding included: a batch of length n has `max(tokens // n, 1)`
+            rows.
+        longest: the encoder's maximum length; lengths are not rounded up beyond it.
+        seed: shuffles the texts within a length and the order of the batches. By default batches
+            are ordered by length, and texts as given.
 
     Returns:
-        Every text once; what is left over of a length fills the rows of a batch whose other rows
-        are padding.
+        Batches that hold every text once. The last batch of a length is filled with padding rows.
 
     Raises:
-        ValueError: for a text without tokens, which no encoder can pool.
+        ValueError: for a text without tokens, which has no embedding.
 
     Example:
         >>> import numpy as np
@@ -88,7 +97,7 @@ def buckets(
         >>> [(batch.ids.shape, batch.index.tolist()) for batch in buckets(texts, tokens=64)]
         [((4, 16), [0, 2, -1, -1]), ((2, 32), [1, -1])]
     """
-    lengths = np.array([len(each) for each in ids], int)
+    lengths = np.array([len(text) for text in ids], int)
     if not lengths.all():
         raise ValueError(
             f"text {int(np.argmin(lengths))} has no tokens: leave it out, or use a tokenizer "
@@ -96,76 +105,78 @@ def buckets(
         )
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
-    steps = sorted(
-        SHORTEST * share // 2 * 2**power for share in (2, 3) for power in range(16)
-    )  # a third is padding at most
-    rounded = np.array(steps)[np.searchsorted(steps, lengths)]
-    if longest is not None:
-        rounded = np.maximum(np.minimum(rounded, longest), lengths)
-    found = []
+    rounded = rounded_lengths(lengths, longest)
+    batches = []
     for length in np.unique(rounded):
-        mine = order[rounded[order] == length]
+        members = order[rounded[order] == length]
         rows = max(tokens // int(length), 1)
-        for start in range(0, len(mine), rows):
-            found.append(
-                padded(
-                    [ids[index] for index in mine[start : start + rows]],
-                    mine[start : start + rows],
-                    rows,
-                    int(length),
-                )
-            )
-    return found if rng is None else [found[index] for index in rng.permutation(len(found))]
+        for start in range(0, len(members), rows):
+            index = members[start : start + rows]
+            batches.append(padded([ids[text] for text in index], index, rows, int(length)))
+    return batches if rng is None else [batches[place] for place in rng.permutation(len(batches))]
 
 
-def padded(texts: Sequence[np.ndarray], index: np.ndarray, rows: int, length: int) -> Batch:
+def rounded_lengths(
+    lengths: Int[np.ndarray, " texts"], longest: int | None
+) -> Int[np.ndarray, " texts"]:
+    """Lengths rounded up to 16, 24, 32, 48, ..., at most `longest`."""
+    # steps of a half and a third in turn: at most a third of a row is padding
+    steps = np.sort(SHORTEST * np.outer([2, 3], 2 ** np.arange(16)).ravel() // 2)
+    rounded = steps[np.searchsorted(steps, lengths)]
+    return rounded if longest is None else np.maximum(np.minimum(rounded, longest), lengths)
+
+
+def padded(
+    texts: Sequence[Int[np.ndarray, " tokens"]],
+    index: Int[np.ndarray, " texts"],
+    rows: int,
+    length: int,
+) -> Batch:
     """One batch of a given shape."""
-    ids, which = np.zeros((rows, length), np.int32), np.full(rows, -1)
+    ids, text_of_row = np.zeros((rows, length), np.int32), np.full(rows, -1)
     lengths = np.zeros(rows, int)
     for row, text in enumerate(texts):
         ids[row, : len(text)], lengths[row] = text, len(text)
-    which[: len(index)] = index
-    return Batch(ids, np.arange(length) < lengths[:, None], which)
+    text_of_row[: len(index)] = index
+    return Batch(ids, np.arange(length) < lengths[:, None], text_of_row)
 
 
 @dataclasses.dataclass(frozen=True)
 class States:
-    """Hidden states of the tokens of many texts, concatenated, in float16; on disk or in memory.
+    """Hidden states of the tokens of many texts, concatenated; in memory or in a file.
 
     Attributes:
-        values: (tokens, d) float16.
-        starts: (texts + 1,) where each text begins and the last one ends.
+        values: the states, one row per token.
+        starts: the first row of each text, and the number of rows.
     """
 
-    values: np.ndarray
-    starts: np.ndarray
+    values: Float16[np.ndarray, "tokens d"]
+    starts: Int[np.ndarray, " texts+1"]
 
-    def of(self, batch: Batch) -> np.ndarray:
-        """(rows, length, d) float16: the states of a batch, zero where there is no token."""
-        found = np.zeros((*batch.ids.shape, self.values.shape[-1]), np.float16)
-        for row, text in enumerate(batch.index):
-            if text >= 0:
-                found[row, : self.starts[text + 1] - self.starts[text]] = self._rows(
-                    *map(int, self.starts[text : text + 2])
-                )
-        return found
+    def of(self, batch: Batch) -> Float16[np.ndarray, "rows length d"]:
+        """The states of a batch, zero at padding."""
+        states = np.zeros((*batch.ids.shape, self.values.shape[-1]), np.float16)
+        for row in np.flatnonzero(batch.index >= 0):
+            start, stop = map(int, self.starts[batch.index[row] :][:2])
+            states[row, : stop - start] = self._rows(start, stop)
+        return states
 
-    def _rows(self, start: int, stop: int) -> np.ndarray:
+    def _rows(self, start: int, stop: int) -> Float16[np.ndarray, "tokens d"]:
         values = self.values
         if not isinstance(values, np.memmap) or values.filename is None:
             return values[start:stop]
         # read, not mapped: mapped pages count as memory of the process, in the end the whole file
         width, size = values.shape[-1], values.dtype.itemsize
-        at = values.offset + start * width * size
+        offset = values.offset + start * width * size
         return np.fromfile(
-            values.filename, values.dtype, (stop - start) * width, offset=at
+            values.filename, values.dtype, (stop - start) * width, offset=offset
         ).reshape(-1, width)
 
 
 def hidden_states(
     apply: Callable[..., jax.Array],
-    params: Any,
-    ids: Sequence[np.ndarray],
+    params: PyTree,
+    ids: Sequence[Int[np.ndarray, " tokens"]],
     file: str | os.PathLike[str] | None = None,
     *,
     tokens: int = TOKENS,
@@ -173,42 +184,38 @@ def hidden_states(
     progress: bool = True,
     description: str = "hidden states",
 ) -> States:
-    """The hidden states of texts, by an encoder that pools nothing.
+    """The hidden states of texts, from an encoder without pooling.
 
     Args:
         apply: `apply(params, ids, mask) -> (rows, length, d)`.
-        params, ids, tokens, longest, progress, description: as for `embed`.
-        file: a .npy file to keep them in, which appears when it is whole; one that is there is
-            read. In memory by default.
+        params: the encoder's parameters, dense or compact.
+        ids: the token ids of the texts, from `encode`.
+        file: a .npy file for the states, written under another name until it is complete. An
+            existing file is read instead of computed. By default the states stay in memory.
+        tokens: tokens of a batch, as for `buckets`.
+        longest: the encoder's maximum length, as for `buckets`.
+        progress: show a progress bar.
+        description: the label of the bar.
+
+    Returns:
+        The states in float16.
+
+    Raises:
+        ValueError: when there are no texts.
     """
-    starts = np.concatenate([[0], np.cumsum([len(each) for each in ids])])
+    starts = np.concatenate([[0], np.cumsum([len(text) for text in ids])])
     path = None if file is None else Path(file)
     if path is not None and path.exists():
         return States(np.load(path, mmap_mode="r"), starts)
-    run, values, draft = (
-        jax.jit(apply),
-        None,
-        None if path is None else path.with_name(f".{path.name}.draft"),
-    )
-    for batch in tqdm(
-        buckets(ids, tokens=tokens, longest=longest),
-        desc=description,
-        leave=False,
-        disable=not progress,
-    ):
-        found = np.asarray(run(params, *batch.inputs)).astype(np.float16)
+    draft = None if path is None else path.with_name(f".{path.name}.draft")
+    run, values = jax.jit(apply), None
+    for batch in progress_over(buckets(ids, tokens=tokens, longest=longest), description, progress):
+        states = np.asarray(run(params, *batch.inputs)).astype(np.float16)
         if values is None:
-            shape = (int(starts[-1]), found.shape[-1])
-            values = (
-                np.empty(shape, np.float16)
-                if draft is None
-                else np.lib.format.open_memmap(draft, "w+", np.float16, shape)
-            )
-        for row, text in enumerate(batch.index):
-            if text >= 0:
-                values[starts[text] : starts[text + 1]] = found[
-                    row, : starts[text + 1] - starts[text]
-                ]
+            values = empty_states((int(starts[-1]), states.shape[-1]), draft)
+        for row in np.flatnonzero(batch.index >= 0):
+            start, stop = map(int, starts[batch.index[row] :][:2])
+            values[start:stop] = states[row, : stop - start]
     if values is None:
         raise ValueError("hidden_states: there are no texts")
     if isinstance(values, np.memmap) and path is not None and draft is not None:
@@ -218,41 +225,52 @@ def hidden_states(
     return States(values, starts)
 
 
+def empty_states(shape: tuple[int, int], file: Path | None) -> np.ndarray:
+    """An uninitialized float16 array, mapped to a .npy file where one is named."""
+    if file is None:
+        return np.empty(shape, np.float16)
+    return np.lib.format.open_memmap(file, "w+", np.float16, shape)
+
+
+def progress_over(batches: list[Batch], description: str, progress: bool) -> tqdm[Batch]:
+    """Batches behind a progress bar."""
+    return tqdm(batches, desc=description, leave=False, disable=not progress)
+
+
 def embed(
     apply: Callable[..., jax.Array],
-    params: Any,
-    ids: Sequence[np.ndarray],
+    params: PyTree,
+    ids: Sequence[Int[np.ndarray, " tokens"]],
     *,
     tokens: int = TOKENS,
     longest: int | None = None,
     progress: bool = True,
     description: str = "embed",
-) -> np.ndarray:
-    """The embeddings of texts, by an encoder jitted once for each length.
+) -> Float[np.ndarray, "texts d"]:
+    """The embeddings of texts, from an encoder compiled once per batch shape.
 
     Args:
         apply: `apply(params, ids, mask) -> (rows, d)`, of a network or a module.
         params: its parameters, dense or compact as `apply` takes them.
-        ids: the token ids of each text, from `encode`.
-        tokens, longest: of a batch, as for `buckets`.
+        ids: the token ids of the texts, from `encode`.
+        tokens: tokens of a batch, as for `buckets`.
+        longest: the encoder's maximum length, as for `buckets`.
         progress: show a progress bar.
-        description: the words in front of it.
+        description: the label of the bar.
 
     Returns:
-        (texts, d) float32, in the order given.
+        Embeddings in float32, in the order of the texts.
+
+    Raises:
+        ValueError: when there are no texts.
     """
-    run = jax.jit(apply)
-    found: np.ndarray | None = None
-    for batch in tqdm(
-        buckets(ids, tokens=tokens, longest=longest),
-        desc=description,
-        leave=False,
-        disable=not progress,
-    ):
+    run, embeddings = jax.jit(apply), None
+    for batch in progress_over(buckets(ids, tokens=tokens, longest=longest), description, progress):
         values = np.asarray(run(params, *batch.inputs), np.float32)
-        found = np.empty((len(ids), values.shape[-1]), np.float32) if found is None else found
+        if embeddings is None:
+            embeddings = np.empty((len(ids), values.shape[-1]), np.float32)
         real = batch.index >= 0
-        found[batch.index[real]] = values[real]
-    if found is None:
+        embeddings[batch.index[real]] = values[real]
+    if embeddings is None:
         raise ValueError("embed: there are no texts")
-    return found
+    return embeddings

@@ -1,9 +1,9 @@
-"""A sentence encoder with its tokenizer: read from a folder, it embeds texts and finds passages.
+"""Sentence encoders with their tokenizers, and indexes of passages, in memory and in folders.
 
-A small one is a folder: `encoder.safetensors` (a tree for `jc.load`), `tokenizer.json`,
-`config.json`, and, where it was made for documents, `passages.jsonl` with `passages.safetensors`,
-their embeddings. Parameters may be cut and compact: the module is traced at its own sizes and
-replayed at theirs.
+The folder of a compressed encoder holds `encoder.safetensors` (a tree for `jc.load`),
+`tokenizer.json`, `config.json`, and for an index also `passages.jsonl` and the passages' embeddings
+in `passages.safetensors`. Parameters may be narrower than the configuration, or compact: the module
+is traced at the configured sizes and replayed at those of the parameters.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.clustered import ClusteredArray
@@ -31,52 +32,86 @@ from jaxcompress.documents.retrieval import search
 from jaxcompress.models.bert import Bert, BertConfig, json_of, load_bert, load_tokenizer, text_of
 from jaxcompress.networks.trace import Network, trace
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 FORMAT = "jaxcompress encoder 1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A sentence encoder.
+    """A sentence encoder: a BERT, its parameters and its tokenizer.
 
     Attributes:
-        config: the sizes of the module as it is traced; parameters may be smaller along hidden
+        config: the sizes at which the module is traced; parameters may be smaller along hidden
             axes.
-        params: its parameters, dense or compact.
-        tokenizer: of the package tokenizers.
-        length: the most tokens of a text; what is longer is cut.
+        params: the parameters, dense or compact.
+        tokenizer: a WordPiece tokenizer of the package tokenizers.
+        length: the largest number of tokens of a text, special tokens included; longer texts are
+            truncated.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxcompress as jc
+        >>> from tokenizers import Tokenizer, models
+        >>> from jaxcompress.models.bert import Bert, BertConfig
+        >>> vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "##b": 3}
+        >>> tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        >>> config = BertConfig(4, 8, 1, 2, 16, max_position_embeddings=16)
+        >>> params = Bert(config).init(jax.random.key(0), jnp.ones((1, 4), int))["params"]
+        >>> encoder = jc.documents.Encoder(config, params, tokenizer, length=16)
+        >>> encoder.embed(["ab", "b"], progress=False).shape
+        (2, 8)
     """
 
     config: BertConfig
-    params: Any
-    tokenizer: Any
+    params: PyTree
+    tokenizer: Tokenizer
     length: int = 128
 
     @property
     def net(self) -> Network:
-        """The network, to be run at the sizes of any parameters: `net(params, ids, mask)`."""
+        """The traced network, `net(params, ids, mask) -> (rows, d)`, for parameters of any size."""
         return network(self.config)
 
     @cached_property
-    def ready(self) -> Any:
-        """The parameters as they run fastest: clustered kernels expanded once, words looked up."""
+    def ready(self) -> PyTree:
+        """The parameters for inference, with clustered kernels expanded once."""
 
-        def together(path: tuple[Any, ...], leaf: Any) -> Any:
-            return (
-                leaf.materialize()
-                if isinstance(leaf, ClusteredArray) and leaf_name(path) != "words/embedding"
-                else leaf
-            )
+        def expanded(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
+            # an embedding table is only looked up, which is fast in its clustered form
+            if isinstance(leaf, ClusteredArray) and leaf_name(path) != "words/embedding":
+                return leaf.materialize()
+            return leaf
 
-        return jax.tree_util.tree_map_with_path(together, self.params, is_leaf=is_compact)
+        return jax.tree_util.tree_map_with_path(expanded, self.params, is_leaf=is_compact)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The token ids of texts."""
+    def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
+        """The token ids of texts, truncated to `length`.
+
+        Args:
+            texts: any number of texts.
+
+        Returns:
+            One int32 array per text, special tokens included.
+        """
         return encode(self.tokenizer, texts, self.length)
 
     def embed(
         self, texts: Sequence[str], *, progress: bool = True, description: str = "embed"
-    ) -> np.ndarray:
-        """(texts, d) float32: the embeddings of texts."""
+    ) -> Float[np.ndarray, "texts d"]:
+        """The embeddings of texts.
+
+        Args:
+            texts: one or more texts.
+            progress: show a progress bar.
+            description: the label of the bar.
+
+        Returns:
+            Embeddings in float32, of length 1 where the configuration normalizes.
+
+        Raises:
+            ValueError: when there are no texts, or a text has no tokens.
+        """
         longest = self.config.max_position_embeddings
         return embed(
             self.net,
@@ -87,14 +122,26 @@ class Encoder:
             description=description,
         )
 
-    def replace(self, **changes: Any) -> Encoder:
-        """The same encoder with other parameters, or another tokenizer."""
-        return dataclasses.replace(self, **changes)
+    def replace(self, *, params: PyTree = None, config: BertConfig | None = None) -> Encoder:
+        """The encoder with other parameters or another configuration.
+
+        Args:
+            params: new parameters, dense or compact; unchanged by default.
+            config: a new configuration; unchanged by default.
+
+        Returns:
+            A new encoder with the same tokenizer and length.
+        """
+        return dataclasses.replace(
+            self,
+            params=self.params if params is None else params,
+            config=config or self.config,
+        )
 
 
 @cache
 def network(config: BertConfig) -> Network:
-    """The traced network of a configuration, cached, so that encoders share what is compiled."""
+    """The traced network of a configuration, cached so that encoders share compiled functions."""
     module = Bert(config)
     shape = 2, min(16, config.max_position_embeddings)
     ids, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
@@ -105,15 +152,19 @@ def network(config: BertConfig) -> Network:
 
 
 def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
-    """Read an encoder from a Hugging Face folder, or from one that `write_encoder` made.
+    """Read an encoder from a Hugging Face folder or from one written by `write_encoder`.
 
     Args:
-        folder: the folder.
-        length: the most tokens of a text, for a Hugging Face folder; a small one knows its own.
+        folder: a Hugging Face folder of a BERT, or the output of `compress_for`.
+        length: the largest number of tokens of a text. Only for a Hugging Face folder: a
+            compressed encoder's folder stores its length.
+
+    Returns:
+        The encoder, with parameters as stored.
 
     Raises:
-        FileNotFoundError, ValueError: for files that are missing, damaged or of another kind; they
-            are named.
+        FileNotFoundError: for a missing file, which is named.
+        ValueError: for a file that is damaged or of another kind, or a length out of range.
         ImportError: without the package tokenizers.
     """
     path = Path(folder)
@@ -125,37 +176,41 @@ def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
                 f"{module.config.max_position_embeddings} positions, got {length}"
             )
         return Encoder(module.config, params, load_tokenizer(path), length)
-    given = json_of(path / "config.json")
+    stored = json_of(path / "config.json")
     params = load(path / "encoder.safetensors")
-    return Encoder(BertConfig(**given["bert"]), params, load_tokenizer(path), given["length"])
+    return Encoder(BertConfig(**stored["bert"]), params, load_tokenizer(path), stored["length"])
 
 
 def is_small(folder: Path) -> bool:
-    """Whether a folder holds an encoder that `write_encoder` wrote."""
-    config = folder / "config.json"
-    if not config.is_file():
+    """Whether a folder was written by `write_encoder`."""
+    path = folder / "config.json"
+    if not path.is_file():
         return False
-    found = json_of(config)
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    config = json_of(path)
+    return isinstance(config, dict) and config.get("format") == FORMAT
 
 
 def write_encoder(
     folder: str | os.PathLike[str],
     encoder: Encoder,
     passages: Sequence[Passage] = (),
-    embeddings: Any = None,
-    **more: Any,
+    embeddings: ArrayLike | None = None,
+    **more: object,
 ) -> None:
-    """Write an encoder and the passages it was made for to a folder that appears once complete.
+    """Write an encoder, and optionally an index of passages, to a folder.
+
+    The files are written to a draft folder, which is renamed once it is complete.
 
     Args:
-        folder: a new one, or one that this function made, which is replaced.
+        folder: a new folder, or one written by this function, which is replaced.
         encoder: the encoder.
-        passages, embeddings: what `Index` searches; `embeddings` (passages, d).
-        **more: to be kept in `config.json`, anything that JSON can say.
+        passages: the passages of the index.
+        embeddings: the passages' embeddings (passages, d).
+        **more: further entries of `config.json`, serializable as JSON.
 
     Raises:
-        FileExistsError: for a folder with anything else in it.
+        FileExistsError: for a folder with other contents.
+        TypeError: for an entry that is not serializable.
     """
     target = Path(folder)
     check_free(target)
@@ -185,14 +240,14 @@ def write_encoder(
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a place where something else is."""
+    """Refuse a folder with other contents, which writing would delete."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_small(folder)):
         raise FileExistsError(f"{folder} holds something else: give a new folder")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A passage that was found."""
+    """A search result: a passage and its score, the inner product with the query."""
 
     passage: Passage
     score: float
@@ -200,20 +255,28 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Passages to be found by an encoder; `index("a question")`.
+    """Passages with their embeddings, searched by `index("a question")`.
 
     Attributes:
-        encoder: of the questions.
-        passages: what is searched.
-        embeddings: (passages, d), by the same encoder, or by the one it was made from.
+        encoder: embeds the queries.
+        passages: the passages.
+        embeddings: their embeddings, by the same encoder or by the one it was compressed from.
     """
 
     encoder: Encoder
     passages: Sequence[Passage]
-    embeddings: np.ndarray
+    embeddings: Float[np.ndarray, "passages d"]
 
     def __call__(self, question: str, count: int = 5) -> list[Hit]:
-        """The passages nearest to a question, the best first."""
+        """The passages nearest to a query.
+
+        Args:
+            question: the query's text.
+            count: the number of passages.
+
+        Returns:
+            Passages with their scores, best first.
+        """
         best, scores = search(
             self.encoder.embed([question], progress=False)[0], self.embeddings, count
         )
@@ -224,10 +287,17 @@ class Index:
 
 
 def read_index(folder: str | os.PathLike[str]) -> Index:
-    """Read an encoder with its passages from a folder that `write_encoder` made.
+    """Read an encoder and its index of passages from a folder written by `compress_for`.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The index; `index("a question")` lists the nearest passages.
 
     Raises:
-        FileNotFoundError, ValueError: for a folder without an encoder of ours, or without passages.
+        FileNotFoundError: for a folder without passages.
+        ValueError: for a folder without a compressed encoder.
     """
     path = Path(folder)
     if not is_small(path):

@@ -1,11 +1,15 @@
-"""A pretrained BERT made small for one collection of documents: all steps, and their checkpoints.
+"""Compression of a pretrained BERT for one collection of documents: the pipeline, with checkpoints.
 
-The words that the documents need stay; layers that matter least are left out, and hidden axes are
-cut by what the embeddings feel of them: that makes it fast. What is left learns from the large
-encoder's hidden states and embeddings of the documents. Then runs of all matrices are clustered on
-one budget, which makes it small, and the runs learn on. It is judged on passages that it did not
-learn from. What is expensive is kept beside the result until that is whole, so that an interrupted
-run goes on.
+1. The vocabulary is trimmed to the documents' word pieces.
+2. The layers that matter least are removed, and hidden axes are pruned by the sensitivity of the
+   embeddings to them. This reduces the time.
+3. The remaining network is trained on the large encoder's hidden states and embeddings.
+4. All matrices are stored as clustered runs on one budget, and trained further. This reduces the
+   size.
+5. Both encoders are compared on held-out passages.
+
+Training dominates the cost. Intermediate results are kept until the output is complete, so an
+interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -16,53 +20,61 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
 from jaxcompress.documents.encoder import Encoder, check_free, write_encoder
-from jaxcompress.documents.learning import LEARNED, Lessons, learn, lessons
+from jaxcompress.documents.learning import TRAINING_TOKENS, TeacherOutputs, distill, teacher_outputs
 from jaxcompress.documents.pruning import (
-    fewer_words,
     is_matrix,
     kernel_numbers,
     narrow,
     resized,
+    sample_texts,
     shrink,
-    some,
     store,
+    trim_vocabulary,
 )
 from jaxcompress.documents.reading import Document, passages
 from jaxcompress.documents.report import CorpusReport, judge
 from jaxcompress.documents.samples import Texts, split
 from jaxcompress.models.bert import BertConfig, without_layers
+from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import budget
 from jaxcompress.transforms.clustered import clustered
 
 RATE = 4e-4
-"""The highest learning rate after a cut; four times as much destroys what the cut preserved."""
+"""The peak learning rate after pruning; four times it destroys what pruning preserved."""
 FINE = 1 / 4
-"""The rate of clustered runs, in units of that, and the share of the minutes that they learn."""
+"""For training clustered runs: the learning rate as a multiple of `RATE`, and the share of time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an encoder is made small.
+    """Settings of `compress_for`.
 
     Attributes:
-        keep: the fraction of all numbers to keep, the table of words included.
-        minutes: of learning from the large encoder.
-        work: the fraction of the layers' multiplications to keep; by default 0.4, and all where
-            more than a third of the numbers is kept.
-        rate: the highest learning rate of Adam's cycle; a quarter of it for clustered runs.
-        layers: how many stay; by default all, and two thirds where less than two thirds of the work
-            is kept.
-        reserve: word pieces that stay beyond those of the documents.
-        seed: of everything random.
+        keep: the fraction of all stored numbers to keep, the embedding table included.
+        minutes: training time on the large encoder's outputs; 0 for no training.
+        work: the fraction of the layers' multiplications to keep, in (0, 1]. By default 0.4, or 1
+            for a `keep` above 1/3.
+        rate: the peak learning rate of Adam's one-cycle schedule; a quarter of it for clustered
+            runs.
+        layers: the number of layers to keep. By default all, or two thirds of them for a `work` of
+            at most 2/3.
+        reserve: number of word pieces to keep beyond those of the documents.
+        seed: of all random choices.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> settings = jc.documents.Settings(keep=1 / 8, minutes=5.0)
+        >>> settings.share_of_work
+        0.4
     """
 
     keep: float = 1 / 4
@@ -82,12 +94,12 @@ class Settings:
 
     @property
     def share_of_work(self) -> float:
-        """The fraction of the layers' multiplications to keep, by default as `keep` says."""
+        """The fraction of the layers' multiplications to keep, with the default resolved."""
         return (1.0 if self.keep > 1 / 3 else 0.4) if self.work is None else self.work
 
 
-def layers_that_stay(config: BertConfig, settings: Settings) -> int:
-    """How many layers a small encoder has."""
+def layers_to_keep(config: BertConfig, settings: Settings) -> int:
+    """The number of layers of the compressed encoder."""
     if settings.layers is not None:
         if not 1 <= settings.layers <= config.num_hidden_layers:
             raise ValueError(
@@ -110,175 +122,176 @@ def compress_for(
     *,
     progress: bool = True,
 ) -> tuple[Encoder, CorpusReport]:
-    """Make an encoder small for documents, and write it with their passages.
+    """Compress an encoder for a collection of documents, and write it with an index of passages.
 
     Args:
-        large: the encoder.
-        documents: what it is to be good at.
-        out: the folder that is written; beside it `.NAME.work` keeps what an interrupted run has
-            done.
-        settings: how small, and how long to learn.
+        large: the pretrained encoder, from `read_encoder`.
+        documents: the documents, from `jaxcompress.documents.reading.read_documents`.
+        out: the folder to write; `read_encoder` and `read_index` read it. Intermediate results stay
+            in `.NAME.work` next to it until the output is complete.
+        settings: size, training time and seed.
         progress: show progress bars.
 
     Returns:
-        The small encoder, and a report that prints.
+        The compressed encoder, and a report that compares it with the large one.
 
     Raises:
-        ValueError: for too few documents, or a budget that cannot be reached.
-        FileExistsError: for a folder with anything else in it.
+        ValueError: for fewer than 20 passages, or a budget that cannot be reached.
+        FileExistsError: for an output folder with other contents.
     """
     check_free(out)
-    layers = layers_that_stay(large.config, settings)
+    layers = layers_to_keep(large.config, settings)
     texts = split(passages(documents, large.tokenizer, large.length), settings.seed)
-    learned = [texts.passages[index].text for index in texts.learned] + texts.short
+    training = [texts.passages[index].text for index in texts.training] + texts.short
     numbers = settings.keep * float(stored_numbers(large.params))
-    few = fewer_words(
-        large, [*(passage.text for passage in texts.passages), *texts.short], settings.reserve
-    )
-    check_budgets(few, numbers, layers, settings)
-    place = workplace(out, large, learned, settings)
+    all_texts = [*(passage.text for passage in texts.passages), *texts.short]
+    trimmed = trim_vocabulary(large, all_texts, settings.reserve)
+    check_budgets(trimmed, numbers, layers, settings)
+    folder = work_folder(out, large, training, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
 
-    def cut():
-        return shrink(
-            few,
-            learned,
-            settings.share_of_work,
-            layers=layers,
-            seed=settings.seed,
-            progress=progress,
-        ).params
+    def pruned() -> PyTree:
+        work, seed = settings.share_of_work, settings.seed
+        return shrink(trimmed, training, work, layers=layers, seed=seed, progress=progress).params
 
-    small = resized(few, once(place / "cut.safetensors", cut))
+    small = resized(trimmed, once(folder / "cut.safetensors", pruned))
     stages.update()
-    chosen = (
-        some(large, learned, LEARNED, settings.seed) if settings.minutes > 0 else np.zeros(0, int)
-    )
-    given = (
-        lessons(
-            large, [learned[index] for index in chosen], place / "states.npy", progress=progress
-        )
-        if len(chosen)
-        else None
-    )
-    known = once(
-        place / "passages.safetensors",
-        lambda: passages_known(large, texts, chosen, given, progress=progress),
-    )
+    chosen, teacher = training_outputs(large, training, settings, folder, progress=progress)
+
+    def embedded() -> Float[np.ndarray, "passages d"]:
+        return passage_embeddings(large, texts, chosen, teacher, progress=progress)
+
+    known = once(folder / "passages.safetensors", embedded)
     stages.update()
-    small, losses = taught(
-        small,
-        given,
-        learned,
-        numbers,
-        settings,
-        place,
-        cut=kernel_numbers(small) < kernel_numbers(few),
-        progress=progress,
+    cut = kernel_numbers(small) < kernel_numbers(trimmed)
+    small, losses = train_and_store(
+        small, teacher, training, numbers, settings, folder, cut=cut, progress=progress
     )
     stages.update()
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)
     stages.update()
     write_encoder(out, small, texts.passages, embeddings, settings=dataclasses.asdict(settings))
     (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
     stages.update()
     stages.close()
     return small, report
 
 
-def taught(
+def training_outputs(
+    large: Encoder, texts: Sequence[str], settings: Settings, folder: Path, *, progress: bool
+) -> tuple[Int[np.ndarray, " chosen"], TeacherOutputs | None]:
+    """The indices of the texts to train on, and the large encoder's outputs for these."""
+    if settings.minutes <= 0:
+        return np.zeros(0, int), None
+    chosen = sample_texts(large, texts, TRAINING_TOKENS, settings.seed)
+    if not len(chosen):
+        return chosen, None
+    sample = [texts[int(index)] for index in chosen]
+    return chosen, teacher_outputs(large, sample, folder / "states.npy", progress=progress)
+
+
+def train_and_store(
     small: Encoder,
-    given: Lessons | None,
+    teacher: TeacherOutputs | None,
     texts: Sequence[str],
     numbers: float,
     settings: Settings,
-    place: Path,
+    folder: Path,
     *,
     cut: bool,
-    form: Callable[..., Any] = clustered,
+    form: Callable[..., Transform] = clustered,
     progress: bool,
-) -> tuple[Encoder, np.ndarray]:
-    """The encoder trained, stored within a budget and trained on; and its losses.
+) -> tuple[Encoder, Float[np.ndarray, " steps"]]:
+    """The encoder trained, stored within a budget and trained again, with its losses.
 
     Args:
-        small: what `shrink` left.
-        given: what it learns; nothing, where there are no minutes.
-        texts, numbers, form: as for `store`.
-        settings: how long, and how fast.
-        place: a folder for what is done.
-        cut: whether layers were left out or narrowed, and so have something to learn before they
-            are stored.
+        small: the pruned encoder, from `shrink`.
+        teacher: the large encoder's outputs; None for no training.
+        texts: the training texts.
+        numbers: the budget of stored numbers.
+        settings: training time, learning rate and seed.
+        folder: for checkpoints.
+        cut: whether layers were removed or narrowed, so that training before storing helps.
+        form: the compact form, as for `store`.
         progress: show progress bars.
     """
     losses = [np.zeros(0)]
 
-    def learned(encoder: Encoder, part: str, share: float, rate: float) -> Encoder:
-        if given is None:
+    def trained(encoder: Encoder, part: str, share: float, rate: float) -> Encoder:
+        if teacher is None:
             return encoder
-        state = learn(
-            encoder, given, place / part, minutes=share * settings.minutes, rate=rate, seed=settings.seed, progress=progress,
+        state = distill(
+            encoder,
+            teacher,
+            folder / part,
+            minutes=share * settings.minutes,
+            rate=rate,
+            seed=settings.seed,
+            progress=progress,
             description=part,
-        )  # fmt: skip
+        )
         losses.append(np.asarray(state.losses))
         return encoder.replace(params=state.params)
 
-    whole = float(stored_numbers(small.params)) <= numbers
-    if cut or whole:
-        small = learned(small, "layers", 1.0 if whole else 1 - FINE, settings.rate)
-    if not whole:
+    within = float(stored_numbers(small.params)) <= numbers
+    if cut or within:
+        small = trained(small, "layers", 1.0 if within else 1 - FINE, settings.rate)
+    if not within:
 
-        def make():
-            return store(
-                small, texts, numbers, seed=settings.seed, progress=progress, form=form
-            ).params
+        def compact() -> PyTree:
+            seed = settings.seed
+            return store(small, texts, numbers, seed=seed, progress=progress, form=form).params
 
-        stored = small.replace(params=once(place / "stored.safetensors", make))
-        small = learned(stored, "runs", FINE if cut else 1.0, FINE * settings.rate)
+        stored = small.replace(params=once(folder / "stored.safetensors", compact))
+        small = trained(stored, "runs", FINE if cut else 1.0, FINE * settings.rate)
     return small, np.concatenate(losses)
 
 
-def check_budgets(few: Encoder, numbers: float, layers: int, settings: Settings) -> None:
-    """Refuse budgets that cannot be reached, before any long work.
-
-    All layers have one size, so the first ones stand for those that will be kept.
-    """
+def check_budgets(trimmed: Encoder, numbers: float, layers: int, settings: Settings) -> None:
+    """Refuse budgets that cannot be reached, before any long computation."""
+    # all layers have the same sizes, so that the first ones stand for those kept later
     config, params = without_layers(
-        few.config, few.params, range(layers, few.config.num_hidden_layers)
+        trimmed.config, trimmed.params, range(layers, trimmed.config.num_hidden_layers)
     )
-    first = few.replace(config=config, params=params)
-    if change := narrow(first, settings.share_of_work * kernel_numbers(few)):
+    first = trimmed.replace(config=config, params=params)
+    if change := narrow(first, settings.share_of_work * kernel_numbers(trimmed)):
         change.plan(first.params)
     total = budget(min(numbers / float(stored_numbers(first.params)), 1.0))
     clustered(total, matrix_axes=first.net.matrix_axes).plan(first.params, None, is_matrix)
 
 
-def passages_known(
-    large: Encoder, texts: Texts, chosen: np.ndarray, given: Lessons | None, *, progress: bool
-) -> np.ndarray:
-    """(passages, d): the large encoder's embeddings of all passages, those for training reused."""
-    found = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
-    passage = chosen < len(texts.learned)  # short texts stand behind them
-    learned = texts.learned[chosen[passage]]
-    if given is not None:
-        found[learned] = given.embeddings[passage]
-    others = np.setdiff1d(np.arange(len(found)), learned)
-    found[others] = large.embed(
+def passage_embeddings(
+    large: Encoder,
+    texts: Texts,
+    chosen: Int[np.ndarray, " chosen"],
+    teacher: TeacherOutputs | None,
+    *,
+    progress: bool,
+) -> Float[np.ndarray, "passages d"]:
+    """The large encoder's embeddings of all passages, reusing those of the training texts."""
+    embeddings = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
+    is_passage = chosen < len(texts.training)  # short texts follow the passages
+    reused = texts.training[chosen[is_passage]]
+    if teacher is not None:
+        embeddings[reused] = teacher.embeddings[is_passage]
+    others = np.setdiff1d(np.arange(len(embeddings)), reused)
+    embeddings[others] = large.embed(
         [texts.passages[index].text for index in others], progress=progress, description="passages"
     )
-    return found
+    return embeddings
 
 
-def once(path: Path, make: Any) -> Any:
-    """What a file holds, or what is made and then kept in it."""
+def once(path: Path, make: Callable[[], PyTree]) -> PyTree:
+    """The tree in a file, computed and saved on the first call."""
     if not path.exists():
         save(path, make())
     return load(path)
 
 
-def workplace(out: Path, large: Encoder, texts: Sequence[str], settings: Settings) -> Path:
-    """The folder of an unfinished run; emptied if its documents or settings were others."""
-    place = out.with_name(f".{out.name}.work")
+def work_folder(out: Path, large: Encoder, texts: Sequence[str], settings: Settings) -> Path:
+    """The folder of intermediate results, emptied if texts, model or settings have changed."""
+    folder = out.with_name(f".{out.name}.work")
     digest = hashlib.sha256(
         json.dumps(
             [dataclasses.asdict(settings), dataclasses.asdict(large.config), large.length]
@@ -287,10 +300,11 @@ def workplace(out: Path, large: Encoder, texts: Sequence[str], settings: Setting
     for text in texts:
         digest.update(text.encode())
     for _, leaf in named_leaves(large.params):
+        # a page of every leaf identifies the model; hashing all of it would take seconds
         digest.update(np.asarray(leaf).tobytes()[:4096])
-    mark = place / "run"
+    mark = folder / "run"
     if not mark.exists() or mark.read_text() != digest.hexdigest():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         mark.write_text(digest.hexdigest())
-    return place
+    return folder

@@ -1,7 +1,7 @@
-"""A small encoder is trained on the large one's hidden states, embeddings and similarities.
+"""Training of a compressed encoder on the large one's hidden states, embeddings and similarities.
 
-The large encoder reads the texts once; what it says is kept in a file. Learning goes on where it
-was interrupted.
+The large encoder runs on the texts once, and its hidden states are stored in a file. Training
+resumes after an interruption. A step costs the small encoder's gradient for about 1,000 tokens.
 """
 
 from __future__ import annotations
@@ -9,70 +9,79 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jaxtyping import Float, Int, PyTree
 
 from jaxcompress.checkpoint import load, save
 from jaxcompress.documents.batches import Batch, States, buckets, hidden_states
 from jaxcompress.documents.distillation import batches_with, distillation_loss
 from jaxcompress.documents.encoder import Encoder, network
 from jaxcompress.models.bert import pool
+from jaxcompress.training.losses import Loss
 from jaxcompress.training.state import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 
-LEARNED = 2_000_000
-"""The most tokens that are learned from: their hidden states are kept in a file."""
+TRAINING_TOKENS = 2_000_000
+"""The largest number of training tokens, since their hidden states are stored in a file."""
 STEP = 1_024
-"""Tokens of a step of learning."""
+"""Tokens of a training step."""
 
 BANK = 4_096
-"""The most passages that similarities are learned against."""
+"""The largest number of passages to which similarities are computed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Lessons:
-    """What the large encoder says of the texts that are learned from.
+class TeacherOutputs:
+    """The large encoder's outputs for the training texts.
 
     Attributes:
         texts: the texts.
-        embeddings: (texts, d).
+        embeddings: their embeddings.
         states: their hidden states.
     """
 
     texts: list[str]
-    embeddings: np.ndarray
+    embeddings: Float[np.ndarray, "texts d"]
     states: States
 
 
-def lessons(large: Encoder, texts: Sequence[str], file: Path, *, progress: bool) -> Lessons:
-    """The large encoder's hidden states of texts, kept in a file, and their embeddings."""
+def teacher_outputs(
+    large: Encoder, texts: Sequence[str], file: Path, *, progress: bool
+) -> TeacherOutputs:
+    """The large encoder's hidden states of texts, stored in a file, and their embeddings."""
     ids, longest = large.encode(texts), large.config.max_position_embeddings
     net = network(dataclasses.replace(large.config, pooling="none"))
     states = hidden_states(net, large.params, ids, file, longest=longest, progress=progress)
-    return Lessons(list(texts), pooled(partial(pool, large.config), states, ids, longest), states)
+    embeddings = pooled(partial(pool, large.config), states, ids, longest)
+    return TeacherOutputs(list(texts), embeddings, states)
 
 
-def pooled(pooling: Any, states: States, ids: Sequence[np.ndarray], longest: int) -> np.ndarray:
-    """(texts, d): embeddings from hidden states."""
-    found = np.zeros((len(ids), states.values.shape[-1]), np.float32)
+def pooled(
+    pooling: Callable[..., jax.Array],
+    states: States,
+    ids: Sequence[Int[np.ndarray, " tokens"]],
+    longest: int,
+) -> Float[np.ndarray, "texts d"]:
+    """Embeddings from stored hidden states."""
+    embeddings = np.zeros((len(ids), states.values.shape[-1]), np.float32)
     for batch in buckets(ids, longest=longest):
         real = batch.index >= 0
-        found[batch.index[real]] = np.asarray(
+        embeddings[batch.index[real]] = np.asarray(
             pooling(states.of(batch).astype(np.float32), batch.mask)
         )[real]
-    return found
+    return embeddings
 
 
-def learn(
+def distill(
     student: Encoder,
-    given: Lessons,
-    place: Path,
+    teacher: TeacherOutputs,
+    folder: Path,
     *,
     minutes: float,
     rate: float,
@@ -80,21 +89,23 @@ def learn(
     progress: bool,
     description: str,
 ) -> FitState:
-    """Learn from the large encoder, for some minutes; what is done is kept in files of a folder."""
-    ids, starts = student.encode(given.texts), given.states.starts
-    if [len(each) for each in ids] != np.diff(starts).tolist():
+    """Train on the large encoder's outputs for some minutes, with checkpoints in a folder."""
+    ids, starts = student.encode(teacher.texts), teacher.states.starts
+    if [len(text) for text in ids] != np.diff(starts).tolist():
         raise ValueError(
-            "learn: the small tokenizer cuts the texts in another way than the large one"
+            "distill: the small encoder's tokenizer must give the large one's tokens: "
+            "trim the vocabulary on the same texts"
         )
-    bank = given.embeddings[np.random.default_rng(seed).permutation(len(ids))[:BANK]]
+    bank = teacher.embeddings[np.random.default_rng(seed).permutation(len(ids))[:BANK]]
     batches = buckets(ids, tokens=STEP, longest=student.config.max_position_embeddings, seed=seed)
     net = network(dataclasses.replace(student.config, pooling="none"))
     loss = distillation_loss(net, bank, pool=partial(pool, student.config))
-    stream = batches_with(batches, given.embeddings, given.states)
-    place.mkdir(exist_ok=True)
-    steps_file, state_file = place / "steps.json", place / "state.safetensors"
+    stream = batches_with(batches, teacher.embeddings, teacher.states)
+    folder.mkdir(exist_ok=True)
+    steps_file, state_file = folder / "steps.json", folder / "state.safetensors"
     if not steps_file.exists():
-        seconds = seconds_a_step(loss, student.params, batches, stream)
+        # fixed once, so that a resumed run has the schedule of the first
+        seconds = seconds_per_step(loss, student.params, batches, stream)
         steps_file.write_text(json.dumps(max(round(60 * minutes / seconds), 1)))
     steps = json.loads(steps_file.read_text())
     cycle = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.05)
@@ -105,26 +116,38 @@ def learn(
         else None
     )
 
-    def keep_state(state):
-        return save(state_file, state)
-
     return fit_stream(
-        loss, student.params, stream, optimizer=optimizer, steps=steps, seed=seed, state=state, callback=keep_state,
-        progress=progress, description=description,
-    )  # fmt: skip
+        loss,
+        student.params,
+        stream,
+        optimizer=optimizer,
+        steps=steps,
+        seed=seed,
+        state=state,
+        callback=partial(save, state_file),
+        progress=progress,
+        description=description,
+    )
 
 
-def seconds_a_step(loss: Any, params: Any, batches: Sequence[Batch], stream: Any) -> float:
-    """Seconds of a step without compilation, at the most common shape; all cost about the same."""
+def seconds_per_step(
+    loss: Loss,
+    params: PyTree,
+    batches: Sequence[Batch],
+    stream: Callable[[int], tuple[np.ndarray, ...]],
+) -> float:
+    """Median seconds of a training step at the most common batch shape, without compilation."""
     shapes = [batch.ids.shape for batch in batches]
     common = max(set(shapes), key=shapes.count)
-    batch = next(
-        found for number in range(len(batches)) if (found := stream(number))[0].shape == common
-    )
+    batch = stream(0)
+    for step in range(1, len(batches)):
+        if batch[0].shape == common:
+            break
+        batch = stream(step)
     run = jax.jit(jax.value_and_grad(loss))
-    taken = []
-    for _ in range(4):  # the first compiles
+    seconds = []
+    for _ in range(4):  # the first one compiles
         start = time.perf_counter()
         jax.block_until_ready(run(params, batch, jax.random.key(0)))
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))

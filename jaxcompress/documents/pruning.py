@@ -1,7 +1,8 @@
-"""The steps that make a BERT small for some texts: fewer words, fewer or narrower layers, runs.
+"""Steps that compress a BERT for given texts, without training.
 
-Every step takes an encoder and gives one; none of them learns. Time and numbers are cut by
-different means: layers and hidden axes set how much is multiplied, clustering how much is stored.
+Every step maps an encoder to an encoder. Removing layers and pruning hidden axes reduces the
+multiplications; clustering reduces the stored numbers. Costs a few passes over 20,000 tokens, and
+removing layers one pass over 6,000 tokens for every candidate.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
@@ -21,8 +22,8 @@ from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.documents.batches import buckets
 from jaxcompress.documents.encoder import Encoder
 from jaxcompress.documents.retrieval import fidelity
-from jaxcompress.documents.words import restrict_tokenizer, word_counts, words_to_keep
-from jaxcompress.models.bert import bypass, layer_states, without_layers
+from jaxcompress.documents.vocabulary import piece_counts, pieces_to_keep, restrict_tokenizer
+from jaxcompress.models.bert import BertConfig, bypass, layer_states, without_layers
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Transform
@@ -33,23 +34,23 @@ from jaxcompress.transforms.rotation import RotateAndPrune, rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 
 CALIBRATION = 20_000
-"""Tokens that calibrate."""
+"""Tokens for the moments of activations."""
 TRIAL = 6_000
-"""Tokens by which layers are told apart."""
+"""Tokens on which candidate layers are compared."""
 
 
-def is_kernel(name: str, leaf: Any) -> bool:
-    """Whether a leaf multiplies what flows through the layers."""
+def is_kernel(name: str, leaf: PyTree) -> bool:
+    """Whether a leaf is a kernel of the layers."""
     return name.endswith("/kernel")
 
 
-def is_matrix(name: str, leaf: Any) -> bool:
-    """Whether a leaf is one of those that hold nearly all numbers."""
+def is_matrix(name: str, leaf: PyTree) -> bool:
+    """Whether a leaf is a kernel or the embedding table; these hold nearly all numbers."""
     return is_kernel(name, leaf) or name == "words/embedding"
 
 
 def kernel_numbers(encoder: Encoder) -> float:
-    """The numbers of the layers' kernels."""
+    """The count of stored numbers in the layers' kernels."""
     return sum(
         float(stored_numbers(leaf))
         for name, leaf in named_leaves(encoder.params)
@@ -57,9 +58,11 @@ def kernel_numbers(encoder: Encoder) -> float:
     )
 
 
-def fewer_words(encoder: Encoder, texts: Iterable[str], reserve: int) -> Encoder:
-    """The encoder with the words that texts need, a reserve of others, and fewer positions."""
-    kept = words_to_keep(encoder.tokenizer, word_counts(encoder.tokenizer, texts), reserve=reserve)
+def trim_vocabulary(encoder: Encoder, texts: Iterable[str], reserve: int) -> Encoder:
+    """The encoder with the word pieces of texts, a reserve of others, and `length` positions."""
+    kept = pieces_to_keep(
+        encoder.tokenizer, piece_counts(encoder.tokenizer, texts), reserve=reserve
+    )
     kept = kept[kept < encoder.config.vocab_size]
     config = dataclasses.replace(
         encoder.config, vocab_size=len(kept), max_position_embeddings=encoder.length
@@ -72,53 +75,56 @@ def fewer_words(encoder: Encoder, texts: Iterable[str], reserve: int) -> Encoder
 def fewer_layers(
     encoder: Encoder, texts: Sequence[str], count: int, *, linear: bool = False, progress: bool
 ) -> Encoder:
-    """The encoder with fewer layers, removed one by one: the one that changes embeddings least.
+    """Remove layers greedily, the one whose removal changes the embeddings least first.
 
     Args:
-        encoder, texts, progress: the encoder, the texts, whether to show a bar.
-        count: how many layers stay.
-        linear: put a linear map of each token in place of a layer, instead of nothing.
+        encoder: the encoder.
+        texts: on which embeddings are compared.
+        count: number of layers to keep.
+        linear: replace layers by linear maps of each token instead of removing them.
+        progress: show a progress bar.
     """
-
-    def nonlinear(config):
-        return sorted(set(range(config.num_hidden_layers)) - set(config.linear_layers))
-
-    whole = len(nonlinear(encoder.config))
+    whole = len(nonlinear_layers(encoder.config))
     if count == whole:
         return encoder
     known = encoder.embed(texts, progress=False)
     with tqdm(
         total=sum(range(count + 1, whole + 1)), desc="layers", leave=False, disable=not progress
     ) as bar:
-        while len(left := nonlinear(encoder.config)) > count:
+        while len(candidates := nonlinear_layers(encoder.config)) > count:
             states = token_states(encoder, texts) if linear else []
-            found = []
-            for index in left:
+            trials = []
+            for index in candidates:
                 config, params = (
                     bypass(encoder.config, encoder.params, index, *states[index : index + 2])
                     if linear
                     else without_layers(encoder.config, encoder.params, [index])
                 )
                 small = encoder.replace(config=config, params=params)
-                found.append((fidelity(known, small.embed(texts, progress=False)), small))
+                trials.append((fidelity(known, small.embed(texts, progress=False)), small))
                 bar.update()
-            encoder = max(found, key=lambda pair: pair[0])[1]
+            encoder = max(trials, key=lambda trial: trial[0])[1]
     return encoder
 
 
-def token_states(encoder: Encoder, texts: Sequence[str]) -> list[np.ndarray]:
-    """(tokens, d) what enters every layer, and what leaves the last, of all tokens of texts."""
+def nonlinear_layers(config: BertConfig) -> list[int]:
+    """The layers that are not linear maps."""
+    return sorted(set(range(config.num_hidden_layers)) - set(config.linear_layers))
+
+
+def token_states(encoder: Encoder, texts: Sequence[str]) -> list[Float[np.ndarray, "tokens d"]]:
+    """The input of every layer and the output of the last, for all tokens of texts."""
     run = jax.jit(partial(layer_states, encoder.config))
     batches = buckets(encoder.encode(texts), longest=encoder.config.max_position_embeddings)
-    found = [
-        [np.asarray(each)[batch.mask] for each in run(encoder.params, *batch.inputs)]
-        for batch in batches
-    ]
-    return [np.concatenate(each) for each in zip(*found, strict=True)]
+    by_batch = []
+    for batch in batches:
+        states = run(encoder.params, *batch.inputs)
+        by_batch.append([np.asarray(state)[batch.mask] for state in states])
+    return [np.concatenate(states) for states in zip(*by_batch, strict=True)]
 
 
-def resized(encoder: Encoder, params: Any) -> Encoder:
-    """The encoder with other parameters, which may have fewer layers, or linear ones."""
+def resized(encoder: Encoder, params: PyTree) -> Encoder:
+    """The encoder with parameters of fewer or linear layers, and the configuration of these."""
     layers = [
         params[f"layer_{index}"]
         for index in range(sum(name.startswith("layer_") for name in params))
@@ -130,10 +136,11 @@ def resized(encoder: Encoder, params: Any) -> Encoder:
     return encoder.replace(params=params, config=config)
 
 
-def centred(params: Any, often: np.ndarray) -> Any:
-    """Move the mean word to the positions: the sum stays, the word table is easier to factor."""
+def centred(params: PyTree, counts: Float[np.ndarray, " vocabulary"]) -> PyTree:
+    """Move the mean word embedding to the positions; their sum is unchanged."""
     words = np.asarray(params["words"]["embedding"], np.float64)
-    mean = often @ words / often.sum()
+    # without its mean, the table has a faster decay of singular values
+    mean = counts @ words / counts.sum()
     positions = np.asarray(params["positions"]["embedding"], np.float64) + mean
     return params | {
         "words": {"embedding": jnp.asarray(words - mean, jnp.float32)},
@@ -142,34 +149,35 @@ def centred(params: Any, often: np.ndarray) -> Any:
 
 
 def narrow(encoder: Encoder, numbers: float) -> RotateAndPrune | None:
-    """The pruning of the layers' kernels to a number of entries; None if they have no more."""
+    """The pruning of the layers' kernels to a number of entries; None if they are within it."""
     whole, now = float(stored_numbers(encoder.params)), kernel_numbers(encoder)
     if numbers >= now:
         return None
-    # odd widths are slow: neurons in blocks of a 48th, widths of heads in quarters (32 and 8)
+    # odd widths run slowly: neurons in blocks of a 48th, head widths in quarters (32 and 8)
     width = encoder.config.hidden_size // encoder.config.num_attention_heads
     blocks = {
         "*/up/*": max(encoder.config.intermediate_size // 48, 1),
         "*/attention/*/kernel:2": max(width // 4, 1),
     }
-    inside = "layer_*/**/[!od]*/kernel:*"  # not that of `out` and `down`: before a linear layer it is the words' own
+    # axes inside the layers: those of `out` and `down` outputs belong to the residual stream
+    inside = "layer_*/**/[!od]*/kernel:*"
     return rotate_and_prune(
         encoder.net, budget((whole - now + numbers) / whole), axes=inside, multiple=blocks
     )
 
 
-def some(encoder: Encoder, texts: Sequence[str], tokens: int, seed: int) -> np.ndarray:
-    """The places of as many texts as have so many tokens, at random."""
+def sample_texts(
+    encoder: Encoder, texts: Sequence[str], tokens: int, seed: int
+) -> Int[np.ndarray, " sample"]:
+    """Indices of random texts with at most a number of tokens in total."""
     order = np.random.default_rng(seed).permutation(len(texts))
-    total = np.cumsum(
-        [len(each) for each in encoder.encode([texts[int(index)] for index in order])]
-    )
+    total = np.cumsum([len(ids) for ids in encoder.encode([texts[int(index)] for index in order])])
     return order[total <= tokens]
 
 
 def moments_of(encoder: Encoder, texts: Sequence[str], seed: int, *, progress: bool) -> Moments:
-    """What flows through an encoder, and what its embeddings feel of it, by some of the texts."""
-    chosen = [texts[int(index)] for index in some(encoder, texts, CALIBRATION, seed)]
+    """Moments of activations and the embeddings' sensitivity to them, on a sample of texts."""
+    chosen = [texts[int(index)] for index in sample_texts(encoder, texts, CALIBRATION, seed)]
     inputs = [
         batch.inputs
         for batch in buckets(encoder.encode(chosen), longest=encoder.config.max_position_embeddings)
@@ -189,22 +197,25 @@ def shrink(
     linear: bool = False,
     narrowing: Callable[[Encoder, float], Transform | None] = narrow,
 ) -> Encoder:
-    """The encoder with fewer layers and a share of the work, by the sensitivity of embeddings.
+    """Remove layers and prune hidden axes, by the sensitivity of the embeddings.
 
     Args:
-        encoder, texts: what is cut, and by which texts.
-        work: the fraction of the layers' numbers that stays.
-        layers, linear: as for `fewer_layers`.
-        seed: which texts are looked at.
-        narrowing: from an encoder, and the numbers of its kernels, to a transform.
+        encoder: the encoder.
+        texts: on which the sensitivity is measured.
+        work: the fraction of the numbers in the layers' kernels to keep.
+        layers: number of layers to keep.
+        seed: of the sample of texts.
         progress: show progress bars.
+        linear: replace layers by linear maps instead of removing them.
+        narrowing: `narrowing(encoder, numbers)`, the pruning transform for a number of entries in
+            the kernels.
     """
     numbers = work * kernel_numbers(encoder)
-    often = np.bincount(
+    counts = np.bincount(
         np.concatenate(encoder.encode(texts)), minlength=encoder.config.vocab_size
     ).astype(float)
-    encoder = encoder.replace(params=centred(encoder.params, often))
-    trial = [texts[int(index)] for index in some(encoder, texts, TRIAL, seed)]
+    encoder = encoder.replace(params=centred(encoder.params, counts))
+    trial = [texts[int(index)] for index in sample_texts(encoder, texts, TRIAL, seed)]
     encoder = fewer_layers(encoder, trial, layers, linear=linear, progress=progress)
     change = narrowing(encoder, numbers)
     if change is None:
@@ -221,9 +232,9 @@ def store(
     *,
     seed: int,
     progress: bool,
-    form: Callable[..., Any] = clustered,
+    form: Callable[..., Transform] = clustered,
 ) -> Encoder:
-    """The encoder with its matrices in a form on one budget, by the sensitivity of embeddings."""
+    """The encoder with its matrices in a compact form on one budget of stored numbers."""
     share = numbers / float(stored_numbers(encoder.params))
     if share >= 1:
         return encoder

@@ -1,8 +1,8 @@
-"""Documents of a folder or a file as plain text, in passages of a length that an encoder reads.
+"""Documents as plain text, and their passages of limited length.
 
-`.txt`, `.md` and `.html` files, or one `.jsonl` with a text on each line; without any, the
-docstrings of Python's standard library, which every machine has. A passage is whole paragraphs up
-to a number of tokens. Costs one read of the files and one tokenisation.
+Documents are `.txt`, `.md` and `.html` files, the lines of a `.jsonl` file, or by default the
+docstrings of Python's standard library. A passage is one or more paragraphs up to a number of
+tokens. Costs one read of the files and one tokenization.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from jaxcompress.models.bert import Json
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+"""A syntax node that may have a docstring."""
 SUFFIXES = (".txt", ".md", ".html", ".htm")
 LARGEST = 64 * 2**20
-"""Bytes that one file may have: more is hardly a document."""
+"""The largest size of a file in bytes; a larger one is rarely a single document."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text with a name to show it by."""
+    """A text with the name under which it is listed."""
 
     name: str
     text: str
@@ -35,7 +42,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A part of a document, short enough to be encoded at once."""
+    """A part of a document, short enough for the encoder."""
 
     document: str
     text: str
@@ -44,21 +51,22 @@ class Passage:
 def read_documents(
     path: str | os.PathLike[str] | None = None, *, progress: bool = True
 ) -> list[Document]:
-    """Read documents as plain text.
+    r"""Read documents as plain text.
 
     Args:
         path: a folder, searched with its subfolders for .txt, .md and .html files in UTF-8, or a
-            .jsonl file whose lines have a "text" and perhaps a "title" (or "name"); None for the
+            .jsonl file whose lines have a "text" and optionally a "title" or "name"; None for the
             docstrings of Python's standard library.
         progress: show a progress bar.
 
     Returns:
-        The documents that are not empty, in the order of their names (of the lines, for .jsonl).
+        The documents that are not empty, in the order of their names, or of the lines of a .jsonl
+        file.
 
     Raises:
-        FileNotFoundError: for a path that is not there.
+        FileNotFoundError: for a path that does not exist.
         ValueError: for a folder without such files, for files that are not text or larger than 64
-            MiB, and for lines that do not fit.
+            MiB, and for lines without a "text".
 
     Example:
         >>> import pathlib, tempfile
@@ -67,7 +75,7 @@ def read_documents(
         ...     page = pathlib.Path(folder, "a.html")
         ...     _ = page.write_text("<h1>Owls</h1><p>They see at night.</p>")
         ...     read_documents(folder, progress=False)
-        [Document(name='a.html', text='Owls\\n\\nThey see at night.')]
+        [Document(name='a.html', text='Owls\n\nThey see at night.')]
     """
     if path is None:
         return docstrings(progress=progress)
@@ -77,27 +85,30 @@ def read_documents(
             f"there is nothing at {str(path)!r}: expected a folder of {', '.join(SUFFIXES)} "
             f"files or a .jsonl file"
         )
-    if path.is_file():
-        found = (
-            lines_of(path)
-            if path.suffix.lower() == ".jsonl"
-            else [Document(path.name, plain(path))]
-        )
+    if path.is_dir():
+        documents = files_of(path, progress=progress)
+    elif path.suffix.lower() == ".jsonl":
+        documents = lines_of(path)
     else:
-        files = sorted(
-            each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
-        )
-        if not files:
-            raise ValueError(
-                f"{str(path)!r} has no {', '.join(SUFFIXES)} file: give a folder that has, or a "
-                f".jsonl file"
-            )
-        bar = tqdm(files, desc="documents", leave=False, disable=not progress)
-        found = [Document(str(file.relative_to(path)), plain(file)) for file in bar]
-    found = [document for document in found if document.text]
-    if not found:
+        documents = [Document(path.name, plain(path))]
+    documents = [document for document in documents if document.text]
+    if not documents:
         raise ValueError(f"{str(path)!r} holds no text: all its documents are empty")
-    return found
+    return documents
+
+
+def files_of(path: Path, *, progress: bool) -> list[Document]:
+    """The documents of a folder and its subfolders."""
+    files = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+    )
+    if not files:
+        raise ValueError(
+            f"{str(path)!r} has no {', '.join(SUFFIXES)} file: give a folder that has, or a "
+            f".jsonl file"
+        )
+    bar = tqdm(files, desc="documents", leave=False, disable=not progress)
+    return [Document(str(file.relative_to(path)), plain(file)) for file in bar]
 
 
 def plain(path: Path) -> str:
@@ -136,7 +147,7 @@ def tidy(text: str) -> str:
 
 def lines_of(path: Path) -> list[Document]:
     """The documents of a .jsonl file."""
-    found = []
+    documents = []
     for number, line in enumerate(decoded(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -144,22 +155,30 @@ def lines_of(path: Path) -> list[Document]:
             entry = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        text = entry.get("text") if isinstance(entry, dict) else None
-        if not isinstance(text, str):
+        text = entry_text(entry)
+        if text is None:
             raise ValueError(
-                f'{path}, line {number} has no "text": expected {{"text": "...", "title": "..."}}, got {line[:60]!r}'
+                f'{path}, line {number} has no "text": expected {{"text": "...", "title": "..."}}, '
+                f"got {line[:60]!r}"
             )
         title = entry.get("title") or entry.get("name") or ""
-        whole = f"{title}\n\n{text}" if title and not text.startswith(str(title)) else text
-        found.append(Document(str(title or f"{path.name}:{number}"), tidy(whole)))
-    return found
+        if title and not text.startswith(str(title)):
+            text = f"{title}\n\n{text}"
+        documents.append(Document(str(title or f"{path.name}:{number}"), tidy(text)))
+    return documents
+
+
+def entry_text(entry: Json) -> str | None:
+    """The text of a line of a .jsonl file, None where it has none."""
+    text = entry.get("text") if isinstance(entry, dict) else None
+    return text if isinstance(text, str) else None
 
 
 # --- HTML ---
 
 
 class Reader(HTMLParser):
-    """Collects what a reader of a page sees."""
+    """Collects the visible text of a page."""
 
     HIDDEN = frozenset({"head", "script", "style", "nav", "footer", "noscript", "template", "svg"})
     BLOCKS = frozenset(
@@ -188,7 +207,7 @@ class Reader(HTMLParser):
         self.hidden: list[str] = []
         self.exact = 0
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """See `HTMLParser`."""
         if tag in self.HIDDEN:
             self.hidden.append(tag)
@@ -197,7 +216,7 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         """See `HTMLParser`."""
-        if tag in self.hidden:  # closes whatever was left open inside
+        if tag in self.hidden:  # also closes tags left open inside
             del self.hidden[self.hidden.index(tag) :]
         self.exact = max(self.exact - (tag == "pre"), 0)
         self.parts.append("\n\n" if tag in self.BLOCKS else "")
@@ -209,13 +228,12 @@ class Reader(HTMLParser):
 
 
 def html_text(page: str) -> str:
-    """The text of an HTML page, a paragraph for every block."""
+    """The text of an HTML page, with one paragraph per block."""
     reader = Reader()
     reader.feed(page)
     reader.close()
-    lines = "".join(reader.parts).split(
-        "\n"
-    )  # a single space at the start is what lay between two tags
+    lines = "".join(reader.parts).split("\n")
+    # a single leading space is white space between two tags; more is indentation of code
     return tidy("\n".join(line if line.startswith("  ") else line.lstrip() for line in lines))
 
 
@@ -223,7 +241,7 @@ def html_text(page: str) -> str:
 
 
 def docstrings(*, progress: bool = True) -> list[Document]:
-    """The docstrings of Python's standard library, one document each; they depend on its version."""
+    """The docstrings of the installed Python's standard library, one document per docstring."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {
         "site-packages",
@@ -239,76 +257,76 @@ def docstrings(*, progress: bool = True) -> list[Document]:
         for file in sorted(root.rglob("*.py"))
         if not left_out & set(file.relative_to(root).parts)
     ]
-    found: dict[str, Document] = {}  # by text: many are inherited word for word
+    by_text: dict[str, Document] = {}  # many docstrings are copies of inherited ones
     for file in tqdm(files, desc="docstrings", leave=False, disable=not progress):
         try:
             tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # a file for another version
+        except (SyntaxError, ValueError):  # a file for another version of Python
             continue
         module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         for name, node in named(tree, module):
             text = tidy(ast.get_docstring(node) or "")
             if len(text) >= 80:
-                found.setdefault(text, Document(name, text))
-    return list(found.values())
+                by_text.setdefault(text, Document(name, text))
+    return list(by_text.values())
 
 
-def named(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:
-    """What has a docstring, with its dotted name."""
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-        yield name, node
-        for child in node.body:
-            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield from named(child, f"{name}.{child.name}")
+def named(node: Documented, name: str) -> Iterator[tuple[str, Documented]]:
+    """A module, its classes and functions, with their dotted names."""
+    yield name, node
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from named(child, f"{name}.{child.name}")
 
 
 # --- passages ---
 
 
-def passages(documents: Iterable[Document], tokenizer: Any, length: int = 128) -> list[Passage]:
+def passages(
+    documents: Iterable[Document], tokenizer: Tokenizer, length: int = 128
+) -> list[Passage]:
     """Cut documents into passages.
 
     Args:
         documents: from `read_documents`.
-        tokenizer: of the package tokenizers, without truncation.
-        length: the most tokens of a passage, special ones included.
+        tokenizer: a tokenizer without truncation.
+        length: the largest number of tokens of a passage, special tokens included.
 
     Returns:
-        Whole paragraphs, as many as fit; only one that is too long by itself is cut, between words
-        (inside a word of more tokens).
-
+        Passages of one or more consecutive paragraphs. A paragraph that is too long is cut between
+        words, and a word that is too long inside.
 
     Raises:
-        ValueError: for a length without room for text.
+        ValueError: for a length that special tokens fill.
     """
     room = length - tokenizer.num_special_tokens_to_add(False)
     if room < 1:
         raise ValueError(f"length={length} has no room for text beside the special tokens")
-    found = []
+    result: list[Passage] = []
     for document in documents:
-        blocks = [block for block in document.text.split("\n\n") if block.strip()]
-        pieces = [
-            (text, count)
-            for block, encoding in zip(
-                blocks, tokenizer.encode_batch(blocks, add_special_tokens=False), strict=True
-            )
-            for text, count in cut(block, encoding, room)
-        ]
         held: list[str] = []
         total = 0
-        for text, count in pieces:
+        for text, count in paragraphs(document, tokenizer, room):
             if held and total + count > room:
-                found.append(Passage(document.name, "\n\n".join(held)))
+                result.append(Passage(document.name, "\n\n".join(held)))
                 held, total = [], 0
             held.append(text)
             total += count
         if held:
-            found.append(Passage(document.name, "\n\n".join(held)))
-    return found
+            result.append(Passage(document.name, "\n\n".join(held)))
+    return result
 
 
-def cut(text: str, encoding: Any, room: int) -> Iterator[tuple[str, int]]:
-    """Parts of a text of limited numbers of tokens, and these; only long words are cut."""
+def paragraphs(document: Document, tokenizer: Tokenizer, room: int) -> Iterator[tuple[str, int]]:
+    """The paragraphs of a document, cut where they are too long, with their numbers of tokens."""
+    blocks = [block for block in document.text.split("\n\n") if block.strip()]
+    encodings = tokenizer.encode_batch(blocks, add_special_tokens=False)
+    for block, encoding in zip(blocks, encodings, strict=True):
+        yield from cut(block, encoding, room)
+
+
+def cut(text: str, encoding: Encoding, room: int) -> Iterator[tuple[str, int]]:
+    """Parts of a text with their numbers of tokens, cut between words where possible."""
     offsets, words = encoding.offsets, encoding.word_ids
     start = 0
     while start < len(offsets):

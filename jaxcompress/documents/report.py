@@ -1,17 +1,17 @@
-"""The report of a compressed encoder: numbers by part, fidelity, retrieval, FLOPs and time.
+"""Evaluation of a compressed encoder: size by part, fidelity, retrieval, FLOPs and time.
 
-It is judged by passages that it did not learn from, and by a short text of each; the large encoder
-is run beside it, in turns.
+Both encoders are evaluated on held-out passages and a short text from every one. Timings of the two
+are interleaved.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike, Float
 
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.base import stored_numbers
@@ -23,19 +23,19 @@ from jaxcompress.documents.samples import Texts
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CorpusReport:
-    """What became of an encoder; prints.
+    """A compressed encoder compared with the original; `print` shows the tables.
 
     Attributes:
-        parts: stored numbers before and after, by part.
-        fidelity: the mean cosine to the large encoder's embeddings, of passages and of short texts,
-            both held out.
-        retrieval: held-out short texts find their passage among all: the large encoder against the
-            small one on both sides.
-        one_side: the same with the small encoder for the short texts alone, the passages embedded
-            by the large one.
-        flops: of one short text and of a batch of passages, before and after.
-        milliseconds: the same, medians.
-        losses: of learning, averaged over twentieths of the run.
+        parts: stored numbers by part of the network, (before, after).
+        fidelity: the mean cosine to the large encoder's embeddings on held-out data, for (passages,
+            short texts).
+        retrieval: retrieval of passages by held-out short texts, with the large encoder and with
+            the small one.
+        one_side: retrieval where the small encoder embeds the short texts only, and the large one
+            the passages.
+        flops: of a forward pass by shape of the batch, (before, after).
+        milliseconds: median time of a forward pass by shape of the batch, (before, after).
+        losses: training losses, averaged over twentieths of the run.
     """
 
     parts: dict[str, tuple[float, float]]
@@ -60,11 +60,11 @@ class CorpusReport:
             f"fidelity of held-out passages {self.fidelity[0]:.3f}, of short texts "
             f"{self.fidelity[1]:.3f}",
         ]
-        for title, found in (
+        for title, comparison in (
             ("short texts find their passage", self.retrieval),
             ("the same, passages by the large encoder", self.one_side),
         ):
-            lines += ["", title, *(f"  {line}" for line in str(found).splitlines())]
+            lines += ["", title, *(f"  {line}" for line in str(comparison).splitlines())]
         lines += ["", f"{'forward pass':24} {'FLOPs':>8} {'faster':>8}"]
         for name in self.flops:
             (before, after), (slow, fast) = self.flops[name], self.milliseconds[name]
@@ -75,7 +75,7 @@ class CorpusReport:
         if self.losses:
             lines += [
                 "",
-                "loss while learning: "
+                "training loss: "
                 + " ".join(f"{loss:.3g}" for loss in self.losses[:: max(len(self.losses) // 6, 1)]),
             ]
         return "\n".join(lines)
@@ -84,9 +84,15 @@ class CorpusReport:
 
 
 def judge(
-    large: Encoder, small: Encoder, texts: Texts, known: np.ndarray, losses: Any, *, progress: bool
-) -> tuple[CorpusReport, np.ndarray]:
-    """The report and the small encoder's embeddings; `known` are the large encoder's."""
+    large: Encoder,
+    small: Encoder,
+    texts: Texts,
+    known: Float[np.ndarray, "passages d"],
+    losses: ArrayLike,
+    *,
+    progress: bool,
+) -> tuple[CorpusReport, Float[np.ndarray, "passages d"]]:
+    """The report and the small encoder's embeddings, given the large encoder's `known` ones."""
     ours = small.embed(
         [passage.text for passage in texts.passages], progress=progress, description="passages"
     )
@@ -114,7 +120,7 @@ def judge(
 
 
 def part_of(name: str) -> str:
-    """Which part of a BERT a parameter belongs to."""
+    """The part of a BERT to which a parameter belongs."""
     for sign, part in {
         "words": "words",
         "attention/": "attention",
@@ -132,8 +138,8 @@ def clock(
     """FLOPs and milliseconds of a forward pass, medians of interleaved runs."""
     ids, mask = np.ones(shape, np.int32), np.ones(shape, bool)
     ready = [
-        (jax.jit(each.net).lower(each.ready, ids, mask).compile(), each.ready)
-        for each in (large, small)
+        (jax.jit(encoder.net).lower(encoder.ready, ids, mask).compile(), encoder.ready)
+        for encoder in (large, small)
     ]
     taken: list[list[float]] = [[], []]
     for _ in range(runs):

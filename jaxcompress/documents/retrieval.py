@@ -1,8 +1,8 @@
-"""Retrieval of passages by embeddings and its quality: recall, reciprocal ranks, comparisons.
+"""Retrieval of passages by embeddings, and paired comparisons of recall and reciprocal rank.
 
-A passage's score is the inner product of its embedding with the question's. Differences between
-encoders are judged question by question, lost and won, with bootstrap intervals: the recall of 300
-questions alone has a standard error of two and a half points.
+A passage's score is the inner product of its embedding with the query's. Two encoders are compared
+on the same queries with bootstrap intervals and a sign test, since the recall of 300 queries alone
+has a standard error of two and a half points. A search costs one matrix-vector product.
 
 Source: Efron and Tibshirani 1993 for the bootstrap; scipy's `bootstrap` and `binomtest` do the
 work.
@@ -11,42 +11,51 @@ work.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import ArrayLike, Float, Int
 from scipy import stats
 
 
-def search(question: Any, passages: Any, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """The passages nearest to a question.
+def search(
+    question: ArrayLike, passages: ArrayLike, count: int = 5
+) -> tuple[Int[np.ndarray, " count"], Float[np.ndarray, " count"]]:
+    """The passages nearest to a query.
 
     Args:
-        question: (d,).
-        passages: (n, d).
-        count: how many; all of them where there are fewer.
+        question: the query's embedding (d,).
+        passages: the passages' embeddings (n, d).
+        count: the number of passages; all of them where there are fewer.
 
     Returns:
-        Their indices and scores, the best first; of equal scores the first passage comes first.
+        Indices of passages and their scores (inner products), best first. Equal scores keep the
+        order of the passages.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> best, scores = jc.documents.search([1.0, 0.0], [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]], 2)
+        >>> best.tolist(), scores.tolist()
+        ([1, 2], [1.0, 0.5])
     """
     scores = np.asarray(passages) @ np.asarray(question)
     best = np.argsort(-scores, kind="stable")[:count]
     return best, scores[best]
 
 
-def ranks(questions: Any, passages: Any, right: Any) -> np.ndarray:
-    """Where the right passage of each question stands.
+def ranks(questions: ArrayLike, passages: ArrayLike, right: ArrayLike) -> Int[np.ndarray, " q"]:
+    """The rank of the relevant passage of each query.
 
     Args:
-        questions: (q, d).
-        passages: (n, d).
-        right: (q,) the index of the right passage.
+        questions: the queries' embeddings (q, d).
+        passages: the passages' embeddings (n, d).
+        right: the index of the relevant passage of each query (q,).
 
     Returns:
-        (q,) integers from 1; equal scores count against the right passage, so that an encoder that
-        says nothing gets nothing.
+        Ranks from 1. Ties count against the relevant passage, so a constant encoder gets rank n.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not match.
     """
     questions, passages, right = np.asarray(questions), np.asarray(passages), np.asarray(right)
     if (
@@ -64,26 +73,28 @@ def ranks(questions: Any, passages: Any, right: Any) -> np.ndarray:
     return np.maximum((scores >= own).sum(1), 1)
 
 
-def reciprocal(found: np.ndarray) -> np.ndarray:
+def reciprocal(rank: Int[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
     """Reciprocal ranks."""
-    return 1 / np.asarray(found)
+    return 1 / np.asarray(rank)
 
 
-def first(found: np.ndarray) -> np.ndarray:
-    """1 where the right passage comes first, else 0."""
-    return (np.asarray(found) == 1).astype(float)
+def first(rank: Int[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
+    """1 where the relevant passage comes first, else 0."""
+    return (np.asarray(rank) == 1).astype(float)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two encoders on the same questions; prints.
+    """Two encoders on the same queries; `print` shows the comparison.
 
     Attributes:
-        recall, mrr: recall@1 and the mean reciprocal rank, before and after.
-        recall_kept, mrr_kept: the shares kept, each with its 95 % interval (share, low, high),
-            paired over the questions.
-        lost, won: questions that only the first, only the second encoder puts first.
-        chance: the probability of so unequal a split if neither were better.
+        recall: recall@1, before and after.
+        mrr: the mean reciprocal rank, before and after.
+        recall_kept: the share of recall@1 kept, with its 95 % interval: (share, low, high).
+        mrr_kept: the share of the mean reciprocal rank kept, with its 95 % interval.
+        lost: queries that only the first encoder ranks first.
+        won: queries that only the second encoder ranks first.
+        chance: the p-value of the sign test on lost and won queries.
     """
 
     recall: tuple[float, float]
@@ -110,18 +121,26 @@ class Comparison:
 
 
 def compare(
-    before: np.ndarray, after: np.ndarray, *, draws: int = 5_000, seed: int = 0
+    before: Int[np.ndarray, " q"],
+    after: Int[np.ndarray, " q"],
+    *,
+    draws: int = 5_000,
+    seed: int = 0,
 ) -> Comparison:
-    """How much of one encoder's retrieval another one keeps.
+    """The share of one encoder's retrieval quality that another keeps.
 
     Args:
-        before, after: (q,) the ranks that each gives to the right passages of the same questions.
-        draws: of the bootstrap.
-        seed: of the draws.
+        before: ranks of the relevant passages by the first encoder.
+        after: ranks by the second encoder, for the same queries.
+        draws: bootstrap resamples.
+        seed: of the resamples.
+
+    Returns:
+        Recall and reciprocal ranks of both, with paired intervals of their ratios.
 
     Raises:
-        ValueError: for fewer than two questions, unequal numbers of them, or a first encoder that
-            finds nothing.
+        ValueError: for fewer than two queries, ranks of different shapes, or a first encoder with a
+            recall of zero.
 
     Example:
         >>> import numpy as np
@@ -138,41 +157,51 @@ def compare(
             f"and {after.shape}"
         )
     if not first(before).any():
-        raise ValueError("the first encoder puts no right passage first: there is nothing to keep")
-
-    def kept(measure: Any) -> tuple[float, float, float]:
-        pair = measure(before), measure(after)
-        least = 1 / (
-            2 * len(before)
-        )  # a few questions, drawn again, may all be ones that nobody finds
-
-        def share(x, y, axis=-1):
-            return y.mean(axis) / np.maximum(x.mean(axis), least)
-
-        interval = stats.bootstrap(
-            pair,
-            share,
-            paired=True,
-            vectorized=True,
-            n_resamples=draws,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        return float(share(*pair)), float(interval.low), float(interval.high)
-
+        raise ValueError(
+            "the first encoder ranks no relevant passage first: there is nothing to keep"
+        )
     lost, won = int((first(before) > first(after)).sum()), int((first(before) < first(after)).sum())
     chance = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
-
-    def means(measure):
-        return (float(measure(before).mean()), float(measure(after).mean()))
-
     return Comparison(
-        means(first), means(reciprocal), kept(first), kept(reciprocal), lost, won, float(chance)
+        (float(first(before).mean()), float(first(after).mean())),
+        (float(reciprocal(before).mean()), float(reciprocal(after).mean())),
+        kept_share(first, before, after, draws, seed),
+        kept_share(reciprocal, before, after, draws, seed),
+        lost,
+        won,
+        float(chance),
     )
 
 
-def fidelity(before: Any, after: Any) -> float:
-    """The mean cosine of embeddings (n, d) of the same texts by two encoders."""
-    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
-    return float(np.mean(np.sum(before * after, -1) / np.maximum(norms, 1e-12)))
+def kept_share(
+    measure: Callable[[np.ndarray], np.ndarray],
+    before: Int[np.ndarray, " q"],
+    after: Int[np.ndarray, " q"],
+    draws: int,
+    seed: int,
+) -> tuple[float, float, float]:
+    """The ratio of a measure's means, after to before, with its 95 % bootstrap interval."""
+    # a resample of few queries may hold none that the first encoder answers: no division by zero
+    least = 1 / (2 * len(before))
+
+    def share(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return y.mean(axis) / np.maximum(x.mean(axis), least)
+
+    pair = measure(before), measure(after)
+    interval = stats.bootstrap(
+        pair,
+        share,
+        paired=True,
+        vectorized=True,
+        n_resamples=draws,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(share(*pair)), float(interval.low), float(interval.high)
+
+
+def fidelity(before: ArrayLike, after: ArrayLike) -> float:
+    """The mean cosine between two encoders' embeddings (n, d) of the same texts."""
+    x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    return float(np.mean(np.sum(x * y, -1) / np.maximum(norms, 1e-12)))

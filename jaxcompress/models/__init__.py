@@ -1,1 +1,1 @@
-"""Ordinary Flax models that know nothing of the rest."""
+"""Flax models, independent of the rest of the package."""

@@ -1,9 +1,9 @@
 """BERT as an ordinary Flax encoder, read from a Hugging Face folder.
 
 Post layer norm, exact gelu, absolute positions: `h <- LN(h + attention(h))`, `h <- LN(h +
-down(gelu(up(h))))`, then the mean over the tokens, or the first one. Stores `V d` numbers for V
-words and `4 d^2 + 2 d f` a layer for f neurons; each of n tokens takes twice as many FLOPs a layer,
-and `4 n d` more for attention.
+down(gelu(up(h))))`, then the mean over the tokens, or the first one. Stores `V d` numbers for a
+vocabulary of V word pieces and `4 d^2 + 2 d f` per layer with f neurons. A layer costs `8 d^2 + 4 d
+f` FLOPs per token, and `4 n d` for attention over n tokens.
 
 Source: Devlin et al. 2018 (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for
 sentence embeddings.
@@ -18,13 +18,17 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -33,18 +37,22 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+Json: TypeAlias = Any
+"""A value from `json.loads`."""
+TensorSpec: TypeAlias = tuple[tuple[str, ...], str, tuple[int, ...], str]
+"""Path of a parameter, name and shape of its tensor in the file, einops pattern between them."""
 POOLINGS = ("mean", "cls", "none")
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The sizes of a BERT; names are those of its `config.json`.
+    """The configuration of a BERT, with the names of its `config.json`.
 
     Attributes:
-        pooling: "mean" over the tokens that the mask keeps, "cls" for the first one, "none" for all
-            hidden states.
+        pooling: "mean" over unmasked tokens, "cls" for the first token, "none" for all hidden
+            states.
         normalize: whether pooled vectors are scaled to length 1.
-        linear_layers: the numbers of layers that are one linear map of each token, from `bypass`.
+        linear_layers: indices of layers that are a linear map of a token, from `bypass`.
     """
 
     vocab_size: int
@@ -61,9 +69,8 @@ class BertConfig:
     linear_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "linear_layers", tuple(self.linear_layers)
-        )  # a list, where it was read from JSON
+        # a list, where it was read from JSON; a cached network needs a hashable configuration
+        object.__setattr__(self, "linear_layers", tuple(self.linear_layers))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
@@ -84,7 +91,7 @@ class Bert(nn.Module):
     """The encoder, from token ids to sentence embeddings.
 
     Attributes:
-        config: the sizes.
+        config: the configuration.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -101,17 +108,23 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids: jax.Array, mask: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        ids: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"] | None = None,
+        segments: Int[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch hidden"] | Float[Array, "batch length hidden"]:
         """Encode sentences.
 
         Args:
-            ids: (batch, length) integers, length up to `max_position_embeddings`.
-            mask: (batch, length), true or 1 where there is a token; everywhere by default.
-            segments: (batch, length) integers, 0 by default.
+            ids: token ids, with a length up to `max_position_embeddings`.
+            mask: true or 1 at tokens, false or 0 at padding; all tokens by default.
+            segments: segment ids, 0 by default.
 
         Returns:
-            (batch, hidden), or the hidden states (batch, length, hidden) where nothing is pooled.
+            Embeddings (batch, hidden); without pooling, hidden states (batch, length, hidden).
+
+        Raises:
+            ValueError: for a length above the number of positions.
         """
         config = self.config
         norm = partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False)
@@ -127,7 +140,7 @@ class Bert(nn.Module):
             jnp.arange(ids.shape[-1])
         )
         h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
-        # one row a token: plain products and gradients, nearly twice as fast by XLA on a CPU
+        # one row per token: plain matrix products, nearly twice as fast by XLA on a CPU
         h = rearrange(norm(name="norm")(h), "batch token d -> (batch token) d")
         for index in range(config.num_hidden_layers):
             name = f"layer_{index}"
@@ -142,7 +155,7 @@ class Bert(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and neurons, each added and normalised, for tokens (batch * length, hidden)."""
+    """Attention and a feed-forward block with post layer norm, on (batch * length, hidden)."""
 
     config: BertConfig
     norm: Callable[..., nn.Module]
@@ -158,19 +171,19 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention within a text; heads come before tokens, as batches."""
+    """Scaled dot-product attention within a text."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
-        """Mix the tokens of each text."""
+        """Attend to the tokens of the same text."""
         d, heads = self.config.hidden_size, self.config.num_attention_heads
 
         def project(name: str) -> jax.Array:
-            each = nn.DenseGeneral((heads, d // heads), name=name)(h)
+            projected = nn.DenseGeneral((heads, d // heads), name=name)(h)
             return rearrange(
-                each, "(batch token) head size -> batch head token size", batch=len(mask)
+                projected, "(batch token) head size -> batch head token size", batch=len(mask)
             )
 
         query, key, value = map(project, ("query", "key", "value"))
@@ -185,19 +198,20 @@ class Attention(nn.Module):
 
 
 def without_layers(
-    config: BertConfig, params: Any, dropped: Collection[int]
-) -> tuple[BertConfig, Any]:
-    """A BERT with some of its layers left out: what enters one is what would have left it.
+    config: BertConfig, params: PyTree, dropped: Collection[int]
+) -> tuple[BertConfig, PyTree]:
+    """A BERT without some of its layers, which are replaced by the identity.
 
     Args:
-        config, params: the encoder.
-        dropped: the numbers of layers.
+        config: the encoder's configuration.
+        params: the encoder's parameters.
+        dropped: indices of the layers to remove.
 
     Returns:
-        The sizes and the parameters, the other layers numbered anew.
+        The configuration and the parameters, with the remaining layers renumbered.
 
     Raises:
-        ValueError: for a layer that is not there, or none that is left.
+        ValueError: for a layer that does not exist, or when no layer would remain.
     """
     kept = [index for index in range(config.num_hidden_layers) if index not in dropped]
     if not kept or not set(dropped) <= set(range(config.num_hidden_layers)):
@@ -214,47 +228,56 @@ def without_layers(
 
 
 def layer_states(
-    config: BertConfig, params: Any, ids: jax.Array, mask: jax.Array
-) -> list[jax.Array]:
-    """The input of every layer and the output of the last, (batch, length, hidden) each."""
+    config: BertConfig,
+    params: PyTree,
+    ids: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length"],
+) -> list[Float[Array, "batch length hidden"]]:
+    """The input of every layer and the output of the last."""
     layers = [f"layer_{index}" for index in range(config.num_hidden_layers)]
     module, wanted = Bert(config), ("norm", *layers)
 
-    def chosen(found, method):
-        return method == "__call__" and found.path in {(name,) for name in wanted}
+    def chosen(submodule: nn.Module, method: str) -> bool:
+        return method == "__call__" and submodule.path in {(name,) for name in wanted}
 
-    seen: Any = module.apply(
+    variables: PyTree = module.apply(
         {"params": params}, ids, mask, capture_intermediates=chosen, mutable="intermediates"
     )[1]
-    first, *rest = (seen["intermediates"][name]["__call__"][0] for name in wanted)
+    first, *rest = (variables["intermediates"][name]["__call__"][0] for name in wanted)
     return [
         first,
-        *(rearrange(each, "(batch token) d -> batch token d", batch=len(ids)) for each in rest),
+        *(rearrange(h, "(batch token) d -> batch token d", batch=len(ids)) for h in rest),
     ]
 
 
 def bypass(
-    config: BertConfig, params: Any, index: int, inputs: np.ndarray, outputs: np.ndarray
-) -> tuple[BertConfig, Any]:
-    """A BERT with one layer replaced by its least-squares linear map of each token.
+    config: BertConfig,
+    params: PyTree,
+    index: int,
+    inputs: Float[np.ndarray, "tokens hidden"],
+    outputs: Float[np.ndarray, "tokens hidden"],
+) -> tuple[BertConfig, PyTree]:
+    """A BERT with one layer replaced by a least-squares linear map of its inputs.
 
     Args:
-        config, params: the encoder.
+        config: the encoder's configuration.
+        params: the encoder's parameters.
         index: the layer.
-        inputs, outputs: (tokens, hidden) what enters and what leaves the layer, from
-            `layer_states`.
+        inputs: the inputs of the layer, from `layer_states`.
+        outputs: the outputs of the layer for these.
 
     Returns:
-        The sizes and the parameters; the layer has a kernel (hidden, hidden) and a bias.
+        The configuration and the parameters; the layer has a kernel (hidden, hidden) and a bias.
 
     Raises:
-        ValueError: for a layer that is not there.
+        ValueError: for a layer that does not exist.
     """
     if not 0 <= index < config.num_hidden_layers:
         raise ValueError(f"bypass: layers are 0 to {config.num_hidden_layers - 1}, got {index}")
     x, y = np.asarray(inputs, np.float64), np.asarray(outputs, np.float64)
     mean = x.mean(0), y.mean(0)
     second = (x - mean[0]).T @ (x - mean[0])
+    # hidden states fill few directions; the others would get arbitrary weights
     ridge = 1e-3 * np.trace(second) / len(second) * np.eye(len(second))
     kernel = np.linalg.solve(second + ridge, (x - mean[0]).T @ (y - mean[1]))
     bias = mean[1] - mean[0] @ kernel
@@ -263,16 +286,20 @@ def bypass(
     return dataclasses.replace(config, linear_layers=linear), params | {f"layer_{index}": layer}
 
 
-def pool(config: BertConfig, h: jax.Array, mask: jax.Array) -> jax.Array:
-    """Embeddings (batch, hidden) from hidden states (batch, length, hidden), as configured."""
+def pool(
+    config: BertConfig, h: Float[Array, "batch length hidden"], mask: Bool[Array, "batch length"]
+) -> Float[Array, "batch *length hidden"]:
+    """Embeddings from hidden states, as configured."""
     if config.pooling == "none":
         return h
     h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
     return unit(h) if config.normalize else h
 
 
-def mean(h: jax.Array, mask: jax.Array) -> jax.Array:
-    """(batch, hidden): the mean of (batch, length, hidden) over the tokens that a mask keeps."""
+def mean(
+    h: Float[Array, "batch length hidden"], mask: Bool[Array, "batch length"]
+) -> Float[Array, "batch hidden"]:
+    """The mean over unmasked tokens."""
     weight = mask.astype(h.dtype)
     count = jnp.maximum(reduce(weight, "batch token -> batch 1", "sum"), 1)
     return jnp.einsum("btd,bt->bd", h, weight) / count
@@ -286,23 +313,22 @@ def unit(h: jax.Array) -> jax.Array:
 # --- a Hugging Face folder ---
 
 
-def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
+def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, PyTree]:
     """Read a BERT from a Hugging Face folder.
 
     Args:
-        folder: with `config.json` and `model.safetensors`; where `1_Pooling/config.json` and
-            `modules.json` of sentence-transformers are, they say how to pool, else it is the mean,
-            scaled to length 1.
+        folder: holds `config.json` and `model.safetensors`. Pooling is read from the files of
+            sentence-transformers, `1_Pooling/config.json` and `modules.json`; by default it is the
+            mean, scaled to length 1.
 
     Returns:
         The module, and its parameters in float32, for `module.apply({"params": params}, ids,
-        mask)`. The pooler and the heads of pretraining, which embeddings do not need, are left in
-        the file.
+        mask)`. The pooler and the pretraining heads are not read.
 
     Raises:
-        FileNotFoundError: for a folder or a file that is not there.
-        ValueError: for another architecture, and for a tensor that is missing or has another shape;
-            it is named.
+        FileNotFoundError: for a missing folder or file.
+        ValueError: for another architecture, or a tensor that is missing or has another shape,
+            which is named.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -313,15 +339,16 @@ def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, Any]:
     return Bert(config), read_weights(path / "model.safetensors", config)
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, without padding or truncation.
 
     Args:
-        folder: with `tokenizer.json`.
+        folder: holds `tokenizer.json`.
 
     Raises:
         ImportError: when the package tokenizers is not installed.
-        FileNotFoundError, ValueError: for a file that is not there, or no tokenizer.
+        FileNotFoundError: for a missing file.
+        ValueError: for a file that is not a tokenizer.
     """
     try:
         from tokenizers import Tokenizer
@@ -340,10 +367,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file; one that is missing is named."""
+    """The text of a file; the error for a missing one lists the folder."""
     if not path.is_file():
         there = (
-            ", ".join(sorted(each.name for each in path.parent.iterdir()))
+            ", ".join(sorted(file.name for file in path.parent.iterdir()))
             if path.parent.is_dir()
             else "nothing"
         )
@@ -353,7 +380,7 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def json_of(path: Path) -> Any:
+def json_of(path: Path) -> Json:
     """A JSON file's content."""
     try:
         return json.loads(text_of(path))
@@ -362,7 +389,7 @@ def json_of(path: Path) -> Any:
 
 
 def read_config(folder: Path) -> BertConfig:
-    """The sizes in `config.json`, and the pooling of sentence-transformers where it is there."""
+    """The configuration in `config.json`, with the pooling of sentence-transformers if stored."""
     path = folder / "config.json"
     given = json_of(path)
     wanted = {
@@ -389,9 +416,9 @@ def read_config(folder: Path) -> BertConfig:
         raise ValueError(f"{path}: {error}") from None
 
 
-def pooling_of(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers wrote about pooling; nothing where it wrote nothing."""
-    found: dict[str, Any] = {}
+def pooling_of(folder: Path) -> dict[str, Json]:
+    """The pooling that sentence-transformers stored; empty without its files."""
+    fields: dict[str, Json] = {}
     if (folder / "1_Pooling" / "config.json").is_file():
         given = json_of(folder / "1_Pooling" / "config.json")
         modes = [
@@ -404,21 +431,24 @@ def pooling_of(folder: Path) -> dict[str, Any]:
                 f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the "
                 f"mean or cls is read"
             )
-        found["pooling"] = mode
+        fields["pooling"] = mode
     if (folder / "modules.json").is_file():
-        found["normalize"] = any(
-            str(each.get("type", "")).endswith("Normalize")
-            for each in json_of(folder / "modules.json")
+        fields["normalize"] = any(
+            str(entry.get("type", "")).endswith("Normalize")
+            for entry in json_of(folder / "modules.json")
         )
-    return found
+    return fields
 
 
-def read_weights(path: Path, config: BertConfig) -> Any:
+def read_weights(path: Path, config: BertConfig) -> PyTree:
     """The parameters in a file of tensors under Hugging Face's names, with any prefix."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        pickled = " (pytorch_model.bin is a pickle, which is not read: save it again with safe_serialization=True)"
+        pickled = (
+            " (pytorch_model.bin is a pickle, which is not read: save it again with "
+            "safe_serialization=True)"
+        )
         raise FileNotFoundError(
             f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}"
         )
@@ -427,7 +457,7 @@ def read_weights(path: Path, config: BertConfig) -> Any:
         names = list(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-    # older files say gamma and beta, and a whole model's put "bert." before everything
+    # older files name gamma and beta, and files with pretraining heads prefix names by "bert."
     stored = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
             "LayerNorm.beta", "LayerNorm.bias"
@@ -436,7 +466,7 @@ def read_weights(path: Path, config: BertConfig) -> Any:
     }
     end = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(end) for name in stored if name.endswith(end)), "")
-    params: dict[str, Any] = {}
+    params: PyTree = {}
     for place, name, shape, pattern in tensors_of(config):
         key = stored.get(prefix + name)
         if key is None:
@@ -444,10 +474,11 @@ def read_weights(path: Path, config: BertConfig) -> Any:
                 f"{path} lacks the tensor {prefix + name!r} of shape {shape}; it holds "
                 f"{len(names)} tensors, such as {names[:3]}"
             )
-        found = tuple(file.get_slice(key).get_shape())
-        if found != shape:
+        stored_shape = tuple(file.get_slice(key).get_shape())
+        if stored_shape != shape:
             raise ValueError(
-                f"{path}: the tensor {key!r} has shape {found}, and config.json asks for {shape}"
+                f"{path}: the tensor {key!r} has shape {stored_shape}, and "
+                f"config.json implies {shape}"
             )
         values = np.asarray(file.get_tensor(key)).astype(np.float32)
         inside = params
@@ -458,13 +489,11 @@ def read_weights(path: Path, config: BertConfig) -> Any:
     return params
 
 
-def tensors_of(config: BertConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
-    """For every parameter its path, its name and shape in the file, and its new layout."""
+def tensors_of(config: BertConfig) -> Iterator[TensorSpec]:
+    """The parameters of a BERT and their tensors in a Hugging Face file."""
     d, f = config.hidden_size, config.intermediate_size
 
-    def norm(
-        path: tuple[str, ...], name: str
-    ) -> Iterator[tuple[tuple[str, ...], str, tuple[int, ...], str]]:
+    def norm(path: tuple[str, ...], name: str) -> Iterator[TensorSpec]:
         yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
         yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
 
@@ -474,7 +503,7 @@ def tensors_of(config: BertConfig) -> Iterator[tuple[tuple[str, ...], str, tuple
         shape: tuple[int, int],
         kernel: str,
         bias: str = "out -> out",
-    ) -> Iterator[Any]:
+    ) -> Iterator[TensorSpec]:
         yield (*path, "kernel"), f"{name}.weight", shape, kernel
         yield (*path, "bias"), f"{name}.bias", shape[:1], bias
 

@@ -66,11 +66,11 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | Int[np.ndarray, " k"]) -
 
     Args:
         pattern: which leaves, as in `jc.at`.
-        rows: (k,) integers, sorted, each once: `jaxcompress.documents.words.words_to_keep`.
+        rows: (k,) integers, sorted, each once: `jaxcompress.documents.vocabulary.pieces_to_keep`.
 
     Returns:
         A transform. The indices that are looked up must be renumbered, as
-        `jaxcompress.documents.words.restrict_tokenizer` does. Trace the network on its result,
+        `jaxcompress.documents.vocabulary.restrict_tokenizer` does. Trace the network on its result,
         since the number of rows is not a hidden axis.
 
     Raises:

@@ -181,8 +181,8 @@ def measure(
 ) -> dict[str, Any]:
     """One row, before and after learning."""
     settings = Settings(KEEP, minutes, work=row.get("work"), layers=row.get("layers"))
-    layers = job.layers_that_stay(large.config, settings)
-    few = cuts.fewer_words(large, texts, settings.reserve)
+    layers = job.layers_to_keep(large.config, settings)
+    few = cuts.trim_vocabulary(large, texts, settings.reserve)
     few = with_way_back(few) if row.get("narrowing") is of_residual else few
     options = {"linear": row.get("linear", False)} | (
         {"narrowing": row["narrowing"]} if "narrowing" in row else {}
@@ -198,7 +198,7 @@ def measure(
     }.items():
         if name == "before" or given is not None:
             with tempfile.TemporaryDirectory() as place:
-                ready, losses = job.taught(
+                ready, losses = job.train_and_store(
                     small,
                     given,
                     texts,
@@ -237,7 +237,7 @@ def whitening(large: Encoder, texts: list[str]) -> dict[str, float]:
     inputs in the network that is cut.
     """
     hidden = large.replace(config=dataclasses.replace(large.config, pooling="none"))
-    chosen = [texts[index] for index in cuts.some(hidden, texts, TOKENS, 0)]
+    chosen = [texts[index] for index in cuts.sample_texts(hidden, texts, TOKENS, 0)]
     batches = buckets(hidden.encode(chosen), longest=benchmark.LENGTH)
     net = hidden.net
     moments = jc.calibrate(

@@ -79,13 +79,13 @@ def known(name: str, large: Encoder, texts: list[str]) -> np.ndarray:
     return embeddings
 
 
-def lessons(large: Encoder, texts: list[str]) -> tuple[learning.Lessons, float]:
+def lessons(large: Encoder, texts: list[str]) -> tuple[learning.TeacherOutputs, float]:
     """MiniLM's embeddings of the texts, kept in the cache, and the seconds that they took."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
-    chosen = cuts.some(large, texts, learning.LEARNED, 0)
-    found = learning.lessons(large, [texts[index] for index in chosen], file, progress=True)
+    chosen = cuts.sample_texts(large, texts, learning.TRAINING_TOKENS, 0)
+    found = learning.teacher_outputs(large, [texts[index] for index in chosen], file, progress=True)
     if not taken.exists():
         taken.write_text(str(time.perf_counter() - start))
     return found, float(taken.read_text())
@@ -98,17 +98,17 @@ def compacted(
     settings = Settings(**key)
     given, seconds = lessons(large, texts) if settings.minutes else (None, 0.0)
     start = time.perf_counter()
-    few = cuts.fewer_words(large, texts, settings.reserve)
+    few = cuts.trim_vocabulary(large, texts, settings.reserve)
     numbers, layers = (
         settings.keep * float(jc.stored_numbers(large.params)),
-        job.layers_that_stay(large.config, settings),
+        job.layers_to_keep(large.config, settings),
     )
     small = cuts.shrink(
         few, texts, settings.share_of_work, layers=layers, seed=settings.seed, progress=True
     )
     with tempfile.TemporaryDirectory() as place:
         cut = cuts.kernel_numbers(small) < cuts.kernel_numbers(few)
-        small, losses = job.taught(
+        small, losses = job.train_and_store(
             small, given, texts, numbers, settings, Path(place), cut=cut, progress=True
         )
     return small, losses.tolist(), (time.perf_counter() - start + seconds) / 60
@@ -238,7 +238,7 @@ def main() -> None:
         list(itertools.product(args.keeps, args.minutes, range(args.seeds))), desc="cells"
     ):
         settings = Settings(keep, work=args.work, layers=args.layers)
-        layers = job.layers_that_stay(large.config, settings)
+        layers = job.layers_to_keep(large.config, settings)
         key = {
             "keep": keep,
             "work": settings.share_of_work,

@@ -101,13 +101,13 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
         for part in ("layers", "runs")
     }
     monkeypatch.setattr(job, "judge", judge)
-    monkeypatch.setattr(learning, "seconds_a_step", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(learning, "seconds_per_step", lambda *args: pytest.fail("measured again"))
     small, _ = go("small")
     assert len(made) == 1
     assert not (tmp_path / ".small.work").exists()
     seconds = iter([(1 - job.FINE) / steps["layers"], job.FINE / steps["runs"]])
     monkeypatch.setattr(
-        learning, "seconds_a_step", lambda *args: 60 * settings.minutes * next(seconds)
+        learning, "seconds_per_step", lambda *args: 60 * settings.minutes * next(seconds)
     )
     again, _ = go("again")
     jax.tree.map(np.testing.assert_array_equal, small.params, again.params)

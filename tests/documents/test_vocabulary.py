@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from jaxcompress.documents.words import restrict_tokenizer, word_counts, words_to_keep
+from jaxcompress.documents.vocabulary import piece_counts, pieces_to_keep, restrict_tokenizer
 from jaxcompress.models.bert import Bert, BertConfig
 
 texts = st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=1, max_size=6).map(" ".join)
@@ -23,7 +23,7 @@ def test_a_text_whose_pieces_stay_is_cut_as_before_and_any_other_is_spelled(
     documents, other, reserve
 ):
     whole = make()
-    kept = words_to_keep(whole, word_counts(whole, documents), reserve=reserve)
+    kept = pieces_to_keep(whole, piece_counts(whole, documents), reserve=reserve)
     small = restrict_tokenizer(whole, kept)
     for text in documents:
         assert small.encode(text).tokens == whole.encode(text).tokens
@@ -40,7 +40,7 @@ def test_a_text_whose_pieces_stay_is_cut_as_before_and_any_other_is_spelled(
 def test_special_tokens_keep_their_places(processor):
     whole = make(processor)
     whole.enable_padding(pad_id=0, pad_token="[PAD]", length=10)
-    small = restrict_tokenizer(whole, words_to_keep(whole, word_counts(whole, ["bag"])))
+    small = restrict_tokenizer(whole, pieces_to_keep(whole, piece_counts(whole, ["bag"])))
     assert small.encode("bag fade").tokens[:2] == ["[CLS]", "bag"]
     assert small.encode("bag", "bag").tokens[:5] == ["[CLS]", "bag", "[SEP]", "bag", "[SEP]"]
     assert small.encode("bag z").tokens == ["[CLS]", "bag", "[UNK]", "[SEP]", *["[PAD]"] * 6]
@@ -50,7 +50,7 @@ def test_special_tokens_keep_their_places(processor):
 
 def test_embeddings_are_equal_to_the_bit():
     whole, text = make(), "bad dead face"
-    kept = words_to_keep(whole, word_counts(whole, [text]))
+    kept = pieces_to_keep(whole, piece_counts(whole, [text]))
     small = restrict_tokenizer(whole, kept)
     config = BertConfig(
         len(WORDS), 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -68,10 +68,10 @@ def test_embeddings_are_equal_to_the_bit():
 
 def test_the_reserve_is_ranked_and_leaves_placeholders_out():
     whole = make()
-    counts = word_counts(whole, ["bag bag bag", "head head", "fade"])
+    counts = piece_counts(whole, ["bag bag bag", "head head", "fade"])
 
     def named(**options):
-        return {whole.id_to_token(i) for i in words_to_keep(whole, counts, **options)}
+        return {whole.id_to_token(i) for i in pieces_to_keep(whole, counts, **options)}
 
     least = named(at_least=4)
     assert least == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{c}" for c in LETTERS)}
@@ -84,13 +84,13 @@ def test_the_reserve_is_ranked_and_leaves_placeholders_out():
 
 def test_what_does_not_fit_is_named():
     whole = make()
-    counts = word_counts(whole, ["bag"])
+    counts = piece_counts(whole, ["bag"])
     with pytest.raises(ValueError, match="the tokenizer is a BPE"):
-        words_to_keep(Tokenizer(models.BPE()), counts)
+        pieces_to_keep(Tokenizer(models.BPE()), counts)
     with pytest.raises(ValueError, match="counts have shape"):
-        words_to_keep(whole, counts[:-1])
+        pieces_to_keep(whole, counts[:-1])
     with pytest.raises(ValueError, match="at_least"):
-        words_to_keep(whole, counts, at_least=0)
+        pieces_to_keep(whole, counts, at_least=0)
     with pytest.raises(ValueError, match="sorted ids"):
         restrict_tokenizer(whole, [3, 2, 1])
     with pytest.raises(ValueError, match=r"leaves out \[PAD\]"):
