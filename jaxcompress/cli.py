@@ -86,6 +86,19 @@ def add_bert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=Path,
         help="a Hugging Face folder (default: the MiniLM package, if it is installed)",
     )
+    _add_sizes(bert)
+    bert.add_argument(
+        "--length", type=int, default=128, help="the most tokens of a passage (default 128)"
+    )
+    bert.add_argument(
+        "--out", type=Path, default=Path("small"), help="the folder that is made (default small)"
+    )
+    bert.set_defaults(run=run_bert)
+    return bert
+
+
+def _add_sizes(bert: argparse.ArgumentParser) -> None:
+    """Add the options that set how small and how fast the encoder becomes."""
     bert.add_argument(
         "--keep",
         type=_share,
@@ -109,14 +122,6 @@ def add_bert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=int,
         help="how many stay (default: all, or two thirds where less than 2/3 of the work is)",
     )
-    bert.add_argument(
-        "--length", type=int, default=128, help="the most tokens of a passage (default 128)"
-    )
-    bert.add_argument(
-        "--out", type=Path, default=Path("small"), help="the folder that is made (default small)"
-    )
-    bert.set_defaults(run=run_bert)
-    return bert
 
 
 def add_search(commands: argparse._SubParsersAction) -> None:

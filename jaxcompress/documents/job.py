@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,18 +150,11 @@ def compress_for(
     check_budgets(trimmed, numbers, layers, settings)
     folder = work_folder(out, large, training, settings)
     stages = tqdm(total=5, desc="stages", disable=not progress)
-
-    def pruned() -> PyTree:
-        work, seed = settings.share_of_work, settings.seed
-        return shrink(trimmed, training, work, layers=layers, seed=seed, progress=progress).params
-
+    pruned = partial(_pruned, trimmed, training, layers, settings, progress=progress)
     small = resized(trimmed, once(folder / "cut.safetensors", pruned))
     stages.update()
     chosen, teacher = training_outputs(large, training, settings, folder, progress=progress)
-
-    def embedded() -> Float[np.ndarray, "passages d"]:
-        return passage_embeddings(large, texts, chosen, teacher, progress=progress)
-
+    embedded = partial(passage_embeddings, large, texts, chosen, teacher, progress=progress)
     known = once(folder / "passages.safetensors", embedded)
     stages.update()
     cut = kernel_numbers(small) < kernel_numbers(trimmed)
@@ -171,11 +165,24 @@ def compress_for(
     report, embeddings = judge(large, small, texts, known, losses, progress=progress)
     stages.update()
     write_encoder(out, small, texts.passages, embeddings, settings=dataclasses.asdict(settings))
-    (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
-    shutil.rmtree(folder)
+    _finish(out, report, folder)
     stages.update()
     stages.close()
     return small, report
+
+
+def _pruned(
+    trimmed: Encoder, texts: Sequence[str], layers: int, settings: Settings, *, progress: bool
+) -> PyTree:
+    """The parameters at fewer layers and narrower hidden axes."""
+    work, seed = settings.share_of_work, settings.seed
+    return shrink(trimmed, texts, work, layers=layers, seed=seed, progress=progress).params
+
+
+def _finish(out: Path, report: CorpusReport, folder: Path) -> None:
+    """Write the report, and remove what only a resumed run would need."""
+    (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+    shutil.rmtree(folder)
 
 
 def training_outputs(
@@ -221,15 +228,9 @@ def train_and_store(
     def trained(encoder: Encoder, part: str, share: float, rate: float) -> Encoder:
         if teacher is None:
             return encoder
+        times = {"minutes": share * settings.minutes, "rate": rate, "seed": settings.seed}
         state = distill(
-            encoder,
-            teacher,
-            folder / part,
-            minutes=share * settings.minutes,
-            rate=rate,
-            seed=settings.seed,
-            progress=progress,
-            description=part,
+            encoder, teacher, folder / part, **times, progress=progress, description=part
         )
         losses.append(np.asarray(state.losses))
         return encoder.replace(params=state.params)

@@ -108,26 +108,15 @@ def distill(
         seconds = seconds_per_step(loss, student.params, batches, stream)
         steps_file.write_text(json.dumps(max(round(60 * minutes / seconds), 1)))
     steps = json.loads(steps_file.read_text())
+    options = {"steps": steps, "seed": seed, "progress": progress, "description": description}
     cycle = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.05)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cycle))
-    state = (
-        load(state_file, like=initial_state(student.params, optimizer))
-        if state_file.exists()
-        else None
-    )
-
-    return fit_stream(
-        loss,
-        student.params,
-        stream,
-        optimizer=optimizer,
-        steps=steps,
-        seed=seed,
-        state=state,
-        callback=partial(save, state_file),
-        progress=progress,
-        description=description,
-    )
+    state = None
+    if state_file.exists():
+        state = load(state_file, like=initial_state(student.params, optimizer))
+    callback = partial(save, state_file)
+    run = partial(fit_stream, loss, student.params, stream, optimizer=optimizer, **options)
+    return run(state=state, callback=callback)
 
 
 def seconds_per_step(

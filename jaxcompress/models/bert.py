@@ -440,18 +440,24 @@ def pooling_of(folder: Path) -> dict[str, Json]:
     return fields
 
 
+def _check_weights_file(path: Path) -> None:
+    """Refuse a missing file; where a pickle is there in its place, say how to convert it."""
+    if path.is_file():
+        return
+    pickled = (
+        " (pytorch_model.bin is a pickle, which is not read: save it again with "
+        "safe_serialization=True)"
+    )
+    raise FileNotFoundError(
+        f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}"
+    )
+
+
 def read_weights(path: Path, config: BertConfig) -> PyTree:
     """The parameters in a file of tensors under Hugging Face's names, with any prefix."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        pickled = (
-            " (pytorch_model.bin is a pickle, which is not read: save it again with "
-            "safe_serialization=True)"
-        )
-        raise FileNotFoundError(
-            f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}"
-        )
+    _check_weights_file(path)
     try:
         file = safe_open(path, framework="flax")  # reads bfloat16, too
         names = list(file.keys())
@@ -489,23 +495,27 @@ def read_weights(path: Path, config: BertConfig) -> PyTree:
     return params
 
 
+def _norm(path: tuple[str, ...], name: str, d: int) -> Iterator[TensorSpec]:
+    """The tensors of a layer norm."""
+    yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
+    yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
+
+
+def _dense(
+    path: tuple[str, ...],
+    name: str,
+    shape: tuple[int, int],
+    kernel: str,
+    bias: str = "out -> out",
+) -> Iterator[TensorSpec]:
+    """The tensors of an affine layer; the patterns are from the file's layout to ours."""
+    yield (*path, "kernel"), f"{name}.weight", shape, kernel
+    yield (*path, "bias"), f"{name}.bias", shape[:1], bias
+
+
 def tensors_of(config: BertConfig) -> Iterator[TensorSpec]:
     """The parameters of a BERT and their tensors in a Hugging Face file."""
     d, f = config.hidden_size, config.intermediate_size
-
-    def norm(path: tuple[str, ...], name: str) -> Iterator[TensorSpec]:
-        yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
-        yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
-
-    def dense(
-        path: tuple[str, ...],
-        name: str,
-        shape: tuple[int, int],
-        kernel: str,
-        bias: str = "out -> out",
-    ) -> Iterator[TensorSpec]:
-        yield (*path, "kernel"), f"{name}.weight", shape, kernel
-        yield (*path, "bias"), f"{name}.bias", shape[:1], bias
 
     sizes = {
         "words": config.vocab_size,
@@ -519,19 +529,19 @@ def tensors_of(config: BertConfig) -> Iterator[TensorSpec]:
             (sizes[name], d),
             "row d -> row d",
         )
-    yield from norm(("norm",), "embeddings.LayerNorm")
+    yield from _norm(("norm",), "embeddings.LayerNorm", d)
     for index in range(config.num_hidden_layers):
         here, there = f"layer_{index}", f"encoder.layer.{index}"
         for part in ("query", "key", "value"):
             out = "(head size) d -> d head size", "(head size) -> head size"
-            yield from dense(
+            yield from _dense(
                 (here, "attention", part), f"{there}.attention.self.{part}", (d, d), *out
             )
         into = "d (head size) -> head size d"
-        yield from dense(
+        yield from _dense(
             (here, "attention", "out"), f"{there}.attention.output.dense", (d, d), into
         )
-        yield from norm((here, "attention_norm"), f"{there}.attention.output.LayerNorm")
-        yield from dense((here, "up"), f"{there}.intermediate.dense", (f, d), "out d -> d out")
-        yield from dense((here, "down"), f"{there}.output.dense", (d, f), "d out -> out d")
-        yield from norm((here, "norm"), f"{there}.output.LayerNorm")
+        yield from _norm((here, "attention_norm"), f"{there}.attention.output.LayerNorm", d)
+        yield from _dense((here, "up"), f"{there}.intermediate.dense", (f, d), "out d -> d out")
+        yield from _dense((here, "down"), f"{there}.output.dense", (d, f), "d out -> out d")
+        yield from _norm((here, "norm"), f"{there}.output.LayerNorm", d)

@@ -37,6 +37,16 @@ def all_slots(value: Value, positions: Iterable[int]) -> frozenset[Slot]:
     return frozenset().union(*(value.slots[position] for position in positions))
 
 
+def _freeze_constant(
+    step: Step, analysis: Analysis, activations: Value, positions: Iterable[int]
+) -> None:
+    """Freeze contracted axes along which the activations are constant."""
+    for position in positions:
+        if activations.constant[position] and activations.shape[position] > 1:
+            why = "the activations are constant along it"
+            analysis.freeze(step, activations.dims[position], why)
+
+
 def consume(
     step: Step,
     analysis: Analysis,
@@ -67,13 +77,7 @@ def consume(
     # a scale or a rotation cannot pass the nonlinear function to reach the parameter
     if weight.bent:
         analysis.bent |= all_slots(weight, range(len(weight.shape)))
-    for position in mine.values():
-        if activations.constant[position] and activations.shape[position] > 1:
-            analysis.freeze(
-                step,
-                activations.dims[position],
-                "the activations are constant along it",
-            )
+    _freeze_constant(step, analysis, activations, mine.values())
     for theirs, position in mine.items():
         _note_scales(analysis, weight.slots[theirs], activations.scaled[position])
     leaf = min((name for name, _ in slots), default="?")

@@ -142,35 +142,59 @@ def multigrid(
     cascade = Cascade(net, optimizer, check_levels(levels), axes, split, seed)
     total = cascade.ends[-1]
     check_fit("multigrid", params, data, total, batch_size, callback_steps)
-    check_dense(params)
-    check_state(state, total)
+    check_resumable(params, state, total)
     stop = total if until is None else min(until, total)
     data = jax.tree.map(jnp.asarray, data)
     current = cascade.start(params) if state is None else copied(state)
     kinds = accumulators(optimizer, current.params) if len(cascade.levels) > 1 else []
-    loop = Loop(
-        "multigrid",
-        loss,
-        optimizer,
-        batch_size,
-        seed,
-        callback_steps or default_callback_steps(total),
-    )
+    steps = callback_steps or default_callback_steps(total)
+    loop = Loop("multigrid", loss, optimizer, batch_size, seed, steps)
     with tqdm(
         total=total, initial=int(current.step), desc=description, disable=not progress, leave=False
     ) as bar:
         while (done := int(current.step)) < stop:
             level = cascade.level_of(done)
-            current, extra = cascade.enter(current, level, kinds)
-            cost = step_flops(loss, optimizer, current, data, batch_size)
-            while (done := int(current.step)) < min(cascade.ends[level], stop):
-                current = loop.advance(current, data, min(cascade.ends[level], stop))
-                current = with_flops(current, cost, extra)
-                extra = 0.0
-                show(bar, current, cascade.levels[level][0], int(current.step) - done)
-                if callback is not None:
-                    callback(copied(current))
+            current, flops = cascade.enter(current, level, kinds)
+            end = min(cascade.ends[level], stop)
+            observe = partial(_observe, bar, callback, cascade.levels[level][0])
+            current = _train_level(loop, current, data, end, flops, observe)
     return dataclasses.replace(current, losses=jnp.asarray(current.losses))
+
+
+def check_resumable(params: PyTree, state: MultigridState | None, total: int) -> None:
+    """Refuse compact parameters and a state that is not one of this run."""
+    check_dense(params)
+    check_state(state, total)
+
+
+def _train_level(
+    loop: Loop,
+    current: MultigridState,
+    data: PyTree,
+    end: int,
+    flops: float,
+    observe: Callable[[MultigridState, int], None],
+) -> MultigridState:
+    """Train until a level ends; `flops`, the cost of entering it, counts with its first step."""
+    cost = step_flops(loop.loss, loop.optimizer, current, data, loop.batch_size)
+    while (done := int(current.step)) < end:
+        current = with_flops(loop.advance(current, data, end), cost, flops)
+        flops = 0.0
+        observe(current, int(current.step) - done)
+    return current
+
+
+def _observe(
+    bar: tqdm,
+    callback: Callable[[MultigridState], None] | None,
+    factor: Fraction,
+    state: MultigridState,
+    steps: int,
+) -> None:
+    """Show progress, and hand a copy of the state on: the loop donates its buffers."""
+    show(bar, state, factor, steps)
+    if callback is not None:
+        callback(copied(state))
 
 
 def with_flops(state: MultigridState, cost: float, extra: float) -> MultigridState:

@@ -81,20 +81,13 @@ def fit_stream(
     current = starting_state("fit_stream", params, optimizer, steps, state)
     done, losses = int(current.step), np.asarray(current.losses).tolist()
     params, opt_state, pending = current.params, current.opt_state, []
-    called = time.monotonic()
+    called, step = time.monotonic(), partial(_step, loss=loss, optimizer=optimizer)
     with tqdm(
         total=steps, initial=done, desc=description, disable=not progress, leave=False
     ) as bar:
         for number in range(done, steps):
-            params, opt_state, value = _step(
-                params,
-                opt_state,
-                batch_at(number),
-                jnp.uint32(seed),
-                jnp.int32(number),
-                loss=loss,
-                optimizer=optimizer,
-            )
+            numbers = jnp.uint32(seed), jnp.int32(number)
+            params, opt_state, value = step(params, opt_state, batch_at(number), *numbers)
             pending.append(value)
             due = callback is not None and time.monotonic() - called > callback_seconds
             if len(pending) == CHECKED_STEPS or number + 1 == steps or due:
