@@ -165,7 +165,8 @@ def frontier(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> w = jax.random.normal(jax.random.key(0), (32, 32))
-        >>> quality = lambda p: -float(jnp.linalg.norm(jc.materialize(p) - w))
+        >>> def quality(p):
+        ...     return -float(jnp.linalg.norm(jc.materialize(p) - w))
         >>> forms = {"hashed": jc.hashed, "factored": jc.factored}
         >>> curve = jc.analysis.frontier(forms, w, quality, [1/2, 1/64], progress=False)
         >>> [(p.recipe, p.numbers) for p in curve.points]

@@ -64,7 +64,8 @@ def hidden_axes(net: Network, ax: Axes | None = None, *, path: str | Path | None
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
         >>> len(jc.plots.hidden_axes(net).get_yticks())
@@ -173,7 +174,8 @@ def weights_as_function(
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
         >>> functions = jc.analysis.weight_functions(net, params)

@@ -185,7 +185,8 @@ def relative_variance(
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> from jaxcompress.analysis import relative_variance
-        >>> form = lambda seed: jc.hashed(1/8, seed=seed)
+        >>> def form(seed):
+        ...     return jc.hashed(1/8, seed=seed)
         >>> spread = relative_variance(form, jnp.ones(16), 8, draws=60)
         >>> 0.5 < spread / (2 / 8) < 1.5
         True

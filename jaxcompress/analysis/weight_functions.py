@@ -119,7 +119,8 @@ def weight_functions(net: Network, params: PyTree) -> dict[str, WeightFunction]:
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
         >>> jc.analysis.weight_functions(net, params)["up"]

@@ -62,8 +62,10 @@ def least_squares(
         >>> import numpy as np
     from jaxtyping import Float
         >>> from jaxcompress.arrays.projection import least_squares
-        >>> expand = lambda v: np.full((2, 3), v[0])
-        >>> collect = lambda error: error.sum(keepdims=True).ravel()
+        >>> def expand(v):
+        ...     return np.full((2, 3), v[0])
+        >>> def collect(error):
+        ...     return error.sum(keepdims=True).ravel()
         >>> target, metric = np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0])
         >>> least_squares(expand, collect, target, metric, np.zeros(1), np.array([9.0]))
         array([3.])

@@ -92,7 +92,8 @@ def tie(params: PyTree, ties: Mapping[str, str]) -> Tied:
         >>> tied, expand = jc.tie(params, {"logits": "embed"})
         >>> expand, jc.stored_numbers(tied)
         (Expand(logits = embed.T), 21)
-        >>> apply = lambda p, tokens: jax.nn.relu(p["embed"][tokens] @ p["up"]) @ p["logits"]
+        >>> def apply(p, tokens):
+        ...     return jax.nn.relu(p["embed"][tokens] @ p["up"]) @ p["logits"]
         >>> net = jc.trace(lambda p, tokens: apply(expand(p), tokens), tied, jnp.array([0, 2]))
         >>> print(*net.axes["embed:1"].tied)
         embed:1

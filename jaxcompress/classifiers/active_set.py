@@ -56,7 +56,8 @@ class ActiveSet:
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x = jnp.array([[0.1, 0.0], [3.0, 0.0], [0.0, 0.3]])
-        >>> apply = lambda p, x: p * x
+        >>> def apply(p, x):
+        ...     return p * x
         >>> active = jc.classifiers.active_set(apply, 1.0, (x, None), 0.2, progress=False)
         >>> active.active.tolist(), active.accuracy
         ([0, 2], 1.0)
@@ -165,7 +166,8 @@ def active_set(
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x = jax.random.normal(jax.random.key(0), (1000, 8))
-        >>> apply = lambda p, x: x @ p
+        >>> def apply(p, x):
+        ...     return x @ p
         >>> params = jax.random.normal(jax.random.key(1), (8, 3))
         >>> jc.classifiers.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
         ActiveSet(141 of 1,000 examples have margins up to 0.5; accuracy 1.0000)

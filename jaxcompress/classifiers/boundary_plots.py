@@ -33,7 +33,8 @@ def realized_along(realized: RealizedAlong, *, path: str | Path | None = None) -
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
+        >>> def ball(x):
+        ...     return np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 9))
         >>> realized = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False)
         >>> len(jc.plots.realized_along(realized).axes)
@@ -100,7 +101,8 @@ def realized_images(
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
+        >>> def ball(x):
+        ...     return np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 9))
         >>> realized = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False)
         >>> len(jc.plots.realized_images(realized, (3, 3), count=5, pairs=1).axes)

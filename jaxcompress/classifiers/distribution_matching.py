@@ -85,11 +85,13 @@ def match_distribution(
 
     Example:
         >>> import jax, numpy as np, optax, jaxcompress as jc
-        >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
+        >>> def ball(x):
+        ...     return np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 10))
         >>> realized = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False)
         >>> few = realized.coarsened(ball, per_class=5)
-        >>> relus = lambda key, x: jax.nn.relu(x @ jax.random.normal(key, (10, 50)))
+        >>> def relus(key, x):
+        ...     return jax.nn.relu(x @ jax.random.normal(key, (10, 50)))
         >>> options = dict(optimizer=optax.adam(0.02), steps=50, progress=False)
         >>> moved = jc.classifiers.match_distribution(few, ball, relus, **options)
         >>> moved.points.shape, bool((moved.labels == few.labels).all())

@@ -46,7 +46,8 @@ def errors_by_cause(
         >>> x = np.random.default_rng(0).uniform(-1, 1, (300, 2))
         >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
         >>> train, test = (x[:200], y[:200]), (x[200:], y[200:])
-        >>> line = lambda x: (np.asarray(x)[:, 0] > 0).astype(int)
+        >>> def line(x):
+        ...     return (np.asarray(x)[:, 0] > 0).astype(int)
         >>> report = jc.classifiers.explain_errors(line, train, test, progress=False)
         >>> len(jc.plots.errors_by_cause(report, train, test, classify=line).axes)
         1
@@ -109,7 +110,8 @@ def error_images(
         >>> x = np.random.default_rng(0).uniform(size=(300, 4))
         >>> y = (x[:, 0] > x[:, 1]).astype(int)
         >>> train, test = (x[:200], y[:200]), (x[200:], y[200:])
-        >>> zero = lambda x: np.zeros(len(x), int)
+        >>> def zero(x):
+        ...     return np.zeros(len(x), int)
         >>> report = jc.classifiers.explain_errors(zero, train, test, progress=False)
         >>> len(jc.plots.error_images(report, train, test, (2, 2), count=1, near=3).axes) % 4
         0

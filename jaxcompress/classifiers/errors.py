@@ -102,7 +102,8 @@ def explain_errors(
         >>> import numpy as np, jaxcompress as jc
         >>> x = np.random.default_rng(0).uniform(-1, 1, (1_200, 2))
         >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
-        >>> line = lambda x: (np.asarray(x)[:, 0] > -0.5).astype(int)
+        >>> def line(x):
+        ...     return (np.asarray(x)[:, 0] > -0.5).astype(int)
         >>> train, test = (x[:1_000], y[:1_000]), (x[1_000:], y[1_000:])
         >>> jc.classifiers.explain_errors(line, train, test, progress=False)
         ErrorReport(96 errors in 200, accuracy 0.52, on the training set 0.483)

@@ -110,9 +110,11 @@ def fit_exactly(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, jaxcompress as jc
-        >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
+        >>> def disc(x):
+        ...     return np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
         >>> realized = jc.classifiers.realize(disc, ([-1, -1], [1, 1]), jnd=1/16, progress=False)
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
         >>> up = jax.random.normal(jax.random.key(0), (2, 16))
         >>> down = jax.random.normal(jax.random.key(1), (16, 2)) / 4
         >>> params = {"up": up, "bias": jnp.zeros(16), "down": down}

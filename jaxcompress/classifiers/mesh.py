@@ -73,7 +73,8 @@ class MeshClassifier:
 
     Example:
         >>> import jax, numpy as np, jaxcompress as jc
-        >>> right = lambda x: np.int32(x[:, 0] > 0.3)
+        >>> def right(x):
+        ...     return np.int32(x[:, 0] > 0.3)
         >>> box = ([0, 0], [1, 1])
         >>> realized = jc.classifiers.realize(right, box, 1 / 64, progress=False)
         >>> jax.jit(realized.mesh)(np.float32([[0.2, 0.5], [0.4, 0.5], [7.0, 0.5]])).tolist()

@@ -41,7 +41,8 @@ def decision_mesh(
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> below = lambda x: np.int32(x[:, 0] > x[:, 1])
+        >>> def below(x):
+        ...     return np.int32(x[:, 0] > x[:, 1])
         >>> realized = jc.classifiers.realize(below, ([0, 0], [1, 1]), 1 / 64, progress=False)
         >>> boxes = jc.plots.decision_mesh(realized).collections[0]
         >>> len(boxes.get_paths()) == len(realized.mesh.boxes()[0])

@@ -133,7 +133,8 @@ def rank_compactions(
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x = jax.random.normal(jax.random.key(0), (4000, 8))
         >>> params, noise = (jax.random.normal(jax.random.key(i), (8, 3)) for i in (1, 2))
-        >>> apply = lambda p, x: x @ p
+        >>> def apply(p, x):
+        ...     return x @ p
         >>> active = jc.classifiers.active_set(apply, params, (x, None), 0.25, progress=False)
         >>> noisy = {f"{scale:g}": params + scale * noise for scale in (0.4, 0.1, 0.2)}
         >>> ranking = jc.classifiers.rank_compactions(noisy, active, progress=False)
@@ -266,7 +267,8 @@ def accuracy_metric(active: ActiveSet) -> AccuracyMetric:
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> x, params = jax.random.normal(jax.random.key(0), (1000, 8)), jnp.eye(8, 3)
-        >>> apply = lambda p, x: x @ p
+        >>> def apply(p, x):
+        ...     return x @ p
         >>> active = jc.classifiers.active_set(apply, params, (x, None), 0.25, progress=False)
         >>> jc.classifiers.accuracy_metric(active)({"same": params})
         {'same': 1.0}

@@ -70,7 +70,8 @@ class Realized(LabelledPoints):
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> right = lambda x: np.int32(x[:, 0] > 0.3)
+        >>> def right(x):
+        ...     return np.int32(x[:, 0] > 0.3)
         >>> box = ([0, 0], [1, 1])
         >>> realized = jc.classifiers.realize(right, box, jnd=1/64, progress=False)
         >>> realized.bounds, float(realized.weights.sum())
@@ -141,7 +142,8 @@ def realize(
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> disc = lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
+        >>> def disc(x):
+        ...     return np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6)
         >>> box = ([-1, -1], [1, 1])
         >>> jc.classifiers.realize(disc, box, jnd=1/128, training_points=1000, progress=False)
         Realized(2 dimensions, 844 cells, 2 classes; 1,008 queries, 1.54 % of a grid;

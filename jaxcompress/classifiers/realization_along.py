@@ -110,7 +110,8 @@ def realize_along(
 
     Example:
         >>> import numpy as np, jaxcompress as jc
-        >>> ball = lambda x: np.int32((x**2).sum(1) < 9)
+        >>> def ball(x):
+        ...     return np.int32((x**2).sum(1) < 9)
         >>> x = np.random.default_rng(0).normal(size=(300, 10))
         >>> realized = jc.classifiers.realize_along(ball, x, jnd=0.1, neighbours=4, progress=False)
         >>> len(realized.boundary), realized.queries

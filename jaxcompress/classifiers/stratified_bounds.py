@@ -47,7 +47,8 @@ def total_bounds(
     Example:
         >>> import numpy as np
         >>> from jaxcompress.classifiers.stratified_bounds import total_bounds
-        >>> stratum = lambda *numbers: [np.array([number]) for number in numbers]
+        >>> def stratum(*numbers):
+        ...     return [np.array([number]) for number in numbers]
         >>> total_bounds(*stratum(0, 100, 1000, 0.01, 1), 0.05)
         (0.0, 30.0)
         >>> total_bounds(*stratum(7, 10, 10, 0.01, 1), 0.05)

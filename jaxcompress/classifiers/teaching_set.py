@@ -122,9 +122,8 @@ def teaching_set(
         >>> x = np.random.default_rng(0).uniform(-1, 1, (2000, 2)).astype(np.float32)
         >>> targets = np.eye(2)[np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.7)]
         >>> apply = jax.jit(lambda p, x: jnp.tanh(x @ p["a"] + p["b"]) @ p["c"])
-        >>> loss = lambda p, batch, key: optax.softmax_cross_entropy(
-        ...     apply(p, batch[0]), batch[1]
-        ... ).mean()
+        >>> def loss(p, batch, key):
+        ...     return optax.softmax_cross_entropy(apply(p, batch[0]), batch[1]).mean()
         >>> a = jax.random.normal(jax.random.key(0), (2, 16))
         >>> params = {"a": a, "b": jnp.zeros(16), "c": jnp.zeros((16, 2))}
         >>> options = dict(optimizer=optax.adam(0.03), steps=300, progress=False)

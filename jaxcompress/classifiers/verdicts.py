@@ -66,7 +66,8 @@ class Verdict:
     Example:
         >>> import numpy as np, jaxcompress as jc
         >>> x, y = np.arange(8.0)[:, None], np.arange(8) // 4
-        >>> zero = lambda x: np.zeros(len(x), int)
+        >>> def zero(x):
+        ...     return np.zeros(len(x), int)
         >>> report = jc.classifiers.explain_errors(
         ...     zero, (x, y), (x[6:7], y[6:7]), k=2, progress=False
         ... )

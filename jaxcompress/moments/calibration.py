@@ -46,7 +46,8 @@ class Calibration:
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"]) @ p["down"]
         >>> x, labels = jnp.ones((50, 4, 3)), jnp.zeros(50)
         >>> data = jc.Calibration([(x, labels)], inputs=lambda batch: batch[0], sample=1/2)
         >>> jc.calibrate(jc.trace(apply, params, x), params, data, progress=False)

@@ -35,7 +35,8 @@ class Moments:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> x = jax.random.normal(jax.random.key(0), (50, 3))
         >>> moments = jc.calibrate(jc.trace(apply, params, x), params, [x], progress=False)

@@ -210,7 +210,8 @@ class AxisMoments:
 
         Example:
             >>> import jax.numpy as jnp, jaxcompress as jc
-            >>> apply = lambda p, x: (x @ p["up"]) @ p["down"]
+            >>> def apply(p, x):
+            ...     return (x @ p["up"]) @ p["down"]
             >>> params = {"up": jnp.array([[1.0, 0, -2], [0, 1, 0]]), "down": jnp.ones((3, 2))}
             >>> x = jnp.array([[1.0, 0], [0, 1], [1, 1], [0, 0]])
             >>> net = jc.trace(apply, params, x)

@@ -51,7 +51,8 @@ def at_any_resolution(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params, x = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}, jnp.ones((5, 3))
         >>> net = jc.trace(apply, params, x)
         >>> loss = jc.training.at_any_resolution(net, jc.training.cross_entropy(net), (1, 2))

@@ -209,7 +209,8 @@ def curvature(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> bowl = lambda p, batch, key: (p[0] ** 2 + 3 * p[1] ** 2) / 2
+        >>> def bowl(p, batch, key):
+        ...     return (p[0] ** 2 + 3 * p[1] ** 2) / 2
         >>> key = jax.random.key(0)
         >>> jc.training.curvature(bowl, jnp.ones(2), jnp.zeros(4), key, progress=False)
         Curvature(largest=3.0, smallest=1.0, trace=4.0, error=0.0)

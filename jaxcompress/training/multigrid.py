@@ -128,7 +128,8 @@ def multigrid(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> up, down, x = map(jax.random.normal, keys, ((3, 16), (16, 2), (64, 3)))
         >>> params = {"up": up, "down": down / 4}

@@ -55,7 +55,8 @@ def variation(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> up = jax.random.normal(jax.random.key(0), (3, 64))
         >>> params = {"up": up, "down": jnp.ones((64, 2))}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
@@ -93,7 +94,8 @@ def add_variation(
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxcompress as jc
-        >>> apply = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+        >>> def apply(p, x):
+        ...     return jnp.tanh(x @ p["up"]) @ p["down"]
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.arange(16.0).reshape(8, 2)}
         >>> net = jc.trace(apply, params, jnp.ones((5, 3)))
         >>> penalty = jc.training.add_variation(net, 1e-2)

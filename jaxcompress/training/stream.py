@@ -71,8 +71,10 @@ def fit_stream(
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxcompress as jc
-        >>> loss = lambda w, x, key: jnp.mean((x @ w - 1) ** 2)
-        >>> batch = lambda step: jnp.eye(3)[: 1 + step % 3]
+        >>> def loss(w, x, key):
+        ...     return jnp.mean((x @ w - 1) ** 2)
+        >>> def batch(step):
+        ...     return jnp.eye(3)[: 1 + step % 3]
         >>> options = dict(optimizer=optax.sgd(0.5), steps=60, progress=False)
         >>> jc.fit_stream(loss, jnp.zeros(3), batch, **options).params.round(2)
         Array([1., 1., 1.], dtype=float32)

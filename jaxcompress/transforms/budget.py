@@ -85,7 +85,8 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
-        >>> apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        >>> def apply(p, x):
+        ...     return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
         >>> shapes, keys = [(4, 16), (16, 16), (16, 2)], jax.random.split(jax.random.key(0), 3)
         >>> params = dict(zip("abc", map(jax.random.normal, keys, shapes)))
         >>> net, x = jc.trace(apply, params, jnp.ones((2, 4))), jax.random.normal(keys[0], (500, 4))
