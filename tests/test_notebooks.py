@@ -81,7 +81,7 @@ MEASURED = {
         (
             "the mesh as a classifier",
             "missed by the seeds",
-            "border pairs",
+            "boundary pairs",
             "realized, members",
             "wrong interpolation",
             "mean cosine",

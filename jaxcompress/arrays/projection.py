@@ -60,7 +60,6 @@ def least_squares(
 
     Example:
         >>> import numpy as np
-    from jaxtyping import Float
         >>> from jaxcompress.arrays.projection import least_squares
         >>> def expand(v):
         ...     return np.full((2, 3), v[0])

@@ -293,7 +293,7 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         >>> from jax.interpreters import mlir
         >>> def softsign(x):
         ...     return x / (1 + jnp.abs(x))
-        >>> primitive = Primitive("softsign")
+        >>> primitive = Primitive("saturate")
         >>> _ = primitive.def_impl(softsign), primitive.def_abstract_eval(lambda x: x)
         >>> mlir.register_lowering(primitive, mlir.lower_fun(softsign, multiple_results=False))
 
@@ -302,9 +302,9 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
         >>> x = jnp.ones((5, 3))
         >>> jc.trace(apply, params, x).refused["up:1"].reason
-        "no rule is known for the primitive 'softsign': jaxcompress.register adds one"
+        "no rule is known for the primitive 'saturate': jaxcompress.register adds one"
 
-        >>> _ = jc.register("softsign")(jc.programs.elementwise)
+        >>> _ = jc.register("saturate")(jc.programs.elementwise)
         >>> net = jc.trace(apply, params, x)
         >>> net.axes["up:1"].kind
         'elementwise'
