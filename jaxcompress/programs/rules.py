@@ -311,7 +311,7 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         >>> small = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
         >>> net(small, x).shape
         (5, 2)
-        >>> _ = jc.programs.RULES.pop("softsign")  # as it was, for other examples
+        >>> _ = jc.programs.RULES.pop("saturate")  # as it was, for other examples
     """
 
     def add(analyse: Analyse) -> Analyse:
