@@ -26,6 +26,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.field_checks import expect
+from jaxcompress.arrays.layout import MATRIX
 from jaxcompress.arrays.permutation import mix, permute
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
@@ -114,6 +116,19 @@ class DesignedAtoms(CompactArray):
     def dtype(self) -> np.dtype:
         """float32; the codes decide in which dtype a product is computed."""
         return jnp.dtype("float32")
+
+    def check_sizes(self) -> None:
+        """Refuse a rule that there is not, and more atoms than the grid has."""
+        known = callable(self.rule) or self.rule in NAMES
+        expect("rule", self.rule, known, f"one of {', '.join(NAMES)}")
+        expect("channels", self.channels, self.channels >= 1, "at least 1")
+        positive = min(self.grid, default=0) > 0
+        expect("grid", self.grid, positive, "positive sizes")
+        m = math.prod(self.grid) * self.channels
+        whole = 0 <= self.count <= m and self.count % self.channels == 0
+        expect("count", self.count, whole, f"a multiple of {self.channels} up to {m}")
+        dims = self.dims in (None, (m, self.count))
+        expect("dims", self.dims, dims and self.matrix_axes == MATRIX, (m, self.count))
 
     def summary(self) -> str:
         """The form's sizes."""

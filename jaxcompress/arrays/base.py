@@ -184,6 +184,15 @@ class CompactArray(_Fields):
         """A short description of the form, for the repr and the report."""
         return ""
 
+    def check_sizes(self) -> None:
+        """Refuse fields that do not fit each other; called on what a file holds.
+
+        A subclass overrides it where sizes, choices or indices can be wrong, and reads shapes only.
+
+        Raises:
+            ValueError: naming the field, what it is and what was expected.
+        """
+
     # --- what every array offers -----------------------------------------------------------------
 
     def materialize(self) -> jax.Array:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.field_checks import check_indices, expect
 from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
@@ -68,6 +69,16 @@ class ClusteredArray(CompactArray):
     def stack_shape(self) -> tuple[int, ...]:
         """The leading dimensions of the stored runs."""
         return self.runs.shape[:-2]
+
+    def check_sizes(self) -> None:
+        """Refuse indices of runs that there are not, or of another matrix."""
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        expect("runs", self.runs.shape, len(self.runs.shape) > 1, "(..., K, b)")
+        (m, n), (count, block) = self.matrix_shape, self.runs.shape[-2:]
+        expect("runs", self.runs.shape, block > 0, "runs of at least one number")
+        index = self.index.array
+        expect("index", index.shape, index.shape == (m, -(-n // block)), (m, -(-n // block)))
+        check_indices("index", index, count)
 
     def summary(self) -> str:
         """The form's sizes."""

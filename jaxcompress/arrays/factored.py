@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 
@@ -76,6 +77,22 @@ class FactoredArray(CompactArray):
     def stack_shape(self) -> tuple[int, ...]:
         """The leading dimensions of what is stored."""
         return self.lines.shape[:-2]
+
+    def check_sizes(self) -> None:
+        """Refuse lines and mixtures of another matrix."""
+        lines, mixing, chosen = self.lines.shape, self.mixing.shape, self.chosen.array
+        expect("lines", lines, len(lines) > 1, "(..., m, r) or (..., r, n)")
+        expect("chosen", chosen.dtype, chosen.dtype == bool and chosen.ndim == 1, "bits")
+        m, n = lines[-2:] if self.dims is None else self.matrix_shape
+        if self._full:
+            expect("lines", lines, lines[-2:] == (m, n), f"(..., {m}, {n})")
+            return
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        rank, size = int(chosen.sum()), m if self.by_rows else n
+        expect("chosen", len(chosen), len(chosen) == size, f"a bit for each of {size} lines")
+        shapes = ((rank, n), (m - rank, rank)) if self.by_rows else ((m, rank), (rank, n - rank))
+        expect("lines", lines, lines[-2:] == shapes[0], f"(..., {', '.join(map(str, shapes[0]))})")
+        expect("mixing", mixing, mixing[-2:] == shapes[1], f"(..., {str(shapes[1])[1:]}")
 
     def summary(self) -> str:
         """The form's sizes."""

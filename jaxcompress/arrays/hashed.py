@@ -27,10 +27,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.permutation import Seed, mix, permute
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+
+LAYOUTS = ("random", "circular")
 
 
 @compact_array
@@ -78,6 +81,13 @@ class HashedArray(CompactArray):
         if self.layout != "random":
             return self.layout
         return f"block={self.block}" if self.block > 1 else ""
+
+    def check_sizes(self) -> None:
+        """Refuse a table of nothing, and blocks or layouts that there are not."""
+        expect("layout", self.layout, self.layout in LAYOUTS, f"one of {', '.join(LAYOUTS)}")
+        expect("block", self.block, self.block >= 1, "at least 1")
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        expect("table", self.table.shape, self.table.shape[-1:] > (0,), "numbers to share")
 
     def _seed(self) -> jax.Array:
         return jnp.uint32(self.seed & 0xFFFFFFFF)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.field_checks import check_indices, expect
 from jaxcompress.arrays.projection import Metric, per_matrix, weigh
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
@@ -55,6 +56,17 @@ class LookupArray(CompactArray):
     def stack_shape(self) -> tuple[int, ...]:
         """The leading dimensions of the values."""
         return self.values.shape[:-2]
+
+    def check_sizes(self) -> None:
+        """Refuse rows that there are not, or twice in a column."""
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        m, n = self.matrix_shape
+        index, shape = self.index.array, self.values.shape
+        expect("values", shape, len(shape) > 1 and shape[-1] == n, f"(..., s, {n})")
+        expect("index", index.shape, index.shape == shape[-2:], shape[-2:])
+        check_indices("index", index, m)
+        repeated = (np.diff(np.sort(index, axis=0), axis=0) == 0).any()
+        expect("index", "a column with a row twice", not repeated, "different rows")
 
     def summary(self) -> str:
         """The form's sizes."""

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -70,6 +71,14 @@ class SplineArray(CompactArray):
     def stack_shape(self) -> tuple[int, ...]:
         """The leading dimensions of what is stored."""
         return self.samples.shape[:-2]
+
+    def check_sizes(self) -> None:
+        """Refuse samples of another matrix, and a basis that there is not."""
+        expect("basis", self.basis, self.basis in BASES, f"one of {', '.join(BASES)}")
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        (m, n), shape = self.matrix_shape, self.samples.shape
+        fits = len(shape) > 1 and shape[-2] == m and 0 < shape[-1] <= max(n, 1)
+        expect("samples", shape, fits, f"(..., {m}, 1 to {n})")
 
     def summary(self) -> str:
         """The form's sizes."""

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
@@ -70,6 +71,19 @@ class ToeplitzArray(CompactArray):
     def stack_shape(self) -> tuple[int, ...]:
         """The leading dimensions of the taps."""
         return self.taps.shape[:-2]
+
+    def check_sizes(self) -> None:
+        """Refuse a window that does not fit the matrix."""
+        sizes = (self.grid, self.window, self.stride, self.pad)
+        expect("grid", sizes, len(set(map(len, sizes))) == 1, "as many axes as the window")
+        positive = min((*self.grid, *self.window, *self.stride), default=0) > 0
+        expect("grid", sizes, positive and min(self.pad) >= 0, "positive sizes")
+        expect("dims", self.dims, self.dims is not None, "the matrix's sizes")
+        (m, n), shape = self.matrix_shape, self.taps.shape
+        expect("grid", self.grid, math.prod(self.grid) == m, f"sizes with the product {m}")
+        count, window = math.prod(positions(*sizes)), math.prod(self.window)
+        fits = len(shape) > 1 and shape[-2] == window and shape[-1] * count == n
+        expect("taps", shape, fits, f"(..., {window}, {n} / {count})")
 
     def summary(self) -> str:
         """The form's sizes."""

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
+from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import Metric, weigh
 from jaxcompress.arrays.registration import compact_array
@@ -69,6 +70,15 @@ class VocabularyArray(CompactArray):
     def dtype(self) -> np.dtype:
         """The codes' dtype."""
         return self.codes.dtype
+
+    def check_sizes(self) -> None:
+        """Refuse atoms and codes that do not fit each other, or the matrix."""
+        atoms, codes = self.atoms.shape, self.codes.shape
+        fits = len(atoms) > 1 and len(codes) > 1 and atoms[-1] == codes[-2]
+        expect("codes", (atoms, codes), fits, "atoms (..., m, k) and codes (..., k, n)")
+        shape = (*atoms[-2:-1], *codes[-1:])
+        whole = self.dims is None or self.matrix_shape == shape
+        expect("dims", self.dims, whole, f"the inputs and outputs {shape}")
 
     def summary(self) -> str:
         """The form's sizes."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcompress.arrays.k_means import means
-from jaxcompress.checkpoint import record
+from jaxcompress.checkpoint.records import record
 from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.bisection import labels_differ
 from jaxcompress.classifiers.k_means import k_means
@@ -60,10 +60,10 @@ class RealizedAlong(LabelledPoints):
         ((481, 2, 10), True)
     """
 
-    given: Float[np.ndarray, "n d"]
-    given_labels: Int[np.ndarray, "n ..."]
-    given_weights: Float[np.ndarray, " n"]
-    cells: Int[np.ndarray, " n"]
+    given: Float[np.ndarray, "m d"]
+    given_labels: Int[np.ndarray, "m ..."]
+    given_weights: Float[np.ndarray, " m"]
+    cells: Int[np.ndarray, " m"]
     boundary: Float[np.ndarray, "pairs 2 d"]
     boundary_labels: Int[np.ndarray, "pairs 2 ..."]
     edges: int
@@ -72,6 +72,15 @@ class RealizedAlong(LabelledPoints):
     enough: int
     enough_with_boundary: int
     bound: float
+
+    def check_sizes(self) -> None:
+        """Refuse kept points that there are not.
+
+        Raises:
+            ValueError: for cells out of range.
+        """
+        if len(self.cells) and not 0 <= self.cells.min() <= self.cells.max() < len(self.points):
+            raise ValueError(f"cells are not all of {len(self.points)} points")
 
     @property
     def bounds(self) -> dict[str, int | None]:

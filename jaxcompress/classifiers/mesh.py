@@ -11,6 +11,7 @@ Source: trees of boxes in adaptive meshes, Samet 1984 (doi:10.1145/356924.356930
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import ModuleType
 
 import jax
@@ -19,10 +20,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
-from jaxcompress.checkpoint import record
+from jaxcompress.checkpoint.records import record
 
 FINEST = 2**20
 """The most cells along an axis: about the resolution of float32."""
+
+KINDS = ("int32", "int64", "uint64")
+"""Dtypes of labels."""
 
 AnyArray = jax.Array | np.ndarray
 
@@ -166,6 +170,35 @@ class MeshClassifier:
             position = child_positions(position[~leaf])
             nodes = children_of(tree[nodes[~leaf]], len(low)).ravel()
         return np.concatenate(centres), np.concatenate(sizes), np.concatenate(cells)
+
+    def check_sizes(self) -> None:
+        """Refuse a tree that is none: every node but the roots is the child of one other.
+
+        Raises:
+            ValueError: for nodes or cells out of range, and sizes that do not fit each other.
+        """
+        tree, words, d = np.asarray(self.tree), np.asarray(self.words), len(self.coarse)
+        fits = d > 0 and len(self.low) == d and min(self.coarse) >= 1 and self.depth >= 0
+        if not fits or max(self.coarse) << min(self.depth, 64) > FINEST:
+            raise ValueError(f"coarse is {self.coarse} and depth {self.depth}, no grid of the box")
+        if self.kind not in KINDS or words.ndim != 3 - (self.kind == "int32"):
+            raise ValueError(f"kind is {self.kind!r} for words of shape {words.shape}")
+        if not (np.isfinite(self.low).all() and (self.low < self.high).all()):
+            raise ValueError("low is not below high")
+        count = math.prod(self.coarse)
+        nodes, seen = np.arange(min(count, len(tree))), np.zeros(len(tree), bool)
+        for level in range(self.depth + 1):
+            if nodes.size and (nodes.max() >= len(tree) or seen[nodes].any()):
+                raise ValueError("tree has nodes that are nowhere, or below two others")
+            seen[nodes] = True
+            inner = nodes[tree[nodes] >= 0]
+            if (len(inner) and level == self.depth) or len(inner) << d > len(tree):
+                raise ValueError(f"tree is deeper than {self.depth} halvings")
+            nodes = children_of(tree[inner].astype(np.int64), d).ravel()
+            if len(np.unique(nodes)) < len(nodes):
+                raise ValueError("tree has nodes that are below two others")
+        if len(tree) < count or not seen.all() or (-1 - tree[tree < 0] >= len(words)).any():
+            raise ValueError("tree has nodes or cells out of range")
 
     def __repr__(self) -> str:
         grid = " x ".join(f"{side << self.depth:,}" for side in self.coarse)

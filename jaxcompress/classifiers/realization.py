@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxcompress.checkpoint import record
+from jaxcompress.checkpoint.records import record
 from jaxcompress.checks import whole_number
 from jaxcompress.classifiers.boundaries import survey
 from jaxcompress.classifiers.mesh import FINEST, Grid, MeshClassifier

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from scipy.special import log_softmax, xlogy
 from tqdm.auto import tqdm
 
-from jaxcompress.checkpoint import record
+from jaxcompress.checkpoint.records import record
 from jaxcompress.checks import is_whole, whole_number
 from jaxcompress.classifiers.margins import Apply, logits_of
 
@@ -64,6 +64,19 @@ class TeachingSet:
     divergence: Float[np.ndarray, " students"]
     agreement: Float[np.ndarray, " students"]
     points: int
+
+    def check_sizes(self) -> None:
+        """Refuse points that there are not, or that were chosen twice.
+
+        Raises:
+            ValueError: for indices out of range, and rounds that do not fit the students.
+        """
+        if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < self.points:
+            raise ValueError(f"indices are not all of {self.points} points")
+        if len(np.unique(self.indices)) < len(self.indices):
+            raise ValueError("indices has points twice")
+        if len(self.round) and not 0 <= self.round.min() <= self.round.max() <= len(self.agreement):
+            raise ValueError(f"round is not all from 0 to {len(self.agreement)}")
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxcompress.checkpoint.records import record
 from jaxcompress.moments.statistics import AxisMoments, Statistic
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.programs.program import Slot
 
 
+@record
 @dataclasses.dataclass(frozen=True, repr=False)
 class Moments:
     """The activations' statistics of one network, at the sizes of the parameters they came from.

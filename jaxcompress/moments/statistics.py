@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 
+from jaxcompress.checkpoint.records import record
 from jaxcompress.moments.plots import plot_correlations
 from jaxcompress.networks.axes import Axis, Layout
 from jaxcompress.networks.maps import along, lines
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class Statistic:
     """Mean and covariance of the vectors that one contraction takes in.

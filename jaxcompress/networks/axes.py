@@ -11,12 +11,18 @@ import functools
 from collections.abc import Collection, Mapping
 
 from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.checkpoint.records import record
 from jaxcompress.networks.layout import Layout, axis_sizes
 from jaxcompress.networks.sizes import solve_sizes
 from jaxcompress.programs.program import Slot
 from jaxcompress.tables import Table
 
+# classes of lower rooms that a structure consists of
+record(Slot)
+record(Table)
 
+
+@record
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """A hidden axis: parameters produce and consume it, inputs and outputs do not have it.
@@ -68,6 +74,7 @@ class Axis:
         return (self.key, str(self.size), kind, *(", ".join(map(str, slots)) for slots in groups))
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class Refused:
     """An axis of a parameter that is not hidden, or that no map may change.
@@ -90,6 +97,7 @@ class Refused:
         return (self.axis, str(self.size), self.primitive, self.reason, self.where)
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class Use:
     """How a network's program uses one compact array.
@@ -110,6 +118,7 @@ class Use:
         return (self.leaf, self.how, self.primitive, self.where)
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class Site:
     """A contraction of activations with a parameter.
@@ -152,6 +161,7 @@ class Site:
         return {*self.layers, *axis_sizes(self.batch)}
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class PairSite:
     """A contraction of activations with activations.
@@ -169,6 +179,7 @@ class PairSite:
     sides: tuple[tuple[Slot, ...], tuple[Slot, ...]]
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """The axes of a network as plain data, which transforms keep.

@@ -15,7 +15,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Int
 
+from jaxcompress.checkpoint.records import record
 
+
+@record
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """One dimension in terms of axes.

@@ -21,8 +21,10 @@ from typing import overload
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
 
+from jaxcompress.checkpoint.annotations import fits, misfits
+from jaxcompress.checkpoint.records import Record, records
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.layout import Layout, axis_sizes
 from jaxcompress.programs.program import Slot
@@ -57,6 +59,26 @@ class AxisMap:
         if slot in axis.scales and self.channels is not None:
             return self.channels
         return self.other.get(slot, self.produce)
+
+
+def _fields(change: AxisMap) -> dict[str, PyTree]:
+    """What a file holds of a map: pairs in place of a mapping from slots."""
+    own = {field.name: getattr(change, field.name) for field in dataclasses.fields(change)}
+    return own | {"other": list(change.other.items())}
+
+
+def _from_fields(fields: dict[str, PyTree]) -> AxisMap:
+    names = [field.name for field in dataclasses.fields(AxisMap)]
+    pairs: PyTree = fields.get("other")
+    if list(fields) != names or not fits(pairs, list[tuple[Slot, np.ndarray]]):
+        raise ValueError(f"a map has the fields {names}, and pairs of slots and matrices")
+    change = AxisMap(**{**fields, "other": dict(pairs)})
+    if wrong := misfits(AxisMap, vars(change)):
+        raise ValueError(f"{', '.join(wrong)} are not what a map has there")
+    return change
+
+
+records["AxisMap"] = Record(AxisMap, _fields, _from_fields)
 
 
 def apply_map(

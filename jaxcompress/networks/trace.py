@@ -250,6 +250,19 @@ def check_network(who: str, net: object) -> None:
         raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
 
 
+def structure_of(who: str, net: Network | Structure) -> Structure:
+    """The axes that a transform keeps of a network, or of the structure that a file had of it.
+
+    Args:
+        who: the function in whose name others are refused.
+        net: from `jc.trace`, or its `structure`.
+    """
+    if isinstance(net, Structure):
+        return net
+    check_network(who, net)
+    return net.structure
+
+
 def trace(
     apply: Callable[..., PyTree],
     params: PyTree,

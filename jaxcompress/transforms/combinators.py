@@ -303,6 +303,8 @@ def partition(
         >>> small["body"].stored_numbers, small["head"].shape
         (8, (8, 2))
     """
+    if not (isinstance(transforms, Mapping) and transforms):
+        raise TypeError(f"partition expects a transform for each label, got {transforms!r}")
     _check_transforms("partition", transforms.values())
     _check_leafwise("partition", transforms.values())
     table = tuple(sorted(transforms.items(), key=lambda item: str(item[0])))

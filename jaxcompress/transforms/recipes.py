@@ -1,84 +1,34 @@
 """Recipes: transforms as JSON files, to be stored with results and run again on other parameters.
 
 A transform is written as the call that makes it: its constructor's name and arguments. Networks and
-data are not written but passed to `load_recipe`. Loading runs no code other than the constructors
-in `CONSTRUCTORS`.
+data are not written but passed to `load_recipe`; `jc.save` writes a recipe with the axes of its
+network. Loading runs no code other than the constructors that it names. A digest tells whether
+the recipe is the one that was written; in a file that is edited by hand it is left out.
 """
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
 from jaxtyping import PyTree
 
-from jaxcompress.arrays.layout import MatrixAxes
-from jaxcompress.arrays.paths import matrices
-from jaxcompress.checkpoint import write_atomically
+from jaxcompress.checkpoint.atomic import write_atomically
+from jaxcompress.checkpoint.records import Record, records
+from jaxcompress.checkpoint.tensor_file import canonical
 from jaxcompress.moments.calibration import Calibration
+from jaxcompress.networks.axes import Structure
 from jaxcompress.networks.trace import Network
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import Transform
-from jaxcompress.transforms.budget import Budget, budget
-from jaxcompress.transforms.clustered import clustered
-from jaxcompress.transforms.combinators import Labels, at, chain, identity, partition
-from jaxcompress.transforms.factored import factored
-from jaxcompress.transforms.hashed import hashed
-from jaxcompress.transforms.merge import merge
-from jaxcompress.transforms.recalibrate import DataTransform, recalibrate
-from jaxcompress.transforms.reconstruct import reconstruct
-from jaxcompress.transforms.resolution import coarsen, refine, thin
-from jaxcompress.transforms.rotation import rotate_and_prune
-from jaxcompress.transforms.select_rows import select_rows
-from jaxcompress.transforms.seriation import seriate
-from jaxcompress.transforms.settings import (
-    ArraySetting,
-    arguments,
-    constructor_name,
-    digest,
-    is_mapping,
-)
-from jaxcompress.transforms.spline import spline
-from jaxcompress.transforms.toeplitz import toeplitz
-from jaxcompress.transforms.together import together
-from jaxcompress.transforms.vocabulary import vocabulary
+from jaxcompress.transforms.recalibrate import DataTransform
+from jaxcompress.transforms.recipe_calls import Json, decode_transform, encode_transform
+from jaxcompress.transforms.settings import arguments, digest
 
 FORMAT = "jaxcompress recipe 1"
-
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-
-CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
-    constructor.__name__: constructor
-    for constructor in (
-        at,
-        chain,
-        clustered,
-        coarsen,
-        factored,
-        hashed,
-        identity,
-        merge,
-        partition,
-        recalibrate,
-        reconstruct,
-        refine,
-        rotate_and_prune,
-        select_rows,
-        seriate,
-        spline,
-        thin,
-        together,
-        toeplitz,
-        vocabulary,
-    )
-}
-"""Every transform that a recipe may name; a new transform is one line here."""
 
 
 def save_recipe(path: str | os.PathLike[str], transform: Transform) -> None:
@@ -103,18 +53,33 @@ def save_recipe(path: str | os.PathLike[str], transform: Transform) -> None:
         ...     jc.load_recipe(os.path.join(folder, "recipe.json")) == recipe
         True
     """
+    write_atomically(path, recipe_to_bytes(transform))
+
+
+def recipe_to_bytes(transform: Transform) -> bytes:
+    """The file of a transform; see `save_recipe`."""
     if not isinstance(transform, Transform):
         raise TypeError(f"save_recipe expects a transform, got {type(transform).__name__}")
-    _check_one("networks", [part.structure for part in _parts(transform, AxisTransform)])
-    _check_one("data sets", [part.data for part in _parts(transform, DataTransform)])
-    recipe = {"format": FORMAT, "recipe": _encode_transform(transform, "")}
-    text = json.dumps(recipe, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    recipe, _ = _written(transform)
+    content = {"format": FORMAT, "recipe": recipe, "sha256": _digest(recipe)}
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _written(transform: Transform) -> tuple[Json, Structure | None]:
+    """A transform as JSON, and the axes that it changes."""
+    structures = [part.structure for part in _parts(transform, AxisTransform)]
+    data = [part.data for part in _parts(transform, DataTransform)]
+    _check_one("networks", structures)
+    _check_one("data sets", data)
+    recipe, structure = encode_transform(transform, ""), next(iter(structures), None)
+    if not data and decode_transform(recipe, {"net": structure}) != transform:
+        raise TypeError(f"save_recipe: {transform!r} would not be the same when it is read back")
+    return recipe, structure
 
 
 def load_recipe(
     path: str | os.PathLike[str],
-    net: Network | None = None,
+    net: Network | Structure | None = None,
     *,
     batches: Iterable[PyTree] | Calibration | None = None,
 ) -> Transform:
@@ -123,7 +88,7 @@ def load_recipe(
     Args:
         path: the file.
         net: the network whose axes the recipe changes, from `jc.trace`; needed where it has
-            transforms of axes or of data.
+            transforms of axes or of data. For axes its `structure` suffices, also from a file.
         batches: the data of `jc.recalibrate` and `jc.reconstruct`; needed where it has those.
 
     Returns:
@@ -150,27 +115,95 @@ def load_recipe(
           "recipe": {
             "call": "rotate_and_prune",
             "keep": 0.5
-          }
+          },
+          "sha256": "..."
         }
         <BLANKLINE>
         (3, 4)
     """
-    text = Path(path).read_bytes()
+    return recipe_from_bytes(Path(path).read_bytes(), str(path), net, batches)
+
+
+def recipe_from_bytes(
+    text: bytes,
+    path: str,
+    net: Network | Structure | None = None,
+    batches: Iterable[PyTree] | Calibration | None = None,
+) -> Transform:
+    """The transform of a file; see `load_recipe`.
+
+    Args:
+        text: its content.
+        path: its name for messages.
+        net: as for `load_recipe`.
+        batches: as for `load_recipe`.
+    """
     try:
-        recipe = json.loads(text)
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no recipe ({error}): save it again") from None
-    if not isinstance(recipe, dict) or "format" not in recipe:
+    if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} is no recipe: it was not written by jc.save_recipe")
-    if recipe["format"] != FORMAT:
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"{path} has the format {recipe['format']!r}; this version reads {FORMAT!r}"
+            f"{path} has the format {str(content['format'])[:80]!r}; this version reads {FORMAT!r}"
         )
-    given = {"net": net, "batches": batches}
+    if unknown := sorted(set(content) - {"format", "recipe", "sha256"}):
+        raise ValueError(f"{path} has the unknown fields {unknown}")
+    recipe = content.get("recipe")
+    if "sha256" in content and content["sha256"] != _digest(recipe):
+        raise ValueError(
+            f"{path} has another recipe than was saved: where it was edited on purpose, remove "
+            'its "sha256"'
+        )
     try:
-        return _decode_transform(recipe.get("recipe"), given)
-    except (ValueError, TypeError) as error:
+        return decode_transform(recipe, {"net": net, "batches": batches})
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _digest(recipe: Json) -> str:
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()
+
+
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """An object of JSON without repeated keys, of which only the last would count."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"keys are repeated in {[key for key, _ in pairs]}")
+    return dict(pairs)
+
+
+def _no_number(text: str) -> Json:
+    raise ValueError(f"{text} is no number")
+
+
+def _fields(transform: Transform) -> dict[str, PyTree]:
+    """What `jc.save` writes of a transform: the recipe and the axes that it changes."""
+    if _parts(transform, DataTransform):
+        raise ValueError(
+            "a recipe with data is written by jc.save_recipe, and read by load_recipe(batches=...)"
+        )
+    recipe, structure = _written(transform)
+    return {"recipe": recipe, "structure": structure}
+
+
+def _from_fields(fields: dict[str, PyTree]) -> Transform:
+    structure = fields.get("structure")
+    if list(fields) != ["recipe", "structure"] or not isinstance(structure, Structure | None):
+        raise ValueError(f"it has the fields {list(fields)}, expected recipe and structure")
+    try:
+        transform = decode_transform(fields["recipe"], {"net": structure, "batches": None})
+        written = _fields(transform)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if canonical(written["recipe"]) != canonical(fields["recipe"]):
+        raise ValueError("its arguments are not as jc.save writes them")
+    if (written["structure"] is None) != (structure is None):
+        raise ValueError("it has the axes of a network, and changes none")
+    return transform
+
+
+records["Transform"] = Record(Transform, _fields, _from_fields, subclasses=True)
 
 
 def _parts(transform: Transform, kind: type) -> list:
@@ -192,108 +225,6 @@ def _transforms_in(value: object) -> list[Transform]:
     return inner
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
-def _encode_transform(transform: Transform, where: str) -> dict[str, Json]:
-    """A transform as the call of its constructor."""
-    if transform == identity():  # a chain of nothing, whose class has another constructor
-        return {"call": "identity"}
-    name = constructor_name(transform)
-    where = f"{where}.{name}" if where else name
-    constructor = CONSTRUCTORS.get(name)
-    if constructor is None or not type(transform).__module__.startswith("jaxcompress."):
-        raise TypeError(
-            f"save_recipe: {where} is no transform of jaxcompress, and the file could not name it"
-        )
-    parameters = inspect.signature(constructor).parameters
-    encoded: dict[str, Json] = {"call": name}
-    for key, value in transform.arguments().items():
-        if key not in parameters:
-            raise TypeError(f"save_recipe: {where} has {key}={value!r}, no argument of jc.{name}")
-        encoded[key] = _encode(value, f"{where}.{key}")
-    return encoded
-
-
-def _encode(value: object, where: str) -> Json:
-    """A setting as JSON; `where` names it in messages."""
-    if isinstance(value, Transform):
-        return _encode_transform(value, where)
-    for kind, encode in ENCODERS.items():
-        if isinstance(value, kind):
-            return encode(value, where)
-    if value is matrices:
-        return {"call": "matrices"}
-    if is_mapping(value):
-        return _encode_mapping(dict(value), where)  # type: ignore[call-overload]
-    if isinstance(value, tuple):
-        return [_encode(entry, where) for entry in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(
-        f"save_recipe: {where} is {value!r}, which JSON has no form for; only its name could be "
-        "written, so build the recipe again where it is used"
-    )
-
-
-def _encode_budget(value: Budget, where: str) -> Json:
-    if value.metric is not None:
-        raise TypeError(
-            f"save_recipe: {where} is {value!r}, and the metric of a budget, a function, cannot be "
-            "written; save the recipe with jc.budget(total) and add the metric when it is loaded"
-        )
-    return {"call": "budget", **arguments(value)}  # type: ignore[dict-item]
-
-
-def _encode_mapping(value: Mapping[str, object], where: str) -> Json:
-    """An object, or pairs where a key would be taken for the call of a constructor."""
-    entries = {key: _encode(entry, f"{where}[{key!r}]") for key, entry in value.items()}
-    if "call" not in entries:
-        return entries
-    return {"call": "dict", "items": [[key, entry] for key, entry in entries.items()]}
-
-
-def _encode_labels(value: Labels, where: str) -> Json:
-    return _encode_label_tree(value.tree, where)
-
-
-def _encode_label_tree(tree: PyTree[str], where: str) -> Json:
-    if isinstance(tree, str):
-        return tree
-    if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        entries = {key: _encode_label_tree(entry, where) for key, entry in tree.items()}
-        if "call" not in entries:
-            return entries
-        return {"call": "dict", "items": [[key, entry] for key, entry in entries.items()]}
-    if type(tree) in (list, tuple):
-        entries = [_encode_label_tree(entry, where) for entry in tree]
-        return entries if type(tree) is list else {"call": "tuple", "items": entries}
-    raise TypeError(
-        f"save_recipe: {where} is a tree with a {type(tree).__name__}; dictionaries with strings "
-        "as keys, lists, tuples and strings can be written"
-    )
-
-
-ENCODERS: dict[type, Callable[..., Json]] = {
-    Budget: _encode_budget,
-    Labels: _encode_labels,
-    MatrixAxes: lambda axes, where: {
-        "call": "MatrixAxes",
-        "inputs": [*axes.inputs],
-        "outputs": [*axes.outputs],
-    },
-    Fraction: lambda fraction, where: {"call": "Fraction", "value": str(fraction)},
-    ArraySetting: lambda setting, where: {
-        "call": "array",
-        "dtype": setting.values.dtype.name,
-        "values": setting.values.tolist(),
-    },
-}
-"""Settings that are neither numbers, strings, tuples nor mappings."""
-
-
 def _check_one(what: str, values: list) -> None:
     """Refuse several networks or data sets in one recipe."""
     if len(set(map(digest, values))) > 1:
@@ -301,60 +232,3 @@ def _check_one(what: str, values: list) -> None:
             f"save_recipe: the recipe has transforms of several {what}, and load_recipe is given "
             "one: save a recipe for each"
         )
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-DECODERS: dict[str, Callable[..., object]] = {
-    "budget": budget,
-    "MatrixAxes": MatrixAxes,
-    "Fraction": lambda value: Fraction(value),
-    "array": lambda dtype, values: np.array(values, dtype),
-    "dict": lambda items: dict(items),
-    "tuple": lambda items: tuple(items),
-    "matrices": lambda: matrices,
-}
-
-
-def _decode_transform(encoded: Json, given: Mapping[str, object]) -> Transform:
-    name = encoded.get("call") if isinstance(encoded, dict) else None
-    if not isinstance(encoded, dict) or not isinstance(name, str) or name not in CONSTRUCTORS:
-        raise ValueError(
-            f"the recipe calls {name!r}, expected one of {', '.join(sorted(CONSTRUCTORS))}"
-        )
-    constructor = CONSTRUCTORS[name]
-    parameters = inspect.signature(constructor).parameters
-    unknown = sorted(set(encoded) - {"call"} - set(parameters))
-    if unknown:
-        raise ValueError(f"the recipe gives {unknown} to {name}, which has no such arguments")
-    named = {
-        key: _decode(value, given, key == "labels")
-        for key, value in encoded.items()
-        if key != "call"
-    }
-    for key in ("net", "batches"):
-        if key in parameters:
-            if given[key] is None:
-                raise ValueError(f"the recipe has {name}: pass load_recipe(path, {key}=...)")
-            named[key] = given[key]
-    if name in ("chain", "together"):  # their transforms are positional arguments
-        return constructor(*named.get("transforms", ()))  # type: ignore[misc]
-    return constructor(**named)
-
-
-def _decode(encoded: Json, given: Mapping[str, object], is_tree: bool = False) -> object:
-    """A setting; lists are tuples but in a tree of labels."""
-    if isinstance(encoded, list):
-        entries = [_decode(entry, given, is_tree) for entry in encoded]
-        return entries if is_tree else tuple(entries)
-    if not isinstance(encoded, dict):
-        return encoded
-    name = encoded.get("call")
-    if "call" not in encoded:
-        return {key: _decode(value, given, is_tree) for key, value in encoded.items()}
-    if name in DECODERS:
-        named = {key: value for key, value in encoded.items() if key != "call"}
-        if name != "array":  # its values stay nested lists
-            named = {key: _decode(value, given, is_tree) for key, value in named.items()}
-        return DECODERS[name](**named)
-    return _decode_transform(encoded, given)

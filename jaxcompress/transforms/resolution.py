@@ -32,7 +32,7 @@ from jaxtyping import Float
 from jaxcompress.arrays.spline import check_basis
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, structure_of
 from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.axis_statistics import measured, normalised_moments
 from jaxcompress.transforms.axiswise import AxisTransform
@@ -205,7 +205,7 @@ def rescaled(state: NetworkState, axis: Axis, change: AxisMap) -> AxisMap:
 
 
 def refine(
-    net: Network,
+    net: Network | Structure,
     factor: Factor,
     *,
     basis: str = "step",
@@ -259,7 +259,9 @@ def refine(
     return Refine(structure, factors, basis, axes, split=split, seed=seed)
 
 
-def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "**") -> Coarsen:
+def coarsen(
+    net: Network | Structure, factor: Factor, *, basis: str = "step", axes: str = "**"
+) -> Coarsen:
     """Give hidden axes fewer channels: neighbours are averaged, and consumers use the average.
 
     Neighbours should be similar: put `jc.seriate` before it in a chain. It undoes `refine` of the
@@ -301,7 +303,7 @@ def coarsen(net: Network, factor: Factor, *, basis: str = "step", axes: str = "*
     return Coarsen(structure, factors, basis, axes)
 
 
-def thin(net: Network, factor: Factor, *, axes: str = "**") -> Thin:
+def thin(net: Network | Structure, factor: Factor, *, axes: str = "**") -> Thin:
     """Give hidden axes of an untrained network fewer channels: regularly spaced ones are kept.
 
     Averages of random weights would be close to zero. Consumers are scaled so that variances are
@@ -321,16 +323,18 @@ def thin(net: Network, factor: Factor, *, axes: str = "**") -> Thin:
     return Thin(structure, factors, "step", axes)
 
 
-def _checked(net: Network, factor: Factor, basis: str, name: str) -> tuple[Structure, Factors]:
+def _checked(
+    net: Network | Structure, factor: Factor, basis: str, name: str
+) -> tuple[Structure, Factors]:
     """The axes and factors of a change of resolution, as a transform keeps them."""
-    check_network(name, net)
+    structure = structure_of(name, net)
     check_basis(basis)
     if isinstance(factor, Mapping):
         factors = tuple((pattern, _check_factor(value, name)) for pattern, value in factor.items())
     else:
         factors = _check_factor(factor, name)
     PerLeaf(factors, f"{name}'s factor").check_keys(net.axes.keys())
-    return net.structure, factors
+    return structure, factors
 
 
 def _check_factor(factor: float | Fraction, name: str) -> float | Fraction:

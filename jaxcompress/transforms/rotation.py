@@ -26,7 +26,7 @@ from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.checks import whole_number
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, structure_of
 from jaxcompress.transforms.allocation import AxisCounts
 from jaxcompress.transforms.axis_rotation import rotate
 from jaxcompress.transforms.axis_selection import control, select
@@ -214,7 +214,7 @@ def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
 
 
 def rotate_and_prune(
-    net: Network,
+    net: Network | Structure,
     keep: Keep | None = None,
     *,
     energy: float | None = None,
@@ -270,7 +270,7 @@ def rotate_and_prune(
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    check_network("rotate_and_prune", net)
+    structure = structure_of("rotate_and_prune", net)
     if method not in METHODS:
         raise ValueError(
             f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
@@ -285,7 +285,7 @@ def rotate_and_prune(
     multiples = check_multiple(multiple)
     PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
     return RotateAndPrune(
-        structure=net.structure,
+        structure=structure,
         keep=1.0 if keep is None else check_keep(keep),
         axes=axes,
         method=method,

@@ -24,7 +24,7 @@ from scipy.spatial.distance import squareform
 from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, structure_of
 from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import second_moments_of
 from jaxcompress.transforms.axiswise import AxisTransform
@@ -152,7 +152,7 @@ def best_reversal(path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"], 
 SEARCHES = {"tour": by_tour, "leaves": by_leaves, "spectral": by_spectrum}
 
 
-def seriate(net: Network, method: str = "tour", *, axes: str = "**") -> Seriate:
+def seriate(net: Network | Structure, method: str = "tour", *, axes: str = "**") -> Seriate:
     """Permute hidden axes so that neighbouring channels are similar; the function stays the same.
 
     Args:
@@ -185,12 +185,12 @@ def seriate(net: Network, method: str = "tour", *, axes: str = "**") -> Seriate:
         >>> jc.seriate(net)(params, moments)["shift"].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
     """
-    check_network("seriate", net)
+    structure = structure_of("seriate", net)
     if method not in METHODS:
         raise ValueError(
             f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
         )
-    return Seriate(net.structure, method, axes)
+    return Seriate(structure, method, axes)
 
 
 def roughness(net: Network, params: PyTree, moments: Moments | None = None) -> dict[str, float]:

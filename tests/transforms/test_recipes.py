@@ -11,7 +11,7 @@ import pytest
 from helpers_transforms import ALL, FUNCTIONS, HALF, NET, OTHER, PLAIN, X
 
 import jaxcompress as jc
-from jaxcompress.transforms.recipes import CONSTRUCTORS
+from jaxcompress.transforms.recipe_calls import CONSTRUCTORS
 from jaxcompress.transforms.settings import digest
 
 SAVED = {name: make for name, make in ALL.items() if name.rsplit(" ", 1)[0] in PLAIN}
