@@ -199,3 +199,6 @@ ALL = {
     **ELSEWHERE,
     **FUNCTIONS,
 }
+
+SAVED = {name: make for name, make in ALL.items() if name.rsplit(" ", 1)[0] in PLAIN}
+"""Transforms that a file can hold."""

@@ -82,14 +82,14 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
     return tree_from_bytes(Path(path).read_bytes(), str(path), like)
 
 
-def tree_to_bytes(params: PyTree) -> bytes:
+def tree_to_bytes(params: PyTree) -> bytearray:
     """The file of a tree; see `save`."""
     writer = Writer()
     tree = writer.node(params)
     return to_bytes(writer.tensors, canonical({"format": FORMAT, "tree": tree}))
 
 
-def tree_from_bytes(file: bytes, path: str, like: PyTree = None) -> PyTree:
+def tree_from_bytes(file: bytes | bytearray, path: str, like: PyTree = None) -> PyTree:
     """The tree of a file; see `load`.
 
     Args:

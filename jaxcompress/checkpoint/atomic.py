@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | bytearray) -> None:
     """Replace a file by the given bytes, or leave it as it was.
 
     Args:
@@ -73,7 +73,8 @@ def _mode_of(target: Path) -> int | None:
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it")
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{target} is no regular file, and would be replaced by one")
-    if not os.access(target, os.W_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(target, os.W_OK, effective_ids=effective):
         raise PermissionError(f"{target} is write-protected: change its mode, or give another name")
     return stat.S_IMODE(status.st_mode)
 

@@ -104,10 +104,17 @@ class _Builder:
         return node.tensor[()]
 
     def _key(self, node: Node) -> jax.Array:
+        assert node.tensor is not None
         implementation = node.attributes["implementation"]
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(f"{node.name} is a key of the unknown kind {implementation!r}")
-        return jax.random.wrap_key_data(jax.device_put(node.tensor.copy()), impl=implementation)
+        data = node.tensor.copy()
+        try:
+            return jax.random.wrap_key_data(jax.device_put(data), impl=implementation)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"{node.name} is no key: its data are {data.dtype} of shape {data.shape}"
+            ) from None
 
     def _static(self, node: Node) -> StaticArray:
         assert node.tensor is not None

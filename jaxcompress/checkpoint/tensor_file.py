@@ -50,7 +50,7 @@ LARGEST = 2**62
 """More entries than any array has, which numpy still counts."""
 
 
-def to_bytes(tensors: Tensors, structure: str) -> bytes:
+def to_bytes(tensors: Tensors, structure: str) -> bytearray:
     """The file of some tensors and a text.
 
     Args:
@@ -76,10 +76,10 @@ def to_bytes(tensors: Tensors, structure: str) -> bytes:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         file[start + place : start + place + size] = np.ascontiguousarray(little).tobytes()
     file[START : START + DIGITS] = digest(file)
-    return bytes(file)
+    return file
 
 
-def from_bytes(file: bytes, path: str) -> tuple[str, Tensors]:
+def from_bytes(file: bytes | bytearray, path: str) -> tuple[str, Tensors]:
     """The text and the tensors of a file, after its checksum and its header have been checked.
 
     Args:
@@ -104,14 +104,14 @@ def from_bytes(file: bytes, path: str) -> tuple[str, Tensors]:
     return metadata["jaxcompress"], _tensors(header, memoryview(file)[8 + size :], path)
 
 
-def parse(text: bytes | str, path: str) -> dict[str, Json]:
+def parse(text: bytes | bytearray | str, path: str) -> dict[str, Json]:
     """A JSON object in the one form in which `canonical` writes it, spaces at its end apart.
 
     Raises:
         ValueError: for any other text, such as one that repeats a key.
     """
     try:
-        text = text.decode() if isinstance(text, bytes) else text
+        text = text if isinstance(text, str) else text.decode()
         value = json.loads(text)
         same = type(value) is dict and canonical(value) == text.rstrip(" ")
     except (ValueError, RecursionError) as error:
@@ -135,7 +135,7 @@ def digest(file: bytes | bytearray) -> bytes:
     return sum_of.hexdigest().encode()
 
 
-def _check_origin(file: bytes, path: str) -> None:
+def _check_origin(file: bytes | bytearray, path: str) -> None:
     """Refuse files that another program wrote."""
     if file[8:START] == PREFIX and len(file) >= START + DIGITS:
         return

@@ -157,9 +157,12 @@ def recipe_from_bytes(
             'its "sha256"'
         )
     try:
-        return decode_transform(recipe, {"net": net, "batches": batches})
+        transform = decode_transform(recipe, {"net": net, "batches": batches})
+        # what no recipe is saved as, such as labels that are no text
+        recipe_to_bytes(transform)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error).removeprefix('save_recipe: ')}") from error
+    return transform
 
 
 def _digest(recipe: Json) -> str:

@@ -8,13 +8,11 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_transforms import ALL, FUNCTIONS, HALF, NET, OTHER, PLAIN, X
+from helpers_transforms import ALL, FUNCTIONS, HALF, NET, OTHER, PLAIN, SAVED, X
 
 import jaxcompress as jc
 from jaxcompress.transforms.recipe_calls import CONSTRUCTORS
 from jaxcompress.transforms.settings import digest
-
-SAVED = {name: make for name, make in ALL.items() if name.rsplit(" ", 1)[0] in PLAIN}
 
 
 def test_the_table_has_every_constructor():
@@ -127,6 +125,7 @@ def test_a_recipe_is_written_as_it_is_called(tmp_path):
     roles = {"call": "MatrixAxes", "inputs": [1], "outputs": [0]}
     assert json.loads(path.read_text()) == {
         "format": "jaxcompress recipe 1",
+        "sha256": "8e",
         "recipe": {
             "call": "chain",
             "transforms": [
