@@ -181,7 +181,8 @@ class MeshClassifier:
         fits = d > 0 and len(self.low) == d and min(self.coarse) >= 1 and self.depth >= 0
         if not fits or max(self.coarse) << min(self.depth, 64) > FINEST:
             raise ValueError(f"coarse is {self.coarse} and depth {self.depth}, no grid of the box")
-        if self.kind not in KINDS or words.ndim != 3 - (self.kind == "int32"):
+        width = 1 if self.kind == "int32" else 2
+        if self.kind not in KINDS or words.ndim not in (2, 3) or words.shape[-1] != width:
             raise ValueError(f"kind is {self.kind!r} for words of shape {words.shape}")
         if not (np.isfinite(self.low).all() and (self.low < self.high).all()):
             raise ValueError("low is not below high")

@@ -4,8 +4,6 @@ import json
 
 import fuzz_files
 import helpers_files
-import jax
-import numpy as np
 import pytest
 
 from jaxcompress.checkpoint import tree_from_bytes, tree_to_bytes
@@ -17,7 +15,7 @@ def test_kept_files():
     """Each is the smallest mutant that was refused at one place of the library."""
     for name, sentence in SENTENCES.items():
         file = (fuzz_files.ATTACKS / name).read_bytes()
-        with pytest.raises(ValueError, match="^mutant") as caught:
+        with pytest.raises(ValueError, match=r"^mutant") as caught:
             fuzz_files.load_and_save(name, file)
         # numpy, JAX and json word their part of a sentence differently in other versions
         assert str(caught.value)[:40] == sentence[:40], name
@@ -47,7 +45,6 @@ W = ("items", 0, 1)
 """Of the table's trees the array."""
 
 LIES = {
-    "index": ("clustered", (*W, "children", 0, 1), {"kind": "array", "holder": "numpy"}, None),
     "dims": ("clustered", (*W, "statics", 1, 1, "items", 0), 4, r"index is \(3, 2\), expected"),
     "columns": ("clustered", (*W, "statics", 1, 1, "items", 1), 5, r"index is \(3, 2\), expected"),
     "lines": ("factored", (*W, "statics", 1, 1, "items", 0), 5, "lines is"),
@@ -70,7 +67,7 @@ LIES = {
     ),
     "window": ("toeplitz", (*W, "statics", 4, 1, "items", 0), 0, "expected positive sizes"),
     "grid": ("toeplitz", (*W, "statics", 2, 1, "items", 0), 4, "sizes with the product 9"),
-    "mesh": ("mesh", ("items", 1, "fields", 5, 1), 9, "coarse is|tree is deeper|no grid"),
+    "mesh": ("mesh", ("items", 1, "fields", 5, 1), 40, "no grid of the box"),
     "depth": ("mesh", ("items", 1, "fields", 5, 1), 0, "tree is deeper than 0 halvings"),
     "kind": ("mesh", ("items", 1, "fields", 6, 1), "int64", "kind is 'int64' for words"),
     "points": ("teaching set", ("items", 0, 1, "fields", 4, 1), 4, "not all of 4 points"),
@@ -93,7 +90,7 @@ LIES = {
 """By what lies: the golden file, the field, its new value, and the sentence."""
 
 
-@pytest.mark.parametrize("case", [case for case in LIES if LIES[case][3]])
+@pytest.mark.parametrize("case", LIES)
 def test_lies_are_named(case):
     name, path, value, words = LIES[case]
     with pytest.raises(ValueError, match=f"file: .*({words})"):
@@ -137,4 +134,3 @@ def test_memory_is_bounded_by_the_file():
         header["bias"]["shape"] = shape
         with pytest.raises(ValueError, match=r"bytes of numbers|larger than any array"):
             tree_from_bytes(fuzz_files.joined(header, numbers), "file")
-    assert np.array(jax.device_get(tree_from_bytes(helpers_files.file_of("key").read_bytes(), "f")))
