@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+# one worker a core: more threads would wait for each other; read when NumPy is imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
@@ -76,6 +77,7 @@ def model(tmp_path):
 @pytest.fixture
 def documents(tmp_path):
     """A folder of 40 short texts in its words."""
+    import numpy as np
     from helpers_bert import LETTERS
 
     path = tmp_path / "documents"
