@@ -338,6 +338,8 @@ def run(count, seed=0):
 def keep(examples):
     """Write the smallest examples of the sentences, and the sentences."""
     ATTACKS.mkdir(exist_ok=True)
+    for old in ATTACKS.iterdir():
+        old.unlink()
     table = {}
     for sentence, name, mutant in examples.values():
         if sentence:

@@ -264,11 +264,9 @@ def _called(name: str, function: Callable[..., Made], *args: object, **named: ob
         raise ValueError(f"the recipe calls {name} with other arguments: {error}") from None
     try:
         return function(*args, **named)
-    except (ValueError, TypeError):
-        raise
     except Exception as error:
-        kind = type(error).__name__
-        raise ValueError(f"the recipe calls {name} in a way that fails: {kind} {error}") from error
+        # not all of them are sentences: Python's own name no transform
+        raise ValueError(f"in the call of {name}: {error}") from error
 
 
 def _decode(encoded: Json, given: Mapping[str, object], is_tree: bool = False) -> object:
@@ -281,7 +279,7 @@ def _decode(encoded: Json, given: Mapping[str, object], is_tree: bool = False) -
     name = encoded.get("call")
     if "call" not in encoded:
         return {key: _decode(value, given, is_tree) for key, value in encoded.items()}
-    if name in DECODERS:
+    if isinstance(name, str) and name in DECODERS:
         named = {key: value for key, value in encoded.items() if key != "call"}
         if name != "array":  # its values stay nested lists
             named = {key: _decode(value, given, is_tree) for key, value in named.items()}

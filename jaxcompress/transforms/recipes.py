@@ -160,7 +160,9 @@ def recipe_from_bytes(
         transform = decode_transform(recipe, {"net": net, "batches": batches})
         # what no recipe is saved as, such as labels that are no text
         recipe_to_bytes(transform)
-    except (ValueError, TypeError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} has settings that are nested too deeply") from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {str(error).removeprefix('save_recipe: ')}") from error
     return transform
 

@@ -17,8 +17,10 @@ def test_kept_files():
         file = (fuzz_files.ATTACKS / name).read_bytes()
         with pytest.raises(ValueError, match=r"^mutant") as caught:
             fuzz_files.load_and_save(name, file)
-        # numpy, JAX and json word their part of a sentence differently in other versions
-        assert str(caught.value)[:40] == sentence[:40], name
+        # numpy, JAX and json word their part of a sentence differently in other versions, and
+        # Pythons differ in how deep their recursion goes
+        if "recursion" not in sentence and "nested" not in sentence:
+            assert str(caught.value)[:40] == sentence[:40], name
 
 
 def test_mutants():

@@ -123,9 +123,10 @@ def test_a_recipe_is_written_as_it_is_called(tmp_path):
     )
     jc.save_recipe(path, recipe)
     roles = {"call": "MatrixAxes", "inputs": [1], "outputs": [0]}
-    assert json.loads(path.read_text()) == {
+    written = json.loads(path.read_text())
+    assert len(written.pop("sha256")) == 64
+    assert written == {
         "format": "jaxcompress recipe 1",
-        "sha256": "8e",
         "recipe": {
             "call": "chain",
             "transforms": [
@@ -158,7 +159,26 @@ DAMAGED = {
     "value": ({"call": "hashed", "keep": 8}, r"keep must be in \(0, 1\]"),
     "kind": ({"call": "at", "pattern": "**", "transform": 3}, "at expects transforms"),
     "nested": ({"call": "at", "pattern": "**", "transform": {"call": "x"}}, "calls 'x'"),
-    "setting": ({"call": "hashed", "keep": {"call": "budget", "size": 1}}, "unexpected .*'size'"),
+    "setting": (
+        {"call": "hashed", "keep": {"call": "budget", "size": 1}},
+        "calls budget with other arguments: .*'",
+    ),
+    "field": ('{"format": "jaxcompress recipe 1", "more": 1}', r"the unknown fields \['more'\]"),
+    "twice": ('{"format": "jaxcompress recipe 1", "format": 1}', "keys are repeated"),
+    "no number": ('{"format": NaN}', "NaN is no number"),
+    "edited": (
+        '{"format": "jaxcompress recipe 1", "recipe": {"call": "identity"}, "sha256": ""}',
+        'another recipe than was saved: .*remove its "sha256"',
+    ),
+    "depth": ("[" * 10**5, "damaged or no recipe"),
+    "power": (
+        {"call": "hashed", "keep": {"call": "Fraction", "value": "1e999999999"}},
+        "'1e999999999' is no fraction",
+    ),
+    "labels": (
+        {"call": "partition", "transforms": {"a": {"call": "identity"}}, "labels": [1]},
+        "partition.labels is a tree with a int",
+    ),
     "net": ({"call": "merge"}, r"has merge: pass load_recipe\(path, net=\.\.\.\)"),
     "batches": (
         {"call": "chain", "transforms": [{"call": "recalibrate"}]},
