@@ -49,6 +49,8 @@ def test_a_network_is_saved_by_its_structure():
 def test_orbax_both_ways(tmp_path):
     """Compact parameters go into an orbax checkpoint and come back, into a file and back."""
     ocp = pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint is not installed")
+    if not hasattr(jax.monitoring, "record_scalar"):
+        pytest.skip("this orbax-checkpoint needs a later jax")
     tree = {name.replace(" ", "_"): array for name, array in ARRAYS.items()}
     tree["state"] = {"step": jnp.int32(3), "mu": jax.tree.map(jnp.zeros_like, tree["clustered"])}
     del tree["factored_full"]  # orbax stores no empty arrays
