@@ -39,6 +39,8 @@ def unbiased(h):
 X = noise(6, 3, seed=1)
 BASE = {"A": noise(3, 8), "W": noise(8, 5), "g": 1 + 0.3 * noise(8, seed=2), "b": noise(5, seed=3)}
 
+ROWS = jnp.array([2, 0, 1, 1, 0, 2])
+
 ORACLE = {
     "variance of numpy": lambda p, x: norm_by_var(x @ p["A"]) @ p["W"],
     "a sum over another number": lambda p, x: (
@@ -68,6 +70,29 @@ ORACLE = {
     ),
     "a loop that starts from ones": lambda p, x: (
         lax.fori_loop(0, 2, lambda i, h: h + x @ p["A"], jnp.ones((6, 8))) @ p["W"]
+    ),
+    "rows picked under vmap": lambda p, x: (
+        jax.vmap(lambda i: jnp.asarray(p["A"])[i])(ROWS) @ p["W"]
+    ),
+    "rows cut out under two vmaps": lambda p, x: (
+        jax.vmap(jax.vmap(lambda i: lax.dynamic_slice_in_dim(p["A"], i, 1)[0]))(ROWS[:, None])
+        @ p["W"]
+    ),
+    "rows cut out of activations under vmap": lambda p, x: (
+        jax.vmap(lambda h, i: lax.dynamic_index_in_dim(h, i, 0, False))(
+            x[:, None] * jnp.ones((2, 1)) @ p["A"], ROWS % 2
+        )
+        @ p["W"]
+    ),
+    "a row written under vmap": lambda p, x: (
+        jax.vmap(lambda h, i, y: lax.dynamic_update_index_in_dim(h, y, i, 0))(
+            jnp.zeros((6, 3, 8)), ROWS, x @ p["A"]
+        )
+        @ p["W"]
+    ),
+    "a row filled with ones under vmap": lambda p, x: (
+        jax.vmap(lambda i: jnp.asarray(p["A"]).at[i].get(mode="fill", fill_value=1.0))(ROWS + 1)
+        @ p["W"]
     ),
     "transposed reuse": lambda p, x: jnp.tanh(x @ p["A"]) @ p["W"] @ p["W"].T @ p["W"],
 }
