@@ -213,7 +213,7 @@ def _cross_moments(
     """One batch's count, means, and covariances of y with itself and with x."""
     count = jnp.maximum(weights.sum(), 1e-30)
     x_mean, y_mean = (weights @ x) / count, (weights @ y) / count
-    x, y = x - x_mean, y - y_mean
+    x, y = x - x_mean[None], y - y_mean[None]
     weighted = (weights[:, None] * y).T
     cov = jnp.matmul(weighted, y, precision="highest") / count
     cross = jnp.matmul(weighted, x, precision="highest") / count
