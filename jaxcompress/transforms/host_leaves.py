@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.device import to_device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class HostLeaves(Mapping[str, np.ndarray]):
     def result(self) -> list[PyTree]:
         """Every leaf in the order and the dtype it was given in; unchanged ones as they were."""
         return [
-            jnp.asarray(self.changed[name], jnp.result_type(leaf)) if name in self.changed else leaf
+            to_device(self.changed[name], jnp.result_type(leaf)) if name in self.changed else leaf
             for name, leaf in self.given.items()
         ]
 

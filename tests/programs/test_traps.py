@@ -5,6 +5,7 @@ channels are redundant (duplicates, constants, a rank of a half), so that cuttin
 nothing.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +111,44 @@ def test_the_oracle(name):
         np.testing.assert_allclose(
             sized(small, X), expected, atol=2e-4 * float(jnp.abs(expected).max())
         )
+
+
+class Words(eqx.Module):
+    """A residual stream of single tokens, as Equinox models have it: batched by vmap."""
+
+    table: eqx.nn.Embedding
+    norm: eqx.nn.LayerNorm
+    layer: eqx.nn.MLP
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.table, self.norm = eqx.nn.Embedding(11, 8, key=key), eqx.nn.LayerNorm(8)
+        self.layer = eqx.nn.MLP(8, 8, 12, 1, key=key)
+        self.out = eqx.nn.Linear(8, 3, key=key)
+
+    def __call__(self, token):
+        h = self.table(token)
+        return self.out(h + self.layer(self.norm(h)))
+
+
+def test_the_residual_stream_of_an_equinox_model():
+    params, static = eqx.partition(Words(jax.random.key(0)), eqx.is_array)
+
+    def apply(p, tokens):
+        return jax.vmap(jax.vmap(eqx.combine(p, static)))(tokens)
+
+    tokens = jnp.arange(6).reshape(2, 3)
+    net = jc.trace(apply, params, tokens)
+    stream = net.axes["table/weight:1"]
+    assert stream.size == 8
+    assert {slot.leaf for slot in stream.consumers} == {"layer/layers/0/weight", "out/weight"}
+    assert {use.how for use in net.explain(jc.at("table/*", jc.hashed(1 / 2))(params))} == {
+        "looked up"
+    }
+    small, full, changed = small_and_full(net, params)
+    assert stream.key in changed
+    full = jax.tree.map(jnp.asarray, full)
+    np.testing.assert_allclose(net(small, tokens), apply(full, tokens), atol=1e-4)
 
 
 def by_heads(mix):
