@@ -50,7 +50,7 @@ class HostLeaves(Mapping[str, np.ndarray]):
         return self.read[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.given and not is_compact(self.given[name])
+        return isinstance(name, str) and name in self.given and not is_compact(self.given[name])
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self.given if name in self)
