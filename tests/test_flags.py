@@ -27,9 +27,8 @@ FLAGS = {
     "nans": lambda: jax.debug_nans(True),
 }
 FORMS = (
-    *("hashed", "hashed in blocks", "hashed, circular", "clustered"),
-    *("vocabulary, smooth", "vocabulary, random", "vocabulary, look-ups", "factored"),
-    *("convolved, cubic", "toeplitz, padded"),
+    *("hashed", "hashed in blocks", "hashed, circular", "vocabulary, smooth"),
+    *("vocabulary, look-ups", "factored", "convolved, cubic", "toeplitz, padded"),
 )
 ROWS = jnp.array([[0, 5], [11, 2]])
 
@@ -49,7 +48,6 @@ def uses(array, stack, x):
     return (
         x @ array,
         array.take(ROWS),
-        jax.vmap(jnp.matmul)(x, x.mT),
         x @ stack,
         jax.grad(loss)(array),
     )
@@ -62,7 +60,7 @@ def check_forms():
         array = TRANSFORMS[name](weight, metric)
         stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), array)
         dense = np.asarray(array.materialize(), np.float64)
-        product, taken, _, stacked, slope = uses(array, stack, x)
+        product, taken, stacked, slope = uses(array, stack, x)
         np.testing.assert_allclose(product, x @ dense, atol=1e-4, err_msg=name)
         np.testing.assert_allclose(taken, dense[np.asarray(ROWS)], atol=1e-5, err_msg=name)
         np.testing.assert_allclose(stacked, x @ dense, atol=1e-4, err_msg=name)
@@ -104,9 +102,8 @@ def check_network():
     measured = jc.calibrate(net, params, [ids], sensitivity=True, progress=False)
     cut = jc.rotate_and_prune(net, jc.budget(2 / 3))(params, measured)
     assert np.isfinite(net(cut, ids)).all()
-    assert str(jc.report(params, cut))
     recipe = jc.chain(
-        *(jc.seriate(net), jc.merge(net, 0.9), jc.coarsen(net, 2), jc.refine(net, 2)),
+        *(jc.seriate(net), jc.coarsen(net, 2), jc.refine(net, 2)),
         jc.rotate_and_prune(net, 1 / 2),
         jc.reconstruct(net, [ids], progress=False),
         jc.at("up", jc.hashed(1 / 2)),
