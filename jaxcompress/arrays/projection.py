@@ -152,7 +152,11 @@ def factor_to(
         0.4
     """
     weighted = fit if metric is None else weigh(metric, fit)
-    power, along = float(np.sum(weighted * fit)), float(np.sum(weighted * matrix))
+    return best_factor(float(np.sum(weighted * fit)), float(np.sum(weighted * matrix)))
+
+
+def best_factor(power: float, along: float) -> float:
+    """The same, given the squared norm of the fit and its inner product with what is fitted."""
     # |W - f|^2 <= |W|^2 where |f|^2 <= 2 f'W, give or take rounding
     if power <= 2 * along * (1 + 1e-6):
         return 1.0
