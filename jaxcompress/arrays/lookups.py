@@ -93,7 +93,7 @@ class LookupArray(CompactArray):
             index = np.concatenate([index, gains.argmax(0)[None]])
             values = [_solve(gram, t, index) for gram, t in zip(grams, wanted, strict=True)]
             residuals = [
-                target - gram @ _scatter(chosen, index, m)
+                target - gram @ scatter(chosen, index, m)
                 for gram, target, chosen in zip(grams, wanted, values, strict=True)
             ]
         stacked = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
@@ -118,10 +118,10 @@ def _solve(
     return np.linalg.solve(among, right)[..., 0].T
 
 
-def _scatter(
-    values: Float[np.ndarray, "s n"], index: Int[np.ndarray, "s n"], m: int
-) -> Float[np.ndarray, "m n"]:
-    """The matrix with the entries at their rows."""
-    dense = np.zeros((m, values.shape[1]))
-    dense[index, np.arange(values.shape[1])] = values
+def scatter(
+    values: Float[np.ndarray, "*stack s n"], index: Int[np.ndarray, "s n"], m: int
+) -> Float[np.ndarray, "*stack m n"]:
+    """The matrix with the entries at their rows, on the host."""
+    dense = np.zeros((*values.shape[:-2], m, values.shape[-1]))
+    dense[..., index, np.arange(values.shape[-1])] = values
     return dense

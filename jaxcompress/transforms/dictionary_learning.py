@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.factored import settled
+from jaxcompress.arrays.lookups import LookupArray, scatter
 from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.arrays.vocabulary import VocabularyArray, pseudoinverse
 from jaxcompress.transforms.base import InputMetric
@@ -68,10 +68,13 @@ def learned_in_turns(
         array = VocabularyArray.fit(
             matrix, atoms.astype(np.float32), metric=metric, lookups=lookups
         )
-        gap = target - np.asarray(materialize(array), np.float64)
+        assert isinstance(array.codes, LookupArray)
+        values, index = np.asarray(array.codes.values, np.float64), array.codes.index.array
+        # on the host, since every choice of look-ups would be a program of its own
+        codes = scatter(values, index, count)
+        gap = target - np.asarray(array.atoms, np.float64) @ codes
         if (error := squared(gap, metric)) < least:
             best, least = array, error
-        codes = np.asarray(materialize(array.codes), np.float64)
         atoms = of_unit_length(target @ pseudoinverse(codes.mT).mT)
         # an unused atom is replaced by the column that is fitted worst
         idle = _idle_atoms(atoms, codes)

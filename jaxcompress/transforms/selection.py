@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float, Int
 from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.arrays.signs import fix_signs, peak_signs
 
-RIDGE = 1e-7
+RIDGE = 3e-7
 """The ridge of a fold, relative to the variance of each kept channel."""
-EXPLAINED = 1e-7
+EXPLAINED = 1e-9
 """The share of a variance below which its remainder is rounding: moments are summed in float32."""
 SHRINK = 0.1
 """The ridge towards a prior, as the one of a fold, times unknowns per measured vector."""
@@ -236,11 +236,9 @@ def predict(
     kept, right = moments[np.ix_(chosen, chosen)], moments[chosen]
     fold = ridge_solve(kept, right, RIDGE)
     if r < len(moments) and math.isfinite(count):
-        # each channel in the unit of its own variance, as in the ridge
-        power = np.delete(np.diag(moments), chosen)
-        predicted = np.delete(np.sum(fold * right, axis=0), chosen)
-        unpredicted = np.where(power > 0, 1 - predicted / np.where(power > 0, power, 1), 0).mean()
-        share = unpredicted / (1 - r / count) if count > r else 1.0
+        dropped = np.trace(moments) - np.trace(kept)
+        remainder = np.trace(moments) - np.einsum("ij,ij->", fold, right)
+        share = remainder / (1 - r / count) / dropped if count > r and dropped > 0 else 1.0
         fold = ridge_solve(kept, right, RIDGE + SHRINK * r / count * min(1.0, max(share, 0.0)))
     fold[:, chosen] = np.eye(r)  # the ridge must not shrink the kept channels themselves
     return fold
