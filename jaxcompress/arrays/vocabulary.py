@@ -14,13 +14,13 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import (
     RIDGE,
@@ -130,8 +130,8 @@ class VocabularyArray(CompactArray):
         codes = _plain_codes(atoms, target)
         if metric is not None:
             codes = _metric_codes(atoms, target, np.asarray(metric, np.float64), codes)
-        stored = atoms if is_compact(atoms) else jnp.asarray(np.asarray(atoms, matrix.dtype))
-        array = cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
+        stored = atoms if is_compact(atoms) else to_device(atoms, matrix.dtype)
+        array = cls(stored, to_device(codes, matrix.dtype), dims=matrix.shape[-2:])
         if lookups is None:
             return array
         return dataclasses.replace(
