@@ -113,7 +113,7 @@ class DesignedAtoms(CompactArray):
         codes = np.asarray(self._signs())[:, None] * columns
         axes = tuple(range(len(leading), len(leading) + len(self._grid)))
         waves = scipy.fft.dctn(codes.reshape(*leading, *self._grid, -1), axes=axes, norm="ortho")
-        kept = waves.reshape(columns.shape)[..., np.asarray(self._order()), :]
+        kept = np.asarray(waves).reshape(columns.shape)[..., np.asarray(self._order()), :]
         return kept.reshape(*leading, self.count, n)
 
     def synthesise(self, codes: Float[np.ndarray, "*stack k n"]) -> Float[np.ndarray, "*stack m n"]:
@@ -123,7 +123,8 @@ class DesignedAtoms(CompactArray):
         waves[..., np.asarray(self._order()), :] = codes.reshape(*leading, k // self.channels, -1)
         axes = tuple(range(len(leading), len(leading) + len(self._grid)))
         points = scipy.fft.idctn(waves.reshape(*leading, *self._grid, -1), axes=axes, norm="ortho")
-        signed = np.asarray(self._signs())[:, None] * points.reshape(waves.shape)
+        points = np.asarray(points).reshape(waves.shape)
+        signed = np.asarray(self._signs())[:, None] * points
         return signed.reshape(*leading, self.matrix_shape[0], n)
 
     @property

@@ -26,7 +26,6 @@ from jaxcompress.arrays.projection import (
     RIDGE,
     Metric,
     least_squares,
-    per_matrix,
     ridge_solve,
     weigh,
 )
@@ -130,7 +129,7 @@ class VocabularyArray(CompactArray):
         codes = _plain_codes(atoms, target)
         if metric is not None:
             codes = _metric_codes(atoms, target, np.asarray(metric, np.float64), codes)
-        stored = atoms if is_compact(atoms) else to_device(atoms, matrix.dtype)
+        stored = atoms if is_compact(atoms) else to_device(np.asarray(atoms), matrix.dtype)
         array = cls(stored, to_device(codes, matrix.dtype), dims=matrix.shape[-2:])
         if lookups is None:
             return array
@@ -170,27 +169,33 @@ def _metric_codes(
 ) -> Float[np.ndarray, "*stack k n"]:
     """The least-squares codes in a metric; `plain` settles what it does not see."""
     *leading, m, n = target.shape
-    by_products = isinstance(atoms, DesignedAtoms) and atoms.orthonormal and metric.ndim == 1
-    if by_products and atoms.count > LARGE:
+    if isinstance(atoms, DesignedAtoms) and _is_large(atoms, metric):
         targets, starts = target.reshape(-1, m, n), plain.reshape(-1, atoms.count, n)
         pairs = zip(targets, starts, strict=True)
         solved = [_codes_by_products(atoms, one, metric, start) for one, start in pairs]
         return np.stack(solved).reshape(plain.shape)
     dense = np.asarray(materialize(atoms), np.float64)
+    metric = np.asarray(metric)
     if dense.ndim == 2 and metric.ndim < 3:  # one system for the columns of all matrices
         columns, starts = np.moveaxis(target, -2, 0), np.moveaxis(plain, -2, 0)
         flat = columns.reshape(m, -1), metric, starts.reshape(len(starts), -1)
         return np.moveaxis(_codes_by_solve(dense, *flat).reshape(starts.shape), 0, -2)
     count = math.prod(leading)
+    metrics = np.broadcast_to(metric, (*leading, *metric.shape[-2:])).reshape(count, m, m)
     dense = np.broadcast_to(dense, (*leading, *dense.shape[-2:])).reshape(count, m, -1)
     matrices = zip(
         dense,
         target.reshape(count, m, n),
-        per_matrix(metric, count),
+        metrics,
         plain.reshape(count, -1, n),
         strict=True,
     )
     return np.stack([_codes_by_solve(*row) for row in matrices]).reshape(plain.shape)
+
+
+def _is_large(atoms: DesignedAtoms, metric: Metric) -> bool:
+    """Whether the rows of a table have too many cosines for their Gram matrix."""
+    return atoms.orthonormal and metric.ndim == 1 and atoms.count > LARGE
 
 
 def _codes_by_solve(
