@@ -181,7 +181,7 @@ def _metric_codes(
         flat = columns.reshape(m, -1), metric, starts.reshape(len(starts), -1)
         return np.moveaxis(_codes_by_solve(dense, *flat).reshape(starts.shape), 0, -2)
     count = math.prod(leading)
-    metrics = np.broadcast_to(metric, (*leading, *metric.shape[-2:])).reshape(count, m, m)
+    metrics = [metric] * count if metric.ndim < 3 else [*metric.reshape(-1, m, m)]
     dense = np.broadcast_to(dense, (*leading, *dense.shape[-2:])).reshape(count, m, -1)
     matrices = zip(
         dense,
