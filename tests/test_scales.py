@@ -10,6 +10,7 @@ import pytest
 from laws import TRANSFORMS
 
 import jaxcompress as jc
+from jaxcompress.transforms.folds import no_worse_than_zeros
 
 M, N = 12, 9
 SCALES = 2.0**-66, 2.0**20, 2.0**66
@@ -212,3 +213,11 @@ def test_folds_of_every_scale(name, data):
         again = results(apply, make(net)(*scaled(params, moments, scale)), scale * x)
         for y, z in zip(small, again, strict=True):
             np.testing.assert_allclose(z / scale, y, atol=1e-5)
+
+
+def test_a_fold_that_is_worse_than_zeros_is_scaled_in_its_fibre_alone():
+    rng = np.random.default_rng(0)
+    produce, kernel = np.stack([np.eye(4)] * 2), rng.normal(size=(2, 4, 3))
+    given = np.stack([3 * np.eye(4), np.eye(4)])
+    fold = no_worse_than_zeros(given, produce, kernel, np.stack([np.eye(4)] * 2))
+    np.testing.assert_allclose(fold, produce)
