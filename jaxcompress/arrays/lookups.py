@@ -97,7 +97,7 @@ class LookupArray(CompactArray):
             index = np.concatenate([index, gains.argmax(0)[None]])
             values = [_solve(gram, t, index) for gram, t in zip(grams, wanted, strict=True)]
             residuals = [
-                target - gram @ _scatter(chosen, index, m)
+                target - gram @ scatter(chosen, index, m)
                 for gram, target, chosen in zip(grams, wanted, values, strict=True)
             ]
         stacked = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
@@ -109,7 +109,8 @@ def _gram(metric: np.ndarray | None, m: int) -> Float[np.ndarray, "m m"]:
     gram = np.eye(m) if metric is None else metric
     gram = np.diag(gram) if gram.ndim == 1 else gram
     # a trace of the plain metric chooses by size among rows that no input tells apart
-    return gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m)
+    power = np.trace(gram) / m
+    return gram + (1e-9 * power if power > 0 else 1.0) * np.eye(m)
 
 
 def _solve(
@@ -121,10 +122,10 @@ def _solve(
     return np.linalg.solve(among, right)[..., 0].T
 
 
-def _scatter(
-    values: Float[np.ndarray, "s n"], index: Int[np.ndarray, "s n"], m: int
-) -> Float[np.ndarray, "m n"]:
-    """The matrix with the entries at their rows."""
-    dense = np.zeros((m, values.shape[1]))
-    dense[index, np.arange(values.shape[1])] = values
+def scatter(
+    values: Float[np.ndarray, "*stack s n"], index: Int[np.ndarray, "s n"], m: int
+) -> Float[np.ndarray, "*stack m n"]:
+    """The matrix with the entries at their rows, on the host."""
+    dense = np.zeros((*values.shape[:-2], m, values.shape[-1]))
+    dense[..., index, np.arange(values.shape[-1])] = values
     return dense

@@ -423,3 +423,31 @@ def test_plans_are_made_outside_of_jit():
     for shrink in (jc.rotate_and_prune(net, jc.budget(0.5)), jc.factored(jc.budget(0.5))):
         with pytest.raises(TypeError, match=r"call it outside jax\.jit"):
             jax.jit(lambda params, shrink=shrink: shrink.plan(params, moments).error)(params)
+
+
+@pytest.mark.parametrize("kind", ["a matrix", "a pair"])
+def test_gains_make_predicted_errors_those_of_the_outputs(kind):
+    """Of a last matrix, and of a last product of activations, they are exact."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (6, 8), "k": (5, 8), "w": (8, 7)}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
+
+    def apply(p, x, z):
+        if kind == "a matrix":
+            return 3 * (jnp.tanh(x @ p["q"]) @ p["w"])
+        return 3 * jnp.einsum("id,jd->ij", x @ p["q"], z @ p["k"])
+
+    used = {name: params[name] for name in (("q", "w") if kind == "a matrix" else ("q", "k"))}
+    inputs = tuple(rng.normal(size=(30, m)).astype(np.float32) for m in (6, 5))
+    net = jc.trace(apply, used, *inputs)
+    moments = jc.calibrate(net, used, [inputs], sensitivity=True, progress=False)
+    shrink = {
+        "a matrix": jc.at("w", jc.factored(jc.budget(0.7))),
+        "a pair": jc.rotate_and_prune(net, jc.budget(0.6)),
+    }[kind]
+    before, after = (net(p, *inputs) for p in (used, shrink(used, moments)))
+    error = float(np.mean((np.asarray(before) - np.asarray(after)) ** 2))
+    assert error > 0.01
+    assert shrink.plan(used, moments).error == pytest.approx(error, rel=1e-3)
