@@ -271,7 +271,7 @@ def passage_embeddings(
     progress: bool,
 ) -> Float[np.ndarray, "passages d"]:
     """The large encoder's embeddings of all passages, reusing those of the training texts."""
-    embeddings = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
+    embeddings = np.zeros((len(texts.passages), large.config.embedding_size), np.float32)
     is_passage = chosen < len(texts.training)  # short texts follow the passages
     reused = texts.training[chosen[is_passage]]
     if teacher is not None:

@@ -41,12 +41,12 @@ TRIAL = 6_000
 
 def is_kernel(name: str, leaf: PyTree) -> bool:
     """Whether a leaf is a kernel of the layers."""
-    return name.endswith("/kernel")
+    return name.startswith("layer_") and name.endswith("/kernel")
 
 
 def is_matrix(name: str, leaf: PyTree) -> bool:
     """Whether a leaf is a kernel or the embedding table; these hold nearly all numbers."""
-    return is_kernel(name, leaf) or name == "words/embedding"
+    return name.endswith("/kernel") or name == "words/embedding"
 
 
 def kernel_numbers(encoder: Encoder) -> float:
@@ -63,7 +63,6 @@ def trim_vocabulary(encoder: Encoder, texts: Iterable[str], reserve: int) -> Enc
     kept = pieces_to_keep(
         encoder.tokenizer, piece_counts(encoder.tokenizer, texts), reserve=reserve
     )
-    kept = kept[kept < encoder.config.vocab_size]
     config = dataclasses.replace(
         encoder.config, vocab_size=len(kept), max_position_embeddings=encoder.length
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from jaxcompress.models.bert import Json
+from jaxcompress.models.files import Json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

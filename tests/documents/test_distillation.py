@@ -18,8 +18,9 @@ from jaxcompress.documents.distillation import (
     similarity_loss,
     state_loss,
 )
+from jaxcompress.documents.learning import embedded
 from jaxcompress.documents.retrieval import fidelity
-from jaxcompress.models.bert import Bert, BertConfig, pool
+from jaxcompress.models.bert import Bert, BertConfig
 from jaxcompress.training.stream import fit_stream
 
 RNG = np.random.default_rng(0)
@@ -85,7 +86,7 @@ def test_hidden_states_teach_more_than_embeddings_alone():
 
     found = {}
     for weight in (0.0, 1.0):
-        loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
+        loss = distillation_loss(net, teacher, pool=partial(embedded, MODEL.config), states=weight)
         state = fit_stream(
             loss,
             small,

@@ -15,15 +15,14 @@ from jaxcompress.documents import Settings, compress_for, job, learning
 from jaxcompress.documents import pruning as cuts
 from jaxcompress.documents.encoder import read_encoder, read_index
 from jaxcompress.documents.reading import read_documents
-from jaxcompress.models.bert import tensors_of
+from jaxcompress.models.families import tensors_of
 
 
 def deep():
     rng = np.random.default_rng(0)
     config = dataclasses.replace(SMALL, num_hidden_layers=3)
     return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for _, name, shape, _ in tensors_of(config)
+        spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in tensors_of(config)
     }
 
 
