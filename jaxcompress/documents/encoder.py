@@ -233,10 +233,7 @@ def write_encoder(
         save(draft / "encoder.safetensors", encoder.params)
         (draft / "tokenizer.json").write_text(encoder.tokenizer.to_str(), encoding="utf-8")
         if len(passages):
-            lines = (
-                json.dumps(dataclasses.asdict(passage), ensure_ascii=False) for passage in passages
-            )
-            (draft / "passages.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_passages(draft / "passages.jsonl", passages)
             save(draft / "passages.safetensors", np.asarray(embeddings, np.float32))
         config = {
             "format": FORMAT,
@@ -350,7 +347,18 @@ def read_index(folder: str | os.PathLike[str]) -> Index:
             f"{str(path)!r} holds no compact encoder: make one with jaxcompress bert DOCUMENTS "
             f"--out {path}"
         )
-    # a line ends at "\n" alone: JSON leaves other ends of lines, such as U+2028, as they are
-    lines = text_of(path / "passages.jsonl").rstrip("\n").split("\n")
-    passages = [Passage(**json.loads(line)) for line in lines]
+    passages = read_passages(path / "passages.jsonl")
     return Index(read_encoder(path), passages, np.asarray(load(path / "passages.safetensors")))
+
+
+def write_passages(path: Path, passages: Sequence[Passage]) -> None:
+    """Write passages, one JSON object a line."""
+    lines = (json.dumps(dataclasses.asdict(passage), ensure_ascii=False) for passage in passages)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Read passages from a file of `write_passages`."""
+    # a line ends at "\n" alone: JSON leaves other ends of lines, such as U+2028, as they are
+    lines = text_of(path).rstrip("\n").split("\n")
+    return [Passage(**json.loads(line)) for line in lines]

@@ -60,7 +60,8 @@ def teacher_outputs(
     ids, longest = large.encode(texts), large.config.max_position_embeddings
     net = network(large.config, hidden=True)
     states = hidden_states(net, large.params, ids, file, longest=longest, progress=progress)
-    embeddings = pooled(partial(embedded, large.config, large.params), states, ids, longest)
+    pooling = partial(jax.jit(partial(embedded, large.config)), large.params)
+    embeddings = pooled(pooling, states, ids, longest, large.config.embedding_size)
     return TeacherOutputs(list(texts), embeddings, states)
 
 
@@ -80,9 +81,10 @@ def pooled(
     states: States,
     ids: Sequence[Int[np.ndarray, " tokens"]],
     longest: int,
+    width: int,
 ) -> Float[np.ndarray, "texts d"]:
-    """Embeddings from stored hidden states."""
-    embeddings = np.zeros((len(ids), states.values.shape[-1]), np.float32)
+    """Embeddings of a given width from stored hidden states."""
+    embeddings = np.zeros((len(ids), width), np.float32)
     for batch in buckets(ids, longest=longest):
         real = batch.index >= 0
         embeddings[batch.index[real]] = np.asarray(
