@@ -60,7 +60,7 @@ FILES = {
     "undeclared.html": ("<p>naïve".encode("latin-1"), "undeclared.html is not UTF-8"),
     "wrong.html": (
         page("naïve", "latin-1", "euc-jp"),
-        "wrong.html is not UTF-8 (invalid continuation byte at byte 27) and not EUC_JP",
+        "wrong.html is not UTF-8 (invalid continuation byte at byte 28) and not EUC_JP",
     ),
     "unknown.html": (page("naïve", "latin-1", "x-klingon"), "unknown.html is not UTF-8"),
     "unmarked.txt": ("naïve".encode("utf-16-le"), "unmarked.txt is binary, or UTF-16 without"),
