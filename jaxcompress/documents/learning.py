@@ -29,8 +29,6 @@ from jaxcompress.training.losses import Loss
 from jaxcompress.training.state import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 
-TRAINING_TOKENS = 2_000_000
-"""The largest number of training tokens, since their hidden states are stored in a file."""
 STEP = 1_024
 """Tokens of a training step."""
 
