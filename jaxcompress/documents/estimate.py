@@ -39,8 +39,14 @@ GRADIENT = 3
 """Compilations of a forward pass that one of a gradient or of moments costs, about."""
 CLUSTERING = 200_000
 """Tokens through the encoder that cost as much as the clustering of its matrices, about."""
-TIMINGS = 20 * (16 + 32 * 128)
-"""Tokens that are timed for the report, at most."""
+TIMED = 16 + 32 * 128
+"""Tokens of the batches that are timed for the report."""
+RUNS = 20
+"""Runs that are timed, at most."""
+TIMING = 10.0
+"""Seconds after which no further run is timed, for one shape of batches."""
+SAMPLE = 1_024
+"""Tokens of the batch that is timed for the estimate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ def measure(
         longest: the encoder's maximum length.
         clock: gives seconds.
     """
-    batches = buckets(ids, longest=longest)
+    batches = buckets(ids, tokens=SAMPLE, longest=longest)
     shapes = [batch.ids.shape for batch in batches]
     common = max(set(shapes), key=shapes.count)
     batch, run, seconds = batches[shapes.index(common)], jax.jit(apply), []
@@ -188,13 +194,14 @@ def estimated(speed: Speed, job: Job, effort: Effort) -> Estimate:
     moments = effort.calibration * MOMENTS
     teacher = min(effort.teacher, job.training) if job.minutes else 0
     judged = job.tokens * min(effort.judged / max(job.passages, 1), 1.0)
+    timed = (1 + job.work) * TIMED * token
     # the moments once more, for storing, and the clustering of all matrices
     tokens = {
         "pruning": effort.trial * (job.candidates + 1) + moments,
         "outputs": teacher,
         "learning": job.work * moments + CLUSTERING,
         "index": job.work * job.tokens,
-        "judging": judged + (1 + job.work) * TIMINGS,
+        "judging": judged,
     }
     programs = {
         "pruning": (job.layers + 1 + GRADIENT) * job.shapes,
@@ -204,7 +211,9 @@ def estimated(speed: Speed, job: Job, effort: Effort) -> Estimate:
         "judging": job.shapes + 4,
     }
     seconds = {name: tokens[name] * token + programs[name] * program for name in tokens}
-    return Estimate(seconds | {"learning": seconds["learning"] + 60 * job.minutes})
+    seconds["learning"] += 60 * job.minutes
+    seconds["judging"] += min(RUNS * timed, 2 * TIMING + timed)
+    return Estimate(seconds)
 
 
 class Stages:

@@ -18,11 +18,9 @@ from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.documents.encoder import Encoder
+from jaxcompress.documents.estimate import RUNS, TIMING
 from jaxcompress.documents.retrieval import Comparison, compare, cosines, ranks
 from jaxcompress.documents.samples import Texts
-
-SECONDS = 10.0
-"""Seconds for the timings at one shape of batches."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -167,9 +165,9 @@ def clock(
     large: Encoder,
     small: Encoder,
     shape: tuple[int, int],
-    runs: int = 20,
+    runs: int = RUNS,
     *,
-    seconds: float = SECONDS,
+    seconds: float = TIMING,
     progress: bool = False,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """FLOPs and milliseconds of a forward pass, medians of interleaved runs.
@@ -179,7 +177,7 @@ def clock(
         small: the small encoder.
         shape: rows and length of the batch.
         runs: the number of runs.
-        seconds: after which no further run is started, once there are three.
+        seconds: after which no further run is started.
         progress: show a progress bar.
     """
     ids, mask = np.ones(shape, np.int32), np.ones(shape, bool)
@@ -190,7 +188,7 @@ def clock(
     taken: list[list[float]] = [[], []]
     begin, name = time.perf_counter(), "timing {} x {} tokens".format(*shape)
     for done in tqdm(range(runs), name, leave=False, disable=not progress):
-        if done >= 3 and time.perf_counter() - begin > seconds:
+        if done and time.perf_counter() - begin > seconds:
             break
         for times, (run, params) in zip(taken, ready, strict=True):
             start = time.perf_counter()

@@ -1,5 +1,7 @@
 """A page's text is what a reader sees, whatever tags it omits."""
 
+import sys
+
 import pytest
 
 from jaxcompress.documents.html import html_text
@@ -61,3 +63,9 @@ PAGES = {
 def test_a_page_is_what_a_reader_sees(name):
     page, text = PAGES[name]
     assert tidy(html_text(page)) == text
+
+
+def test_without_the_parser_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxcompress\[bert\]'"):
+        html_text("<p>a")
