@@ -170,20 +170,17 @@ def compress_for(
             large, texts, *outputs, settings, effort, folder, progress=progress
         )
     cut = kernel_numbers(small) < kernel_numbers(trimmed)
+    options = {"cut": cut, "effort": effort, "progress": progress}
     with stage("learning"):
-        options = {"cut": cut, "effort": effort, "progress": progress}
-        small, losses = train_and_store(
-            small, outputs[1], training, numbers, settings, folder, **options
-        )
+        learned = small, outputs[1], training, numbers, settings, folder
+        small, losses = train_and_store(*learned, **options)
     with stage("index"):
-        index = small.embed(
-            [passage.text for passage in texts.passages], progress=progress, description="index"
-        )
+        every = [passage.text for passage in texts.passages]
+        index = small.embed(every, progress=progress, description="index")
     with stage("judging"):
         report = judge(large, small, texts, judged, known, index, losses, progress=progress)
-        saved = dataclasses.asdict(settings)
-        write_encoder(out, small, texts.passages, index, settings=saved)
-        _finish(out, report, folder)
+    write_encoder(out, small, texts.passages, index, settings=dataclasses.asdict(settings))
+    _finish(out, report, folder)
     return small, report
 
 
