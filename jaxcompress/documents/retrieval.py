@@ -202,6 +202,11 @@ def kept_share(
 
 def fidelity(before: ArrayLike, after: ArrayLike) -> float:
     """The mean cosine between two encoders' embeddings (n, d) of the same texts."""
+    return float(np.mean(cosines(before, after)))
+
+
+def cosines(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, " n"]:
+    """The cosine between two encoders' embeddings (n, d) of each text."""
     x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    return float(np.mean(np.sum(x * y, -1) / np.maximum(norms, 1e-12)))
+    return np.sum(x * y, -1) / np.maximum(norms, 1e-12)

@@ -128,6 +128,22 @@ def test_bounds_contain_the_truth(evaluations):
             assert row.confident[0] - 1e-9 <= row.accuracy <= row.confident[1] + 1e-9
 
 
+@pytest.mark.parametrize(("count", "confidence"), [(1, 0.95), (3, 0.95), (4, 0.8)])
+def test_the_risks_of_all_bounds_add_up_to_that_of_the_ranking(monkeypatch, count, confidence):
+    """The union bound: that any of the bounds fails is no likelier than the sum of their risks."""
+    risks = []
+    estimate = jaxcompress.classifiers.estimation.estimate
+
+    def recorded(evaluation, risk):
+        risks.append(risk)
+        return estimate(evaluation, risk)
+
+    monkeypatch.setattr("jaxcompress.classifiers.ranking.estimate", recorded)
+    judge(dict(itertools.islice(ADVERSARIES.items(), count)), confidence=confidence)
+    assert len(risks) == count
+    assert sum(risks) == pytest.approx(1 - confidence)
+
+
 def test_everything_seen_is_the_truth():
     for row in judge(evaluations=1.0).rows:
         assert row.certain == row.confident == pytest.approx((TRUTH[row.name],) * 2)
