@@ -20,6 +20,8 @@ from jaxtyping import Float
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import LinearOperator, cg
 
+from jaxcompress.checks import array
+
 Metric = Float[np.ndarray, "*stack m m"] | Float[np.ndarray, " m"]
 """Second moments of the inputs of a matrix or a stack, or their diagonal for all of them."""
 
@@ -75,6 +77,19 @@ def least_squares(
     residual = collect(weigh(metric, matrix - expand(start)))
     correction, _ = cg(normal, residual, rtol=tol, maxiter=steps, M=precondition)
     return start + correction
+
+
+def check_shape(who: str, metric: Metric | None, matrix: Float[np.ndarray, "*stack m n"]) -> None:
+    """Refuse second moments of another shape than a matrix's inputs, or that are not finite."""
+    if metric is None:
+        return
+    m, lead = matrix.shape[-2], matrix.shape[:-2]
+    values = array(f"{who}: the moments", metric)
+    if values.shape not in ((m,), (m, m), (*lead, m, m)):
+        raise ValueError(
+            f"{who}: the moments have shape {values.shape}, expected {(m, m)} or their diagonal "
+            f"{(m,)}"
+        )
 
 
 def weigh(metric: np.ndarray, x: np.ndarray) -> np.ndarray:

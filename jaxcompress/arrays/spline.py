@@ -24,16 +24,10 @@ from jaxtyping import Array, Float
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, choice, whole, whole_number
+from jaxcompress.checks import matrix as matrix_kind
 
 BASES = ("step", "linear", "cubic")
-
-
-def check_basis(basis: str) -> None:
-    """Refuse an unknown basis."""
-    if basis not in BASES:
-        raise ValueError(
-            f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}"
-        )
 
 
 @compact_array
@@ -90,6 +84,7 @@ class SplineArray(CompactArray):
         )
 
     @classmethod
+    @checked(matrix=matrix_kind, count=whole(), basis=choice(*BASES))
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> SplineArray:
         """The samples with the least squared error; with steps they are means.
 
@@ -102,6 +97,7 @@ class SplineArray(CompactArray):
             basis: one of `BASES`.
         """
         n = matrix.shape[-1]
+        count = whole_number("SplineArray.fit: count", count, 1, n)
         if basis != "step":
             grid = spline_matrix(count, n, basis)
             samples = np.linalg.lstsq(grid.T, np.asarray(matrix, np.float64).reshape(-1, n).T)[0].T

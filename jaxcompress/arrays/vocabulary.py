@@ -21,8 +21,11 @@ from jaxtyping import Array, Float
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.lookups import LookupArray
-from jaxcompress.arrays.projection import Metric, weigh
+from jaxcompress.arrays.projection import Metric, check_shape, weigh
 from jaxcompress.arrays.registration import compact_array
+from jaxcompress.checks import array as real_array
+from jaxcompress.checks import checked, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -91,6 +94,7 @@ class VocabularyArray(CompactArray):
         return materialize(self.atoms).astype(self.codes.dtype)
 
     @classmethod
+    @checked(matrix=matrix_kind, lookups=whole())
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -109,6 +113,14 @@ class VocabularyArray(CompactArray):
             lookups: the atoms that a column may use; all by default.
         """
         target = np.asarray(matrix, np.float64)
+        check_shape("VocabularyArray.fit", metric, target)
+        if not is_compact(atoms):
+            given = real_array("VocabularyArray.fit: atoms", atoms)
+            if given.ndim < 2 or given.shape[-2] != target.shape[-2]:
+                raise ValueError(
+                    f"VocabularyArray.fit: atoms must have a row for each of {target.shape[-2]} "
+                    f"inputs, got shape {given.shape}"
+                )
         codes = _plain_codes(atoms, target)
         if metric is not None:
             dense = np.asarray(materialize(atoms), np.float64)
