@@ -297,7 +297,7 @@ CALLS = {
         lambda **o: jc.hashed(1 / 2)(**o), lambda: {"params": KERNEL, "moments": None}
     ),
     "LeafTransform.plan": Call(
-        lambda keep=HALF, **o: jc.hashed(keep).plan(**o), lambda: {"params": PARAMS}
+        lambda keep=HALF, **o: jc.factored(keep).plan(**o), lambda: {"params": PARAMS}
     ),
     "RotateAndPrune.plan": Call(
         lambda keep=HALF, **o: jc.rotate_and_prune(net(), keep).plan(**o),

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
-from jaxcompress.checks import checked, choice, whole, whole_number
+from jaxcompress.checks import checked, choice, is_array, shown, whole, whole_number
 from jaxcompress.checks import matrix as matrix_kind
 
 BASES = ("step", "linear", "cubic")
@@ -220,8 +220,6 @@ def as_function(kernel: jax.Array) -> jax.Array:
         >>> x @ kernel
         Array([[16., 22.]], dtype=float32)
     """
-    if jnp.ndim(kernel) != 2:
-        raise ValueError(
-            f"as_function expects a matrix (inputs, features), got shape {jnp.shape(kernel)}"
-        )
+    if not is_array(kernel) or jnp.ndim(kernel) != 2:
+        raise ValueError(f"as_function expects a matrix (inputs, features), got {shown(kernel)}")
     return jnp.flip(jnp.asarray(kernel), axis=1).reshape(-1)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxcompress.checks import array, function, is_whole, shown
+from jaxcompress.checks import Kind, array, function, is_whole, shown
 from jaxcompress.training.batches import in_batches
 
 Classify = Callable[[np.ndarray], ArrayLike]
@@ -192,14 +192,20 @@ def jnd_function(
     return lambda points: in_batches(checked, points, batch_size)
 
 
-def jnd_kind(name: str, value: Jnd) -> Jnd:
+def jnd_kind(what: str, dimensions: tuple[int, ...]) -> Kind:
     """The kind of a just-noticeable difference: a function, or positive numbers."""
-    if callable(value):
+
+    def kind(name: str, value: Jnd) -> Jnd:
+        if callable(value):
+            return value
+        expected = f"positive, {what},"
+        differences = array(name, value, dimensions, finite=False, what=expected)
+        positive = (differences > 0) & np.isfinite(differences)
+        if differences.dtype == bool or not positive.all():
+            raise ValueError(f"{name} must be {expected} got {shown(value)}")
         return value
-    differences = array(name, value, (0, 1), what="a number, one for each axis, or a function")
-    if differences.dtype == bool or not (differences > 0).all():
-        raise ValueError(f"{name} must be positive, got {shown(value)}")
-    return value
+
+    return kind
 
 
 def check_budget(caller: str, budget: object) -> None:

@@ -102,7 +102,13 @@ class Realized(LabelledPoints):
         )
 
 
-@checked(classify=CLASSIFY, jnd=jnd_kind, soft=SOFT, training_points=whole(), batch_size=whole())
+@checked(
+    classify=CLASSIFY,
+    jnd=jnd_kind("a number, one for each axis, or a function", (0, 1)),
+    soft=SOFT,
+    training_points=whole(),
+    batch_size=whole(),
+)
 def realize(
     classify: Classify,
     domain: tuple[ArrayLike, ArrayLike],

@@ -57,7 +57,7 @@ CALLER = "realize_along"
 
 @checked(
     classify=CLASSIFY,
-    jnd=jnd_kind,
+    jnd=jnd_kind("one number or a function", (0,)),
     directions=choice("principal", "random"),
     confidence=number("(0, 1)", "such as 0.95"),
     tolerance=number("[0, 1)", "a share, such as 0.01"),
