@@ -397,13 +397,14 @@ def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
 def _check_level(level: tuple[float | Fraction, int]) -> tuple[Fraction, int]:
     """One level's factor and number of steps."""
     pair = isinstance(level, Sequence) and not isinstance(level, str) and len(level) == 2
-    if not (pair and is_number(level[0]) and is_whole(level[1], least=0)):
+    numbers = pair and is_number(level[0]) and is_whole(level[1], least=0)
+    if not (numbers and math.isfinite(level[0])):
         raise ValueError(
             "multigrid: a level is a factor and a number of steps, such as (4, 3000); "
             f"got {level!r}"
         )
     factor, steps = level
-    if not (1 <= factor < math.inf and steps):
+    if not (factor >= 1 and steps):
         raise ValueError(
             f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}"
         )
