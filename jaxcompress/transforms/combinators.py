@@ -132,7 +132,7 @@ class At(Transform):
         if self._picks(name, leaf):
             matched.append(name)
             path, by_name = join(scope.prefix, name), is_literal(self.pattern)
-            with sweep.leaf(path, by_name=by_name):
+            with sweep.leaf(by_name=by_name):
                 result = self.transform._apply(leaf, metric, Scope(path, by_name))
                 return result if result is leaf else sweep.compacted(result)
             return leaf
@@ -292,7 +292,9 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
         TypeError: for an argument that is not a pattern, or a transform of axes; when called, for a
             leaf that is picked by name (no wildcard in the pattern's last part) and cannot be
             compacted.
-        ValueError: when called, for a pattern that matches nothing; the message lists the leaves.
+        ValueError: when called, for a pattern, or one of several, that matches nothing; the message
+            lists the leaves. For a leaf that is picked by name and beyond the form's reach; where
+            no one named it, it stays dense and the log names it, unless all leaves do.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -321,7 +323,8 @@ def partition(
 
     Raises:
         TypeError: for an argument that is not a transform, or a transform of axes.
-        ValueError: when called, for labels without a transform or of another structure.
+        ValueError: when called, for labels without a transform or of another structure, or a
+            transform whose label no leaf has.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc

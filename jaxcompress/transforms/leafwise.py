@@ -236,7 +236,7 @@ class LeafTransform(Transform):
             keep, roles = keeps.get(path), axes.get(path)
             problem = why_not(leaf, roles) or ("no keep is given for it" if keep is None else None)
             if keep is not None and problem is None:
-                with sweep.leaf(path, by_name=scope.by_name):
+                with sweep.leaf(by_name=scope.by_name):
                     return sweep.compacted(self._compact_leaf(path, leaf, metric, keep, roles))
                 return leaf
             if scope.by_name:

@@ -59,14 +59,13 @@ class Sweep:
         self.any_compacted = False
 
     @contextlib.contextmanager
-    def leaf(self, name: str, *, by_name: bool) -> Iterator[None]:
+    def leaf(self, *, by_name: bool) -> Iterator[None]:
         """Compact one leaf; what is raised within for one that is picked by name is raised."""
         try:
             yield
         except Unreachable as error:
             if by_name:
                 raise
-            log.warning("%s stays dense: %s", name or "the leaf", error)
             self.unreachable.append(error)
 
     def compacted(self, leaf: PyTree) -> PyTree:
@@ -75,9 +74,11 @@ class Sweep:
         return leaf
 
     def finish(self) -> None:
-        """Refuse a sweep that left all leaves dense."""
+        """Name what stays dense in the log; refuse a sweep that left all leaves dense."""
         if self.unreachable and not self.any_compacted:
             raise self.unreachable[0]
+        for error in self.unreachable:
+            log.warning("%s; it stays dense", error)
 
 
 def why_not(leaf: PyTree, axes: MatrixAxes | None) -> str | None:
