@@ -929,16 +929,9 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("count", (*COUNTS, None), "count must be a whole number of at least 1"),
     ],
     "BertConfig": [
-        Wrong("hidden_size", (*COUNTS, None), "hidden_size must be a whole number of at least 1"),
         Wrong("hidden_size", [9], "no multiple of num_attention_heads"),
-        Wrong("vocab_size", (*COUNTS, None), "vocab_size must be a whole number of at least 1"),
-        Wrong("num_attention_heads", (*COUNTS, None), "num_attention_heads must be a whole number"),
-        Wrong(
-            "num_hidden_layers", (-1, 2.5, "1", None), "num_hidden_layers must be a whole number"
-        ),
         Wrong("hidden_act", NAMES, "hidden_act"),
         Wrong("pooling", NAMES, "pooling"),
-        Wrong("layer_norm_eps", (-1, *NUMBERS), "layer_norm_eps must be in"),
     ],
     "without_layers": [Wrong("dropped", [[0], [1], [-1], [0.5]], "without_layers")],
     "plots.atoms": [

@@ -27,8 +27,6 @@ from einops import rearrange, reduce
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcompress.checks import check_fields, number, whole
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -73,17 +71,6 @@ class BertConfig:
     def __post_init__(self) -> None:
         # a list, where it was read from JSON; a cached network needs a hashable configuration
         object.__setattr__(self, "linear_layers", tuple(self.linear_layers))
-        check_fields(
-            self,
-            vocab_size=whole(),
-            hidden_size=whole(),
-            num_hidden_layers=whole(0),
-            num_attention_heads=whole(),
-            intermediate_size=whole(),
-            max_position_embeddings=whole(),
-            type_vocab_size=whole(),
-            layer_norm_eps=number("[0, inf)", "such as 1e-12"),
-        )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
