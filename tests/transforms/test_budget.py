@@ -403,7 +403,7 @@ def test_an_active_set_is_a_metric():
 def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
     with pytest.raises(
-        TypeError, match="a function from candidates by name to their scores, got 0.9"
+        TypeError, match=r"a function from candidates by name to their scores, got 0\.9"
     ):
         jc.budget(0.5, metric=0.9)
     for value in (float("nan"), np.ones(2), "a", 1j, None):
