@@ -463,6 +463,8 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except jax.errors.JAXTypeError:  # of a value that a traced function needs: JAX explains it
+        raise
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: {error}") from error
 

@@ -398,11 +398,13 @@ TABLE: dict[str, list[Wrong]] = {
     ],
     "trace": [
         Wrong("apply", NOT_FUNCTIONS, "apply must be a function", TypeError),
-        Wrong("params", [changed(PARAMS, up=None), changed(PARAMS, up="up")], "up"),
+        Wrong("params", [changed(PARAMS, up=None)], "parameters"),
+        Wrong("params", [changed(PARAMS, up="up")], "the parameter up is a str", TypeError),
         Wrong("params", [None, 3], "parameters"),
-        Wrong("inputs", ["x", normal(20, 4), None], "inputs"),
+        Wrong("inputs", [normal(20, 4), None], "inputs"),
         Wrong("state_outputs", [{"0": "up"}, {"": "nothing"}], "state_outputs|is not there|no "),
         Wrong("state_outputs", [3, "x", {"a": 3}], "state_outputs", TypeError),
+        Wrong("inputs", ["x"], "input 0 is a str, no array", TypeError),
     ],
     "Network": [
         Wrong("params", NOT_PARAMS, FIT),

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxcompress.checks import is_array, shown
+from jaxcompress.arrays.leaves import describe, is_numeric
 
 
 def check_fit(
@@ -31,12 +31,10 @@ def check_fit(
 def check_params(who: str, params: PyTree) -> None:
     """Refuse leaves without a gradient, by name."""
     for path, leaf in tree_flatten_with_path(params)[0]:
-        dtype = jnp.result_type(leaf) if is_array(leaf) else None
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            came = shown(leaf) if dtype is None else dtype
-            raise TypeError(
-                f"{who}: {keystr(path) or 'params'} holds {came}; only float leaves are trained"
-            )
+        kind = jnp.result_type(leaf) if is_numeric(leaf) else describe(leaf)
+        if not (is_numeric(leaf) and jnp.issubdtype(kind, jnp.floating)):
+            where = keystr(path) or "params"
+            raise TypeError(f"{who}: {where} holds {kind}; only float leaves are trained")
 
 
 def check_length(who: str, data: PyTree) -> int:
