@@ -32,6 +32,7 @@ from jaxcompress.arrays.permutation import mix, permute
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import whole_numbers
 
 NAMES = ("dct", "smooth", "random")
 FOURIER_COST = 40
@@ -325,15 +326,14 @@ def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) 
     Raises:
         ValueError: when its points, times the channels at each, are another number.
     """
+    grid = whole_numbers("grid", grid, None)
     points = math.prod(grid)
     if points * channels != inputs:
         of = f" of {channels} channels" if channels > 1 else ""
         fix = (
             f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
         )
-        raise ValueError(
-            f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{fix}"
-        )
+        raise ValueError(f"grid={grid} has {points} points{of}, but {whose} {inputs} inputs{fix}")
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:
@@ -352,7 +352,7 @@ def check_rule(rule: object, grid: tuple[int, ...]) -> int:
                 f"points, expected ({m}, atoms)"
             )
         return shape[1]
-    if rule not in NAMES:
+    if not isinstance(rule, str) or rule not in NAMES:
         names = ", ".join(map(repr, (*NAMES, "learned")))
         raise ValueError(
             f"atoms={rule!r} is unknown: expected one of {names}, "

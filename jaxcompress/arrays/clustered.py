@@ -24,9 +24,17 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
-from jaxcompress.arrays.projection import Metric, diagonal, per_matrix, shared_numbers
+from jaxcompress.arrays.projection import (
+    Metric,
+    check_shape,
+    diagonal,
+    per_matrix,
+    shared_numbers,
+)
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, seeds, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 MOST = 2**16
 """The largest number of runs: an index then fits two bytes."""
@@ -81,6 +89,7 @@ class ClusteredArray(CompactArray):
         return m * math.ceil(n / block) + count * block
 
     @classmethod
+    @checked(matrix=matrix_kind, count=whole(), block=whole(), seed=seeds)
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -102,6 +111,7 @@ class ClusteredArray(CompactArray):
                 the outputs.
         """
         m, n = matrix.shape[-2:]
+        check_shape("ClusteredArray.fit", metric, matrix)
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(metric, len(stack))
         power = _mean_power(metrics, m)

@@ -22,8 +22,11 @@ from jaxtyping import Float
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
+from jaxcompress.arrays.projection import check_shape
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -109,6 +112,7 @@ class FactoredArray(CompactArray):
         return np.argsort(np.concatenate([self._lines, self._others]))
 
     @classmethod
+    @checked(matrix=matrix_kind, rank=whole())
     def fit(
         cls, matrix: np.ndarray, rank: int, *, metric: np.ndarray | None = None
     ) -> FactoredArray:
@@ -122,6 +126,9 @@ class FactoredArray(CompactArray):
         """
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
+        if rank > min(m, n):
+            raise ValueError(f"FactoredArray.fit: rank={rank} is beyond the full rank {min(m, n)}")
+        check_shape("FactoredArray.fit", metric, target)
         by_rows = m < n
 
         def stored(value: np.ndarray) -> jax.Array:

@@ -29,10 +29,12 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import Metric, per_matrix, shared_numbers
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, shared_numbers
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, choice, seeds, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -92,6 +94,13 @@ class HashedArray(CompactArray):
         return _look_up(self.table, rows, seed, m=m, n=n, block=self.block)
 
     @classmethod
+    @checked(
+        matrix=matrix_kind,
+        size=whole(),
+        seed=seeds,
+        block=whole(),
+        layout=choice("random", "circular"),
+    )
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -114,6 +123,9 @@ class HashedArray(CompactArray):
                 then that of the outputs, minimised by conjugate gradients from means.
         """
         m, n = matrix.shape[-2:]
+        if block > n:
+            raise ValueError(f"HashedArray.fit: block={block} is longer than a row of {n} entries")
+        check_shape("HashedArray.fit", metric, matrix)
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
         index = index.ravel()
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)

@@ -17,10 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
-from jaxcompress.arrays.projection import Metric, per_matrix, weigh
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, weigh
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, whole, whole_number
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -66,6 +68,7 @@ class LookupArray(CompactArray):
         return f"{count} {'entry' if count == 1 else 'entries'} a column"
 
     @classmethod
+    @checked(matrix=matrix_kind, entries=whole())
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -82,6 +85,8 @@ class LookupArray(CompactArray):
                 inner products of the atoms.
         """
         m, n = matrix.shape[-2:]
+        entries = whole_number("LookupArray.fit: entries", entries, 1, m)
+        check_shape("LookupArray.fit", metric, matrix)
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(None if metric is None else np.asarray(metric, np.float64), len(stack))
         grams = [_gram(metric, m) for metric in metrics]

@@ -24,6 +24,8 @@ from jaxtyping import Float
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.sparse.linalg import LinearOperator, cg
 
+from jaxcompress.checks import array
+
 Metric = Float[np.ndarray, "*stack m m"] | Float[np.ndarray, " m"]
 """Second moments of the inputs of a matrix or a stack, or their diagonal for all of them."""
 
@@ -161,6 +163,19 @@ def best_factor(power: float, along: float) -> float:
     if power <= 2 * along * (1 + 1e-6):
         return 1.0
     return max(along, 0.0) / power
+
+
+def check_shape(who: str, metric: Metric | None, matrix: Float[np.ndarray, "*stack m n"]) -> None:
+    """Refuse second moments of another shape than a matrix's inputs, or that are not finite."""
+    if metric is None:
+        return
+    m, lead = matrix.shape[-2], matrix.shape[:-2]
+    values = array(f"{who}: the moments", metric)
+    if values.shape not in ((m,), (m, m), (*lead, m, m)):
+        raise ValueError(
+            f"{who}: the moments have shape {values.shape}, expected {(m, m)} or their diagonal "
+            f"{(m,)}"
+        )
 
 
 def weigh(metric: np.ndarray, x: np.ndarray) -> np.ndarray:

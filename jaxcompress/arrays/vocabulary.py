@@ -25,11 +25,15 @@ from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import (
     RIDGE,
     Metric,
+    check_shape,
     least_squares,
     ridge_solve,
     weigh,
 )
 from jaxcompress.arrays.registration import compact_array
+from jaxcompress.checks import array as real_array
+from jaxcompress.checks import checked, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 LARGE = 2048
 """The count of atoms above which their codes for a table are found without the atoms."""
@@ -108,6 +112,7 @@ class VocabularyArray(CompactArray):
         return materialize(self.atoms).astype(self.codes.dtype)
 
     @classmethod
+    @checked(matrix=matrix_kind, lookups=whole())
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -126,6 +131,14 @@ class VocabularyArray(CompactArray):
             lookups: the atoms that a column may use; all by default.
         """
         target = np.asarray(matrix, np.float64)
+        check_shape("VocabularyArray.fit", metric, target)
+        if not is_compact(atoms):
+            given = real_array("VocabularyArray.fit: atoms", atoms)
+            if given.ndim < 2 or given.shape[-2] != target.shape[-2]:
+                raise ValueError(
+                    f"VocabularyArray.fit: atoms must have a row for each of {target.shape[-2]} "
+                    f"inputs, got shape {given.shape}"
+                )
         codes = _plain_codes(atoms, target)
         if metric is not None:
             codes = _metric_codes(atoms, target, np.asarray(metric, np.float64), codes)

@@ -27,6 +27,9 @@ from jaxcompress.arrays.base import is_compact, materialize
 from jaxcompress.arrays.clustered import ClusteredArray
 from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.checkpoint import load, save
+from jaxcompress.checks import check_fields, checked, instance, shown, whole
+from jaxcompress.checks import path as path_kind
+from jaxcompress.checks import texts as texts_kind
 from jaxcompress.documents.batches import embed, encode
 from jaxcompress.documents.reading import Passage
 from jaxcompress.documents.retrieval import search
@@ -72,6 +75,14 @@ class Encoder:
     tokenizer: Tokenizer
     length: int = 128
 
+    def __post_init__(self) -> None:
+        check_fields(self, config=instance(BertConfig, "a BertConfig"), length=whole())
+        if not hasattr(self.tokenizer, "encode_batch"):
+            raise TypeError(
+                "Encoder: tokenizer must be one of the package tokenizers, got "
+                f"{shown(self.tokenizer)}"
+            )
+
     @property
     def net(self) -> Network:
         """The traced network, `net(params, ids, mask) -> (rows, d)`, for parameters of any size."""
@@ -89,6 +100,7 @@ class Encoder:
 
         return jax.tree_util.tree_map_with_path(expanded, self.params, is_leaf=is_compact)
 
+    @checked(texts=texts_kind)
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
         """The token ids of texts, truncated to `length`.
 
@@ -100,6 +112,7 @@ class Encoder:
         """
         return encode(self.tokenizer, texts, self.length)
 
+    @checked(texts=texts_kind)
     def embed(
         self, texts: Sequence[str], *, progress: bool = True, description: str = "embed"
     ) -> Float[np.ndarray, "texts d"]:
@@ -160,6 +173,7 @@ def network(config: BertConfig, *, hidden: bool = False) -> Network:
     )
 
 
+@checked(folder=path_kind, length=whole())
 def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
     """Read an encoder from a Hugging Face folder or from one written by `write_encoder`.
 
@@ -328,6 +342,7 @@ class Index:
         ]
 
 
+@checked(folder=path_kind)
 def read_index(folder: str | os.PathLike[str]) -> Index:
     """Read an encoder and its index of passages from a folder written by `compress_for`.
 

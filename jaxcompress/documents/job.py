@@ -29,6 +29,16 @@ from jaxtyping import Float, Int, PyTree
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
+from jaxcompress.checks import (
+    check_fields,
+    checked,
+    instance,
+    number,
+    path,
+    seeds,
+    sequence_of,
+    whole,
+)
 from jaxcompress.documents.batches import buckets
 from jaxcompress.documents.encoder import Encoder, check_free, write_encoder
 from jaxcompress.documents.estimate import (
@@ -97,11 +107,16 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.work is not None and not 0 < self.work <= 1:
-            raise ValueError(
-                f"work must be in (0, 1], the fraction of the layers' multiplications to keep; "
-                f"got {self.work!r}"
-            )
+        check_fields(
+            self,
+            keep=number("(0, 1]", "the fraction of the numbers to keep"),
+            minutes=number("[0, inf)", "the time for training"),
+            work=number("(0, 1]", "the fraction of the layers' multiplications to keep"),
+            rate=number("(0, inf)", "a learning rate"),
+            layers=whole(),
+            reserve=whole(0),
+            seed=seeds,
+        )
 
     @property
     def share_of_work(self) -> float:
@@ -125,6 +140,12 @@ def layers_to_keep(config: BertConfig, settings: Settings) -> int:
     )
 
 
+@checked(
+    large=instance(Encoder, "an encoder, of jc.documents.read_encoder"),
+    documents=sequence_of(Document, "documents, of read_documents"),
+    out=path,
+    settings=instance(Settings, "jc.documents.Settings"),
+)
 def compress_for(
     large: Encoder,
     documents: Sequence[Document],
@@ -150,6 +171,7 @@ def compress_for(
         ValueError: for fewer than 20 passages, or a budget that cannot be reached.
         FileExistsError: for an output folder with other contents.
     """
+    out = Path(out)
     check_free(out)
     layers = layers_to_keep(large.config, settings)
     texts = split(passages(documents, large.tokenizer, large.length), settings.seed)

@@ -20,13 +20,24 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import (
+    array,
+    check_fields,
+    checked,
+    function,
+    iterable,
+    number,
+    shown,
+    whole,
+)
 from jaxcompress.moments.accumulators import MAX_DIM, Accumulator, Origin, Sums, Totals, unit_of
 from jaxcompress.moments.masks import vector_weights
 from jaxcompress.moments.moments import Moments
 from jaxcompress.moments.sensitivity import OutputSensitivity
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site, Structure
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_arrays, network
 
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
@@ -59,6 +70,15 @@ class Calibration:
     mask: Callable[..., jax.Array] | None = None
     sample: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            batches=iterable,
+            inputs=function("from a batch to the network's inputs"),
+            mask=function("from the inputs to weights"),
+            sample=number("(0, 1]", "the fraction of vectors to measure"),
+        )
+
     @classmethod
     def of(cls, batches: Iterable[PyTree] | Calibration) -> Calibration:
         """Plain batches as a calibration with the defaults."""
@@ -84,10 +104,14 @@ class Calibration:
         Raises:
             ValueError: for a batch that does not fit; it is named.
         """
-        for number, batch in enumerate(self.batches):
-            yield check_batch(net, number, batch if self.inputs is None else self.inputs(batch))
+        for turn, batch in enumerate(self.batches):
+            values = check_batch(net, turn, batch if self.inputs is None else self.inputs(batch))
+            if self.mask is not None:
+                check_mask(turn, self.mask(*values))
+            yield values
 
 
+@checked(net=network, max_dim=whole())
 def calibrate(
     net: Network,
     params: PyTree,
@@ -127,18 +151,21 @@ def calibrate(
         (1, 8)
     """
     data = Calibration.of(batches)
+    check_parameters(net, params)
     gather, duplicates = _gatherer(net, data, max_dim)
     outputs = OutputSensitivity(net, data.mask, max_dim) if sensitivity else None
     origins: dict[str, Origin] = {}
     running = RunningTotals()
     bar = {"desc": "calibrate", "total": length(data.batches), "leave": False}
-    for number, inputs in enumerate(tqdm(data.values(net), **bar, disable=not progress)):
-        if number == 0:
-            origins = origins_of(gather(params, inputs, {}, number))
-        running.add(number, gather(params, inputs, origins, number))
+    for turn, inputs in enumerate(tqdm(data.values(net), **bar, disable=not progress)):
+        if turn == 0:
+            origins = origins_of(gather(params, inputs, {}, turn))
+        running.add(turn, gather(params, inputs, origins, turn))
         if outputs is not None:
-            outputs.add(params, inputs, number)
+            outputs.add(params, inputs, turn)
     totals = running.finish()
+    if data.mask is not None and totals.sites and not any(map(has_weight, totals.sites.values())):
+        raise ValueError("calibrate: the mask is zero everywhere: it leaves out every vector")
     for key, first in duplicates.items():
         totals.sites[key], origins[key] = totals.sites[first], origins[first]
     gains = {} if outputs is None else outputs.gains(params)
@@ -282,7 +309,39 @@ def check_batch(net: Network, number: int, batch: PyTree) -> tuple[PyTree, ...]:
     return values
 
 
+def check_parameters(net: Network, params: PyTree) -> None:
+    """Refuse parameters that do not fit a network, by the leaf's name."""
+    names = [name for name, _ in named_leaves(params)]
+    net.structure.check_names(names)
+    check_arrays("calibrate", params)
+    net.sizes(params)
+
+
+def check_mask(number: int, mask: ArrayLike) -> None:
+    """Refuse a batch's weights that are no finite numbers from 0 on.
+
+    Args:
+        number: the batch's, for messages.
+        mask: what the mask gave.
+    """
+    weights = array(f"calibrate: batch {number}, the mask", mask, what="an array of weights")
+    if (weights < 0).any():
+        raise ValueError(
+            f"calibrate: batch {number}, the mask has the weight {weights.min():g}: weights are 0 "
+            "for what is left out, and positive elsewhere"
+        )
+
+
+def has_weight(sums: Sums) -> bool:
+    """Whether any vector of a contraction counted."""
+    return bool(np.any(sums.n))
+
+
 def _check_input(where: str, leaf: ArrayLike, like: jax.ShapeDtypeStruct) -> None:
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "OSUV":
+        bfloat16 = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not bfloat16:
+            raise ValueError(f"{where} must be an array of numbers, got {shown(leaf)}")
     if np.ndim(leaf) != len(like.shape):
         raise ValueError(f"{where} has shape {np.shape(leaf)}, traced with {like.shape}")
     if np.size(leaf) == 0:

@@ -313,6 +313,8 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         (5, 2)
         >>> _ = jc.programs.RULES.pop("saturate")  # as it was, for other examples
     """
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"register takes names of primitives, such as 'sin', got {names!r}")
 
     def add(analyse: Analyse) -> Analyse:
         RULES.update(dict.fromkeys(names, Rule(analyse, replay)))

@@ -9,7 +9,7 @@ The cost is the transform's own fit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import array, shown
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.settings import arguments, call, constructor_name
 
@@ -116,6 +117,13 @@ class Transform:
             )
         return self._step(params, moments, scope)[0]
 
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Refuse options by pattern that decide for none of some leaves, which are all there are.
+
+        Args:
+            paths: the names of the leaves that the transform was applied to, one after another.
+        """
+
     def hidden(self) -> tuple[str, ...]:
         """Fields that are no named arguments of the constructor."""
         return ()
@@ -126,6 +134,14 @@ class Transform:
 
     def __repr__(self) -> str:
         return call(constructor_name(self), **self.arguments())
+
+
+def check_transform(who: str, transform: object) -> None:
+    """Refuse what is no transform, in the name of a function."""
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"{who} expects transforms such as jc.hashed(keep=1/8), got {shown(transform)}"
+        )
 
 
 def check_tree(params: PyTree) -> None:
@@ -148,6 +164,11 @@ def check_moments(params: PyTree, moments: Moments | PyTree) -> None:
     """Refuse moments that belong to no leaf; shapes are checked where they are used."""
     leaves = [name for name, _ in named_leaves(params)]
     unknown = sorted(set(moments_by_name(moments)) - set(leaves))
+    if unknown == [""]:
+        raise TypeError(
+            "moments must be those of jc.calibrate, or a tree like the parameters with a matrix "
+            f"(m, m) or None at each leaf; got {shown(moments)}"
+        )
     if unknown:
         raise ValueError(
             f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}"
@@ -187,7 +208,7 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[np.ndarray, "m m
         array([[5., 1.],
                [1., 2.]])
     """
-    x = np.asarray(x)
+    x = array("second_moments: x", x, finite=False)
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
             "second_moments expects inputs (..., examples, m) with at least one example, got shape "

@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from jaxcompress.checks import checked, number, path_pattern
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import measured, relevant_moments
 from jaxcompress.transforms.axiswise import AxisTransform
@@ -134,6 +135,11 @@ def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     return np.maximum((apart + apart.T) / 2, 0)
 
 
+@checked(
+    net=network,
+    threshold=number("(0, 1]", "the least correlation of units that are merged"),
+    axes=path_pattern,
+)
 def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
     """Merge correlated hidden units of every hidden axis.
 
@@ -169,11 +175,4 @@ def merge(net: Network, threshold: float = 0.95, *, axes: str = "**") -> Merge:
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    check_network("merge", net)
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not (number and 0 < threshold <= 1):
-        raise ValueError(
-            "threshold must be in (0, 1], the least correlation of units that are merged; "
-            f"got {threshold!r}"
-        )
     return Merge(net.structure, float(threshold), axes)

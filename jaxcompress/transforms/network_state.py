@@ -69,11 +69,14 @@ class NetworkState:
         given = dict(named_leaves(params))
         structure.check_names(given)
         shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
+        sizes = structure.sizes(shapes)
+        if moments is not None:
+            moments.check_fit(structure, {**structure.full_sizes, **sizes})
         return cls(
             structure=structure,
             template=params,
             leaves=HostLeaves(given),
-            sizes=structure.sizes(shapes),
+            sizes=sizes,
             moments=moments,
         )
 

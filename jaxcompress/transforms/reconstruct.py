@@ -30,13 +30,14 @@ from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import best_factor, ridge_solve
+from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.consumers import bias_of, is_solvable
 from jaxcompress.transforms.folds import BiasShift
@@ -55,8 +56,8 @@ class Reconstruct(DataTransform):
             raise ValueError(
                 "reconstruct needs the moments of jc.calibrate, which hold the original network"
             )
-        original = Original.of(self.net, moments)
         state = NetworkState.of(self.net.structure, params, moments)
+        original = Original.of(self.net, moments)
         order = self.order(state, original)
         # contractions that are added up share a bias, which gets the sum of their shifts
         shifts: dict[str, list[np.ndarray]] = {}
@@ -200,6 +201,7 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
     return Solution(kernels, low_rank, shift)
 
 
+@checked(net=network)
 def reconstruct(
     net: Network,
     batches: Iterable[PyTree] | Calibration,

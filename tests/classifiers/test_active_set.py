@@ -352,7 +352,7 @@ def test_refusals():
             jc.classifiers.active_set(*given, progress=False, **options)
 
     for tolerance in (0, -1.0, float("nan"), float("inf"), True, "1"):
-        refused("tolerance must be a positive number", NET, PARAMS, (X, Y), tolerance)
+        refused(r"tolerance must be in \(0, inf\)", NET, PARAMS, (X, Y), tolerance)
     refused(r"expected whole numbers of shape \(3000,\)", NET, PARAMS, (X, Y[:5]), 1.0)
     refused(r"expected whole numbers of shape \(3000,\)", NET, PARAMS, (X, Y[:, None]), 1.0)
     refused("labels are float64", NET, PARAMS, (X, Y * 1.0), 1.0)

@@ -143,7 +143,7 @@ def test_samples_take_a_share_of_every_example():
         assert 0 < gap < 0.25
     again = jc.calibrate(net, model.params, jc.Calibration(batches, sample=1 / 2), progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
-    with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample must be in \(0, 1\]"):
         jc.calibrate(net, model.params, jc.Calibration(batches, sample=2), progress=False)
 
 

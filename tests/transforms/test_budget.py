@@ -340,9 +340,9 @@ def test_sizes_are_divisible():
     plan = jc.rotate_and_prune(net, jc.budget(0.4), multiple=16).plan(params, moments)
     assert 0.3 < plan.stored[1] / plan.stored[0] <= 0.4
     for multiple in (0, 1.5, True, {"w0*": "8"}):
-        with pytest.raises(ValueError, match="multiple must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             jc.rotate_and_prune(net, keep=0.5, multiple=multiple)
-    with pytest.raises(ValueError, match=r"multiple: the patterns \['up'\] match no leaf"):
+    with pytest.raises(ValueError, match="multiple: the pattern 'up' decides nothing"):
         jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
 
 
@@ -403,7 +403,7 @@ def test_an_active_set_is_a_metric():
 def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
     with pytest.raises(
-        TypeError, match="a function from candidates by name to their scores, got float"
+        TypeError, match=r"a function from candidates by name to their scores, got 0\.9"
     ):
         jc.budget(0.5, metric=0.9)
     for value in (float("nan"), np.ones(2), "a", 1j, None):
