@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, find, mark
 from jaxcompress.programs.facts import (
     MIXED,
@@ -140,13 +142,23 @@ def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
 
 
 def replay_cast(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
-    """A compact array stays one in another float dtype."""
-    operand, dtype = operands[0], step.params.get("new_dtype")
-    if not hasattr(operand, "materialize") or not (
-        dtype is None or jnp.issubdtype(dtype, jnp.floating)
-    ):
+    """A compact array stays one in another float dtype that one computes in.
+
+    A cast to fewer than 16 bits is a quantizer: it rounds the dense entries, not what is stored.
+    """
+    operand, dtype = operands[0], step.params["new_dtype"]
+    if is_compact(operand) and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16:
+        return [jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    return bind(step, operands, replay)
+
+
+def replay_stored(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """Of a compact array: the primitive on every stored number, such as a stopped gradient."""
+    if not is_compact(operands[0]):
         return bind(step, operands, replay)
-    return [operand if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    leaves, structure = jax.tree.flatten(operands[0])
+    stored = [compat.bind(step.primitive, [leaf], step.params)[0] for leaf in leaves]
+    return [jax.tree.unflatten(structure, stored)]
 
 
 @register("neg")
@@ -164,7 +176,7 @@ def negate(step: Step, analysis: Analysis) -> None:
 register("real", "imag", "conj", "name", "reduce_precision")(linear)
 register("device_put", "sharding_constraint", "mesh_cast", "layout_constraint")(linear)
 register("optimization_barrier", "debug_callback", "debug_print")(linear)
-register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
+register("copy", "copy_p", "stop_gradient", replay=replay_stored)(linear)
 
 
 @register("convert_element_type", replay=replay_cast)

@@ -73,6 +73,31 @@ def bind(primitive: core.Primitive, operands: list[PyTree], params: dict[str, An
     return list(result) if primitive.multiple_results else [result]
 
 
+def precision_name(precision: object) -> str | None:
+    """The name of a product's precision for `jax.default_matmul_precision`, None if it has none.
+
+    Args:
+        precision: the parameter of `dot_general`: None, one `jax.lax.Precision` for each side, or
+            an algorithm, of which only the presets have names.
+    """
+    if precision is None:
+        return "default"
+    if isinstance(precision, tuple):
+        ranks = ("default", "high", "highest")
+        # one name serves both sides: the more exact of the two
+        return max((side.name.lower() for side in precision), key=ranks.index)
+    return getattr(precision, "name", None)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: object) -> Iterator[None]:
+    """Give products without a precision of their own that of an equation, where it has one."""
+    with contextlib.ExitStack() as stack:
+        if precision is not None:
+            stack.enter_context(jax.default_matmul_precision(precision_name(precision)))
+        yield
+
+
 class _Frame(Protocol):
     """A frame of a traceback, as JAX returns it."""
 

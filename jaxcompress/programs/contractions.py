@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Operand, Slot, Step, Value
@@ -115,7 +116,7 @@ def replay_dot(step: Step, operands: list[Operand], replay: Replay) -> list[Oper
     if replay.tap is not None and step.note is not None:
         replay.tap.observe(step.note, operands, step)
     # the right side first: in x @ W it is the weight
-    for side in (1, 0):
+    for side in (1, 0) if compat.precision_name(step.params["precision"]) else ():
         if is_compact(operands[side]) and own_product(step, operands[side], side) is not None:
             return tapped_results(
                 step.note, step, [structural_dot(step, operands, side, replay)], replay
@@ -173,6 +174,9 @@ def structural_dot(step: Step, operands: list[Operand], side: int, replay: Repla
     contracting, batch = step.params["dimension_numbers"]
     array = operands[side]
     x = replay.dense(step, operands[1 - side], step.inputs[1 - side])
+    wanted = step.outputs[0].dtype
+    # a product that is asked for in a wider dtype is summed up in it
+    x = x.astype(jnp.promote_types(x.dtype, wanted))
     replay.tell(step, step.inputs[side], "contracted")
     product = own_product(step, array, side)
     assert product is not None, "replay_dot checks that the array has this product"
@@ -189,14 +193,15 @@ def structural_dot(step: Step, operands: list[Operand], side: int, replay: Repla
         math.prod(sizes),
         math.prod(shape[axis] for axis in product.contracted),
     )
-    out = product.multiply(rows).reshape(
+    with compat.matmul_precision(step.params["precision"]):
+        out = product.multiply(rows)
+    out = out.reshape(
         *(shape[axis] for axis in stack), *sizes, *(shape[axis] for axis in product.outputs)
     )
     out = jnp.transpose(
         out, output_order(len(stack), len(rest), product.outputs, batch[side], side)
     )
-    wanted = step.params.get("preferred_element_type")
-    return out if wanted is None else out.astype(wanted)
+    return out.astype(wanted)
 
 
 def output_order(

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, align, mark, product
 from jaxcompress.programs.arithmetic import linear, pass_on
 from jaxcompress.programs.facts import copy_facts, merge_facts
@@ -23,11 +24,6 @@ def carry_over(step: Step, analysis: Analysis) -> tuple[Value, Value]:
     source, out = step.inputs[0], step.outputs[0]
     pass_on(analysis, source, out)
     return source, out
-
-
-def is_compact(operand: Operand) -> bool:
-    """Whether an operand is a compact array, known here by its interface only."""
-    return hasattr(operand, "materialize")
 
 
 # --- transpose and sizes of one -------------------------------------------------------------------

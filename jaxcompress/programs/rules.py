@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
@@ -194,7 +195,7 @@ class Replay:
 
     def dense(self, step: Step, operand: Operand, value: Value) -> jax.Array:
         """An operand as an array; a compact one is materialised, which is noted."""
-        if not hasattr(operand, "materialize"):
+        if not is_compact(operand):
             return operand
         self.tell(step, value, "materialised")
         return operand.materialize()
