@@ -210,6 +210,23 @@ def add(step: Step, analysis: Analysis) -> None:
         out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
 
 
+@register("complex")
+def complex_(step: Step, analysis: Analysis) -> None:
+    """Linear in the real and in the imaginary part, as a sum of the two is."""
+    same_layout(step, analysis)
+    (out,) = step.outputs
+    left, right = step.inputs
+    constant = any(value.literal is not None and not is_zero(value) for value in step.inputs)
+    out.bent = not out.data and (left.bent or right.bent or constant)
+    for index, dim in enumerate(out.dims):
+        analysis.joined(step.inputs, index, dim)
+    for value, other in ((left, right), (right, left)):
+        for index in range(len(out.dims)) if value.from_params and other.data else ():
+            if varies(value, index):
+                analysis.role(value.slots[index], "shift")
+                out.slots[index] |= value.slots[index]
+
+
 def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: int) -> None:
     """Note that parameters are added to activations: they shift the axis, and produce it too."""
     indices = [index for index in range(len(out.dims)) if varies(shift, index)]

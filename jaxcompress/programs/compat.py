@@ -73,6 +73,14 @@ def bind(primitive: core.Primitive, operands: list[PyTree], params: dict[str, An
     return list(result) if primitive.multiple_results else [result]
 
 
+def primitives() -> frozenset[str]:
+    """The names of all primitives that the installed JAX can compile, as jaxprs print them."""
+    from jax._src.interpreters import mlir
+
+    tables = (mlir._lowerings, *mlir._platform_specific_lowerings.values())
+    return frozenset(primitive.name for table in tables for primitive in table)
+
+
 def precision_name(precision: object) -> str | None:
     """The name of a product's precision for `jax.default_matmul_precision`, None if it has none.
 

@@ -45,9 +45,7 @@ def directed(step: Step) -> list[bool]:
     on beside the arguments, and a rule has no derivative with respect to them.
     """
     constants = step.params.get("num_consts", 0)
-    return [
-        index >= constants and differentiable(value) for index, value in enumerate(step.inputs)
-    ]
+    return [index >= constants and differentiable(value) for index, value in enumerate(step.inputs)]
 
 
 def arguments(items: Iterable[T], step: Step) -> list[T]:

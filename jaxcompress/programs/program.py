@@ -235,6 +235,10 @@ def _programs(equation: core.JaxprEqn) -> dict[str, Program]:
         return {"body": build(params["jaxpr"])}
     if name in compat.CUSTOM:
         return {"body": build(params[compat.CUSTOM[name]])}
+    if name == "custom_linear_solve":
+        solvers = params["jaxprs"]._asdict().items()
+        # the transpose of the system is derived anew where the solve is replayed
+        return {key: build(body) for key, body in solvers if body and key != "vecmat"}
     return {}
 
 

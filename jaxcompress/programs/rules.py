@@ -262,6 +262,24 @@ UNKNOWN = Rule(unknown)
 RULES: dict[str, Rule] = {}
 """The rule of every known primitive, by its name as `jax.make_jaxpr` prints it."""
 
+
+def primitives_without_rule() -> list[str]:
+    """The primitives of the installed JAX that have no rule, by name.
+
+    An axis that one of them touches is refused, with the primitive named, and a compact array that
+    meets one is materialised: nothing is wrong, only less is found. Most are collectives over
+    devices, callbacks, factorisations of matrices, and parts of other primitives' derivatives.
+    Modules of JAX that are not imported, such as Pallas, add theirs when they are.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> missing = jc.programs.primitives_without_rule()
+        >>> "qr" in missing, "tanh" in missing
+        (True, False)
+    """
+    return sorted(compat.primitives() - RULES.keys() - compat.INLINED.keys())
+
+
 KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
 """Primitives that read a square as a part of a norm."""
 
