@@ -15,6 +15,14 @@ from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+try:
+    from jax.errors import InconclusiveDimensionOperation
+except ImportError:  # before jax 0.10
+    from jax.core import InconclusiveDimensionOperation
+
+Inconclusive = InconclusiveDimensionOperation
+"""The error of a comparison that has no answer for a symbolic size."""
+
 INLINED = {
     "pjit": "jaxpr",
     "jit": "jaxpr",

@@ -19,7 +19,17 @@ import jax.numpy as jnp
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.programs.algebra import (
+    Dim,
+    Kind,
+    Misaligned,
+    factor,
+    find,
+    mark,
+    pair,
+    product,
+    several,
+)
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Operand, Slot, Step, Value
 from jaxcompress.programs.rules import (
@@ -44,7 +54,7 @@ def _freeze_constant(
 ) -> None:
     """Freeze contracted axes along which the activations are constant."""
     for position in positions:
-        if activations.constant[position] and activations.shape[position] > 1:
+        if activations.constant[position] and several(activations.shape[position]):
             why = "the activations are constant along it"
             analysis.freeze(step, activations.dims[position], why)
 

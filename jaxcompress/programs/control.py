@@ -183,7 +183,9 @@ def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
         carry = results[: len(init)], accumulate(sums, added)
         return carry, (results[len(init) :], layers)
 
-    options = {name: step.params[name] for name in ("length", "reverse", "unroll")}
+    options = {name: step.params[name] for name in ("reverse", "unroll")}
+    if not stacked:  # else what the loop runs over has it, and it may be symbolic
+        options["length"] = step.params["length"]
     if tap is None:
         (final, _), (outputs, _) = jax.lax.scan(turn, (init, {}), (stacked, None), **options)
         return [*final, *outputs]

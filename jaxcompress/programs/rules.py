@@ -18,7 +18,7 @@ import jax
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
+from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, several, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import Constant, Operand, Program, Slot, Step, Value
 from jaxcompress.programs.records import Contraction, Pair, Tap
@@ -108,7 +108,7 @@ class Analysis:
             "such as a table of angles, a mask or an order: make it a parameter, and it is resized",
         )
         for index, size in enumerate(value.shape):
-            if size > 1 and value.dims[index] is None:
+            if several(size) and value.dims[index] is None:
                 value.dims[index] = Dim(size)
                 mark(value.dims[index], Kind.OPAQUE, why)
 
@@ -139,7 +139,7 @@ class Analysis:
 
     def fresh(self, size: int) -> Dim | None:
         """A new axis, or None for a dimension of one."""
-        return Dim(size) if size > 1 else None
+        return Dim(size) if several(size) else None
 
     def count(self, name: str, taken: Collection[str]) -> str:
         """A key that is not taken: a name and a running number."""
