@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import jax
 from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
+
+T = TypeVar("T")
 
 try:
     from jax.errors import InconclusiveDimensionOperation
@@ -156,6 +158,25 @@ def context_of(equation: core.JaxprEqn) -> Iterator[None]:
         if scope:
             stack.enter_context(jax.named_scope(scope))
         yield
+
+
+def switch(
+    index: jax.Array,
+    branches: list[Callable[..., T]],
+    operands: list[PyTree],
+    params: dict[str, Any],
+) -> T:
+    """`jax.lax.switch`, or `platform_dependent` where an equation's branches belong to platforms.
+
+    Branches of other platforms may have no lowering here, so that they are not even compiled.
+    """
+    platforms = params.get("branches_platforms")
+    if platforms is None:
+        return jax.lax.switch(index, branches, *operands)
+    options: dict[str, Callable[..., T]] = {}
+    for names, branch in zip(platforms, branches, strict=True):
+        options |= dict.fromkeys(names or ("default",), branch)
+    return jax.lax.platform_dependent(*operands, **options)
 
 
 def checkpointed(function: Callable[..., PyTree], params: dict[str, Any]) -> Callable[..., PyTree]:

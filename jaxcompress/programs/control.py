@@ -343,7 +343,7 @@ def replay_cond(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
     for program in programs if replay.tap is not None else ():
         zeros |= zeros_like(jax.eval_shape(branch(program, {}), *rest)[1])
     branches = [branch(program, zeros) for program in programs]
-    results, sums = jax.lax.switch(index, branches, *rest)
+    results, sums = compat.switch(index, branches, rest, step.params)
     if replay.tap is not None:
         replay.tap.update(sums)
     return results

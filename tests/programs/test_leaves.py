@@ -155,6 +155,18 @@ def test_a_product_keeps_its_precision():
     assert printed.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products // 2
 
 
+def test_branches_of_platforms_stay_apart():
+    """Those of another platform may not compile on this one."""
+
+    def apply(w, x):
+        return jax.lax.platform_dependent(w, x, cpu=lambda w, x: x @ w, default=lambda w, x: x @ -w)
+
+    w, x = matrix(12, 9), matrix(5, 12)
+    net, small = jc.trace(apply, w, x), jc.factored(3 / 4)(w)
+    assert "branches_platforms" in str(jax.make_jaxpr(net.replay)(small, x))
+    np.testing.assert_allclose(net(small, x), apply(jc.materialize(small), x), atol=1e-5)
+
+
 def test_the_primitives_without_a_rule_are_named():
     missing = jc.programs.primitives_without_rule()
     assert {"qr", "eigh", "psum", "pure_callback"} <= set(missing)
