@@ -45,8 +45,9 @@ NEVER = {
     **dict.fromkeys(("reduce_and", "reduce_or", "reduce_xor"), "integers"),
     **dict.fromkeys(("real", "imag"), "complex numbers"),
     **dict.fromkeys(("random_bits", "random_seed", "random_fold_in", "random_split"), "keys"),
-    **dict.fromkeys(("random_wrap", "random_unwrap", "threefry2x32"), "keys"),
+    **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone", "threefry2x32"), "keys"),
     "iota": "nothing",
+    "dim_as_value": "nothing",
     "mesh_cast": "arrays under a mesh with explicit axes",
 }
 """Primitives that meet no leaf, and what they take: a compact leaf holds real floats."""
