@@ -128,9 +128,11 @@ lines(
 
 @line("layout_constraint")
 def _layout(p, x):
-    from jax.experimental.layout import Layout, with_layout_constraint
+    from jax.experimental import layout
 
-    return with_layout_constraint(p["w"], Layout((0, 1)))
+    if hasattr(layout, "with_layout_constraint"):
+        return layout.with_layout_constraint(p["w"], layout.Layout((0, 1)))
+    return layout.with_dll_constraint(p["w"], layout.DeviceLocalLayout((0, 1)))
 
 
 # --- products ------------------------------------------------------------------------------------
@@ -325,4 +327,5 @@ def rounded(h):
 LEVELS = jnp.asarray([-1.0, -0.5, 0.0, 0.5, 1.0])
 rounded.defvjp(lambda h: (rounded(h), None), lambda _, g: (2 * g,))
 lines("custom_jvp_call", lambda p, x: squashed(p["w"]))
-lines("custom_vjp_call", lambda p, x: rounded(p["w"]))
+for name in ("custom_vjp_call", "custom_vjp_call_jaxpr"):
+    lines(name, lambda p, x: rounded(p["w"]))
