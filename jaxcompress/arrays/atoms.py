@@ -143,7 +143,7 @@ def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.A
     """Orthonormal products of cosines (DCT-II): (m, k) for integer frequencies (k, axes)."""
     product = jnp.ones((1, frequencies.shape[0]), jnp.float32)
     for axis, size in enumerate(grid):
-        frequency = jnp.asarray(frequencies[:, axis], jnp.int32)
+        frequency = jnp.asarray(frequencies[:, axis], jnp.int32)[None, :]
         # the phase is reduced in integers, so that large grids lose no accuracy
         phase = ((2 * jnp.arange(size, dtype=jnp.int32)[:, None] + 1) * frequency) % jnp.int32(
             4 * size
@@ -179,7 +179,7 @@ def ridge_predictions(grid: tuple[int, ...], points: np.ndarray) -> jax.Array:
     width = (math.prod(grid) / len(points)) ** (1 / len(grid))
 
     def near(one: jax.Array, other: jax.Array) -> jax.Array:
-        return jnp.exp(-0.5 * jnp.sum(((one[:, None] - other) / width) ** 2, axis=-1))
+        return jnp.exp(-0.5 * jnp.sum(((one[:, None] - other[None, :]) / width) ** 2, axis=-1))
 
     known = jnp.asarray(points)
     inside = near(known, known) + RIDGE * jnp.eye(len(points))

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.leaves import number_count
 from jaxcompress.arrays.static import StaticArray, static_field
 
 ArrayT = TypeVar("ArrayT", bound="CompactArray")
@@ -359,7 +360,7 @@ def stored_numbers(params: PyTree) -> int:
     """How many numbers a tree stores: entries of dense leaves, `stored_numbers` of compact arrays.
 
     Args:
-        params: any pytree.
+        params: any pytree. A random key counts as its words; strings and functions as nothing.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -367,7 +368,7 @@ def stored_numbers(params: PyTree) -> int:
         12
     """
     leaves = jax.tree.leaves(params, is_leaf=is_compact)
-    return sum(leaf.stored_numbers if is_compact(leaf) else int(np.size(leaf)) for leaf in leaves)
+    return sum(leaf.stored_numbers if is_compact(leaf) else number_count(leaf) for leaf in leaves)
 
 
 def take(table: jax.Array | np.ndarray | CompactArray, rows: ArrayLike) -> jax.Array:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.projection import Metric, per_matrix, weigh
+from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 
@@ -46,6 +47,8 @@ class LookupArray(CompactArray):
     def multiply(self, x: jax.Array) -> jax.Array:
         """A sum of s gathered columns."""
         values = materialize(self.values)
+        rank = max(x.ndim, values.ndim)
+        x, values = with_rank(x, rank), with_rank(values, rank)
         terms = (x[..., rows] * values[..., t, None, :] for t, rows in enumerate(self._index()))
         return sum(terms, jnp.zeros((), jnp.result_type(x, values)))
 

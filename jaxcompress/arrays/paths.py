@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,37 @@ def leaf_name(path: tuple[PyTree, ...]) -> str:
     return "/".join(parts)
 
 
-def named_leaves(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, PyTree]]:
-    """(name, leaf) of every leaf, compact arrays as one leaf."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]:
-        yield join(prefix, leaf_name(path)), leaf
+def named_leaves(tree: PyTree, prefix: str = "") -> list[tuple[str, PyTree]]:
+    """(name, leaf) of every leaf, compact arrays as one leaf.
+
+    Raises:
+        ValueError: where two leaves have one name.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]
+    names = leaf_names([path for path, _ in flat])
+    return [(join(prefix, name), leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+
+
+def leaf_names(paths: Sequence[tuple[PyTree, ...]]) -> list[str]:
+    """The names of key paths, which must differ: patterns, moments and reports are by name.
+
+    Raises:
+        ValueError: where two paths read alike, with both.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.hashed(keep=1/2)({"a/b": 1.0, "a": {"b": 2.0}})
+        Traceback (most recent call last):
+        ValueError: two leaves are named 'a/b': ['a']['b'] and ['a/b']; rename a key of one of them
+    """
+    taken: dict[str, tuple[PyTree, ...]] = {}
+    for path in paths:
+        name = leaf_name(path)
+        if name in taken:
+            both = " and ".join(map(jax.tree_util.keystr, (taken[name], path)))
+            raise ValueError(f"two leaves are named {name!r}: {both}; rename a key of one of them")
+        taken[name] = path
+    return list(taken)
 
 
 def names_within(tree: PyTree) -> list[str]:

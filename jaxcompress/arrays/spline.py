@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
+from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -87,7 +88,10 @@ class SplineArray(CompactArray):
         taps = zip(*spline(q, n, self.basis), strict=True)
         return reduce(
             operator.add,
-            (coarse[..., index] * jnp.asarray(weight, coarse.dtype) for index, weight in taps),
+            (
+                coarse[..., index] * with_rank(jnp.asarray(weight, coarse.dtype), coarse.ndim)
+                for index, weight in taps
+            ),
         )
 
     @classmethod

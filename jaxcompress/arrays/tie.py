@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.paths import leaf_name
+from jaxcompress.arrays.paths import leaf_names
 
 Leaf = PyTree
 """An array, a shape, a compact array, or None where a leaf was taken out."""
@@ -67,7 +67,8 @@ def flatten(params: PyTree) -> tuple[list[tuple[str, Leaf]], PyTree]:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda node: node is None or is_compact(node)
     )
-    return [(leaf_name(path), leaf) for path, leaf in leaves], treedef
+    names = leaf_names([path for path, _ in leaves])
+    return [(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)], treedef
 
 
 def tie(params: PyTree, ties: Mapping[str, str]) -> Tied:

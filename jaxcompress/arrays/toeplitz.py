@@ -211,7 +211,7 @@ def places(
     ):
         at = (
             jnp.arange(count, dtype=jnp.int32)[:, None] * stride[axis]
-            + jnp.arange(window[axis], dtype=jnp.int32)
+            + jnp.arange(window[axis], dtype=jnp.int32)[None, :]
             - pad[axis]
         )
         shape = [1] * 2 * axes

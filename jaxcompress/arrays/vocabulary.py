@@ -116,7 +116,7 @@ class VocabularyArray(CompactArray):
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )
-        stored = atoms if is_compact(atoms) else to_device(atoms, matrix.dtype)
+        stored = atoms if is_compact(atoms) else to_device(np.asarray(atoms), matrix.dtype)
         array = cls(stored, to_device(codes, matrix.dtype), dims=matrix.shape[-2:])
         if lookups is None:
             return array

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcompress.arrays.base import materialize
+from jaxcompress.arrays.rank import with_rank
 from jaxcompress.moments.masks import VectorWeights
 from jaxcompress.moments.windows import dim_last, patches, window_counts, windows_at
 from jaxcompress.networks.traced_program import TracedProgram
@@ -139,7 +140,7 @@ class Accumulator:
         if key in self.shifts:
             # padding may hold NaN, which times a weight of zero is NaN still
             rows = jnp.where(weights[:, None] > 0, rows - self.shifts[key][..., None, :], 0)
-        weighted = rows * weights[:, None]
+        weighted = rows * with_rank(weights[:, None], rows.ndim)
         if rows.shape[-1] > self.max_dim:
             products = jnp.sum(weighted * rows, axis=-2)
         else:

@@ -21,9 +21,10 @@ from jaxtyping import PyTree
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.networks.arguments import check_arguments, naming_flags
 from jaxcompress.networks.axes import USES, Axis, Refused, Structure, Use
 from jaxcompress.networks.describe import describe
-from jaxcompress.networks.traced_program import TraceCache, TracedProgram
+from jaxcompress.networks.traced_program import TraceCache, TracedProgram, is_weak
 from jaxcompress.programs.program import Step, Value
 from jaxcompress.programs.records import Tap
 from jaxcompress.programs.rules import Replay
@@ -195,7 +196,7 @@ class Network:
                 f"only traced: {sorted(traced - given)}, only given: {sorted(given - traced)}"
             )
         typed = [
-            jax.ShapeDtypeStruct(full.shape, dtype_of(leaf))
+            jax.ShapeDtypeStruct(full.shape, dtype_of(leaf), weak_type=is_weak(leaf))
             for full, leaf in zip(jax.tree.leaves(self.full), leaves, strict=True)
         ]
         return self.traces(jax.tree.unflatten(treedef, typed), shapes_of(inputs))
@@ -275,7 +276,9 @@ def trace(
         A `Network`: print its `axes` and `refused`, call it as `net(params, *inputs)`.
 
     Raises:
-        ValueError: for a path that is not there.
+        TypeError: for a parameter or an input that is no array, such as a function or a string, or
+            a flag that the function branches on: the leaf is named.
+        ValueError: for a path that is not there, or two parameters of one name.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -291,16 +294,19 @@ def trace(
         >>> net(small, jnp.ones((5, 3))).shape
         (5, 2)
     """
+    check_arguments(params, inputs)
     full = jax.tree.map(shape_of, params, is_leaf=is_compact)
     shapes = shapes_of(inputs)
     traces = TraceCache(apply, dict(state_outputs or {}))
-    return Network(traces, full, shapes, describe(traces(full, shapes)))
+    with naming_flags(params, inputs):
+        traced = traces(full, shapes)
+    return Network(traces, full, shapes, describe(traced))
 
 
 def shape_of(leaf: jax.Array | CompactArray) -> jax.ShapeDtypeStruct:
     """The shape and dtype of a leaf, compact or not."""
     shape = tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf)
-    return jax.ShapeDtypeStruct(shape, dtype_of(leaf))
+    return jax.ShapeDtypeStruct(shape, dtype_of(leaf), weak_type=is_weak(leaf))
 
 
 def dtype_of(leaf: ArrayLike | CompactArray) -> DTypeLike:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.paths import leaf_name, named_leaves
@@ -65,7 +66,8 @@ class TraceCache:
 
 def is_weak(leaf: object) -> bool:
     """Whether a leaf's dtype gives way to others, as a Python number's does."""
-    return bool(getattr(leaf, "weak_type", False))
+    number = isinstance(leaf, (int, float, complex)) and not isinstance(leaf, (bool, np.generic))
+    return number or bool(getattr(leaf, "weak_type", False))
 
 
 def find_axes(
@@ -137,6 +139,8 @@ def mirrored(
         if not inside:
             there = ", ".join(outputs)
             raise ValueError(f"state_outputs: no output is at {path!r}; there are: {there}")
+        if len(set(inside)) < len(inside):
+            raise ValueError(f"state_outputs: two outputs at {path!r} are named alike: {inside}")
         for name in inside:
             leaf = target + name[len(path) :]
             if leaf not in leaves:

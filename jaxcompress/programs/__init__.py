@@ -10,6 +10,7 @@ from jaxcompress.programs import (  # noqa: F401  (each registers its rules)
     control,
     derivatives,
     indexing,
+    random_numbers,
     reductions,
     reshaping,
     solves,

@@ -45,12 +45,6 @@ CUSTOM = {
 }
 """Functions with derivative rules of their own, and the parameter that holds their jaxpr."""
 
-RANDOM = frozenset(
-    {"random_bits", "random_seed", "random_wrap", "random_unwrap"}
-    | {"random_fold_in", "random_split", "threefry2x32"}
-)
-"""Primitives that draw random numbers or derive keys."""
-
 
 def open_jaxpr(
     jaxpr: core.Jaxpr | core.ClosedJaxpr,

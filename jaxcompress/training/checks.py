@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
+from jaxcompress.arrays.leaves import describe, is_numeric
 from jaxcompress.checks import whole_number
 
 
@@ -37,11 +38,9 @@ def check_fit(
 def check_params(who: str, params: PyTree) -> None:
     """Refuse leaves without a gradient, by name."""
     for path, leaf in tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(
-                f"{who}: {keystr(path)} holds {jnp.asarray(leaf).dtype}; only float leaves are "
-                "trained"
-            )
+        kind = jnp.result_type(leaf) if is_numeric(leaf) else describe(leaf)
+        if not (is_numeric(leaf) and jnp.issubdtype(kind, jnp.floating)):
+            raise TypeError(f"{who}: {keystr(path)} holds {kind}; only float leaves are trained")
 
 
 def check_length(who: str, data: PyTree) -> int:
