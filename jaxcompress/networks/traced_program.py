@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from jaxcompress.arrays.paths import leaf_name, named_leaves
 from jaxcompress.checks import arrays_in, explained
-from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
+from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, several, unify
 from jaxcompress.programs.program import Program, Slot, Value, build, prune
 from jaxcompress.programs.rules import Analysis
 
@@ -96,7 +96,7 @@ def find_axes(
 
 def fresh_dims(value: Value) -> list[Dim | None]:
     """A new axis for every dimension of more than one position."""
-    return [Dim(size) if size > 1 else None for size in value.shape]
+    return [Dim(size) if several(size) else None for size in value.shape]
 
 
 def parameters(program: Program, names: Sequence[str]) -> dict[str, Value]:
