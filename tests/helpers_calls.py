@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 import jaxcompress as jc
-from jaxcompress.models.bert import Bert, BertConfig, load_bert, without_layers
+from jaxcompress.models.bert import Bert, BertConfig, without_layers
+from jaxcompress.models.hugging_face import load_bert
 
 HALF = jc.budget(1 / 2)
 RNG = np.random.default_rng(0)
