@@ -459,6 +459,15 @@ def readability() -> str:
     return grid(["", *packages], rows)
 
 
+@named("mutations")
+def mutations() -> str:
+    """Changes of meaning that the tests noticed, by room."""
+    tests = ROOT / "tests"
+    sys.path.insert(0, str(tests))
+    rows = json.loads((tests / "mutations.json").read_text())
+    return importlib.import_module("mutations").table(rows)
+
+
 # --- the pages -----------------------------------------------------------------------------------
 
 

@@ -208,7 +208,9 @@ def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
     _close(array.T.materialize(), dense.T, "meaning: A.T")
     _close(_noise((3, columns), 4) @ array.T, _noise((3, columns), 4) @ dense.T, "meaning: x @ A.T")
     picked = jnp.array([[0, rows - 1], [-1, 0]])
-    _close(array.take(picked), jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
+    for rows_given in (picked, picked.tolist()):
+        taken = array.take(rows_given)
+        _close(taken, jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
     _require(
         bool(jnp.isnan(array.take(jnp.array([rows]))).all()),
         "meaning: A.take of a row out of range must be NaN",

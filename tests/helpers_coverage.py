@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-import coverage
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +47,8 @@ class LineCoverage:
     """
 
     def __init__(self, limit: float):
+        import coverage  # the suite itself does not need it
+
         self.limit = limit
         self.seconds: dict[str, float] = {}
         self.coverage = coverage.Coverage(

@@ -237,7 +237,7 @@ class Budget:
     """
 
     first: float = 4
-    total: float = 40
+    total: float = 30
     patience: float = 12
 
 
@@ -389,7 +389,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rooms", nargs="*", default=list(ROOMS))
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=40, help="of the tests of one change")
+    parser.add_argument("--seconds", type=float, default=30, help="of the tests of one change")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--coverage", type=Path, default=COVERAGE)
     return parser.parse_args()

@@ -92,10 +92,25 @@ def test_compact_parameters():
     assert fitted.agreement.max() > max(0.9, fitted.agreement[0])
 
 
+def test_the_smallest_settings_are_accepted():
+    fitted = jc.classifiers.fit_exactly(
+        apply,
+        fresh(1),
+        realized(KINDS["two classes"], 1 / 4),
+        steps=0,
+        rounds=0,
+        polish=1,
+        growth=1.0,
+        progress=False,
+    )
+    assert fitted.steps.tolist() == [0, 0]
+
+
 ERRORS = {
     "too few logits": (dict(params=fresh(4, classes=1)), ValueError, "one for each class"),
     "growth": (dict(growth=0.5), ValueError, "growth"),
     "rounds": (dict(rounds=-1), ValueError, "rounds"),
+    "polish": (dict(polish=0), ValueError, "polish"),
     "batch_size": (dict(batch_size=10**6), ValueError, "batch_size"),
     "integers": (dict(params={"up": jnp.ones((2, 4), int)}), TypeError, "only float leaves"),
 }
