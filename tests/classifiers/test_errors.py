@@ -375,6 +375,7 @@ REFUSED = [
     (zeros, {"level": 1.0}, ValueError, "level is a share"),
     (zeros, {"embed": lambda inputs: inputs[:, 0]}, ValueError, r"embed gave \(1024,\)"),
     (zeros, {"embed": lambda inputs: np.nan * inputs}, ValueError, "embed gave NaN"),
+    (zeros, {"train": (X[:, 0], Y)}, ValueError, "train needs inputs"),
 ]
 
 
