@@ -31,6 +31,8 @@ from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import join, leaf_name
 from jaxcompress.arrays.registration import registered
 from jaxcompress.arrays.static import decode_static, encode_static
+from jaxcompress.checks import checked
+from jaxcompress.checks import path as path_kind
 
 FORMAT = "jaxcompress 1"
 DTYPES = {
@@ -79,6 +81,7 @@ def _is_node(tree: PyTree) -> bool:
     return is_compact(tree) or type(tree) in records.values()
 
 
+@checked(path=path_kind)
 def save(path: str | os.PathLike[str], params: PyTree) -> None:
     """Write a tree to one file; an existing file is replaced completely or not at all.
 
@@ -126,6 +129,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+@checked(path=path_kind)
 def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
     """Read a tree that `save` wrote.
 

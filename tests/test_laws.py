@@ -1,5 +1,7 @@
 """Laws 1, 2, 3, 5, 6, 7, 8, 9 and 10 over the one table of arrays and transforms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,27 @@ def test_a_vector_of_moments_is_their_diagonal(name):
         )
         return
     np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hashed",
+        "hashed, circular",
+        "vocabulary, dct",
+        "vocabulary, learned",
+        "factored",
+        "toeplitz",
+    ],
+)
+def test_every_matrix_of_a_stack_is_fitted_in_its_own_metric(name):
+    """Law 3 for stacks: what the layers do not share is what each alone would be given."""
+    stack, metrics = matrix(2, 12, 9), np.stack([moments(12), moments(12, seed=30)])
+    axes = jc.MatrixAxes(1, 2)
+    transform = dataclasses.replace(TRANSFORMS[name], matrix_axes=axes)
+    together = transform(stack, metrics).materialize()
+    alone = [TRANSFORMS[name](*layer).materialize() for layer in zip(stack, metrics, strict=True)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=2e-4)
 
 
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12), (1, 7), (7, 1), (1, 1), (5, 5)])

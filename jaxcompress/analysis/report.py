@@ -19,12 +19,15 @@ from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.leaves import byte_count, describe, is_numeric
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.checks import arrays_in, checked, explained, function
 from jaxcompress.moments.moments import Moments
 from jaxcompress.programs.compat import flops
 from jaxcompress.tables import format_table, html_table
-from jaxcompress.transforms.base import moments_by_name
+from jaxcompress.transforms.base import check_moments, moments_by_name
+from jaxcompress.transforms.weights import check_metric
 
 ROWS = 128
 """The batch over which costs that do not grow with it (a hash, recomputed atoms) are spread."""
@@ -44,11 +47,12 @@ class ReportRow:
     Attributes:
         leaf: its name.
         shape: of the dense array.
-        form: what it is stored as now.
+        form: what it is stored as now; "random key" or a type's name for what is no number.
         numbers: stored before and after.
         nbytes: bytes before and after.
         flops: of the product with one row, in a batch of 128, before and after; None for vectors.
-        error: relative error in the Frobenius norm; None where shapes differ.
+        error: relative error in the Frobenius norm; None where shapes differ, and for what is no
+            number.
         output_error: the same in the metric of the inputs; None where that is unknown.
     """
 
@@ -113,6 +117,7 @@ class Report:
         return html_table(HEADERS, self._cells())
 
 
+@checked(net=function("net(params, *inputs)"))
 def report(
     before: PyTree,
     after: PyTree,
@@ -151,21 +156,23 @@ def report(
             f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; "
             "give the trees of one network"
         )
+    check_moments(before, moments)
     metrics = moments_by_name(moments)
     cache: dict[Hashable, float] = {}
     rows = tuple(_row(name, old[name], new[name], metrics.get(name), cache) for name in new)
     if net is None:
         return Report(rows)
-    return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
+    with explained(f"report: net cannot be called with inputs {arrays_in(inputs)}"):
+        return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
 
 
 def _row(
     name: str, old: Leaf, new: Leaf, metric: ArrayLike | None, cache: dict[Hashable, float]
 ) -> ReportRow:
-    error, output_error = _errors(old, new, metric)
+    error, output_error = _errors(name, old, new, metric)
     return ReportRow(
         leaf=name,
-        shape=np.shape(materialize(new)),
+        shape=np.shape(new),
         form=_form(new),
         numbers=(stored_numbers(old), stored_numbers(new)),
         nbytes=(_bytes(old), _bytes(new)),
@@ -177,24 +184,37 @@ def _row(
 
 def _form(leaf: Leaf) -> str:
     if not isinstance(leaf, CompactArray):
-        return "dense"
+        return describe(leaf)
     kind = type(leaf).__name__.removesuffix("Array").lower()
     return f"{kind}: {leaf.summary()}".rstrip(": ")
 
 
-def _errors(old: Leaf, new: Leaf, metric: ArrayLike | None) -> tuple[float | None, float | None]:
+def _errors(
+    name: str, old: Leaf, new: Leaf, metric: ArrayLike | None
+) -> tuple[float | None, float | None]:
     """The relative error of a leaf, and that of its outputs where the metric is known."""
-    if np.shape(materialize(old)) != np.shape(materialize(new)):
+    if not (is_numeric(old) and is_numeric(new)) or np.shape(old) != np.shape(new):
         return None, None
-    target = np.asarray(materialize(old), np.float64)
-    gap = target - np.asarray(materialize(new), np.float64)
-    error = _ratio(np.sum(gap**2), np.sum(target**2))
+    target, gap = _target_and_gap(old, new)
+    error = _ratio(np.sum(np.abs(gap) ** 2), np.sum(np.abs(target) ** 2))
     axes = _axes(old, new)
     if metric is None or gap.ndim < axes.ndim:
         return error, None
     gap, target = axes.to_matrix(gap), axes.to_matrix(target)
-    weights = np.asarray(metric, np.float64)
+    weights = check_metric(name, metric, gap)
+    assert weights is not None
     return error, _ratio(_squared_norm(gap, weights), _squared_norm(target, weights))
+
+
+def _target_and_gap(old: Leaf, new: Leaf) -> tuple[np.ndarray, np.ndarray]:
+    """A leaf before and how it changed, zero where both hold the same infinity or NaN."""
+    target, result = (np.asarray(materialize(leaf)) for leaf in (old, new))
+    is_complex = np.iscomplexobj(target) or np.iscomplexobj(result)
+    dtype = np.complex128 if is_complex else np.float64
+    target, result = target.astype(dtype), result.astype(dtype)
+    same = (target == result) | (np.isnan(target) & np.isnan(result))
+    gap = np.subtract(target, result, out=np.zeros_like(target), where=~same)
+    return np.where(np.isfinite(target), target, 0), gap
 
 
 def _squared_norm(matrix: Float[np.ndarray, "*lead m n"], metric: np.ndarray) -> float:
@@ -206,7 +226,7 @@ def _ratio(part: float, total: float) -> float:
 
 
 def _bytes(leaf: Leaf) -> int:
-    values = sum(jnp.asarray(value).nbytes for value in jax.tree.leaves(leaf))
+    values = sum(map(byte_count, jax.tree.leaves(leaf)))
     return values + (round(4 * leaf.static_numbers) if isinstance(leaf, CompactArray) else 0)
 
 

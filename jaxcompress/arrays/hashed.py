@@ -29,9 +29,12 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, shared_numbers
+from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, choice, seeds, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -91,6 +94,13 @@ class HashedArray(CompactArray):
         return _look_up(self.table, rows, seed, m=m, n=n, block=self.block)
 
     @classmethod
+    @checked(
+        matrix=matrix_kind,
+        size=whole(),
+        seed=seeds,
+        block=whole(),
+        layout=choice("random", "circular"),
+    )
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -110,9 +120,12 @@ class HashedArray(CompactArray):
             block: entries shared as one run.
             layout: "random" or "circular".
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
-                then that of the outputs, minimised by conjugate gradients from the plain means.
+                then that of the outputs, minimised by conjugate gradients from means.
         """
         m, n = matrix.shape[-2:]
+        if block > n:
+            raise ValueError(f"HashedArray.fit: block={block} is longer than a row of {n} entries")
+        check_shape("HashedArray.fit", metric, matrix)
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
         index = index.ravel()
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
@@ -141,13 +154,7 @@ def _fit_table(
     def expand(table: np.ndarray) -> np.ndarray:
         return table[index].reshape(target.shape) * sign
 
-    # a small matrix may leave numbers of the table unused
-    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
-    if metric is None:
-        return means
-    power = np.repeat(diagonal(metric), target.shape[1])
-    scale = np.bincount(index, weights=power, minlength=size)
-    return least_squares(expand, collect, target, metric, means, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 def entries(
@@ -183,13 +190,14 @@ def _look_up(
         index = (start // np.uint32(block)) % np.uint32(size // block)
         # the index is in range by construction; astype: gathers take signed indices
         shared = runs.at[..., index.astype(jnp.int32), :].get(mode="promise_in_bounds")
-        signed = shared * sign[..., None].astype(shared.dtype)
+        signed = shared * with_rank(sign[..., None].astype(shared.dtype), shared.ndim)
         return signed.reshape(*signed.shape[:-2], n)
     offset = jnp.arange(block, dtype=jnp.uint32)
-    index = (start[..., None] + offset) % np.uint32(size)
+    index = (start[..., None] + with_rank(offset, start.ndim + 1)) % np.uint32(size)
     index = index.reshape(*rows.shape, -1)[..., :n].astype(jnp.int32)
     sign = jnp.repeat(sign, block, axis=-1)[..., :n]
-    return table.at[..., index].get(mode="promise_in_bounds") * sign.astype(table.dtype)
+    values = table.at[..., index].get(mode="promise_in_bounds")
+    return values * with_rank(sign.astype(table.dtype), values.ndim)
 
 
 def run_starts(
@@ -204,7 +212,8 @@ def run_starts(
         uint32 starts and +-1 signs (int8), both of shape (*rows.shape, runs in a row).
     """
     full, rest = divmod(n, block)
-    run = rows[..., None] * np.uint32(full) + jnp.arange(full, dtype=jnp.uint32)
+    places = with_rank(jnp.arange(full, dtype=jnp.uint32), rows.ndim + 1)
+    run = rows[..., None] * np.uint32(full) + places
     start = permute(run, m * full, seed) * np.uint32(block) if full else run
     # the number of each run, from which its sign is hashed; short runs come after the full ones
     identity = run
@@ -251,11 +260,11 @@ def _look_up_sums(
     """The given rows of the circular layout's matrix: (..., *rows.shape, n)."""
     size = table.shape[-1]
     (h1, s1), (h2, s2) = places_and_signs(m, n, size, seed)
-    index = (h1[rows, None] + h2) % np.uint32(size)
-    sign = s1[rows, None] * s2
-    return table.at[..., index.astype(jnp.int32)].get(mode="promise_in_bounds") * sign.astype(
-        table.dtype
-    )
+    h1, s1 = h1[rows, None], s1[rows, None]
+    index = (h1 + with_rank(h2, h1.ndim)) % np.uint32(size)
+    sign = (s1 * with_rank(s2, s1.ndim)).astype(table.dtype)
+    values = table.at[..., index.astype(jnp.int32)].get(mode="promise_in_bounds")
+    return values * with_rank(sign, values.ndim)
 
 
 @partial(jax.jit, static_argnames=("m", "n"))
@@ -268,8 +277,9 @@ def _read_round(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: i
     runs = jax.vmap(
         lambda first: jax.lax.dynamic_slice_in_dim(wrapped, first, n, axis=-1), out_axes=-2
     )(start)
-    out = (x * s1.astype(x.dtype)) @ runs
-    return out.at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds") * s2.astype(out.dtype)
+    out = (x * with_rank(s1.astype(x.dtype), x.ndim)) @ runs
+    moved = out.at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
+    return moved * with_rank(s2.astype(out.dtype), out.ndim)
 
 
 def fourier_pays(m: int, n: int, size: int) -> bool:
@@ -290,8 +300,11 @@ def _correlate(x: jax.Array, table: jax.Array, seed: jax.Array, *, m: int, n: in
     sketch = (
         jnp.zeros((*x.shape[:-1], size), exact)
         .at[..., h1.astype(jnp.int32)]
-        .add(x.astype(exact) * s1)
+        .add(x.astype(exact) * with_rank(s1, x.ndim))
     )
-    product = jnp.conj(jnp.fft.rfft(sketch)) * jnp.fft.rfft(table.astype(exact))[..., None, :]
+    # a stack of tables broadcasts with leading dimensions of x
+    spectrum = jnp.fft.rfft(table.astype(exact))[..., None, :]
+    rank = max(sketch.ndim, spectrum.ndim)
+    product = with_rank(jnp.conj(jnp.fft.rfft(sketch)), rank) * with_rank(spectrum, rank)
     out = jnp.fft.irfft(product, n=size).at[..., h2.astype(jnp.int32)].get(mode="promise_in_bounds")
-    return (out * s2).astype(dtype)
+    return (out * with_rank(s2, out.ndim)).astype(dtype)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.checks import shown
 
 Selector = Callable[[str, PyTree], bool]
 Pattern = str | tuple[str, ...] | Selector
@@ -34,10 +36,37 @@ def leaf_name(path: tuple[PyTree, ...]) -> str:
     return "/".join(parts)
 
 
-def named_leaves(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, PyTree]]:
-    """(name, leaf) of every leaf, compact arrays as one leaf."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]:
-        yield join(prefix, leaf_name(path)), leaf
+def named_leaves(tree: PyTree, prefix: str = "") -> list[tuple[str, PyTree]]:
+    """(name, leaf) of every leaf, compact arrays as one leaf.
+
+    Raises:
+        ValueError: where two leaves have one name.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compact)[0]
+    names = leaf_names([path for path, _ in flat])
+    return [(join(prefix, name), leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+
+
+def leaf_names(paths: Sequence[tuple[PyTree, ...]]) -> list[str]:
+    """The names of key paths, which must differ: patterns, moments and reports are by name.
+
+    Raises:
+        ValueError: where two paths read alike, with both.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> jc.hashed(keep=1/2)({"a/b": 1.0, "a": {"b": 2.0}})
+        Traceback (most recent call last):
+        ValueError: two leaves are named 'a/b': ['a']['b'] and ['a/b']; rename a key of one of them
+    """
+    taken: dict[str, tuple[PyTree, ...]] = {}
+    for path in paths:
+        name = leaf_name(path)
+        if name in taken:
+            both = " and ".join(map(jax.tree_util.keystr, (taken[name], path)))
+            raise ValueError(f"two leaves are named {name!r}: {both}; rename a key of one of them")
+        taken[name] = path
+    return list(taken)
 
 
 def names_within(tree: PyTree) -> list[str]:
@@ -94,10 +123,38 @@ matrices = _Matrices()
 """Selects every matrix of a tree in any framework: `jc.at(jc.matrices, transform)`."""
 
 
+def check_pattern(who: str, pattern: Pattern) -> None:
+    """Refuse what is neither a pattern nor several nor a selector, in the name of a function."""
+    parts = pattern if isinstance(pattern, tuple) else ()
+    several = bool(parts) and all(isinstance(part, str) for part in parts)
+    if not (isinstance(pattern, str) or several or callable(pattern)):
+        raise TypeError(
+            f"{who} expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, "
+            f"got {shown(pattern)}"
+        )
+
+
+def check_matched(
+    who: str, pattern: Pattern, matched: Collection[str], names: Sequence[str]
+) -> None:
+    """Refuse a pattern that picked no leaf, and each of several that matches none of the names."""
+    parts = pattern if isinstance(pattern, tuple) else ()
+    idle = [part for part in parts if not any(matches(part, name) for name in names)]
+    if idle or not matched:
+        which = f": {', '.join(map(repr, idle))}" if idle and matched else ""
+        raise ValueError(f"{who} matches no leaf{which}; there are: {', '.join(names) or 'none'}")
+
+
 def select(pattern: Pattern, name: str, leaf: PyTree) -> bool:
     """Whether a pattern, one of several patterns, or a selector picks a leaf."""
     if callable(pattern):
-        return bool(pattern(name, leaf))
+        picked = pattern(name, leaf)
+        if not isinstance(picked, (bool, np.bool_)):
+            raise TypeError(
+                f"the selector {pattern!r} gave {shown(picked)} for {name!r}, expected True or "
+                "False"
+            )
+        return bool(picked)
     return any(
         matches(part, name) for part in ((pattern,) if isinstance(pattern, str) else pattern)
     )

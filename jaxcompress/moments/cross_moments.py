@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.moments.accumulators import Accumulator, Gathered
+from jaxcompress.moments.accumulators import Accumulator, Gathered, unit_of
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.masks import VectorWeights, vector_weights
 from jaxcompress.networks.trace import Network
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
-from jaxcompress.programs.program import Operand, Step
+from jaxcompress.programs.program import Operand, Step, Value
 
 Rows = tuple[Float[Array, "rows m"], Float[Array, " rows"]]
 """Vectors and their weights."""
@@ -71,7 +71,8 @@ class Recorder(Accumulator):
 
     Attributes:
         keys: of the contractions.
-        order: filled, in program order, with each contraction's operand and its vectors' layout.
+        order: filled, in program order, with each contraction's operand, as the program's value,
+            and its vectors' layout.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Recorder(Accumulator):
         traced: TracedProgram,
         keys: tuple[str, ...],
         vectors: VectorWeights,
-        order: dict[str, tuple[Operand, Hashable]],
+        order: dict[str, tuple[Value, Hashable]],
     ):
         # vectors are kept in full, whatever their dimension
         super().__init__(traced, {}, vectors, sys.maxsize)
@@ -99,7 +100,8 @@ class Recorder(Accumulator):
             return
         contraction = self.traced.analysis.contractions[key]
         layout = (key,) if contraction.window else (contraction.positions, contraction.batch)
-        self.order[key] = (operands[contraction.operand], layout)
+        # the program's value, not the array: a tracer kept beyond its loop would be a leak
+        self.order[key] = (step.inputs[contraction.operand], layout)
         self._first.clear()  # contractions of the same vectors are all recorded
         super().observe(key, operands, step)
 
@@ -116,7 +118,7 @@ def record(
     mask: Callable[..., jax.Array] | None = None,
     sample: float = 1.0,
     batch: int | jax.Array = 0,
-    order: dict[str, tuple[Operand, Hashable]] | None = None,
+    order: dict[str, tuple[Value, Hashable]] | None = None,
 ) -> dict[str, Rows]:
     """The vectors that some contractions take in on one batch, with their weights."""
     traced = net.traced_program(params, *inputs)
@@ -148,7 +150,7 @@ def groups(
         keys: the contractions to look at.
         always: contractions that are included even where their inputs did not change.
     """
-    order: dict[str, tuple[Operand, Hashable]] = {}
+    order: dict[str, tuple[Value, Hashable]] = {}
 
     @jax.jit
     def gaps(
@@ -160,10 +162,10 @@ def groups(
 
     changed = gaps(before, after, inputs)
     grouped: dict[Hashable, list[str]] = {}
-    for key, (operand, layout) in order.items():
+    for key, (value, layout) in order.items():
         # contractions in a loop of unknown length have no vectors and are not in `changed`
         if key in changed and (changed[key] > 0 or key in always):
-            grouped.setdefault((id(operand), layout), []).append(key)
+            grouped.setdefault((id(value), layout), []).append(key)
     return [tuple(group) for group in grouped.values()]
 
 
@@ -200,7 +202,10 @@ def gather(
     total: CrossMoments | None = None
     for number, inputs in enumerate(data.values(net)):
         count, *parts = products(before, after, inputs, number)
-        moments = CrossMoments(float(count), *(np.asarray(part, np.float64) for part in parts))
+        x, y, mean, met, cov, cross = (np.asarray(part, np.float64) for part in parts)
+        moments = CrossMoments(
+            float(count), x * mean, y * met, cov * y * y[:, None], cross * x * y[:, None]
+        )
         total = moments if total is None else total + moments
     if total is None:
         raise ValueError("there are no batches: give an iterable of at least one")
@@ -210,11 +215,13 @@ def gather(
 def _cross_moments(
     x: Float[Array, "rows m"], y: Float[Array, "rows small"], weights: Float[Array, " rows"]
 ) -> tuple[jax.Array, ...]:
-    """One batch's count, means, and covariances of y with itself and with x."""
+    """One batch's count, units of x and y, and in these units their means and covariances."""
     count = jnp.maximum(weights.sum(), 1e-30)
+    x_unit, y_unit = unit_of(jnp.abs(x).max(0)), unit_of(jnp.abs(y).max(0))
+    x, y = x / x_unit[None], y / y_unit[None]
     x_mean, y_mean = (weights @ x) / count, (weights @ y) / count
-    x, y = x - x_mean, y - y_mean
+    x, y = x - x_mean[None], y - y_mean[None]
     weighted = (weights[:, None] * y).T
     cov = jnp.matmul(weighted, y, precision="highest") / count
     cross = jnp.matmul(weighted, x, precision="highest") / count
-    return weights.sum(), x_mean, y_mean, cov, cross
+    return weights.sum(), x_unit, y_unit, x_mean, y_mean, cov, cross

@@ -23,7 +23,10 @@ from jaxcompress.tables import Table
 def describe(traced: TracedProgram) -> Structure:
     """The axes of an analysed program as plain data: each is a hidden axis or a refusal."""
     layouts = {
-        leaf: tuple(layout_of(dim, traced.names) for dim in value.dims)
+        leaf: tuple(
+            layout_of(dim, traced.names) if dim is not None else Layout(size=size)
+            for dim, size in zip(value.dims, value.shape, strict=True)
+        )
         for leaf, value in traced.leaves.items()
     }
     slots, fibres = slots_by_axis(layouts), companions(traced)

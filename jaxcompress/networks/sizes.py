@@ -78,10 +78,10 @@ def _dimensions(
                 "their number must stay"
             )
         for position, (layout, size) in enumerate(zip(dims, shape, strict=True)):
-            if layout.size == 1 and size != 1:
+            if layout.size <= 1 and size != layout.size:
                 raise ValueError(
-                    f"{leaf} has shape {shape}: dimension {position} was traced with size one "
-                    "and cannot grow"
+                    f"{leaf} has shape {shape}: dimension {position} was traced with size "
+                    f"{layout.size} and cannot change"
                 )
             yield Dimension(leaf, position, layout, size)
 

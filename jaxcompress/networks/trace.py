@@ -21,9 +21,11 @@ from jaxtyping import PyTree
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import checked, explained, function, mapping, shown, whole_number
+from jaxcompress.networks.arguments import check_arguments, naming_flags
 from jaxcompress.networks.axes import USES, Axis, Refused, Structure, Use
 from jaxcompress.networks.describe import describe
-from jaxcompress.networks.traced_program import TraceCache, TracedProgram
+from jaxcompress.networks.traced_program import TraceCache, TracedProgram, is_weak
 from jaxcompress.programs.program import Step, Value
 from jaxcompress.programs.records import Tap
 from jaxcompress.programs.rules import Replay
@@ -119,6 +121,9 @@ class Network:
         Raises:
             ValueError: for parameters whose sizes contradict each other; the leaf is named.
         """
+        # before jax.jit, which would refuse a leaf that is no array without its name
+        check_arrays("the network's parameters", params)
+        check_arrays("the network's inputs", inputs)
         return self._compiled(params, *inputs)
 
     @functools.cached_property
@@ -134,11 +139,16 @@ class Network:
         Raises:
             ValueError: for a key that is no hidden axis.
         """
+        if not isinstance(sizes, Mapping):
+            raise TypeError(
+                f"resized takes a mapping from axes to sizes, such as {{'up:1': 8}}, got "
+                f"{shown(sizes)}"
+            )
         unknown = sorted(set(sizes) - set(self.axes.keys()))
         if unknown:
             there = ", ".join(self.axes.keys())
             raise ValueError(f"resized: {unknown} are no hidden axes; there are: {there}")
-        given = {key: int(size) for key, size in sizes.items()}
+        given = {key: whole_number(f"resized: {key}", size) for key, size in sizes.items()}
         return dataclasses.replace(self, given_sizes={**self.given_sizes, **given})
 
     def explain(self, params: PyTree, *inputs: PyTree) -> Table[Use]:
@@ -170,6 +180,7 @@ class Network:
             for name in sorted(leaves & compact):
                 uses[Use(name, how, step.name, step.where)] = None
 
+        check_arrays("the network's parameters", params)
         shapes = shapes_of(inputs or self.inputs)
         jax.eval_shape(functools.partial(self.replay, note=note), params, *shapes)
         return Table(tuple(uses), USES, "no compact array is used")
@@ -185,6 +196,7 @@ class Network:
         Raises:
             ValueError: for another tree of parameters.
         """
+        check_arrays("the network's parameters", params)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
         if treedef != jax.tree.structure(self.full):
             traced, given = (
@@ -195,7 +207,7 @@ class Network:
                 f"only traced: {sorted(traced - given)}, only given: {sorted(given - traced)}"
             )
         typed = [
-            jax.ShapeDtypeStruct(full.shape, dtype_of(leaf))
+            jax.ShapeDtypeStruct(full.shape, dtype_of(leaf), weak_type=is_weak(leaf))
             for full, leaf in zip(jax.tree.leaves(self.full), leaves, strict=True)
         ]
         return self.traces(jax.tree.unflatten(treedef, typed), shapes_of(inputs))
@@ -244,12 +256,15 @@ def summary(kind: str, axes: list[Axis]) -> str:
     return f"{len(axes)} {kind} ({shown}{', ...' if len(axes) > 2 else ''})"
 
 
-def check_network(who: str, net: object) -> None:
-    """Refuse what is no `Network`, in the name of a function."""
-    if not isinstance(net, Network):
-        raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
+def network(name: str, value: Network) -> Network:
+    """The kind of an argument that is a network."""
+    if not isinstance(value, Network):
+        who = name.removesuffix(": net")
+        raise TypeError(f"{who} takes a network from jc.trace, got {type(value).__name__}")
+    return value
 
 
+@checked(apply=function("apply(params, *inputs)"), state_outputs=mapping)
 def trace(
     apply: Callable[..., PyTree],
     params: PyTree,
@@ -275,7 +290,9 @@ def trace(
         A `Network`: print its `axes` and `refused`, call it as `net(params, *inputs)`.
 
     Raises:
-        ValueError: for a path that is not there.
+        TypeError: for a parameter or an input that is no array, such as a function or a string, or
+            a flag that the function branches on: the leaf is named.
+        ValueError: for a path that is not there, or two parameters of one name.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxcompress as jc
@@ -291,16 +308,28 @@ def trace(
         >>> net(small, jnp.ones((5, 3))).shape
         (5, 2)
     """
+    if not all(isinstance(path, str) for path in (state_outputs or {}).values()):
+        raise TypeError(f"trace: state_outputs maps paths to paths, got {shown(state_outputs)}")
+    check_arguments(params, inputs)
     full = jax.tree.map(shape_of, params, is_leaf=is_compact)
     shapes = shapes_of(inputs)
     traces = TraceCache(apply, dict(state_outputs or {}))
-    return Network(traces, full, shapes, describe(traces(full, shapes)))
+    with naming_flags(params, inputs):
+        traced = traces(full, shapes)
+    return Network(traces, full, shapes, describe(traced))
+
+
+def check_arrays(what: str, tree: PyTree) -> None:
+    """Refuse leaves that are no arrays, shapes or numbers, by name."""
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            raise ValueError(f"{what}: {name or 'the leaf'} is no array: {shown(leaf)}")
 
 
 def shape_of(leaf: jax.Array | CompactArray) -> jax.ShapeDtypeStruct:
     """The shape and dtype of a leaf, compact or not."""
     shape = tuple(leaf.shape) if is_compact(leaf) else np.shape(leaf)
-    return jax.ShapeDtypeStruct(shape, dtype_of(leaf))
+    return jax.ShapeDtypeStruct(shape, dtype_of(leaf), weak_type=is_weak(leaf))
 
 
 def dtype_of(leaf: ArrayLike | CompactArray) -> DTypeLike:
@@ -311,4 +340,5 @@ def dtype_of(leaf: ArrayLike | CompactArray) -> DTypeLike:
 
 def shapes_of(inputs: tuple[PyTree, ...]) -> tuple[PyTree[jax.ShapeDtypeStruct], ...]:
     """The shapes and dtypes of inputs."""
-    return jax.eval_shape(lambda *values: values, *inputs)
+    with explained("the inputs are no trees of arrays"):
+        return jax.eval_shape(lambda *values: values, *inputs)

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxcompress.programs.algebra import Dim, Kind, find, mark
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.programs import compat
+from jaxcompress.programs.algebra import Dim, Kind, find, is_number, mark, several
 from jaxcompress.programs.facts import (
     MIXED,
     agreed,
@@ -37,7 +39,7 @@ def same_layout(step: Step, analysis: Analysis) -> None:
         for index, size in enumerate(out.shape):
             if size == 1:
                 continue
-            wide = [value for value in operands if value.shape[index] > 1]
+            wide = [value for value in operands if several(value.shape[index])]
             for value in wide[1:]:
                 analysis.unify(step, wide[0].dims[index], value.dims[index])
             out.dims[index] = wide[0].dims[index] if wide else analysis.fresh(size)
@@ -133,20 +135,30 @@ def linear(step: Step, analysis: Analysis) -> None:
 
 def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
     """The facts that a change of layout or of dtype keeps."""
-    for name in ("square", "summed", "squares", "direct", "bent", "literal"):
+    for name in ("square", "summed", "squares", "direct", "bent", "literal", "count"):
         setattr(out, name, getattr(source, name))
     out.shared = source.shared or analysis.uses[id(source)] > 1
     out.sites = frozenset() if out.shared else source.sites
 
 
 def replay_cast(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
-    """A compact array stays one in another float dtype."""
-    operand, dtype = operands[0], step.params.get("new_dtype")
-    if not hasattr(operand, "materialize") or not (
-        dtype is None or jnp.issubdtype(dtype, jnp.floating)
-    ):
+    """A compact array stays one in another float dtype that one computes in.
+
+    A cast to fewer than 16 bits is a quantizer: it rounds the dense entries, not what is stored.
+    """
+    operand, dtype = operands[0], step.params["new_dtype"]
+    if is_compact(operand) and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16:
+        return [jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    return bind(step, operands, replay)
+
+
+def replay_stored(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """Of a compact array: the primitive on every stored number, such as a stopped gradient."""
+    if not is_compact(operands[0]):
         return bind(step, operands, replay)
-    return [operand if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    leaves, structure = jax.tree.flatten(operands[0])
+    stored = [compat.bind(step.primitive, [leaf], step.params)[0] for leaf in leaves]
+    return [jax.tree.unflatten(structure, stored)]
 
 
 @register("neg")
@@ -164,7 +176,7 @@ def negate(step: Step, analysis: Analysis) -> None:
 register("real", "imag", "conj", "name", "reduce_precision")(linear)
 register("device_put", "sharding_constraint", "mesh_cast", "layout_constraint")(linear)
 register("optimization_barrier", "debug_callback", "debug_print")(linear)
-register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
+register("copy", "copy_p", "stop_gradient", replay=replay_stored)(linear)
 
 
 @register("convert_element_type", replay=replay_cast)
@@ -196,6 +208,23 @@ def add(step: Step, analysis: Analysis) -> None:
             add_shift(out, analysis, value, other, sign)
     if is_zero(right):
         out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
+
+
+@register("complex")
+def complex_(step: Step, analysis: Analysis) -> None:
+    """Linear in the real and in the imaginary part, as a sum of the two is."""
+    same_layout(step, analysis)
+    (out,) = step.outputs
+    left, right = step.inputs
+    constant = any(value.literal is not None and not is_zero(value) for value in step.inputs)
+    out.bent = not out.data and (left.bent or right.bent or constant)
+    for index, dim in enumerate(out.dims):
+        analysis.joined(step.inputs, index, dim)
+    for value, other in ((left, right), (right, left)):
+        for index in range(len(out.dims)) if value.from_params and other.data else ():
+            if varies(value, index):
+                analysis.role(value.slots[index], "shift")
+                out.slots[index] |= value.slots[index]
 
 
 def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: int) -> None:
@@ -233,6 +262,31 @@ def fold_literals(step: Step, function: Callable[[np.ndarray, np.ndarray], Array
     left, right = step.inputs
     if left.literal is not None and right.literal is not None:
         step.outputs[0].literal = function(np.asarray(left.literal), np.asarray(right.literal))
+    fold_counts(step)
+
+
+COUNTING: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+}
+
+
+def fold_counts(step: Step) -> None:
+    """Compute a step on symbolic sizes and whole numbers."""
+    if step.name not in COUNTING or all(value.count is None for value in step.inputs):
+        return
+    left, right = map(count_of, step.inputs)
+    if left is not None and right is not None:
+        step.outputs[0].count = COUNTING[step.name](left, right)
+
+
+def count_of(value: Value) -> int | None:
+    """The symbolic size or the whole number that a value is, or None."""
+    if value.count is not None:
+        return value.count
+    number = scalar(value)
+    return None if number is None or number % 1 else int(number)
 
 
 def scalar(value: Value) -> float | None:
@@ -271,7 +325,9 @@ def replay_mean(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
     present = math.prod(replay.size(dim) for dim in divisor.dims)
     if traced != present:
         literal, count = step.inputs[divisor.operand], present - divisor.offset
-        number = np.asarray(1 / count if divisor.inverse else count, literal.dtype)
+        count = 1 / count if divisor.inverse else count
+        # a symbolic count becomes a number when the exported program is called
+        number = (np if is_number(count) or divisor.inverse else jnp).asarray(count, literal.dtype)
         operands = list(operands)
         operands[divisor.operand] = (
             jnp.full(replay.shape(literal), number) if literal.shape else number
@@ -284,21 +340,33 @@ def note_mean(
 ) -> None:
     """Note that a literal operand is the size of what was summed, or one less."""
     literal = step.inputs[operand]
-    number = scalar(literal)
     dims = [dim for dim in summed.summed if dim is not None]
-    if not number or not dims:
-        return
     size = math.prod(find(dim).size for dim in dims)
-    count = 1 / number if inverse else number
-    floating = jnp.issubdtype(literal.dtype, jnp.floating)
-    rounding = max(1e-5, float(jnp.finfo(literal.dtype).eps) if floating else 0)
     for offset in (0, 1) if summed.squares else (0,):
-        if size > offset and abs(count - (size - offset)) <= rounding * size:
+        if dims and is_count(literal, size - offset, size, inverse):
             step.note = Divisor(operand, dims, offset, inverse)
             analysis.averaged += dims
             if summed.squares:
                 analysis.averaged_squares.append(tuple(dims))
             return
+
+
+def is_count(literal: Value, count: int, size: int, inverse: bool) -> bool:
+    """Whether a literal, or its inverse, is a count up to the rounding of a size."""
+    if not is_number(size):
+        return literal.count is not None and literal.count == count
+    number = scalar(literal)
+    if not number or count < 1:
+        return False
+    floating = jnp.issubdtype(literal.dtype, jnp.floating)
+    rounding = max(1e-5, float(jnp.finfo(literal.dtype).eps) if floating else 0)
+    return abs((1 / number if inverse else number) - count) <= rounding * size
+
+
+@register("dim_as_value")
+def dim_as_value(step: Step, analysis: Analysis) -> None:
+    """A symbolic size of `jax.export` as a number."""
+    step.outputs[0].count = step.params["dim"]
 
 
 # --- products -------------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxcompress.programs.algebra import several
 from jaxcompress.programs.program import NOTHING, Slot, Step, Value
 
 MIXED = Slot("", -1)
 """A mark in `Value.scaled`: branches with different scales were joined, so none can be folded."""
 
-VALUE_FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
+VALUE_FACTS = (
+    *("bent", "count", "data", "direct", "literal", "square", "squares", "summed", "sites"),
+)
 """The facts of a value that do not belong to a single dimension, but for `shared`."""
 
 
@@ -49,7 +52,7 @@ def forget_origin(out: Value) -> None:
 
 def varies(value: Value, index: int) -> bool:
     """Whether a value differs along a dimension of the output."""
-    return len(value.shape) > index and value.shape[index] > 1 and not value.constant[index]
+    return len(value.shape) > index and several(value.shape[index]) and not value.constant[index]
 
 
 def is_zero(value: Value) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.programs.algebra import Kind, mark
+from jaxcompress.programs.algebra import Dim, Kind, mark
 from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import (
@@ -33,14 +33,29 @@ def replay_gather(step: Step, operands: list[Operand], replay: Replay) -> list[O
 def replay_rows(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """The rows that are picked, by a compact table's own `take` where it has one for them."""
     table, indices = operands
-    if not (is_compact(table) and rows_only(step) and table.looks_up_rows):
+    mode = step.params["mode"]
+    own = is_compact(table) and mode in MODES and rows_only(step) and table.looks_up_rows
+    if not own:
         return replay_window(step, operands, replay)
     replay.tell(step, step.inputs[0], "looked up")
-    rows = indices[..., 0]
-    if step.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
-        return [table.take(jnp.clip(rows, 0, table.shape[0] - 1))]
-    # `take` counts negative rows from the end; this gather fills for them
-    return [table.take(jnp.where(rows < 0, table.shape[0], rows))]
+    count = table.shape[0]
+    # a small integer type of the indices may not hold the number of rows
+    rows = indices[..., 0].astype(jnp.promote_types(indices.dtype, jnp.int32))
+    picked = table.take(jnp.clip(rows, 0, count - 1))
+    if mode == lax.GatherScatterMode.FILL_OR_DROP:
+        given = step.params["fill_value"]
+        fill = jnp.asarray(jnp.nan if given is None else given, picked.dtype)
+        picked = jnp.where(((rows >= 0) & (rows < count))[..., None], picked, fill)
+    collapsed = step.params["dimension_numbers"].collapsed_slice_dims
+    return [picked if collapsed else jnp.expand_dims(picked, -2)]
+
+
+MODES = (
+    lax.GatherScatterMode.CLIP,
+    lax.GatherScatterMode.FILL_OR_DROP,
+    lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+"""What a gather does out of range where a table's own look-up can do it: clip, or fill."""
 
 
 def replay_window(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
@@ -56,21 +71,31 @@ def replay_window(step: Step, operands: list[Operand], replay: Replay) -> list[O
 
 
 def rows_only(step: Step) -> bool:
-    """Whether a gather picks full rows of a matrix, one for each index, as an embedding does."""
+    """Whether a gather picks full rows of a matrix, one for each index, as an embedding does.
+
+    A slice under `jax.vmap` has an index for the columns as well, which is zero, and keeps the
+    row's dimension of one.
+    """
     numbers, shape = step.params["dimension_numbers"], step.inputs[0].shape
     rank = len(step.outputs[0].shape)
+    kept = len(shape) - len(numbers.collapsed_slice_dims)
+    # an index other than zero for the columns fills the row
+    fills = step.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
     return (
         len(shape) == 2
-        and tuple(numbers.collapsed_slice_dims) == (0,)
-        and tuple(numbers.start_index_map) == (0,)
-        and tuple(numbers.offset_dims) == (rank - 1,)
+        and tuple(numbers.collapsed_slice_dims) in ((0,), ())
+        and tuple(numbers.start_index_map) in ((0,),) + (() if fills else ((0, 1),))
+        and tuple(numbers.offset_dims) == tuple(range(rank - kept, rank))
         and tuple(step.params["slice_sizes"]) == (1, shape[1])
     )
 
 
 @register("gather", replay=replay_gather)
 def gather(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are read in full pass and are produced; indexed ones are opaque."""
+    """Dimensions that are read in full pass and are produced; indexed ones are opaque.
+
+    A full dimension passes even where it has an index: only zero is within bounds, at every size.
+    """
     merge_facts(step)
     table, indices = step.inputs
     (out,) = step.outputs
@@ -81,16 +106,16 @@ def gather(step: Step, analysis: Analysis) -> None:
         for index in range(len(table.shape))
         if index not in numbers.collapsed_slice_dims and index not in batching
     ]
+    indexed = [index for index in numbers.start_index_map if sizes[index] < table.shape[index]]
     for position, index in zip(numbers.offset_dims, window, strict=True):
-        if sizes[index] == table.shape[index] and index not in numbers.start_index_map:
+        if sizes[index] == table.shape[index]:
             copy_facts(out, position, table, index)
-        elif sizes[index] == table.shape[index] == 1:
-            continue  # no axis to freeze
-        else:
-            analysis.freeze(step, table.dims[index], "part of it is picked by an index")
-            out.dims[position] = analysis.fresh(out.shape[position])
-            analysis.freeze(step, out.dims[position], "it is a part picked by an index")
-    for index in numbers.start_index_map:
+            _mark_fill(step, out.dims[position])
+            continue
+        analysis.freeze(step, table.dims[index], "part of it is picked by an index")
+        out.dims[position] = analysis.fresh(out.shape[position])
+        analysis.freeze(step, out.dims[position], "it is a part picked by an index")
+    for index in indexed:
         analysis.freeze(
             step, table.dims[index], "its positions are picked by an index, as in an embedding"
         )
@@ -98,10 +123,18 @@ def gather(step: Step, analysis: Analysis) -> None:
     if table.from_params:
         for index in window:
             analysis.role(table.slots[index], "produce")
-        for index in numbers.start_index_map:
+        for index in indexed:
             analysis.role(table.slots[index], "look-up")
         if rows_only(step) and indices.data:
             _note_look_up(step, analysis, table)
+
+
+def _mark_fill(step: Step, dim: Dim | None) -> None:
+    """A slice out of bounds is a constant: a rotation maps none but zero and NaN to itself."""
+    fill = step.params.get("fill_value")
+    fills = step.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    if fills and fill is not None and fill != 0 and fill == fill:
+        mark(dim, Kind.ELEMENTWISE)
 
 
 def _gather_indices(step: Step, analysis: Analysis) -> None:
@@ -180,7 +213,10 @@ WRITES = ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min",
 
 @register(*WRITES)
 def scatter(step: Step, analysis: Analysis) -> None:
-    """Dimensions that are written in full pass; those that an index picks from are opaque."""
+    """Dimensions that are written in full pass; those that an index picks from are opaque.
+
+    A full dimension passes even where it has an index: only zero is within bounds, at every size.
+    """
     merge_facts(step)
     (source, _, update), (out,) = step.inputs, step.outputs
     numbers = step.params["dimension_numbers"]
@@ -190,14 +226,15 @@ def scatter(step: Step, analysis: Analysis) -> None:
     for index in range(len(source.shape)):
         copy_facts(out, index, source, index)
         out.constant[index] = False
+    full = set()
     for position, index in zip(numbers.update_window_dims, window, strict=True):
-        full = update.shape[position] == source.shape[index]
-        if full and index not in numbers.scatter_dims_to_operand_dims:
+        if update.shape[position] == source.shape[index]:
+            full.add(index)
             _write_full(step, analysis, index, position)
             continue
         analysis.freeze(step, update.dims[position], "it is written into a part of another axis")
         analysis.freeze(step, source.dims[index], "a part of it is written at an index")
-    for index in numbers.scatter_dims_to_operand_dims:
+    for index in set(numbers.scatter_dims_to_operand_dims) - full:
         analysis.freeze(
             step,
             source.dims[index],

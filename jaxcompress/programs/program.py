@@ -52,6 +52,7 @@ class Value:
         bent: whether a value made of parameters is a nonlinear function of one of them.
         shared: whether a value that it is another layout of is also used elsewhere.
         literal: the number, for a literal and its broadcasts.
+        count: the symbolic size that it is, such as the number of elements of a batch.
         square: whether it is the square of a value.
         summed: the dimensions it was summed over, while no other step changed its scale.
         squares: whether squares were summed.
@@ -62,6 +63,7 @@ class Value:
     __slots__ = (
         "bent",
         "constant",
+        "count",
         "data",
         "dims",
         "direct",
@@ -93,6 +95,7 @@ class Value:
         self.bent = False
         self.shared = False
         self.literal: ArrayLike | None = None
+        self.count: int | None = None
         self.square = False
         self.squares = False
         self.summed: tuple[Dim | None, ...] = ()
@@ -235,6 +238,10 @@ def _programs(equation: core.JaxprEqn) -> dict[str, Program]:
         return {"body": build(params["jaxpr"])}
     if name in compat.CUSTOM:
         return {"body": build(params[compat.CUSTOM[name]])}
+    if name == "custom_linear_solve":
+        solvers = params["jaxprs"]._asdict().items()
+        # the transpose of the system is derived anew where the solve is replayed
+        return {key: build(body) for key, body in solvers if body and key != "vecmat"}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Rules of operations along an axis: sums, norms, pooling, sorting, random numbers.
+"""Rules of operations along an axis: sums, norms, pooling, sorting.
 
 A sum mixes the channels of its axis: of squares it is a root-mean-square norm, otherwise as in
 layer norm. Every other operation along an axis makes it opaque.
@@ -6,7 +6,6 @@ layer norm. Every other operation along an axis makes it opaque.
 
 from __future__ import annotations
 
-from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.arithmetic import elementwise, linear, same_layout
 from jaxcompress.programs.facts import copy_facts, forget_origin, merge_facts
@@ -127,14 +126,3 @@ def reduce_window(step: Step, analysis: Analysis) -> None:
         analysis.freeze(step, source.dims[index], "a window slides along it")
         out.dims[index] = analysis.fresh(out.shape[index])
         analysis.freeze(step, out.dims[index], "a window slides along it")
-
-
-@register(*compat.RANDOM)
-def random(step: Step, analysis: Analysis) -> None:
-    """Random numbers along an axis make it opaque: another size would draw other numbers."""
-    merge_facts(step)
-    why = "random numbers are drawn along it: evaluate without dropout"
-    for out in step.outputs:
-        out.dims = [analysis.fresh(size) for size in out.shape]
-        for dim in out.dims:
-            analysis.freeze(step, dim, why)

@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
+from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, several, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import Constant, Operand, Program, Slot, Step, Value
 from jaxcompress.programs.records import Contraction, Pair, Tap
@@ -107,7 +108,7 @@ class Analysis:
             "such as a table of angles, a mask or an order: make it a parameter, and it is resized",
         )
         for index, size in enumerate(value.shape):
-            if size > 1 and value.dims[index] is None:
+            if several(size) and value.dims[index] is None:
                 value.dims[index] = Dim(size)
                 mark(value.dims[index], Kind.OPAQUE, why)
 
@@ -138,7 +139,7 @@ class Analysis:
 
     def fresh(self, size: int) -> Dim | None:
         """A new axis, or None for a dimension of one."""
-        return Dim(size) if size > 1 else None
+        return Dim(size) if several(size) else None
 
     def count(self, name: str, taken: Collection[str]) -> str:
         """A key that is not taken: a name and a running number."""
@@ -194,7 +195,7 @@ class Replay:
 
     def dense(self, step: Step, operand: Operand, value: Value) -> jax.Array:
         """An operand as an array; a compact one is materialised, which is noted."""
-        if not hasattr(operand, "materialize"):
+        if not is_compact(operand):
             return operand
         self.tell(step, value, "materialised")
         return operand.materialize()
@@ -261,6 +262,24 @@ UNKNOWN = Rule(unknown)
 RULES: dict[str, Rule] = {}
 """The rule of every known primitive, by its name as `jax.make_jaxpr` prints it."""
 
+
+def primitives_without_rule() -> list[str]:
+    """The primitives of the installed JAX that have no rule, by name.
+
+    An axis that one of them touches is refused, with the primitive named, and a compact array that
+    meets one is materialised: nothing is wrong, only less is found. Most are collectives over
+    devices, callbacks, factorisations of matrices, and parts of other primitives' derivatives.
+    Modules of JAX that are not imported, such as Pallas, add theirs when they are.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> missing = jc.programs.primitives_without_rule()
+        >>> "qr" in missing, "tanh" in missing
+        (True, False)
+    """
+    return sorted(compat.primitives() - RULES.keys() - compat.INLINED.keys())
+
+
 KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
 """Primitives that read a square as a part of a norm."""
 
@@ -313,6 +332,8 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         (5, 2)
         >>> _ = jc.programs.RULES.pop("saturate")  # as it was, for other examples
     """
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"register takes names of primitives, such as 'sin', got {names!r}")
 
     def add(analyse: Analyse) -> Analyse:
         RULES.update(dict.fromkeys(names, Rule(analyse, replay)))

@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
+from jaxcompress.checks import checked, choice, function, number, shown
 from jaxcompress.tables import Table
 from jaxcompress.transforms.allocation import (
     Counts,
@@ -59,6 +60,7 @@ class Budget:
         return call("budget", show(total[1]), *options)
 
 
+@checked(of=choice(*OF), metric=function("from candidates by name to their scores"))
 def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:
     """A total size in place of a keep, divided so that the predicted output error is least.
 
@@ -104,18 +106,10 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
         >>> list(shrink.plan(params, moments).scores)
         ['errors', 'errors^0.5', 'equal keeps']
     """
-    if not isinstance(total, (int, float)) or isinstance(total, bool) or not 0 < total <= 1:
-        raise ValueError(
-            f"budget must be in (0, 1], the fraction of all numbers to keep; got {total!r}: for a "
-            f"quarter, budget(1/4)"
-        )
-    if of not in OF:
-        raise ValueError(f"of={of!r} is unknown: expected one of {', '.join(map(repr, OF))}")
-    if metric is not None and not callable(metric):
-        raise TypeError(
-            f"budget: metric must be a function from candidates by name to their scores, got "
-            f"{type(metric).__name__}"
-        )
+    try:
+        total = number("(0, 1]", "the fraction of all numbers to keep")("budget", total)
+    except ValueError as error:
+        raise ValueError(f"{error}: for a quarter, budget(1/4)") from None
     return Budget(float(total), of, metric)
 
 
@@ -258,13 +252,18 @@ def joint(parts: Sequence[Items], before: float) -> Items:
 def scored(metric: Metric, candidates: Mapping[str, PyTree]) -> dict[str, float]:
     """A metric's scores of candidate parameters: one finite number for each."""
     try:
-        scores = dict(metric(candidates))
+        scores = metric(candidates)
     except Exception as error:
         error.add_note(
             f"in the metric of a budget, {metric!r}: it must take a mapping from names to small "
             f"parameters of this transform's network"
         )
         raise
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"budget: the metric gave {shown(scores)}, expected a mapping from each of "
+            f"{sorted(candidates)} to its score"
+        )
     if scores.keys() != candidates.keys():
         raise ValueError(
             f"budget: the metric scored {sorted(scores)}, expected a score for each of "

@@ -9,16 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.moments import Moments
 from jaxcompress.moments.statistics import Statistic
@@ -26,6 +22,7 @@ from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map, blocks, lines
 from jaxcompress.programs.program import Slot
+from jaxcompress.transforms.host_leaves import HostLeaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +47,14 @@ class NetworkState:
     Attributes:
         structure: the network's axes, as traced.
         template: the parameters as they were given, for the structure of the tree.
-        given: every leaf, compact arrays and dtypes as they were given.
-        leaves: every dense leaf, floats as float64.
+        leaves: every dense leaf, floats as float64, read when it is asked for.
         sizes: of the axes whose size differs from the traced one.
         moments: of `jc.calibrate`, or None.
     """
 
     structure: Structure
     template: PyTree
-    given: Mapping[str, PyTree]
-    leaves: Mapping[str, np.ndarray]
+    leaves: HostLeaves
     sizes: Mapping[str, int]
     moments: Moments | None = None
 
@@ -68,29 +63,32 @@ class NetworkState:
         """The state of parameters before any change.
 
         Raises:
-            ValueError: for other parameters than the traced ones, sizes that contradict each other,
-                complex numbers, a NaN or an infinity.
+            ValueError: for other parameters than the traced ones, or sizes that contradict each
+                other.
         """
         given = dict(named_leaves(params))
         structure.check_names(given)
         shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
+        sizes = structure.sizes(shapes)
+        if moments is not None:
+            moments.check_fit(structure, {**structure.full_sizes, **sizes})
         return cls(
             structure=structure,
             template=params,
-            given=given,
-            leaves={n: _to_array(n, leaf) for n, leaf in given.items() if not is_compact(leaf)},
-            sizes=structure.sizes(shapes),
+            leaves=HostLeaves(given),
+            sizes=sizes,
             moments=moments,
         )
 
     def params(self) -> PyTree:
-        """The parameters as a tree, in the given dtypes; compact leaves as they are."""
-        leaves = [
-            to_device(self.leaves[name], jnp.result_type(leaf)) if name in self.leaves else leaf
-            for name, leaf in self.given.items()
-        ]
+        """The parameters as a tree, in the given dtypes; unchanged leaves as they are."""
         treedef = jax.tree.structure(self.template, is_leaf=is_compact)
-        return jax.tree.unflatten(treedef, leaves)
+        return jax.tree.unflatten(treedef, self.leaves.result())
+
+    @property
+    def given(self) -> Mapping[str, PyTree]:
+        """Every leaf as it was given, compact arrays as they are now."""
+        return self.leaves.given
 
     def size(self, axis: Axis) -> int:
         """The present number of channels of an axis."""
@@ -165,38 +163,19 @@ class NetworkState:
         """The state after a change of one axis."""
         self.check_dense(axis)
         # first the replacements, which have the present size, then the map, which changes it
-        leaves = {**self.leaves, **change.leaves}
+        leaves = {name: self.leaves[name] for name in self.leaves_with(axis)} | dict(change.leaves)
         apply_map(self.structure, leaves, self.sizes, axis, change.map)
         moments = self.moments
         if moments is not None:
             moments = dataclasses.replace(moments, sites={**moments.sites, **change.sites})
             moments = moments.mapped(axis, change.map)
         sizes = {**self.sizes, axis.key: change.map.size}
-        return dataclasses.replace(self, leaves=leaves, sizes=sizes, moments=moments)
+        return dataclasses.replace(
+            self, leaves=self.leaves.replaced(leaves), sizes=sizes, moments=moments
+        )
 
     def edited(
         self, leaves: Mapping[str, np.ndarray], compact: Mapping[str, PyTree] | None = None
     ) -> NetworkState:
         """The state with new values of dense and of compact leaves, at the same sizes."""
-        return dataclasses.replace(
-            self, leaves={**self.leaves, **leaves}, given={**self.given, **(compact or {})}
-        )
-
-
-def _to_array(name: str, leaf: jax.typing.ArrayLike) -> np.ndarray:
-    """A dense leaf as an array on the host, floats as float64."""
-    if isinstance(leaf, Tracer):  # maps that depend on sizes alone run inside jax.jit
-        return cast(np.ndarray, leaf)
-    values = np.asarray(leaf)
-    if jnp.issubdtype(values.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"{name} holds {values.dtype}: hidden axes are changed in real parameters only"
-        )
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        return values
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{name} contains NaN or infinity: repair or retrain it before compressing"
-        )
-    return values
+        return dataclasses.replace(self, leaves=self.leaves.replaced(leaves, compact))

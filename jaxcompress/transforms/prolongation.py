@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.arrays.spline import spline_matrix
 from jaxcompress.transforms.selection import RIDGE, SHRINK
 
@@ -56,8 +57,5 @@ def predict_fine(
     """
     inner = average.T @ moments @ average
     remainder = np.eye(len(moments)) - average @ repeat
-    r = len(inner)
-    ridge = (RIDGE + SHRINK * r / max(count, 1.0)) * np.trace(inner) / r
-    ridge += np.finfo(np.float64).tiny
-    correction = np.linalg.solve(inner + ridge * np.eye(r), average.T @ moments @ remainder)
-    return repeat + correction
+    ridge = RIDGE + SHRINK * len(inner) / max(count, 1.0)
+    return repeat + ridge_solve(inner, average.T @ moments @ remainder, ridge)

@@ -21,8 +21,10 @@ from jaxtyping import PyTree
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
 from jaxcompress.checkpoint import write_atomically
+from jaxcompress.checks import checked
+from jaxcompress.checks import path as path_kind
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.budget import Budget, budget
@@ -81,6 +83,7 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
 """Every transform that a recipe may name; a new transform is one line here."""
 
 
+@checked(path=path_kind)
 def save_recipe(path: str | os.PathLike[str], transform: Transform) -> None:
     """Write a transform as JSON; an existing file is replaced by a complete one or not at all.
 
@@ -112,6 +115,7 @@ def save_recipe(path: str | os.PathLike[str], transform: Transform) -> None:
     write_atomically(path, text.encode())
 
 
+@checked(path=path_kind, net=network)
 def load_recipe(
     path: str | os.PathLike[str],
     net: Network | None = None,

@@ -23,20 +23,20 @@ from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, choice, number, path_pattern, seeds, whole_number
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.allocation import AxisCounts
 from jaxcompress.transforms.axis_rotation import rotate
 from jaxcompress.transforms.axis_selection import control, select
-from jaxcompress.transforms.axiswise import AxisTransform
+from jaxcompress.transforms.axiswise import AxisTransform, largest_by_option
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import error_curve
 from jaxcompress.transforms.legality import can_rotate, why_not_fold, why_not_rotate
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
+from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep, per_pattern
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
@@ -109,6 +109,7 @@ class RotateAndPrune(AxisTransform):
                 f"method={self.method!r} predicts no errors: give keep as a number or by axis"
             )
         state = self.start(params, moments)
+        self.check_effect(state, self.chosen())
         axes = [
             axis
             for axis in self.chosen()
@@ -132,6 +133,17 @@ class RotateAndPrune(AxisTransform):
     def divided(self, plan: Plan) -> RotateAndPrune:
         """The transform with the keeps of a plan."""
         return dataclasses.replace(self, keep=tuple(plan.keeps.items()), energy=None)
+
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse a multiple that is larger than every axis that it is for."""
+        rules = PerLeaf(self.multiple, "multiple")
+        largest = largest_by_option(rules, state, axes)
+        for multiple, size in largest.items():
+            if multiple >= size > 1:
+                raise ValueError(
+                    f"multiple={multiple} leaves no size below the present one: the largest axis "
+                    f"that it is for has {size} channels"
+                )
 
     def options(self, key: str, size: int) -> Int[np.ndarray, " options"]:
         """The sizes that an axis can be cut to, in ascending order, its present one the last."""
@@ -204,15 +216,13 @@ def nearest(options: Int[np.ndarray, " options"], size: float) -> int:
     return int(np.argmin(np.abs(options - round(size))))
 
 
-def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
-    """A positive whole number, or a mapping of them as a tuple of pairs."""
-    if isinstance(multiple, Mapping):
-        return tuple(
-            (pattern, whole_number("multiple", value)) for pattern, value in multiple.items()
-        )
-    return whole_number("multiple", multiple)
-
-
+@checked(
+    net=network,
+    energy=number("(0, 1]", "the share of the consumers' results that every axis retains"),
+    axes=path_pattern,
+    method=choice(*METHODS),
+    seed=seeds,
+)
 def rotate_and_prune(
     net: Network,
     keep: Keep | None = None,
@@ -270,23 +280,16 @@ def rotate_and_prune(
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    check_network("rotate_and_prune", net)
-    if method not in METHODS:
-        raise ValueError(
-            f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
-        )
     if (keep is None) == (energy is None):
         raise ValueError("rotate_and_prune takes either keep or energy, not both or neither")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(
-            "energy must be in (0, 1], the share of the consumers' results that every axis "
-            f"retains; got {energy!r}"
-        )
-    multiples = check_multiple(multiple)
+    keeps = 1.0 if keep is None else check_keep(keep)
+    multiples = per_pattern("multiple", multiple, whole_number)
     PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
+    if not isinstance(keeps, Budget):
+        PerLeaf(keeps, "keep").check_keys(net.axes.keys())
     return RotateAndPrune(
         structure=net.structure,
-        keep=1.0 if keep is None else check_keep(keep),
+        keep=keeps,
         axes=axes,
         method=method,
         seed=seed,

@@ -97,7 +97,7 @@ def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
     assert found["cosines"][1] < 0.05
     assert found["windows"][1] < 1e-9
     with pytest.raises(ValueError, match="nothing but zeros"):
-        cost_of_sharing(jnp.zeros((4, 4)), {})
+        cost_of_sharing(jnp.zeros((4, 4)), {"hashed": jc.hashed(1 / 8)})
     weighted = cost_of_sharing(smooth, {"cosines": jc.vocabulary(1 / 8)}, jnp.eye(64))
     assert weighted["cosines"][1] == pytest.approx(found["cosines"][1], rel=1e-3)
 

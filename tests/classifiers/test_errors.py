@@ -220,6 +220,17 @@ def test_a_part_of_a_class_is_missed_among_others(d):
     )
 
 
+def test_points_like_the_others_are_rarely_called_remote():
+    """At a level of 10 %, whichever of the two questions asks: both distances may be remote."""
+    rng, count = np.random.default_rng(0), 800
+    x, test_x = rng.normal(size=(2, count, 3))
+    y = rng.integers(0, 2, count)
+    report = explain(zeros, (x, y), (test_x, np.ones(count, int)), steps=1)
+    remote = np.mean([verdict.remoteness <= 0.1 for verdict in report.verdicts])
+    assert len(report.verdicts) == count
+    assert 0.05 < remote <= 0.1 + 2 * (0.1 * 0.9 / count) ** 0.5
+
+
 def test_classes_of_one_point_have_no_scale():
     x = np.array([[0.0], [1.0]])
     (verdict,) = explain(zeros, (x, np.array([0, 1])), (x[1:] + 0.1, np.array([1])), k=1).verdicts

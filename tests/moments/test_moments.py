@@ -143,7 +143,7 @@ def test_samples_take_a_share_of_every_example():
         assert 0 < gap < 0.25
     again = jc.calibrate(net, model.params, jc.Calibration(batches, sample=1 / 2), progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
-    with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample must be in \(0, 1\]"):
         jc.calibrate(net, model.params, jc.Calibration(batches, sample=2), progress=False)
 
 
@@ -222,7 +222,7 @@ def test_an_axis_draws_itself(tmp_path):
         ([np.ones(5)], r"batch 0, input 0 has shape \(5,\), traced with \(2, 5\)"),
         ([(np.ones((4, 5)), np.ones(4))], "batch 0 has 2 inputs, the network takes 1"),
         (
-            [np.array([[1e30], [-1e30]], np.float32) * np.ones((2, 5), np.float32)],
+            [np.array([[3e38], [-3e38]], np.float32) * np.ones((2, 5), np.float32)],
             "batch 0 gives NaN or infinity at w",
         ),
     ],

@@ -217,6 +217,7 @@ def test_where_a_compact_array_is_contracted_and_where_not():
     def apply(params, tokens, x):
         table = params["table"].astype(jnp.float32)
         h = table[tokens].mean(1) + x @ params["flipped"].T
+        h = h + jax.vmap(lambda token: params["sliced"][token])(tokens[:, 0])
         heads = params["heads"].reshape(6, 2, 3)
         out = jnp.einsum("bd,dhe->bhe", h, heads).reshape(-1, 6)
         return out @ jnp.sin(params["bent"]) + jax.checkpoint(lambda p, v: v @ p)(
@@ -224,7 +225,14 @@ def test_where_a_compact_array_is_contracted_and_where_not():
         )
 
     rng = np.random.default_rng(0)
-    shapes = {"table": (11, 6), "flipped": (6, 4), "heads": (6, 6), "bent": (6, 3), "plain": (6, 3)}
+    shapes = {
+        "table": (11, 6),
+        "sliced": (11, 6),
+        "flipped": (6, 4),
+        "heads": (6, 6),
+        "bent": (6, 3),
+        "plain": (6, 3),
+    }
     params = {
         name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
     }
@@ -235,6 +243,7 @@ def test_where_a_compact_array_is_contracted_and_where_not():
     uses = {use.leaf: use for use in net.explain(small)}
     assert {name: use.how for name, use in uses.items()} == {
         "table": "looked up",
+        "sliced": "looked up",
         "flipped": "contracted",
         "heads": "contracted",
         "bent": "materialised",

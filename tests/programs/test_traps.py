@@ -5,6 +5,7 @@ channels are redundant (duplicates, constants, a rank of a half), so that cuttin
 nothing.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,8 @@ def unbiased(h):
 X = noise(6, 3, seed=1)
 BASE = {"A": noise(3, 8), "W": noise(8, 5), "g": 1 + 0.3 * noise(8, seed=2), "b": noise(5, seed=3)}
 
+ROWS = jnp.array([2, 0, 1, 1, 0, 2])
+
 ORACLE = {
     "variance of numpy": lambda p, x: norm_by_var(x @ p["A"]) @ p["W"],
     "a sum over another number": lambda p, x: (
@@ -69,6 +72,29 @@ ORACLE = {
     "a loop that starts from ones": lambda p, x: (
         lax.fori_loop(0, 2, lambda i, h: h + x @ p["A"], jnp.ones((6, 8))) @ p["W"]
     ),
+    "rows picked under vmap": lambda p, x: (
+        jax.vmap(lambda i: jnp.asarray(p["A"])[i])(ROWS) @ p["W"]
+    ),
+    "rows cut out under two vmaps": lambda p, x: (
+        jax.vmap(jax.vmap(lambda i: lax.dynamic_slice_in_dim(p["A"], i, 1)[0]))(ROWS[:, None])
+        @ p["W"]
+    ),
+    "rows cut out of activations under vmap": lambda p, x: (
+        jax.vmap(lambda h, i: lax.dynamic_index_in_dim(h, i, 0, False))(
+            x[:, None] * jnp.ones((2, 1)) @ p["A"], ROWS % 2
+        )
+        @ p["W"]
+    ),
+    "a row written under vmap": lambda p, x: (
+        jax.vmap(lambda h, i, y: lax.dynamic_update_index_in_dim(h, y, i, 0))(
+            jnp.zeros((6, 3, 8)), ROWS, x @ p["A"]
+        )
+        @ p["W"]
+    ),
+    "a row filled with ones under vmap": lambda p, x: (
+        jax.vmap(lambda i: jnp.asarray(p["A"]).at[i].get(mode="fill", fill_value=1.0))(ROWS + 1)
+        @ p["W"]
+    ),
     "transposed reuse": lambda p, x: jnp.tanh(x @ p["A"]) @ p["W"] @ p["W"].T @ p["W"],
 }
 
@@ -85,6 +111,44 @@ def test_the_oracle(name):
         np.testing.assert_allclose(
             sized(small, X), expected, atol=2e-4 * float(jnp.abs(expected).max())
         )
+
+
+class Words(eqx.Module):
+    """A residual stream of single tokens, as Equinox models have it: batched by vmap."""
+
+    table: eqx.nn.Embedding
+    norm: eqx.nn.LayerNorm
+    layer: eqx.nn.MLP
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.table, self.norm = eqx.nn.Embedding(11, 8, key=key), eqx.nn.LayerNorm(8)
+        self.layer = eqx.nn.MLP(8, 8, 12, 1, key=key)
+        self.out = eqx.nn.Linear(8, 3, key=key)
+
+    def __call__(self, token):
+        h = self.table(token)
+        return self.out(h + self.layer(self.norm(h)))
+
+
+def test_the_residual_stream_of_an_equinox_model():
+    params, static = eqx.partition(Words(jax.random.key(0)), eqx.is_array)
+
+    def apply(p, tokens):
+        return jax.vmap(jax.vmap(eqx.combine(p, static)))(tokens)
+
+    tokens = jnp.arange(6).reshape(2, 3)
+    net = jc.trace(apply, params, tokens)
+    stream = net.axes["table/weight:1"]
+    assert stream.size == 8
+    assert {slot.leaf for slot in stream.consumers} == {"layer/layers/0/weight", "out/weight"}
+    assert {use.how for use in net.explain(jc.at("table/*", jc.hashed(1 / 2))(params))} == {
+        "looked up"
+    }
+    small, full, changed = small_and_full(net, params)
+    assert stream.key in changed
+    full = jax.tree.map(jnp.asarray, full)
+    np.testing.assert_allclose(net(small, tokens), apply(full, tokens), atol=1e-4)
 
 
 def by_heads(mix):
