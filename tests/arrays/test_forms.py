@@ -201,6 +201,8 @@ def test_designed_atoms_store_nothing_and_cost_the_formula():
 def test_stacks_come_first():
     with pytest.raises(ValueError, match="a stack comes first"):
         jc.MatrixAxes(0, 2).resolve(3)
+    with pytest.raises(ValueError, match="does not fit an array of 1 dimensions"):
+        jc.MatrixAxes(-2, -1).resolve(1)
     assert jc.MatrixAxes(1, 2).resolve(3) == jc.MatrixAxes(-2, -1)
     stacked = jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(1, 2))(matrix(2, 4, 6))
     with pytest.raises(ValueError, match=r"use \.mT"):
