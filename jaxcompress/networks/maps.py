@@ -54,9 +54,8 @@ class AxisMap:
         """The matrices that a slot of the axis is multiplied by."""
         if slot in axis.consumers and slot not in axis.producers:
             return np.swapaxes(self.other.get(slot, self.consume), -1, -2)
-        if slot in axis.scales and self.channels is not None:
-            return self.channels
-        return self.other.get(slot, self.produce)
+        scaling = self.channels if slot in axis.scales else None
+        return self.other.get(slot, self.produce if scaling is None else scaling)
 
 
 def apply_map(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, align, mark, product
 from jaxcompress.programs.arithmetic import linear, pass_on
-from jaxcompress.programs.facts import copy_facts, merge_facts
+from jaxcompress.programs.facts import agreed, copy_facts, merge_facts
 from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, bind_with, register
 
@@ -230,7 +230,7 @@ def regroup(step: Step, analysis: Analysis, old: list[int], new: list[int]) -> N
     for index in new:
         out.dims[index] = Dim(out.shape[index])
         out.slots[index] = frozenset().union(*(source.slots[position] for position in old))
-        out.scaled[index] = frozenset().union(*(source.scaled[position] for position in old))
+        out.scaled[index] = agreed([source.scaled[position] for position in old])
         out.constant[index] = constant
     before = [dim for index in old if (dim := source.dims[index]) is not None]
     after = [dim for index in new if (dim := out.dims[index]) is not None]

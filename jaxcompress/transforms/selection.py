@@ -258,6 +258,24 @@ def rotation(
     return back @ directions, directions.T @ half
 
 
+def orthogonal_rotation(
+    moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
+) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
+    """An orthogonal projection of a given rank that changes the consumers' results little.
+
+    The better of two: the leading directions of the moments, and those of their product with the
+    Gram matrix of the kernels, made symmetric.
+    """
+
+    def lost(directions: np.ndarray) -> float:
+        rest = np.eye(len(moments)) - directions @ directions.T
+        return float(np.einsum("ij,ji->", rest @ moments @ rest, gram))
+
+    candidates = [top(moments, size), top(moments @ gram + gram @ moments, size)]
+    directions = min(candidates, key=lost)
+    return directions, directions.T
+
+
 def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]:
     """The leading eigenvectors of a symmetric matrix, with fixed signs."""
     return fix_signs(np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1][:, :size])
