@@ -130,6 +130,7 @@ class Site:
         scaled: scales that multiplied the activations after a norm; None where they follow no norm
             or branches with different ones join.
         shifted: parameters that were added to the activations after these scales.
+        normed: whether a norm over the contracted axis comes before these.
         outputs: the parameter's other dimensions, in the product's order.
     """
 
@@ -143,6 +144,7 @@ class Site:
     bias: tuple[tuple[Slot, ...], int] = ((), 0)
     scaled: tuple[Slot, ...] | None = ()
     shifted: tuple[Slot, ...] = ()
+    normed: bool = False
     outputs: tuple[Layout, ...] = ()
 
     @property

@@ -156,7 +156,7 @@ def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
     bias, sign = analysis.biases.get(contraction.key, (frozenset(), 0))
     scales = set().union(*(analysis.scales.get(slot, set()) for slot in contraction.consumed))
     scaling = next(iter(scales), PLAIN)
-    known = len(scales) < 2 and MIXED not in scales and scaling.normed == bool(scaling.scales)
+    known = len(scales) < 2 and MIXED not in scales and scaling.normed >= bool(scaling.scales)
     return Site(
         key=contraction.key,
         slots=tuple(sorted(contraction.consumed)),
@@ -168,6 +168,7 @@ def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
         bias=(tuple(sorted(bias)), sign),
         scaled=tuple(sorted(scaling.scales)) if known else None,
         shifted=tuple(sorted(scaling.shifts)),
+        normed=known and scaling.normed,
         outputs=tuple(layout_of(dim, names) for dim in contraction.produced),
     )
 

@@ -29,7 +29,7 @@ from jaxcompress.programs.norms import (
     scaled_by,
     spoil,
 )
-from jaxcompress.programs.program import MIXED, Operand, Scaling, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
@@ -97,6 +97,8 @@ def elementwise(step: Step, analysis: Analysis) -> None:
     for out in step.outputs:
         if squared:
             note_square(out, step.inputs[0])
+        else:
+            out.scaled = [PLAIN] * len(out.shape)
         for index, dim in enumerate(out.dims):
             if not squared and not out.constant[index]:
                 mark(dim, Kind.ELEMENTWISE)
@@ -226,9 +228,10 @@ def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: 
     for index in indices:
         out.slots[index] |= shift.slots[index]
         before = out.scaled[index]
-        # after a norm's scale it is no shift of what the axis's producers give
-        analysis.role(shift.slots[index], "offset" if before.scales else "shift")
-        if before.scales:
+        # after a norm or a scale it is no shift of what the axis's producers give
+        follows = bool(before.scales or before.normed)
+        analysis.role(shift.slots[index], "offset" if follows else "shift")
+        if follows:
             plain = shift.direct and sign == 1 and not before.shifts
             out.scaled[index] = before._replace(shifts=shift.slots[index]) if plain else MIXED
     note_bias(analysis, shift, other, [out.dims[index] for index in indices], sign)
@@ -354,6 +357,7 @@ def multiply(step: Step, analysis: Analysis) -> None:
         both = varies(left, index) and varies(right, index) and left.data == right.data
         if both and index not in explained:
             mark(dim, Kind.ELEMENTWISE)
+            out.scaled[index] = PLAIN
 
 
 def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> None:

@@ -109,6 +109,8 @@ def roots(dims: Iterable[Dim]) -> set[Dim]:
 def scaled_by(value: Value, index: int, scaling: Scaling) -> Scaling:
     """The scaling of a value after another value's is multiplied into it along a dimension."""
     before = value.scaled[index] if index < len(value.shape) else PLAIN
+    if scaling.normed and (before == MIXED or before.shifts or before.normed):
+        return scaling  # a norm starts anew; the sum in it has noted what lies before
     twice = (before.scales and scaling.scales) or (before.normed and scaling.normed)
     if before.shifts or scaling.shifts or twice or MIXED in (before, scaling):
         return MIXED

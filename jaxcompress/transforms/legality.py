@@ -58,7 +58,12 @@ def why_not_fold(axis: Axis) -> str | None:
         return "activations are multiplied over it"
     if axis.tied or axis.nonlinear:
         return "its consumers have other uses, or are no plain parameters"
-    return "a norm over it would change" if {"normalised", "rms"} & set(axis.marks) else None
+    return None
+
+
+def has_norm(axis: Axis) -> bool:
+    """Whether a norm is taken over an axis."""
+    return bool({"normalised", "rms"} & set(axis.marks))
 
 
 def why_not_resize(state: NetworkState, axis: Axis, size: int, basis: str) -> str | None:
@@ -67,7 +72,7 @@ def why_not_resize(state: NetworkState, axis: Axis, size: int, basis: str) -> st
         return why
     if axis.pair and (axis.marks or axis.consumers or pair_of(state, axis) is None):
         return "activations are multiplied over it, and other operations use it"
-    if not {"normalised", "rms"} & set(axis.marks):
+    if not has_norm(axis):
         return None
     # a mean over the axis adapts to the new size, a plain sum does not
     if not axis.averaged:

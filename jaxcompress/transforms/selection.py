@@ -240,6 +240,41 @@ def predict(
     return fold
 
 
+def predict_from(
+    inner: Float[np.ndarray, "r r"],
+    cross: Float[np.ndarray, "r d"],
+    total: float,
+    prior: Float[np.ndarray, "r d"],
+    count: float = math.inf,
+) -> Float[np.ndarray, "r d"]:
+    """All channels from r others by ridge least squares, shrunk to a prior as in `predict`.
+
+    Args:
+        inner: the moments of those that predict.
+        cross: their moments with the channels that are predicted.
+        total: the sum of the second moments of the channels that are predicted.
+        prior: a prediction that needs no data.
+        count: the number of vectors that the moments were measured on.
+    """
+    r, tiny = len(inner), np.finfo(np.float64).tiny
+    scale = np.trace(inner) / r
+
+    def solve(ridge: float) -> np.ndarray:
+        matrix = inner + (ridge * scale + tiny) * np.eye(r)
+        return prior + np.linalg.solve(matrix, cross - inner @ prior)
+
+    def unexplained(fold: np.ndarray) -> float:
+        return float(total - np.sum(fold * (2 * cross - inner @ fold)))
+
+    fold = solve(RIDGE)
+    if not math.isfinite(count):
+        return fold
+    share = 1.0
+    if count > r:
+        share = unexplained(fold) / (1 - r / count) / max(unexplained(prior), tiny)
+    return solve(RIDGE + SHRINK * r / max(count, 1.0) * min(1.0, max(share, 0.0)))
+
+
 def rotation(
     moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
 ) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:

@@ -24,8 +24,8 @@ from scipy.spatial.distance import squareform
 from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.maps import selecting
 from jaxcompress.networks.trace import Network, check_network
-from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import second_moments_of
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
