@@ -41,7 +41,7 @@ from jaxcompress.transforms.consumers import (
 from jaxcompress.transforms.folds import bias_shift, separate_sites, shifted_biases
 from jaxcompress.transforms.merge import clustering, cut, strongest
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.selection import predict, predict_from
+from jaxcompress.transforms.selection import norm_variance, predict, predict_from
 
 
 def select_under_norm(
@@ -116,11 +116,7 @@ def _fluctuation(state: NetworkState, axis: Axis, change: AxisMap) -> float:
     """The variance, over vectors, of the norm of the kept channels relative to that of all."""
     moments, d = normalised_moments(state, axis), state.size(axis)
     kept = change.produce[0] @ _centring(axis, change.size)
-    kept, whole = kept @ kept.T, _centring(axis, d)
-    powers = [np.sum(matrix * moments) for matrix in (kept, whole)]
-    form = kept / max(powers[0], 1e-300) - whole / max(powers[1], 1e-300)
-    product = form @ moments
-    return float(np.sum(product * product.T)) / 2  # a factor 2, and a quarter of a square root
+    return norm_variance(kept @ kept.T, _centring(axis, d), moments)
 
 
 def renewed_scales(

@@ -275,6 +275,18 @@ def predict_from(
     return solve(RIDGE + SHRINK * r / max(count, 1.0) * min(1.0, max(share, 0.0)))
 
 
+def norm_variance(
+    kept: Float[np.ndarray, "d d"], whole: Float[np.ndarray, "d d"], moments: Float[np.ndarray, "d d"]
+) -> float:
+    """The variance of one norm relative to another, over normally distributed vectors.
+
+    Both are square roots of quadratic forms, scaled so that they agree in the mean.
+    """
+    powers = [max(float(np.sum(matrix * moments)), 1e-300) for matrix in (kept, whole)]
+    product = (kept / powers[0] - whole / powers[1]) @ moments
+    return float(np.sum(product * product.T)) / 2  # twice that, and a quarter by the square root
+
+
 def rotation(
     moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
 ) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
