@@ -71,6 +71,7 @@ class Total:
     squared: bool
     spoilt: bool = False
 
+
 Operand = PyTree
 """One operand or result at a replay: an array, a random key, or a compact array."""
 

@@ -19,7 +19,16 @@ import jax
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
-from jaxcompress.programs.program import Constant, Operand, Program, Scaling, Slot, Step, Total, Value
+from jaxcompress.programs.program import (
+    Constant,
+    Operand,
+    Program,
+    Scaling,
+    Slot,
+    Step,
+    Total,
+    Value,
+)
 from jaxcompress.programs.records import Contraction, Pair, Tap
 
 

@@ -25,8 +25,8 @@ from jaxcompress.transforms.axis_statistics import (
 from jaxcompress.transforms.consumers import consumer_gram, measured_sites
 from jaxcompress.transforms.folds import bias_shift, shifted_biases, unpredicted
 from jaxcompress.transforms.legality import pair_of
-from jaxcompress.transforms.norm_rotation import rotate_normalised
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.norm_rotation import rotate_normalised
 
 
 def rotate(state: NetworkState, axis: Axis, size: int) -> AxisChange:

@@ -8,10 +8,9 @@ inputs, in float64 on the host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxcompress.arrays.layout import to_rows
 from jaxcompress.networks.axes import Axis, Site

@@ -136,7 +136,7 @@ def per_channel(
     place: int,
     *,
     outside: float,
-) -> Float[np.ndarray, "..."]:
+) -> Float[np.ndarray, ...]:
     """A per-channel parameter laid out to be combined with an array that has its axis.
 
     Args:

@@ -27,8 +27,7 @@ def why_not_rotate(state: NetworkState, axis: Axis) -> str | None:
     if axis.nonlinear:
         return f"{axis.nonlinear[0]} passes a nonlinear function before it is used"
     if axis.pair:
-        shared = axis.marks or axis.consumers
-        return "activations are multiplied over it, and other operations use it" if shared else None
+        return _why_not_rotate_pair(state, axis)
     if not axis.marks:
         return None
     normed = {"rms", "diagonal", "normalised"} if axis.centred else {"rms", "diagonal"}
@@ -47,9 +46,20 @@ def _why_not_linear(axis: Axis) -> str | None:
     return None
 
 
-def can_rotate(state: NetworkState, axis: Axis) -> bool:
-    """Whether an axis is rotated: that is legal, and a pair's sides have producers of their own."""
-    return why_not_rotate(state, axis) is None and not (axis.pair and pair_of(state, axis) is None)
+def _why_not_rotate_pair(state: NetworkState, axis: Axis) -> str | None:
+    """The reason why the two sides of a product cannot have projections of their own, or None."""
+    if axis.marks or axis.consumers:
+        return "activations are multiplied over it, and other operations use it"
+    if pair_of(state, axis) is None:
+        return "it is in several products of activations, or one parameter produces both sides"
+    return None
+
+
+def is_rotatable_kind(axis: Axis) -> bool:
+    """Whether the operations on an axis allow a rotation, whatever its parameters are used for."""
+    if axis.centred and axis.foldable:
+        return set(axis.marks) <= {"normalised", "rms", "diagonal"}
+    return set(axis.marks) <= {"rms", "diagonal"} and not (axis.pair and axis.marks)
 
 
 def why_not_fold(axis: Axis) -> str | None:

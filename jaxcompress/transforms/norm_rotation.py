@@ -76,26 +76,59 @@ def leading_directions(
     The norm changes with what is cut, so that directions of large power matter beside those that
     consumers read: of several weightings the one with the least predicted error is taken.
     """
-    moments, gram, d = normalised_moments(state, axis), _scaled_gram(state, axis), state.size(axis)
-    basis = zero_mean_basis(d) if axis.centred else np.eye(d)
-    moments, gram = basis.T @ moments @ basis, basis.T @ gram @ basis
-    moments = moments / max(np.trace(moments), 1e-300)
-    gram = gram / max(float(np.sum(gram * moments)), 1e-300)
-    candidates = [_span(moments, gram + share * np.eye(len(gram)), rank) for share in SHARES]
+    moments, gram, basis = _relative(state, axis)
+    if not rank:  # a layer norm of one channel is zero
+        return np.zeros((len(basis), 0)), 0.0
+    halves = _halves(moments)
+    mixed = [gram + share * np.eye(len(gram)) for share in SHARES]
+    candidates = [_span(moments, halves, weights, rank) for weights in mixed]
     candidates.append(top(moments, rank))
     best = min(candidates, key=lambda span: _predicted_error(moments, gram, span))
     return basis @ best, float(np.sum(best * (moments @ best)))
 
 
+def weighted_spectrum(state: NetworkState, axis: Axis) -> Float[np.ndarray, " d"]:
+    """The power of the leading directions, for consumers and norm alike, largest first."""
+    moments, gram, _ = _relative(state, axis)
+    half = root(moments)
+    values = np.linalg.eigvalsh(half @ (gram + SHARES[2] * np.eye(len(gram))) @ half)[::-1]
+    # under a layer norm the first channel of a small axis adds no direction
+    return np.concatenate([np.zeros(int(axis.centred)), np.maximum(values, 0)])
+
+
+def _relative(
+    state: NetworkState, axis: Axis
+) -> tuple[
+    Float[np.ndarray, "rank rank"], Float[np.ndarray, "rank rank"], Float[np.ndarray, "d rank"]
+]:
+    """Moments of n and the Gram matrix of what reads it, of power one, in a basis of directions."""
+    moments, gram, d = normalised_moments(state, axis), _scaled_gram(state, axis), state.size(axis)
+    basis = zero_mean_basis(d) if axis.centred else np.eye(d)
+    moments, gram = basis.T @ moments @ basis, basis.T @ gram @ basis
+    moments = moments / max(np.trace(moments), 1e-300)
+    return moments, gram / max(float(np.sum(gram * moments)), 1e-300), basis
+
+
+def _halves(
+    moments: Float[np.ndarray, "d d"],
+) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
+    """The symmetric square root of moments and its inverse, zero in directions without power."""
+    values, vectors = np.linalg.eigh(moments)
+    scale = np.sqrt(np.maximum(values, 0))
+    alive = scale > 1e-6 * scale.max(initial=0)
+    inverse = np.where(alive, 1 / np.where(alive, scale, 1), 0)
+    return (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
+
+
 def _span(
-    moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], rank: int
+    moments: Float[np.ndarray, "d d"],
+    halves: tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]],
+    gram: Float[np.ndarray, "d d"],
+    rank: int,
 ) -> Float[np.ndarray, "d rank"]:
     """An orthonormal basis of the directions that predict weighted results best."""
-    half = root(moments)
+    half, inverse = halves
     # S^(1/2) times a direction lies in the leading ones of S^(1/2) G S^(1/2)
-    values, vectors = np.linalg.eigh(moments)
-    alive = values > 1e-12 * values.max(initial=0)
-    inverse = (vectors * np.where(alive, 1 / np.sqrt(np.where(alive, values, 1)), 0)) @ vectors.T
     span = inverse @ top(half @ gram @ half, rank)
     # directions without power complete the rank
     full = np.concatenate([span, 1e-9 * np.linalg.norm(span) * top(moments, rank)], axis=1)
@@ -242,12 +275,12 @@ def _predictions(
 ) -> Float[np.ndarray, "layers d d"]:
     """For each layer the matrix that predicts n from its kept directions, transposed."""
     matrices = []
-    for second in moments.second:
+    for second in moments.second if directions.size else ():
         cross = directions.T @ second
         total = float(np.trace(second))
         fold = predict_from(cross @ directions, cross, total, directions.T, moments.count)
         matrices.append(fold.T @ directions.T)
-    return np.stack(matrices)
+    return np.stack(matrices or [np.zeros_like(second) for second in moments.second])
 
 
 def _statistics(

@@ -6,9 +6,9 @@ With n the normalised activations and S the r kept channels, the smaller network
 
 where E picks S, and a root-mean-square norm subtracts no mean. The norm's scale is multiplied by c,
 so that activations stay as large as they were, and every consumer predicts its inputs `n g + b`
-from those that it will have, `n' g + b`, by ridge least squares. Channels that repeat others equally
-often are lost without any error: mean and variance are those of the kept ones. To first order, since
-c is that of the mean vector. Costs O(d^3) a consumer, in float64 on the host.
+from those that it will have, `n' g + b`, by ridge least squares, to first order, since c differs
+from vector to vector. Channels that repeat others equally often go without any error: mean and
+variance are those of the kept ones. Costs O(d^3) a consumer, in float64 on the host.
 """
 
 from __future__ import annotations

@@ -276,7 +276,9 @@ def predict_from(
 
 
 def norm_variance(
-    kept: Float[np.ndarray, "d d"], whole: Float[np.ndarray, "d d"], moments: Float[np.ndarray, "d d"]
+    kept: Float[np.ndarray, "d d"],
+    whole: Float[np.ndarray, "d d"],
+    moments: Float[np.ndarray, "d d"],
 ) -> float:
     """The variance of one norm relative to another, over normally distributed vectors.
 
