@@ -86,6 +86,7 @@ def test_dependent_features_after_a_nonlinearity_vanish():
 # --- every model ----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* is selected, not :UserWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_pruned_and_runs(name):
     model, net, inputs, moments = calibrated(name)
