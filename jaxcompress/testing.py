@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -25,6 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
 from jaxcompress.transforms.base import Transform
@@ -162,8 +164,13 @@ def _same_bits(a: PyTree, b: PyTree) -> bool:
     )
 
 
+def _host_noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def _noise(shape: tuple[int, ...], seed: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    # NumPy's, since JAX compiles its generator for every shape
+    return to_device(_host_noise(shape, seed), dtype)
 
 
 def _check_count(array: CompactArray) -> None:
@@ -184,50 +191,67 @@ def _check_count(array: CompactArray) -> None:
         )
 
 
-def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
-    sizes = tuple(dense.shape[axis] for axis in array.matrix_axes.inputs)
-    for axes, count in (
-        (array.matrix_axes, sizes),
-        (
-            array.matrix_axes.swapped(),
-            tuple(dense.shape[axis] for axis in array.matrix_axes.outputs),
-        ),
-    ):
-        x = _noise((3, *count), 1)
-        _close(matmul(x, array, axes), matmul(x, dense, axes), f"meaning: matmul(x, A) over {axes}")
+# Each check below is one compiled program of all its products: compiled one by one, their
+# operations take most of a check's time.
+
+
+def _products(array: CompactArray, dense: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """By name, what the array's products give, and what those of the dense matrix do."""
+    pairs = {}
+    for axes in (array.matrix_axes, array.matrix_axes.swapped()):
+        x = _noise((3, *(dense.shape[axis] for axis in axes.inputs)), 1)
+        pairs[f"matmul(x, A) over {axes}"] = matmul(x, array, axes), matmul(x, dense, axes)
     if array.matrix_axes.ndim != 2:
-        return
+        return pairs
     rows, columns = dense.shape
     for shape in ((rows,), (2, 3, rows)):
-        x = _noise(shape, 2)
-        _close(x @ array, x @ dense, f"meaning: x @ A for x of shape {shape}")
-        _close(np.asarray(x) @ array, x @ dense, "meaning: x @ A for a numpy x")
+        x = _host_noise(shape, 2)
+        pairs[f"x @ A for x of shape {shape}"] = jnp.asarray(x) @ array, x @ dense
+        pairs[f"x @ A for a numpy x of shape {shape}"] = x @ array, x @ dense
     for shape in ((columns,), (columns, 3)):
         x = _noise(shape, 3)
-        _close(array @ x, dense @ x, f"meaning: A @ x for x of shape {shape}")
-    _close(array.T.materialize(), dense.T, "meaning: A.T")
-    _close(_noise((3, columns), 4) @ array.T, _noise((3, columns), 4) @ dense.T, "meaning: x @ A.T")
-    picked = jnp.array([[0, rows - 1], [-1, 0]])
-    _close(array.take(picked), jnp.take(dense, picked, axis=-2), "meaning: A.take(rows)")
-    _require(
-        bool(jnp.isnan(array.take(jnp.array([rows]))).all()),
-        "meaning: A.take of a row out of range must be NaN",
+        pairs[f"A @ x for x of shape {shape}"] = array @ x, dense @ x
+    x = _noise((3, columns), 4)
+    pairs["A.T"] = array.T.materialize(), dense.T
+    pairs["x @ A.T"] = x @ array.T, x @ dense.T
+    picked = np.array([[0, rows - 1], [-1, 0]])
+    pairs["A.take(rows)"] = array.take(jnp.asarray(picked)), dense[picked]
+    nothing = jnp.zeros((1, columns))
+    pairs["A.take of a row out of range, which must be NaN,"] = (
+        jnp.isnan(array.take(jnp.array([rows]))).astype(float),
+        nothing + 1,
     )
+    return pairs
+
+
+def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
+    # outside jit the operators meet NumPy arrays and concrete numbers
+    x = _host_noise((3, array.matrix_shape[0]), 1)
+    plain = array.matrix_axes.to_matrix(dense)
+    _close(array.multiply(x), x @ np.asarray(plain), "meaning: multiply outside jit")
+    for name, (actual, expected) in jax.jit(_products)(array, dense).items():
+        _close(actual, expected, f"meaning: {name}")
 
 
 def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
     x, g = _noise((3, array.matrix_shape[0]), 5), _noise((3, array.matrix_shape[1]), 6)
-    expected = jax.vjp(lambda a: a.matrix(), array)[1](x.T @ g)[0]
-    for name, product in (
-        ("grad", array.__class__.multiply),
-        ("grad under jit", jax.jit(lambda a, x: a.multiply(x))),
-        ("grad under remat", jax.checkpoint(lambda a, x: a.multiply(x))),
-    ):
-        actual = jax.grad(lambda a, product=product: jnp.sum(product(a, x) * g))(array)
-        for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-            _close(got, want, f"gradient: {name} is not the transpose of materialize", 1e-4)
+    multiply = array.__class__.multiply
+
+    def gradient(product: Callable[..., jax.Array], array: CompactArray) -> CompactArray:
+        return jax.grad(lambda a: jnp.sum(product(a, x) * g))(array)
+
+    @jax.jit
+    def gradients(array: CompactArray) -> tuple[CompactArray, dict[str, CompactArray]]:
+        expected = jax.vjp(lambda a: a.matrix(), array)[1](x.T @ g)[0]
+        under_remat = gradient(jax.checkpoint(multiply), array)
+        return expected, {"grad": gradient(multiply, array), "grad under remat": under_remat}
+
+    expected, computed = gradients(array)
+    for name, actual in computed.items():
+        for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            _close(one, other, f"gradient: {name} is not the transpose of materialize", 1e-4)
     optimizer = optax.adam(1e-3)
-    state = optimizer.init(cast(optax.Params, array))
+    state = jax.eval_shape(optimizer.init, cast(optax.Params, array))
     # the step count is a scalar, and no number of the array
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
     stored = sum(leaf.size for leaf in jax.tree.leaves(array) if leaf.ndim)
@@ -238,24 +262,23 @@ def _check_gradient(array: CompactArray, dense: jax.Array) -> None:
 
 
 def _check_dtype(array: CompactArray) -> None:
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), array)
+    half = jax.eval_shape(lambda a: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), a), array)
     if not jax.tree.leaves(half):
         return
     _require(
         half.dtype == jnp.bfloat16, f"bfloat16: a tree of bfloat16 children has dtype {half.dtype}"
     )
+    materialized = jax.eval_shape(lambda a: a.materialize(), half)
     _require(
-        half.materialize().dtype == jnp.bfloat16,
+        materialized.dtype == jnp.bfloat16,
         "bfloat16: materialize leaves the children's dtype",
     )
+    x = _noise((3, array.matrix_shape[0]), 7)
     # strict promotion raises where an operation mixes in a wider dtype
     with jax.numpy_dtype_promotion("strict"):
-        x = _noise((3, array.matrix_shape[0]), 7, jnp.bfloat16)
-        _require(
-            half.multiply(x).dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype"
-        )
-        array.multiply(x.astype(jnp.float32))
-        array.materialize()
+        product = jax.eval_shape(lambda a, x: a.multiply(x), half, x.astype(jnp.bfloat16))
+        _require(product.dtype == jnp.bfloat16, "bfloat16: x @ A leaves the operands' dtype")
+        jax.eval_shape(lambda a, x: (a.multiply(x), a.materialize()), array, x)
 
 
 def _check_stack(array: CompactArray) -> None:
@@ -266,8 +289,10 @@ def _check_stack(array: CompactArray) -> None:
         jax.tree.map(lambda leaf: 2 * leaf, array),
         jax.tree.map(lambda leaf: leaf - 1, array),
     ]
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    dense = jnp.stack([layer.materialize() for layer in layers])
+    stack = jax.tree.map(
+        lambda *leaves: to_device(np.stack(leaves), jnp.result_type(*leaves)), *layers
+    )
+    dense = jax.jit(lambda layers: jnp.stack([layer.materialize() for layer in layers]))(layers)
     _require(
         stack.shape == dense.shape,
         f"stack: shape {stack.shape}, expected {dense.shape}: write materialize with leading '...'",
@@ -276,16 +301,14 @@ def _check_stack(array: CompactArray) -> None:
         stack.stored_numbers >= 3 * sum(leaf.size for leaf in jax.tree.leaves(array)),
         "stack: numbers are not counted",
     )
-    _close(
-        stack.materialize(),
-        dense,
-        "stack: materialize of three layers; write it with leading '...' dimensions",
-    )
-    _check_stacked_products(array, stack, dense)
+    for name, (actual, expected) in jax.jit(_stacked_products)(array, stack, dense).items():
+        _close(actual, expected, f"stack: {name}")
 
 
-def _check_stacked_products(array: CompactArray, stack: CompactArray, dense: jax.Array) -> None:
-    """The product of three stacked layers, under every way to map over them."""
+def _stacked_products(
+    array: CompactArray, stack: CompactArray, dense: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The product of three stacked layers, under every way to map over them, and the dense one."""
     x = _noise((3, 4, array.matrix_shape[0]), 8)
     plain = stack.matrix_axes.to_matrix(dense)
 
@@ -297,16 +320,18 @@ def _check_stacked_products(array: CompactArray, stack: CompactArray, dense: jax
 
     axes = jax.tree.map(lambda _: 0, array)
     shared = x[0] @ plain
-    by_axis = jax.vmap(product, in_axes=(0, None))(stack, x[0])
     by_tree = jax.vmap(product, in_axes=(axes, None))(stack, x[0])
-    for name, actual, expected in (
-        ("x @ A of three layers", product(stack, x), x @ plain),
-        ("under vmap", jax.vmap(product)(stack, x), x @ plain),
-        ("under vmap with in_axes", by_axis, shared),
-        ("under scan", jax.lax.scan(step, None, stack)[1], shared),
-        ("under vmap with a tree of in_axes", by_tree, shared),
-    ):
-        _close(actual, expected, f"stack: {name}", 1e-4)
+    return {
+        "materialize of three layers; write it with leading '...' dimensions": (
+            stack.materialize(),
+            dense,
+        ),
+        "x @ A of three layers": (product(stack, x), x @ plain),
+        "under vmap": (jax.vmap(product)(stack, x), x @ plain),
+        "under vmap with in_axes": (jax.vmap(product, in_axes=(0, None))(stack, x[0]), shared),
+        "under scan": (jax.lax.scan(step, None, stack)[1], shared),
+        "under vmap with a tree of in_axes": (by_tree, shared),
+    }
 
 
 def _check_tree(array: CompactArray, dense: jax.Array) -> None:
@@ -317,16 +342,14 @@ def _check_tree(array: CompactArray, dense: jax.Array) -> None:
     _require(
         len(repr(array)) < 200, f"the repr is {len(repr(array))} characters long; keep it short"
     )
-    _require(
-        jax.jit(lambda a: a)(array).shape == dense.shape,
-        "transparency: the array does not pass jit",
-    )
+    passed, materialized = jax.jit(lambda a: (a, a.materialize()))(array)
+    _require(passed.shape == dense.shape, "transparency: the array does not pass jit")
+    _close(materialized, dense, "transparency: materialize under jit")
     shaped = jax.eval_shape(lambda a: a, array)
     _require(
         shaped.shape == dense.shape and shaped.dtype == dense.dtype,
         "transparency: eval_shape loses shape or dtype",
     )
-    _close(jax.jit(lambda a: a.materialize())(array), dense, "transparency: materialize under jit")
     if leaves:
         add = jax.jit(lambda a: jax.tree.map(lambda leaf: leaf + 1, a), donate_argnums=0)
         moved = add(jax.tree.map(jnp.array, array))

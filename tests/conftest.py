@@ -1,22 +1,38 @@
 """How the suite runs in minutes: programs are compiled cheaply, once for all workers, and by model.
 
-Most of a test's time is tracing and compiling. XLA leaves out most optimisations, compiled programs
-are kept in `.pytest_cache/compiled` for the other workers and the next run, and the tests of one
-model share a worker, in which its network is traced once.
+Most of a test's time is tracing and compiling. XLA leaves out most optimisations and generates code
+by its plainest emitters (half of the time of a compilation), compiled programs are kept in
+`.pytest_cache/compiled` for the other workers and the next run, and the tests of one model share a
+worker, in which its network is traced once.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+# one worker a core: more threads would wait for each other; read when NumPy is imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+CHEAP_CODE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def pytest_configure(config):
+    """Workers and programs that tests start inherit XLA's flags, where this XLA has them."""
+    if "PYTEST_XDIST_WORKER" in os.environ or "XLA_FLAGS" in os.environ:
+        return
+    # XLA ends the process at a flag that it does not have, so another process asks
+    flags = os.environ | {"XLA_FLAGS": CHEAP_CODE}
+    asked = [sys.executable, "-c", "import jax; jax.devices()"]
+    if subprocess.run(asked, env=flags, capture_output=True, check=False).returncode == 0:
+        os.environ["XLA_FLAGS"] = CHEAP_CODE
 
 
 def pytest_addoption(parser):
@@ -61,6 +77,7 @@ def model(tmp_path):
 @pytest.fixture
 def documents(tmp_path):
     """A folder of 40 short texts in its words."""
+    import numpy as np
     from helpers_bert import LETTERS
 
     path = tmp_path / "documents"

@@ -34,6 +34,7 @@ from helpers_table import (
     dense,
     draw,
     entry,
+    fresh,
     images,
     model,
     padded_tokens,
@@ -69,7 +70,7 @@ def mlp_by_hand() -> Model:
 @entry
 def mlp_linen() -> Model:
     net = nn.Sequential([nn.Dense(FIRST), nn.relu, nn.Dense(SECOND), nn.relu, nn.Dense(OUTPUTS)])
-    params = perturb(net.init(jax.random.key(0), *vectors(BATCH, LENGTH)))
+    params = fresh(net.init, *vectors(BATCH, LENGTH))
     return model(net.apply, params, vectors, ["params/layers_4/*"])
 
 
@@ -120,14 +121,14 @@ def mlp_equinox() -> Model:
 @entry
 def mlp_haiku() -> Model:
     net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([FIRST, SECOND, OUTPUTS])(x)))
-    params = perturb(net.init(jax.random.key(0), *vectors(BATCH, LENGTH)))
+    params = fresh(net.init, *vectors(BATCH, LENGTH))
     return model(net.apply, params, vectors, ["*/linear_2/*"])
 
 
 @entry
 def linear_mlp() -> Model:
     net = nn.Sequential([nn.Dense(FIRST), nn.Dense(SECOND), nn.Dense(OUTPUTS)])
-    params = perturb(net.init(jax.random.key(0), *vectors(BATCH, LENGTH)))
+    params = fresh(net.init, *vectors(BATCH, LENGTH))
     return model(net.apply, params, vectors, ["params/layers_2/*"])
 
 
@@ -161,7 +162,7 @@ class ConvNet(nn.Module):
 @entry
 def convnet() -> Model:
     net = ConvNet()
-    params = perturb(net.init(jax.random.key(0), *images(4, LENGTH)))
+    params = fresh(net.init, *images(4, LENGTH))
     return model(net.apply, params, images, ["params/logits/*"], batch=4)
 
 
@@ -172,7 +173,7 @@ def convnet_train() -> Model:
     def apply(params, x):
         return net.apply(params, x, mutable=["batch_stats"])
 
-    params = perturb(net.init(jax.random.key(0), *images(4, LENGTH)))
+    params = fresh(net.init, *images(4, LENGTH))
     return model(
         apply, params, images, ["params/logits/*"], {"1/batch_stats": "batch_stats"}, batch=4
     )
@@ -210,7 +211,7 @@ class Encoder(nn.Module):
 @entry
 def encoder_linen() -> Model:
     net = Encoder()
-    params = perturb(net.init(jax.random.key(0), *padded_tokens(BATCH, LENGTH)))
+    params = fresh(net.init, *padded_tokens(BATCH, LENGTH))
     return model(net.apply, params, padded_tokens, ["params/classifier/*"])
 
 
@@ -343,7 +344,7 @@ class Recurrent(nn.Module):
 
 def recurrent(cell) -> Model:
     net = Recurrent(cell)
-    params = perturb(net.init(jax.random.key(0), *series(BATCH, LENGTH)))
+    params = fresh(net.init, *series(BATCH, LENGTH))
     return model(net.apply, params, series, ["params/last/*"])
 
 
@@ -487,7 +488,7 @@ class SkipConcat(nn.Module):
 @entry
 def skip_concat() -> Model:
     net = SkipConcat()
-    params = perturb(net.init(jax.random.key(0), *vectors(BATCH, LENGTH)))
+    params = fresh(net.init, *vectors(BATCH, LENGTH))
     return model(net.apply, params, vectors, ["params/last/*"])
 
 

@@ -25,10 +25,10 @@ from helpers_table import (
     dense,
     draw,
     entry,
+    fresh,
     images,
     model,
     noise,
-    perturb,
     series,
     tokens,
     vectors,
@@ -40,7 +40,7 @@ EXPERTS = 5
 
 def flax_model(net, inputs, visible, batch=BATCH) -> Model:
     """A linen module whose parameters are fresh and noisy."""
-    params = perturb(net.init(jax.random.key(0), *inputs(batch, LENGTH)))
+    params = fresh(net.init, *inputs(batch, LENGTH))
     return model(net.apply, params, inputs, visible, batch=batch)
 
 

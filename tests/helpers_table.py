@@ -80,11 +80,28 @@ def draw(shapes: Any) -> Any:
             noise = 1 + 0.3 * noise
         else:
             noise *= 0.3 if len(shape) == 1 else shape[-2] ** -0.5
-        return jnp.asarray(noise, jnp.float32)
+        return jax.device_put(np.asarray(noise, np.float32))
 
     noises = (np.random.default_rng([0, index]) for index in range(10**6))
     return jax.tree_util.tree_map_with_path(
         leaf, shapes, is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def fresh(init: Any, *inputs: Any) -> Any:
+    """Parameters of the shapes that an `init` makes: compiling its generators takes seconds."""
+
+    def leaf(path, shape):
+        name, size = path_name(path[-1:]), shape.shape
+        if name in ("scale", "var"):
+            return np.ones(size)
+        if len(size) < 2:
+            return np.zeros(size)
+        return next(noises).normal(size=size) / np.sqrt(np.prod(size[:-1]))
+
+    noises = (np.random.default_rng([5, index]) for index in range(10**6))
+    return perturb(
+        jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0), *inputs))
     )
 
 
@@ -98,14 +115,14 @@ def perturb(params: Any) -> Any:
             if path_name(path[-1:]) == "var"
             else value + 0.2 * rng.normal(size=value.shape)
         )
-        return jnp.asarray(noisy, jnp.float32)
+        return jax.device_put(np.asarray(noisy, np.float32))
 
     rngs = (np.random.default_rng([1, index]) for index in range(10**6))
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def noise(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(2).normal(size=shape).astype(np.float32))
 
 
 def vectors(batch: int, length: int) -> tuple[Any, ...]:

@@ -1,9 +1,11 @@
 """The table of laws: every array and transform of the library, one line each."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxcompress as jc
+from jaxcompress.arrays.device import to_device
 
 TRANSFORMS = {
     "hashed": jc.hashed(keep=1 / 4),
@@ -18,7 +20,7 @@ TRANSFORMS = {
     "vocabulary, learned": jc.vocabulary(keep=3 / 4, atoms="learned"),
     "vocabulary, a function": jc.vocabulary(
         keep=1 / 2,
-        atoms=lambda grid: jax.numpy.cos(np.pi / 12 * (grid + 0.5) * jax.numpy.arange(12.0)),
+        atoms=lambda grid: jnp.cos(np.pi / 12 * (grid + 0.5) * jnp.arange(12.0)),
     ),
     "vocabulary, a matrix": jc.vocabulary(keep=3 / 4, atoms=np.eye(12, 5)),
     "vocabulary, look-ups": jc.vocabulary(keep=1 / 2, lookups=2),
@@ -47,13 +49,14 @@ SHAPES = {"tall": (12, 9), "wide": (12, 18)}
 
 
 def matrix(*shape: int, seed: int = 0) -> jax.Array:
-    """A full matrix of noise."""
-    return jax.random.normal(jax.random.key(seed), shape)
+    """A full matrix of noise; NumPy's, since JAX compiles its generator for every shape."""
+    return to_device(np.random.default_rng(seed).normal(size=shape), np.float32)
 
 
 def moments(m: int, seed: int = 9) -> jax.Array:
     """Second moments of correlated inputs."""
-    return jc.second_moments(matrix(4 * m, m, seed=seed) @ matrix(m, m, seed=seed + 1))
+    correlated = np.asarray(matrix(4 * m, m, seed=seed)) @ np.asarray(matrix(m, m, seed=seed + 1))
+    return jc.second_moments(correlated)
 
 
 def weighted_error(dense, other, metric=None) -> float:

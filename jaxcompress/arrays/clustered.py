@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
@@ -116,7 +117,7 @@ class ClusteredArray(CompactArray):
                 for target, metric in zip(stack, metrics, strict=True)
             ]
         ).reshape(*matrix.shape[:-2], count, block)
-        values = jnp.asarray(runs, jnp.asarray(matrix).dtype)
+        values = to_device(runs, jnp.result_type(matrix))
         return cls(values, StaticArray(index.reshape(m, -1)), dims=(m, n))
 
 

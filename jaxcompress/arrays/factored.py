@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 
@@ -124,7 +125,7 @@ class FactoredArray(CompactArray):
 
         def stored(value: np.ndarray) -> jax.Array:
             shape = (*leading, *value.shape[-2:])
-            return jnp.asarray(value.reshape(shape).astype(matrix.dtype))
+            return to_device(value.reshape(shape), matrix.dtype)
 
         if rank == min(m, n):
             empty = np.zeros((*leading, 0, m) if by_rows else (*leading, n, 0))

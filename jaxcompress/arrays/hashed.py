@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.permutation import Seed, mix, permute
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
@@ -121,7 +122,7 @@ class HashedArray(CompactArray):
                 for target, metric in zip(stack, per_matrix(metric, len(stack)), strict=True)
             ]
         ).reshape(*matrix.shape[:-2], size)
-        values = jnp.asarray(table, jnp.asarray(matrix).dtype)
+        values = to_device(table, jnp.result_type(matrix))
         return cls(values, seed=seed, block=block, layout=layout, dims=(m, n))
 
 

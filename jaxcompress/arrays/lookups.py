@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.projection import Metric, per_matrix, weigh
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
@@ -97,7 +98,7 @@ class LookupArray(CompactArray):
                 for gram, target, chosen in zip(grams, wanted, values, strict=True)
             ]
         stacked = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
-        return cls(jnp.asarray(stacked, jnp.asarray(matrix).dtype), StaticArray(index), dims=(m, n))
+        return cls(to_device(stacked, jnp.result_type(matrix)), StaticArray(index), dims=(m, n))
 
 
 def _gram(metric: np.ndarray | None, m: int) -> Float[np.ndarray, "m m"]:

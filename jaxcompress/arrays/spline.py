@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -105,14 +106,14 @@ class SplineArray(CompactArray):
         if basis != "step":
             grid = spline_matrix(count, n, basis)
             samples = np.linalg.lstsq(grid.T, np.asarray(matrix, np.float64).reshape(-1, n).T)[0].T
-            samples = samples.reshape(*matrix.shape[:-1], count).astype(matrix.dtype)
-            return cls(jnp.asarray(samples), basis=basis, dims=matrix.shape[-2:])
+            samples = to_device(samples.reshape(*matrix.shape[:-1], count), matrix.dtype)
+            return cls(samples, basis=basis, dims=matrix.shape[-2:])
         knot = knots(n, count)
         starts = np.searchsorted(knot, np.arange(count))
         means = np.add.reduceat(np.asarray(matrix, np.float64), starts, axis=-1) / np.bincount(
             knot, minlength=count
         )
-        return cls(jnp.asarray(means.astype(matrix.dtype)), basis=basis, dims=matrix.shape[-2:])
+        return cls(to_device(means, matrix.dtype), basis=basis, dims=matrix.shape[-2:])
 
 
 def knots(n: int, count: int) -> np.ndarray:

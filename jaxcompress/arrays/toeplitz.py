@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
@@ -120,7 +121,7 @@ class ToeplitzArray(CompactArray):
                 for target, metric in zip(stack, per_matrix(metric, len(stack)), strict=True)
             ]
         ).reshape(*matrix.shape[:-2], math.prod(window), channels)
-        values = jnp.asarray(taps, jnp.asarray(matrix).dtype)
+        values = to_device(taps, jnp.result_type(matrix))
         return cls(values, grid, window, stride, pad, dims=(m, n))
 
 

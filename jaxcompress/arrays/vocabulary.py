@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxcompress.arrays.atoms import DesignedAtoms
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.projection import Metric, weigh
 from jaxcompress.arrays.registration import compact_array
@@ -116,8 +116,8 @@ class VocabularyArray(CompactArray):
             codes = codes + np.linalg.pinv(dense.mT @ weighted, hermitian=True, rcond=1e-12) @ (
                 weighted.mT @ (target - dense @ codes)
             )
-        stored = atoms if is_compact(atoms) else jnp.asarray(np.asarray(atoms, matrix.dtype))
-        array = cls(stored, jnp.asarray(codes.astype(matrix.dtype)), dims=matrix.shape[-2:])
+        stored = atoms if is_compact(atoms) else to_device(atoms, matrix.dtype)
+        array = cls(stored, to_device(codes, matrix.dtype), dims=matrix.shape[-2:])
         if lookups is None:
             return array
         return dataclasses.replace(

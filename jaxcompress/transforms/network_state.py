@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.moments.moments import Moments
 from jaxcompress.moments.statistics import Statistic
@@ -85,7 +86,7 @@ class NetworkState:
     def params(self) -> PyTree:
         """The parameters as a tree, in the given dtypes; compact leaves as they are."""
         leaves = [
-            jnp.asarray(self.leaves[name], jnp.result_type(leaf)) if name in self.leaves else leaf
+            to_device(self.leaves[name], jnp.result_type(leaf)) if name in self.leaves else leaf
             for name, leaf in self.given.items()
         ]
         treedef = jax.tree.structure(self.template, is_leaf=is_compact)

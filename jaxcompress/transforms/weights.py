@@ -87,7 +87,7 @@ def read_matrix(
             f"{where} contains NaN or infinity: repair or retrain it before compressing"
         )
     # fits on the host are in float32 or float64: numpy has no bfloat16 arithmetic
-    narrow = jnp.asarray(dense).dtype.itemsize < 4
+    narrow = jnp.result_type(dense).itemsize < 4
     matrix = axes.to_matrix(values.astype(np.float32) if narrow else values)
     return matrix, check_metric(where, metric, matrix), axes
 
