@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, per_matrix, shared_numbers
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -110,7 +110,7 @@ class HashedArray(CompactArray):
             block: entries shared as one run.
             layout: "random" or "circular".
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
-                then that of the outputs, minimised by conjugate gradients from the plain means.
+                then that of the outputs, minimised by conjugate gradients from means.
         """
         m, n = matrix.shape[-2:]
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
@@ -141,13 +141,7 @@ def _fit_table(
     def expand(table: np.ndarray) -> np.ndarray:
         return table[index].reshape(target.shape) * sign
 
-    # a small matrix may leave numbers of the table unused
-    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
-    if metric is None:
-        return means
-    power = np.repeat(diagonal(metric), target.shape[1])
-    scale = np.bincount(index, weights=power, minlength=size)
-    return least_squares(expand, collect, target, metric, means, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 def entries(

@@ -106,7 +106,8 @@ def _gram(metric: np.ndarray | None, m: int) -> Float[np.ndarray, "m m"]:
     gram = np.eye(m) if metric is None else metric
     gram = np.diag(gram) if gram.ndim == 1 else gram
     # a trace of the plain metric chooses by size among rows that no input tells apart
-    return gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m)
+    power = np.trace(gram) / m
+    return gram + (1e-9 * power if power > 0 else 1.0) * np.eye(m)
 
 
 def _solve(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, per_matrix, shared_numbers
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
 
@@ -158,12 +158,7 @@ def _fit_taps(
         dense[rows, columns] = taps[index]
         return dense
 
-    # a place of the window that lies on the zeros at every position has no entry
-    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
-    if metric is None:
-        return means
-    scale = np.bincount(index, weights=diagonal(metric)[rows], minlength=size)
-    return least_squares(expand, collect, target, metric, means, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 @jax.jit  # an eager product is one program

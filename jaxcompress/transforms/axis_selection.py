@@ -48,13 +48,17 @@ def select(state: NetworkState, axis: Axis, size: int, *, fold: bool) -> AxisCha
     d, moments = state.size(axis), measured(state, axis)
     if moments is None or not fold:
         return AxisChange(largest(importance(state, axis), size))
-    if moments.count < d:
-        log.warning(
-            "%s was measured on %d vectors, fewer than its %d channels: calibrate with more",
-            axis.key,
-            moments.count,
-            d,
-        )
+    for site in measured_sites(state, axis):  # each is solved for by itself
+        count = statistic(state, site).count
+        if count < d:
+            log.warning(
+                "%s was measured on %d vectors in %s, fewer than its %d channels: "
+                "calibrate with more",
+                axis.key,
+                count,
+                site.key,
+                d,
+            )
     chosen: list[np.ndarray] = []
     for group in selection_systems(state, axis):
         chosen += selection.choose(group, size)
@@ -98,7 +102,9 @@ def selection_systems(state: NetworkState, axis: Axis) -> list[list[selection.Sy
         return [known]
     where = np.arange(state.size(axis)).reshape(1, -1, 1)
     fibres = zip(relevant_moments(state, axis), consumer_gram(state, axis), strict=True)
-    return [[selection.System(moments, selection.root(gram), where)] for moments, gram in fibres]
+    return [
+        [selection.System(moments, selection.factor_of(gram), where)] for moments, gram in fibres
+    ]
 
 
 def _site_system(
@@ -122,5 +128,5 @@ def _site_system(
     kernel = np.concatenate(matrices, axis=1)
     # only the Gram matrix matters: a wide kernel is replaced by a square one that costs less
     if kernel.shape[1] > flat.size:
-        kernel = selection.root(kernel @ kernel.T)
+        kernel = np.linalg.qr(kernel.T, mode="r").T
     return selection.System(inputs.cov if absorbs else inputs.second, kernel, where)

@@ -47,8 +47,10 @@ def _spread(values: np.ndarray, fibres: int) -> np.ndarray:
 def from_weights(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
     """Second moments of an axis if the inputs of its producers were white."""
     shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
+    gram = state.gram(axis, axis.producers + shifts)
     # the small multiple of the identity keeps the matrix positive definite
-    return state.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(state.size(axis))
+    power = np.einsum("fii->f", gram) / state.size(axis)
+    return gram + (1e-12 * power)[:, None, None] * np.eye(state.size(axis))
 
 
 def second_moments_of(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
@@ -107,7 +109,8 @@ def normalised_moments(state: NetworkState, axis: Axis) -> Float[np.ndarray, "d 
     total = np.zeros((state.size(axis), state.size(axis)))
     for site in measured_sites(state, axis):
         part = state.moments.pooled(axis, [unscaled(state, axis, site)]).second.mean(0)
-        total += part / max(np.trace(part), 1e-30)
+        power = np.trace(part)
+        total += part / power if power > 0 else part
     return total
 
 

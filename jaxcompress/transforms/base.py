@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
@@ -168,7 +167,7 @@ def map_leaves(
     )
 
 
-def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
+def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[np.ndarray, "m m"]:
     """The second moments of a layer's inputs.
 
     They are the metric in which the error of a weight is the error of the layer's outputs.
@@ -177,7 +176,7 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
         x: (..., m) inputs, all leading dimensions being examples.
 
     Returns:
-        (m, m): the mean of `x x'`, in float32.
+        (m, m): the mean of `x x'`, in float64 on the host, where fits are made.
 
     Raises:
         ValueError: without examples, or for NaN or infinity.
@@ -185,8 +184,8 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> jc.second_moments(jnp.array([[1.0, 2.0], [3.0, 0.0]]))
-        Array([[5., 1.],
-               [1., 2.]], dtype=float32)
+        array([[5., 1.],
+               [1., 2.]])
     """
     x = np.asarray(x)
     if x.ndim < 2 or x.size == 0:
@@ -194,12 +193,12 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
             "second_moments expects inputs (..., examples, m) with at least one example, got shape "
             f"{x.shape}"
         )
-    if not np.isfinite(x.astype(np.float32)).all():
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    if not np.isfinite(rows).all():
         raise ValueError(
             "second_moments: the inputs contain NaN or infinity; remove or repair those examples"
         )
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
-    return jnp.matmul(rows.T, jnp.asarray(rows), precision="highest") / np.float32(len(rows))
+    return rows.T @ rows / len(rows)
 
 
 def child_moments(node: CompactArray, metric: ArrayLike | None) -> dict[str, InputMetric]:

@@ -39,7 +39,12 @@ def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarra
     # rounding must not make a larger size look worse than a smaller one
     errors = np.minimum.accumulate(errors)
     excess = errors - errors[-1]
-    return excess if absolute else excess / max(errors[0], 1e-300)
+    return excess if absolute else _share(excess, errors[0])
+
+
+def _share(part: Float[np.ndarray, " sizes"], whole: float) -> Float[np.ndarray, " sizes"]:
+    """The parts of a whole, none of a whole that is zero."""
+    return part / whole if whole > 0 else np.zeros_like(part)
 
 
 def _fold_errors(state: NetworkState, axis: Axis) -> Float[np.ndarray, " sizes"]:
@@ -64,10 +69,10 @@ def _rotation_errors(
         # the spectrum is relative: it is scaled to the power of the consumers' results
         spectrum = tails(weighted_spectrum(state, axis)[None])[0]
         power = float(importance(state, axis).sum())
-        return spectrum / max(spectrum[0], 1e-300) * power, absolute
-    halves = [selection.root(part) for part in relevant_moments(state, axis)]
-    grams = consumer_gram(state, axis)
-    values = [np.linalg.eigvalsh(h @ gram @ h)[::-1] for h, gram in zip(halves, grams, strict=True)]
+        return _share(spectrum, spectrum[0]) * power, absolute
+    halves = [selection.factor_of(part) for part in relevant_moments(state, axis)]
+    grams = zip(halves, consumer_gram(state, axis), strict=True)
+    values = [np.linalg.eigvalsh(half.T @ gram @ half)[::-1] for half, gram in grams]
     return tails(np.maximum(values, 0)).sum(0), absolute
 
 
@@ -76,7 +81,7 @@ def _pair_errors(state: NetworkState, axis: Axis) -> tuple[Float[np.ndarray, " s
     key = pair_of(state, axis)
     assert key is not None
     sides = zip(*pair_moments(state, axis, key), strict=True)
-    roots = [selection.root(left) @ selection.root(right) for left, right in sides]
+    roots = [selection.factor_of(left).T @ selection.factor_of(right) for left, right in sides]
     values = np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in roots])
     errors = tails(values**2).mean(0)
     gain = None if state.moments is None else state.moments.gains.get(key)

@@ -133,4 +133,6 @@ def energy_by_rank(
         metric = metric.reshape(-1, *metric.shape[-2:])
     weighted = outputs if metric is None else weigh(metric, outputs)
     gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
-    return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)
+    whole = gains[..., -1:]
+    # any product has all the energy of outputs that are zero
+    return np.where(whole > 0, gains / np.where(whole > 0, whole, 1), 1.0)

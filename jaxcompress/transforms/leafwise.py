@@ -176,7 +176,9 @@ class LeafTransform(Transform):
         # a matrix whose gain was not measured is given the median effect on the outputs
         measured = [known[name] * power for name, power in powers.items() if name in known]
         typical = float(np.median(measured or [1.0]))
-        gains = {name: typical / power for name, power in powers.items()} | known
+        # a matrix whose results are zero has nothing to lose
+        gains = {name: typical / power if power > 0 else 0.0 for name, power in powers.items()}
+        gains |= known
         rows = tuple(
             matrix_item(name, leaf, curves[name], gains[name]) for name, leaf in leaves.items()
         )
@@ -211,7 +213,7 @@ class LeafTransform(Transform):
             given = metrics.get(name) if self.uses_moments else None
             matrix, metric, _ = read_matrix(name, leaf, given, axes.get(name))
             curves[name] = self.curve(matrix, metric, name)
-            powers[name] = max(squared(matrix, metric), 1e-300)  # a zero matrix has gain, too
+            powers[name] = squared(matrix, metric)
         return curves, powers
 
     def divided(self, plan: Plan) -> LeafTransform:

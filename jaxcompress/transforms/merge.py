@@ -29,6 +29,9 @@ from jaxcompress.transforms.folds import fold_into_consumers
 from jaxcompress.transforms.legality import has_norm, why_not_fold
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
 
+ROUNDING = 1e-13
+"""The share of a second moment that is the variance of float32 rounding."""
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Merge(AxisTransform):
@@ -48,7 +51,7 @@ class Merge(AxisTransform):
         if why is not None:
             self.skip(axis, why)
             return None
-        moments, d = relevant_moments(state, axis), state.size(axis)
+        moments, d = varying(state, axis), state.size(axis)
         trees = [clustering(part) for part in moments]
         # fibres have one size: the largest count, so that no fibre merges below the threshold
         size = max(group_count(tree, self.threshold) for tree in trees)
@@ -64,6 +67,17 @@ class Merge(AxisTransform):
             return np.stack([multiples(*row) for row in zip(moments, groups, kept, strict=True)])
 
         return fold_into_consumers(state, axis, selecting(kept, d), multiples_of_kept)
+
+
+def varying(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
+    """The moments that matter to the consumers, exactly zero for units that are constant."""
+    own = measured(state, axis)
+    assert own is not None
+    moments = relevant_moments(state, axis)
+    power, whole = np.einsum("fii->fi", moments), np.einsum("fii->fi", own.second)
+    # about the mean, a constant unit has the variance of its rounding
+    alive = power > ROUNDING * whole
+    return moments * (alive[:, :, None] & alive[:, None, :])
 
 
 def clustering(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "merges 4"]:
@@ -102,7 +116,8 @@ def multiples(
     fold = np.zeros((len(kept), len(moments)))
     for row, unit in enumerate(kept):
         group = next(group for group in groups if unit in group)
-        fold[row, group] = moments[unit, group] / max(moments[unit, unit], 1e-300)
+        if moments[unit, unit] > 0:
+            fold[row, group] = moments[unit, group] / moments[unit, unit]
         fold[row, unit] = 1
     return fold
 
@@ -110,7 +125,7 @@ def multiples(
 def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     """One minus the absolute correlation; a constant unit is a multiple, by zero, of any other."""
     scale = np.sqrt(np.maximum(np.diag(moments), 0))
-    alive = scale > 1e-7 * scale.max(initial=0)
+    alive = scale > 0
     safe = np.where(alive, scale, 1)
     correlations = np.abs(moments / safe[:, None] / safe[None, :])
     # also between two constants, so that all of them can be one group

@@ -142,7 +142,7 @@ def _predicted_error(
 ) -> float:
     """The squared error of the consumers' results relative to their power."""
     cross = span.T @ moments
-    fold = predict_from(cross @ span, cross, float(np.trace(moments)), span.T)
+    fold = predict_from(cross @ span, cross, np.diag(moments), span.T)
     missing = moments - fold.T @ (2 * cross - cross @ span @ fold)
     norm = norm_variance(span @ span.T, np.eye(len(moments)), moments)
     return float(np.sum(missing * gram)) + norm
@@ -277,8 +277,8 @@ def _predictions(
     matrices = []
     for second in moments.second if directions.size else ():
         cross = directions.T @ second
-        total = float(np.trace(second))
-        fold = predict_from(cross @ directions, cross, total, directions.T, moments.count)
+        power = np.diag(second)
+        fold = predict_from(cross @ directions, cross, power, directions.T, moments.count)
         matrices.append(fold.T @ directions.T)
     return np.stack(matrices or [np.zeros_like(second) for second in moments.second])
 

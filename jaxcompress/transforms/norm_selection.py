@@ -186,8 +186,8 @@ class _Prediction:
 
     def fold(self) -> Float[np.ndarray, "r d"]:
         """The prediction by ridge least squares."""
-        total = float(np.trace(self.moments))
-        return predict_from(self.inner, self.cross, total, self.prior, self.count)
+        power = np.diag(self.moments)
+        return predict_from(self.inner, self.cross, power, self.prior, self.count)
 
 
 def _systems(state: NetworkState, axis: Axis, site: Site, change: AxisMap) -> list[_Prediction]:

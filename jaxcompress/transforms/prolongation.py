@@ -55,4 +55,4 @@ def predict_fine(
         count: the number of vectors that the moments were measured on.
     """
     inner, cross = average.T @ moments @ average, average.T @ moments
-    return predict_from(inner, cross, float(np.trace(moments)), repeat, count)
+    return predict_from(inner, cross, np.diag(moments), repeat, count)

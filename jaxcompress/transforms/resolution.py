@@ -176,7 +176,8 @@ def effects(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d"]:
     """The squared norm of each channel's consumers, at least a thousandth of the mean."""
     # the floor keeps the weighted dual solvable where whole cells have no effect
     power = np.einsum("fdd->fd", consumer_gram(state, axis))
-    return np.maximum(power, 1e-3 * power.mean(1, keepdims=True) + np.finfo(np.float64).tiny)
+    mean = power.mean(1, keepdims=True)
+    return np.where(mean > 0, np.maximum(power, 1e-3 * mean), 1.0)
 
 
 def second_side(state: NetworkState, axis: Axis, matrix: np.ndarray) -> dict[Slot, np.ndarray]:
@@ -194,8 +195,8 @@ def rescaled(state: NetworkState, axis: Axis, change: AxisMap) -> AxisMap:
         return change
     before = normalised_moments(state, axis)
     after = change.produce[0].T @ before @ change.produce[0]
-    power = max(np.trace(before) / len(before), 1e-300)
-    ratio = math.sqrt(max(np.trace(after) / change.size, 0) / power)
+    power = np.trace(before) / len(before)
+    ratio = math.sqrt(max(np.trace(after) / change.size, 0) / power) if power > 0 else 1.0
     return dataclasses.replace(change, channels=change.produce * ratio)
 
 

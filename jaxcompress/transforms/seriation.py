@@ -85,7 +85,8 @@ def by_spectrum(apart: Float[np.ndarray, "d d"]) -> Int[np.ndarray, " d"]:
     far = np.where(np.eye(len(apart), dtype=bool), np.inf, apart)
     nearest_few = np.sort(far, axis=1)[:, : min(8, len(apart) - 1)]
     # the constant connects the graph: with separate parts the second eigenvector gives no order
-    near = np.exp(-apart / np.maximum(np.median(nearest_few), 1e-300)) + 1e-9
+    typical = np.median(nearest_few)
+    near = np.exp(-apart / typical) + 1e-9 if typical > 0 else (apart == 0) + 1e-9
     np.fill_diagonal(near, 0)
     degree = 1 / np.sqrt(near.sum(1))
     laplacian = np.eye(len(near)) - near * degree[:, None] * degree[None, :]
@@ -145,7 +146,7 @@ def best_reversal(path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"], 
     gains = old - new
     best = int(gains.argmax())
     # a gain of rounding size would be reversed again and again
-    shortens = gains[best] > 1e-12 * max(float(old[best]), 1e-300)
+    shortens = gains[best] > 1e-12 * float(old[best])
     return int(last[best]) + 1 if shortens else start
 
 
