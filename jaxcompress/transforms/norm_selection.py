@@ -129,9 +129,10 @@ def renewed_scales(
             continue
         before = state.moments.pooled(axis, [unscaled(state, axis, site)]).second.mean(0)
         kept = change.produce[0] @ _centring(axis, change.size)
-        power = np.trace(kept.T @ before @ kept) / change.size
-        full = max(np.trace(before) / len(before), 1e-300)
-        maps[site.scaled[0]] = change.produce * np.sqrt(power / full)
+        power, full = np.trace(kept.T @ before @ kept), np.trace(before)
+        if axis.averaged:
+            power, full = power / change.size, full / len(before)
+        maps[site.scaled[0]] = change.produce * np.sqrt(power / full if full > 0 else 1.0)
     return maps
 
 

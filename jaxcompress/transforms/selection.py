@@ -269,9 +269,10 @@ def predict_from(
     share = 1.0
     if count > r:
         before, after = (power - np.sum(t * (2 * cross - inner @ t), axis=0) for t in (prior, fold))
-        unknown = before > EXPLAINED * power
-        shares = after[unknown] / before[unknown] / (1 - r / count)
-        share = float(np.clip(shares, 0, 1).mean()) if unknown.any() else 0.0
+        # each channel in the unit of its own variance, as in the ridge
+        units = np.where(power > 0, 1 / np.where(power > 0, power, 1), 0)
+        unknown = max(float(before @ units), EXPLAINED)
+        share = min(1.0, max(float(after @ units) / unknown / (1 - r / count), 0.0))
     return ridge_solve(inner, cross, RIDGE + SHRINK * r / max(count, 1.0) * share, prior)
 
 
