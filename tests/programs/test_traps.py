@@ -289,6 +289,30 @@ def test_integer_and_complex_leaves():
         jc.rotate_and_prune(net, 1 / 2)({**params, "A": params["A"].astype(jnp.complex64)})
 
 
+POOLINGS = {
+    "nothing": ((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+    "a window": ((1, 2), (1, 1), ((0, 0), (0, 1)), (1, 1)),
+    "a stride": ((1, 1), (1, 2), ((0, 0), (0, 0)), (1, 1)),
+    "padding": ((1, 1), (1, 1), ((0, 0), (1, 0)), (1, 1)),
+    "holes": ((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_an_axis_is_pooled_over_by_a_window_a_stride_padding_or_holes(name):
+    window, strides, padding, holes = POOLINGS[name]
+
+    def pooled(p, x):
+        h = lax.reduce_window(x @ p["A"], 0.0, lax.add, window, strides, padding, holes)
+        return h @ jnp.ones((h.shape[1], 1)) if name != "nothing" else h @ p["W"]
+
+    net = jc.trace(pooled, {"A": noise(3, 8), "W": noise(8, 2)}, X)
+    if name == "nothing":
+        assert net.axes.keys() == ["A:1"]
+    else:
+        assert "a window slides along it" in net.refused["A:1"].reason
+
+
 def test_an_axis_times_itself_is_refused():
     def apply(p, x):
         return (lambda a: (a[:, :, None] * a[:, None, :]).reshape(-1, 64) @ p["o"])(x @ p["A"])
