@@ -120,6 +120,10 @@ def unscaled(state: NetworkState, axis: Axis, site: Site) -> Statistic:
     if not site.scaled:
         return inputs
     layouts, place = (*inputs.lead, inputs.flat), len(inputs.lead)
+    lead = [layout.key for layout in inputs.lead]
+    others = [*site.scaled, *site.shifted]
+    if any(not _is_laid_out(state, slot, lead) for slot in others):
+        return inputs  # it differs from turn to turn of a loop, over which the inputs were pooled
     scale = per_channel(state, axis, site.scaled[0], layouts, place, outside=1.0)
     mean = inputs.mean
     for slot in site.shifted:
@@ -129,6 +133,13 @@ def unscaled(state: NetworkState, axis: Axis, site: Site) -> Statistic:
     inverse = np.where(usable, 1 / np.where(usable, scale, 1), 0)
     both = inverse**2 if inputs.diagonal else inverse[..., :, None] * inverse[..., None, :]
     return dataclasses.replace(inputs, mean=mean * inverse, cov=inputs.cov * both)
+
+
+def _is_laid_out(state: NetworkState, slot: Slot, layers: Sequence[str]) -> bool:
+    """Whether a per-channel parameter has no dimensions but layers that are told apart."""
+    own = enumerate(state.layouts(slot.leaf))
+    others = [layout for index, layout in own if index != slot.dimension and layout.size > 1]
+    return all(layout.key in layers for layout in others)
 
 
 def per_channel(

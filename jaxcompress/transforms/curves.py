@@ -32,7 +32,7 @@ def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarra
     how = choose_method(state, axis, method).name
     if how == "rotate":
         errors, absolute = _rotation_errors(state, axis, absolute)
-    elif how == "select, fold":
+    elif how == "select and fold":
         errors = _fold_errors(state, axis)
     else:
         errors = tails(np.sort(importance(state, axis), axis=1)[:, ::-1]).sum(0)

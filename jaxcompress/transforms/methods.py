@@ -1,8 +1,8 @@
 """How one axis is cut: rotated, or channels selected, with or without a fold; and why not better.
 
-    rotate        the directions that matter most; any axis whose operations allow it
-    select, fold  channels, and consumers that predict the others from them
-    select        channels alone
+    rotate           the directions that matter most; any axis whose operations allow it
+    select and fold  channels, and consumers that predict the others from them
+    select           channels alone
 
 An axis of a kind that could be rotated, or of measured activations that could be folded, may have a
 use that forbids it. `choose_method` gives the reason, which plans print and a warning tells.
@@ -24,7 +24,7 @@ class Method:
     """How one axis is cut.
 
     Attributes:
-        name: "rotate", "select, fold" or "select".
+        name: "rotate", "select and fold" or "select".
         reason: why it is not one of the methods before it; "" where none is.
         better: how other axes of its kind are cut, "rotated" or "folded"; "" where not better.
     """
@@ -59,7 +59,7 @@ def choose_method(state: NetworkState, axis: Axis, allowed: str = "auto") -> Met
         return Method("select", f"{reason}; nothing was measured along it", better)
     unfolded = why_not_fold(axis)
     if unfolded is None:
-        return Method("select, fold", reason, better)
+        return Method("select and fold", reason, better)
     reasons = dict.fromkeys([reason, unfolded])
     # channels of a product of activations cannot be folded, whatever their parameters are used for
     return Method("select", "; ".join(reasons), better or ("" if axis.pair else "folded"))

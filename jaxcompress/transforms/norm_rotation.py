@@ -102,7 +102,8 @@ def _relative(
     Float[np.ndarray, "rank rank"], Float[np.ndarray, "rank rank"], Float[np.ndarray, "d rank"]
 ]:
     """Moments of n and the Gram matrix of what reads it, of power one, in a basis of directions."""
-    moments, gram, d = normalised_moments(state, axis), _scaled_gram(state, axis), state.size(axis)
+    moments, d = normalised_moments(state, axis), state.size(axis)
+    gram = _scaled_gram(state, axis, moments)
     basis = zero_mean_basis(d) if axis.centred else np.eye(d)
     moments, gram = basis.T @ moments @ basis, basis.T @ gram @ basis
     moments = moments / max(np.trace(moments), 1e-300)
@@ -225,13 +226,22 @@ def _scaled(
     return kernel * scale
 
 
-def _scaled_gram(state: NetworkState, axis: Axis) -> Float[np.ndarray, "d d"]:
-    """The Gram matrix of all consumers' kernels with the scales before them."""
+def _scaled_gram(
+    state: NetworkState, axis: Axis, moments: Float[np.ndarray, "d d"]
+) -> Float[np.ndarray, "d d"]:
+    """The Gram matrix of all consumers' kernels with the scales before them.
+
+    Without sensitivities kernels count alike, so that a wide one, such as a table of words, does
+    not decide for all.
+    """
+    known = state.moments is not None and bool(state.moments.gains)
     total = np.zeros((state.size(axis), state.size(axis)))
     for slot, site in _readers(state, axis).items():
         kernel = _scaled(state, axis, slot, site, weighted_kernel(state, slot.leaf, [site]))
         rows = state.unfold(axis, slot, kernel)
-        total += (rows @ np.swapaxes(rows, 1, 2)).sum(0)
+        gram = (rows @ np.swapaxes(rows, 1, 2)).sum(0)
+        power = float(np.sum(gram * moments))
+        total += gram if known or power <= 0 else gram / power
     return total
 
 

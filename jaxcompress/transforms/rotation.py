@@ -163,7 +163,7 @@ class RotateAndPrune(AxisTransform):
         method.warn(axis)
         if method.name == "rotate":
             return rotate(state, axis, size)
-        return select(state, axis, size, fold=method.name == "select, fold")
+        return select(state, axis, size, fold=method.name == "select and fold")
 
 
 def axis_item(

@@ -10,6 +10,7 @@ from jaxcompress.networks.axes import AXES, REFUSED, Axis, Structure
 from jaxcompress.networks.layout import Layout
 from jaxcompress.tables import Table
 
+CHANNELS = Layout("h", 3)
 AXIS = Axis("h", 3, "linear")
 STRUCTURE = Structure(Table((AXIS,), AXES, ""), Table((), REFUSED, ""), {}, {}, {})
 
@@ -20,7 +21,7 @@ def vectors(count, *shape, seed=0, mean=0.0):
     return rng.normal(size=(count, *shape)) + mean + 3 * rng.normal(size=shape)
 
 
-def measured(x, dims=(Layout("h", 3),), lead=()):
+def measured(x, dims=(CHANNELS,), lead=()):
     """The statistic of vectors, (count, *lead, *dims)."""
     flat = x.reshape(len(x), *(layout.size for layout in lead), -1)
     mean = flat.mean(0)
@@ -44,7 +45,7 @@ def both(ours, theirs):
 
 A, B = vectors(40, 3, seed=1), vectors(70, 3, seed=2, mean=5.0)
 PLACES, LAYERS = vectors(40, 4, 3, seed=3), vectors(40, 2, 3, seed=4)
-LINES = (Layout("place", 4), Layout("h", 3))
+LINES = (Layout("place", 4), CHANNELS)
 UNIONS = {
     "two sets of data": (lambda: both(measured(A), measured(B)), [A, B]),
     "consumers of different counts": (lambda: pooled(measured(A), measured(B)), [A, B]),
