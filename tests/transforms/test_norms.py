@@ -386,9 +386,8 @@ def test_plans_of_given_keeps_name_the_method_of_every_axis():
     net, params = case("layer norm", "before")
     moments = jc.calibrate(net, params, [X], progress=False)
     keep = {stream(net).key: 1 / 2, "**": 1 / 3}
-    shares = {
-        share.key: share for share in jc.rotate_and_prune(net, keep).plan(params, moments).shares
-    }
+    plan = jc.rotate_and_prune(net, keep).plan(params, moments)
+    shares = {share.key: share for share in plan.shares}
     assert shares[stream(net).key].method == "rotate"
     assert shares[stream(net).key].detail == "6 of 12"
     assert shares["layers/0/up/w:1"].detail == "2 of 7"
