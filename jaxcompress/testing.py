@@ -225,10 +225,10 @@ def _products(array: CompactArray, dense: jax.Array) -> dict[str, tuple[jax.Arra
 
 
 def _check_meaning(array: CompactArray, dense: jax.Array) -> None:
-    # outside jit the operators meet NumPy arrays and concrete numbers
-    x = _host_noise((3, array.matrix_shape[0]), 1)
-    plain = array.matrix_axes.to_matrix(dense)
-    _close(array.multiply(x), x @ np.asarray(plain), "meaning: multiply outside jit")
+    # outside jit the product meets concrete numbers
+    x = _noise((3, array.matrix_shape[0]), 1)
+    plain = np.asarray(array.matrix_axes.to_matrix(dense))
+    _close(array.multiply(x), np.asarray(x) @ plain, "meaning: multiply outside jit")
     for name, (actual, expected) in jax.jit(_products)(array, dense).items():
         _close(actual, expected, f"meaning: {name}")
 

@@ -64,7 +64,7 @@ MEASURED = {
         ),
     ),
     "sharing.ipynb": (
-        dict(SEEDS=2, STEPS=60),
+        dict(SEEDS=1, STEPS=20),
         (
             "variance",
             "low rank",
@@ -77,7 +77,7 @@ MEASURED = {
         ),
     ),
     "learning.ipynb": (
-        dict(SEEDS=2, STEPS=150),
+        dict(SEEDS=1, STEPS=60),
         (
             "the mesh as a classifier",
             "missed by the seeds",
