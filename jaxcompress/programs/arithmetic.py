@@ -18,16 +18,20 @@ from jax.typing import ArrayLike
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import Dim, Kind, find, is_number, mark, several
-from jaxcompress.programs.facts import (
-    MIXED,
-    agreed,
-    copy_facts,
-    is_zero,
-    merge_facts,
-    varies,
+from jaxcompress.programs.algebra import Dim, Kind, atoms, find, is_number, mark, several
+from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts, varies
+from jaxcompress.programs.norms import (
+    divides_by_norm,
+    multiply_scalings,
+    note_difference,
+    note_mean_of,
+    note_square,
+    pass_norms,
+    roots,
+    scaled_by,
+    spoil,
 )
-from jaxcompress.programs.program import Operand, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
@@ -85,12 +89,18 @@ def elementwise(step: Step, analysis: Analysis) -> None:
         True
     """
     same_layout(step, analysis)
+    pass_norms(step)
     power = step.params["y"] if step.name == "integer_pow" else None
     squared = step.name == "square" or power == 2
+    if not squared:
+        spoil(*step.inputs)
     if power == 1:
         return
     for out in step.outputs:
-        out.square = squared
+        if squared:
+            note_square(out, step.inputs[0])
+        else:
+            out.scaled = [PLAIN] * len(out.shape)
         for index, dim in enumerate(out.dims):
             if not squared and not out.constant[index]:
                 mark(dim, Kind.ELEMENTWISE)
@@ -133,9 +143,14 @@ def linear(step: Step, analysis: Analysis) -> None:
         pass_on(analysis, source, out)
 
 
+PASSED = ("square", "summed", "squares", "direct", "bent", "literal")
+PASSED += ("count", "squared", "centred", "norms", "total")
+"""The facts of a value that do not belong to a dimension, and that another layout keeps."""
+
+
 def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
     """The facts that a change of layout or of dtype keeps."""
-    for name in ("square", "summed", "squares", "direct", "bent", "literal", "count"):
+    for name in PASSED:
         setattr(out, name, getattr(source, name))
     out.shared = source.shared or analysis.uses[id(source)] > 1
     out.sites = frozenset() if out.shared else source.sites
@@ -167,6 +182,8 @@ def negate(step: Step, analysis: Analysis) -> None:
     linear(step, analysis)
     (out,) = step.outputs
     out.sites, out.square, out.direct = frozenset(), False, False
+    out.total = None
+    spoil(step.inputs[0])
     if step.inputs[0].square:
         for dim in out.dims:
             mark(dim, Kind.ELEMENTWISE)
@@ -187,6 +204,7 @@ def convert(step: Step, analysis: Analysis) -> None:
         elementwise(step, analysis)
         return
     linear(step, analysis)
+    step.outputs[0].origin = step.inputs[0].origin
     # integer parameters can be selected, not mixed
     step.outputs[0].bent |= not jnp.issubdtype(source, jnp.floating)
 
@@ -200,8 +218,14 @@ def add(step: Step, analysis: Analysis) -> None:
     fold_literals(step, operator.sub if step.name == "sub" else operator.add)
     affine = any(value.literal is not None and not is_zero(value) for value in step.inputs)
     out.bent = not out.data and (left.bent or right.bent or affine)
+    pass_norms(step)
+    if step.name == "sub":
+        note_difference(step)
+    else:
+        spoil(left, right)
     for index, dim in enumerate(out.dims):
-        analysis.joined(step.inputs, index, dim)
+        if dim is None or not set(atoms(dim)) <= roots(out.centred):
+            analysis.joined(step.inputs, index, dim)
     sign = -1 if step.name == "sub" else 1
     for value, other in ((left, right), (right, left)):
         if value.from_params and other.data:
@@ -231,10 +255,14 @@ def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: 
     """Note that parameters are added to activations: they shift the axis, and produce it too."""
     indices = [index for index in range(len(out.dims)) if varies(shift, index)]
     for index in indices:
-        analysis.role(shift.slots[index], "shift")
         out.slots[index] |= shift.slots[index]
-        if out.scaled[index]:
-            out.scaled[index] = frozenset({MIXED})
+        before = out.scaled[index]
+        # after a norm or a scale it is no shift of what the axis's producers give
+        follows = bool(before.scales or before.normed)
+        analysis.role(shift.slots[index], "offset" if follows else "shift")
+        if follows:
+            plain = shift.direct and sign == 1 and not before.shifts
+            out.scaled[index] = before._replace(shifts=shift.slots[index]) if plain else MIXED
     note_bias(analysis, shift, other, [out.dims[index] for index in indices], sign)
 
 
@@ -345,6 +373,8 @@ def note_mean(
     for offset in (0, 1) if summed.squares else (0,):
         if dims and is_count(literal, size - offset, size, inverse):
             step.note = Divisor(operand, dims, offset, inverse)
+            if not offset:
+                note_mean_of(step.outputs[0], summed)
             analysis.averaged += dims
             if summed.squares:
                 analysis.averaged_squares.append(tuple(dims))
@@ -379,17 +409,23 @@ def multiply(step: Step, analysis: Analysis) -> None:
     (out,) = step.outputs
     left, right = step.inputs
     fold_literals(step, operator.mul)
+    pass_norms(step)
     if left is right:
-        out.square = True
+        note_square(out, left)
         return
     for operand, (scale, value) in enumerate(((left, right), (right, left))):
         apply_scale(step, analysis, value, scale)
         if scale.literal is not None:
             out.bent = out.bent if value.data else value.bent
             note_mean(step, analysis, value, operand, inverse=True)
+    explained = multiply_scalings(step)
+    if out.total is None:
+        spoil(left, right)
     for index, dim in enumerate(out.dims):
-        if varies(left, index) and varies(right, index) and left.data == right.data:
+        both = varies(left, index) and varies(right, index) and left.data == right.data
+        if both and index not in explained:
             mark(dim, Kind.ELEMENTWISE)
+            out.scaled[index] = PLAIN
 
 
 def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> None:
@@ -402,8 +438,10 @@ def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> N
         if varies(scale, index):
             analysis.role(scale.slots[index], "scale" if plain else "indirect scale")
             mark(dim, Kind.DIAGONAL)
-            first = plain and not value.scaled[index]
-            out.scaled[index] = scale.slots[index] if first else frozenset({MIXED})
+            scaling = Scaling(scale.slots[index]) if plain else MIXED
+            # a number for each position times a scale varies along the axis by the scale alone
+            alone = not varies(value, index)
+            out.scaled[index] = scaled_by(value, index, scaling)._replace(alone=alone)
 
 
 @register("div", replay=replay_mean)
@@ -415,10 +453,16 @@ def divide(step: Step, analysis: Analysis) -> None:
     fold_literals(step, lambda a, b: a / b if np.all(b != 0) else np.nan)
     out.bent = (top.bent or bottom.literal is None) and not out.data
     apply_scale(step, analysis, top, bottom)
+    pass_norms(step)
+    for index, dim in enumerate(out.dims) if bottom.data and top.data else ():
+        if varies(top, index) and not varies(bottom, index) and divides_by_norm(bottom, dim):
+            out.scaled[index] = scaled_by(top, index, Scaling(normed=True))
     for index, dim in enumerate(out.dims):
         if varies(bottom, index) and (bottom.data or not top.data):
             mark(dim, Kind.ELEMENTWISE)
     note_mean(step, analysis, top, 1, inverse=False)
+    if out.total is None:
+        spoil(top, bottom)
 
 
 @register("select_n")
@@ -427,6 +471,7 @@ def select(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)
     (out,) = step.outputs
     which, *cases = step.inputs
+    pass_norms(step)
     for index, dim in enumerate(out.dims):
         analysis.joined(cases, index, dim)
         if varies(which, index):

@@ -31,7 +31,7 @@ from jaxcompress.programs.algebra import (
     several,
 )
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import Operand, Slot, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -109,9 +109,16 @@ def consume(
     return key
 
 
-def _note_scales(analysis: Analysis, slots: frozenset[Slot], scales: frozenset[Slot]) -> None:
+def _note_scales(analysis: Analysis, slots: frozenset[Slot], scaling: Scaling) -> None:
     for slot in slots:
-        analysis.scales.setdefault(slot, set()).add(scales)
+        # a scale alone is no activation whose axis a map could change
+        analysis.scales.setdefault(slot, set()).add(MIXED if scaling.alone else scaling)
+
+
+def _note_sum(analysis: Analysis, dim: Dim | None) -> None:
+    """Note a sum over an axis that no parameter takes part in, or that is not measured."""
+    mark(dim, Kind.NORMALISED)
+    analysis.uncentred += [] if dim is None else [dim]
 
 
 # --- matrix products -----------------------------------------------------------------------------
@@ -266,7 +273,7 @@ def _product_facts(step: Step) -> None:
     for index, (value, position) in enumerate(kept, len(shared)):
         copy_facts(out, index, value, position)
         if not value.data and out.data:
-            out.scaled[index] = frozenset()
+            out.scaled[index] = PLAIN
 
 
 def _of_activations(step: Step, analysis: Analysis) -> None:
@@ -279,7 +286,7 @@ def _of_activations(step: Step, analysis: Analysis) -> None:
     sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
     if not all(sides):  # one side is no axis of parameters: only a sum over the other is known
         for position in contracting[0]:
-            mark(left.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, left.dims[position])
         return
     for value, positions in zip((left, right), contracting, strict=True):
         for position in positions:
@@ -309,7 +316,7 @@ def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
     if not activations.data and not loop_start(activations):
         # a constant: the product is made of parameters, and nothing was measured
         for position in contracting[side]:
-            mark(weight.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, weight.dims[position])
         out.bent = weight.bent
         return
     kept = free(len(weight.shape), contracting[side], batch[side])
@@ -327,7 +334,7 @@ def _of_constant(step: Step, analysis: Analysis) -> None:
     contracting, _ = step.params["dimension_numbers"]
     for value, positions in zip(step.inputs, contracting, strict=True):
         for position in positions if value.data else ():
-            mark(value.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, value.dims[position])
 
 
 PRODUCTS: dict[tuple[str, str], Callable[[Step, Analysis], None]] = {

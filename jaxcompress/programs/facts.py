@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxcompress.programs.algebra import several
-from jaxcompress.programs.program import NOTHING, Slot, Step, Value
-
-MIXED = Slot("", -1)
-"""A mark in `Value.scaled`: branches with different scales were joined, so none can be folded."""
+from jaxcompress.programs.program import MIXED, PLAIN, Scaling, Step, Value
 
 VALUE_FACTS = (
     *("bent", "count", "data", "direct", "literal", "square", "squares", "summed", "sites"),
@@ -60,8 +57,8 @@ def is_zero(value: Value) -> bool:
     return value.literal is not None and not np.any(np.asarray(value.literal) != 0)
 
 
-def agreed(scales: Sequence[frozenset[Slot]]) -> frozenset[Slot]:
-    """The scales of a value made of several: theirs if they are all the same, else `MIXED`."""
-    if not scales:
-        return NOTHING
-    return scales[0] if all(other == scales[0] for other in scales) else frozenset({MIXED})
+def agreed(scalings: Sequence[Scaling]) -> Scaling:
+    """The scaling of a value made of several: theirs if they are all the same, else `MIXED`."""
+    if not scalings:
+        return PLAIN
+    return scalings[0] if all(other == scalings[0] for other in scalings) else MIXED

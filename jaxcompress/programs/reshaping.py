@@ -23,7 +23,7 @@ from jaxcompress.programs.algebra import (
 )
 from jaxcompress.programs.arithmetic import linear, pass_on
 from jaxcompress.programs.compat import Inconclusive
-from jaxcompress.programs.facts import copy_facts, merge_facts
+from jaxcompress.programs.facts import agreed, copy_facts, merge_facts
 from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, bind_with, register
 
@@ -236,7 +236,7 @@ def regroup(step: Step, analysis: Analysis, old: list[int], new: list[int]) -> N
     for index in new:
         out.dims[index] = Dim(out.shape[index])
         out.slots[index] = frozenset().union(*(source.slots[position] for position in old))
-        out.scaled[index] = frozenset().union(*(source.scaled[position] for position in old))
+        out.scaled[index] = agreed([source.scaled[position] for position in old])
         out.constant[index] = constant
     before = [dim for index in old if (dim := source.dims[index]) is not None]
     after = [dim for index in new if (dim := out.dims[index]) is not None]

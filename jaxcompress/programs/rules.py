@@ -20,7 +20,16 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, several, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
-from jaxcompress.programs.program import Constant, Operand, Program, Slot, Step, Value
+from jaxcompress.programs.program import (
+    Constant,
+    Operand,
+    Program,
+    Scaling,
+    Slot,
+    Step,
+    Total,
+    Value,
+)
 from jaxcompress.programs.records import Contraction, Pair, Tap
 
 
@@ -37,7 +46,7 @@ class Analysis:
         contractions: contractions with parameters by key, in the order of the program.
         pairs: contractions of two activations by key.
         biases: for each contraction the slots of a bias added to its product, with its sign.
-        scales: for each consuming slot the sets of scale slots that its inputs were multiplied by.
+        scales: for each consuming slot the scalings of its inputs.
         uses: how often each value is used, by its id.
         loops: the axes of the loops around the present step.
         stacked: for each loop around the present step its axis and the leaves that it runs over.
@@ -46,6 +55,8 @@ class Analysis:
         averaged_squares: those that are divided by their size.
         bent: slots whose parameter passes a nonlinear function before it is contracted.
         unfoldable: dimensions with a scale before a norm or beside another scale.
+        totals: every sum over dimensions of activations.
+        uncentred: dimensions with other sums over them, such as products with constants.
         mixed: for every product its contracted and its resulting dimensions.
         values: for every value the axes of the loops around it, and its dimensions.
     """
@@ -56,7 +67,7 @@ class Analysis:
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}
         self.biases: dict[str, tuple[frozenset[Slot], int]] = {}
-        self.scales: dict[Slot, set[frozenset[Slot]]] = {}
+        self.scales: dict[Slot, set[Scaling]] = {}
         self.uses: Counter[int] = Counter()
         self.loops: tuple[Dim, ...] = ()
         self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()
@@ -65,6 +76,8 @@ class Analysis:
         self.averaged_squares: list[tuple[Dim, ...]] = []
         self.bent: set[Slot] = set()
         self.unfoldable: list[Dim] = []
+        self.totals: list[Total] = []
+        self.uncentred: list[Dim] = []
         self.mixed: list[tuple[list[Dim], list[Dim]]] = []
         self.values: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
@@ -75,6 +88,8 @@ class Analysis:
         for step in program.steps:
             for value in step.inputs:
                 self.read(value, as_square=step.name in KEEP_SQUARES)
+                if value.total is not None and step.name not in KEEP_TOTALS:
+                    value.total[0].spoilt = True
             for value in step.outputs:
                 # a loop's body is analysed twice: no facts of the first turn may remain
                 value.reset()
@@ -82,6 +97,8 @@ class Analysis:
             self.values += [(self.loops, tuple(value.dims)) for value in step.outputs]
         for value in program.outputs:
             self.read(value, as_square=False)
+            if value.total is not None:
+                value.total[0].spoilt = True
 
     def read(self, value: Value, as_square: bool) -> None:
         """Note that a step reads a value; a square is elementwise unless a norm reads it."""
@@ -282,6 +299,11 @@ def primitives_without_rule() -> list[str]:
 
 KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
 """Primitives that read a square as a part of a norm."""
+
+KEEP_TOTALS = {"convert_element_type", "reduce_precision", "stop_gradient", "copy", "reshape"}
+KEEP_TOTALS |= {"broadcast_in_dim", "squeeze", "expand_dims", "transpose"}
+KEEP_TOTALS |= {"add", "sub", "mul", "div", "square", "integer_pow", "max"}
+"""Primitives whose rules note what becomes of a sum over an axis."""
 
 
 def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:

@@ -8,14 +8,13 @@ inputs, in float64 on the host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxcompress.arrays.layout import to_rows
 from jaxcompress.networks.axes import Axis, Site
-from jaxcompress.networks.maps import AxisMap, lines
+from jaxcompress.networks.maps import AxisMap, lines, selecting
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.axis_statistics import (
     absorbing_sites,
@@ -31,15 +30,11 @@ from jaxcompress.transforms.consumers import (
     weighted_kernel,
 )
 from jaxcompress.transforms.folds import fold_into_consumers
+from jaxcompress.transforms.legality import has_norm
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.norm_selection import select_under_norm
 
 log = logging.getLogger(__name__)
-
-
-def selecting(channels: Sequence[Int[np.ndarray, " r"]], size: int) -> AxisMap:
-    """The map that keeps some channels of each fibre of an axis of a given size, without a fold."""
-    produce = np.stack([np.eye(size)[:, chosen] for chosen in channels])
-    return AxisMap(produce, np.swapaxes(produce, 1, 2), produce)
 
 
 def largest(scores: Float[np.ndarray, "fibres d"], size: int) -> AxisMap:
@@ -72,6 +67,8 @@ def select(state: NetworkState, axis: Axis, size: int, *, fold: bool) -> AxisCha
         fibres = zip(moments, chosen, strict=True)
         return np.stack([selection.predict(s, channels, count) for s, channels in fibres])
 
+    if has_norm(axis):
+        return select_under_norm(state, axis, chosen)
     return fold_into_consumers(state, axis, selecting(chosen, d), predictions, solve=True)
 
 

@@ -122,15 +122,17 @@ class Share:
         keep: the fraction that is kept.
         detail: the size in words, such as "20 of 64".
         error: the predicted error of the outputs when it alone is cut.
+        method: how an axis is cut, and why not better; "" for a matrix.
     """
 
     key: str
     keep: float
     detail: str
     error: float
+    method: str = ""
 
     def _cells(self) -> tuple[str, ...]:
-        return (self.key, f"{self.keep:.3g}", self.detail, f"{self.error:.2g}")
+        return (self.key, f"{self.keep:.3g}", self.detail, f"{self.error:.2g}", self.method)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -170,7 +172,8 @@ class Plan:
         )
 
     def _table(self) -> Table[Share]:
-        return Table(self.shares, ("what", "keep", "size", "predicted error"), "nothing to divide")
+        titles = ("what", "keep", "size", "predicted error", "method")
+        return Table(self.shares, titles, "nothing to divide")
 
     def __str__(self) -> str:
         return f"{self._table()}\n{self._summary()}"
@@ -192,6 +195,7 @@ class Item:
         sizes: channels or numbers.
         labels: one for each option, such as "20 of 64".
         option: from a keep to the index of the option that it selects.
+        method: as in `Share`.
     """
 
     key: str
@@ -200,12 +204,12 @@ class Item:
     sizes: Float[np.ndarray, " options"]
     labels: Sequence[str]
     option: Callable[[float], int]
+    method: str = ""
 
     def share(self, option: int) -> Share:
         """The row of a plan for one of the options."""
-        return Share(
-            self.key, float(self.keeps[option]), self.labels[option], float(self.errors[option])
-        )
+        keep, error = float(self.keeps[option]), float(self.errors[option])
+        return Share(self.key, keep, self.labels[option], error, self.method)
 
 
 @dataclasses.dataclass(frozen=True)

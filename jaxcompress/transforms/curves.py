@@ -16,22 +16,23 @@ from jaxcompress.transforms import selection
 from jaxcompress.transforms.axis_selection import selection_systems
 from jaxcompress.transforms.axis_statistics import (
     importance,
-    measured,
-    normalised_moments,
     pair_moments,
     relevant_moments,
 )
 from jaxcompress.transforms.consumers import consumer_gram
-from jaxcompress.transforms.legality import can_rotate, pair_of, why_not_fold
+from jaxcompress.transforms.legality import pair_of
+from jaxcompress.transforms.methods import choose_method
 from jaxcompress.transforms.network_state import NetworkState
+from jaxcompress.transforms.norm_rotation import weighted_spectrum
 
 
 def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarray, " sizes"]:
     """The predicted error of the outputs at size 0, 1, ..., d of one axis."""
     absolute = state.moments is not None and bool(state.moments.gains)
-    if method != "select" and can_rotate(state, axis):
+    how = choose_method(state, axis, method).name
+    if how == "rotate":
         errors, absolute = _rotation_errors(state, axis, absolute)
-    elif why_not_fold(axis) is None and measured(state, axis) is not None:
+    elif how == "select and fold":
         errors = _fold_errors(state, axis)
     else:
         errors = tails(np.sort(importance(state, axis), axis=1)[:, ::-1]).sum(0)
@@ -65,8 +66,8 @@ def _rotation_errors(
     if axis.pair:
         return _pair_errors(state, axis)
     if "rms" in axis.marks:
-        # the spectrum lacks the consumers' weights: it is scaled to the power of their results
-        spectrum = tails(np.linalg.eigvalsh(normalised_moments(state, axis))[None, ::-1])[0]
+        # the spectrum is relative: it is scaled to the power of the consumers' results
+        spectrum = tails(weighted_spectrum(state, axis)[None])[0]
         power = float(importance(state, axis).sum())
         return _share(spectrum, spectrum[0]) * power, absolute
     halves = [selection.factor_of(part) for part in relevant_moments(state, axis)]

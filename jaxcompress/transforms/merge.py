@@ -21,13 +21,13 @@ from scipy.spatial.distance import squareform
 
 from jaxcompress.checks import checked, number, path_pattern
 from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.maps import selecting
 from jaxcompress.networks.trace import Network, network
-from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import measured, relevant_moments
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.consumers import consumer_gram
 from jaxcompress.transforms.folds import fold_into_consumers
-from jaxcompress.transforms.legality import why_not_fold
+from jaxcompress.transforms.legality import has_norm, why_not_fold
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
 
 ROUNDING = 1e-13
@@ -46,7 +46,7 @@ class Merge(AxisTransform):
         """The groups of one axis merged, or None where no two units are."""
         if state.moments is None:
             raise ValueError("merge compares activations: call it with the moments of jc.calibrate")
-        why = why_not_fold(axis)
+        why = "a norm over it would change" if has_norm(axis) else why_not_fold(axis)
         if why is None and measured(state, axis) is None:
             why = "nothing was measured along it"
         if why is not None:

@@ -27,12 +27,12 @@ from jaxcompress.transforms.host_leaves import HostLeaves
 
 @dataclasses.dataclass(frozen=True)
 class AxisChange:
-    """A change of one axis as data: a map, and what replaces leaves and statistics before it.
+    """A change of one axis as data: a map, new values of leaves before it, statistics after it.
 
     Attributes:
         map: applied to every leaf that has the axis, and to the moments.
         leaves: new values of leaves by name, still at the axis's present size.
-        sites: new statistics by contraction, still at the axis's present size.
+        sites: new statistics by contraction, at the axis's new size.
     """
 
     map: AxisMap
@@ -167,8 +167,8 @@ class NetworkState:
         apply_map(self.structure, leaves, self.sizes, axis, change.map)
         moments = self.moments
         if moments is not None:
-            moments = dataclasses.replace(moments, sites={**moments.sites, **change.sites})
             moments = moments.mapped(axis, change.map)
+            moments = dataclasses.replace(moments, sites={**moments.sites, **change.sites})
         sizes = {**self.sizes, axis.key: change.map.size}
         return dataclasses.replace(
             self, leaves=self.leaves.replaced(leaves), sizes=sizes, moments=moments

@@ -13,9 +13,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.arrays.spline import spline_matrix
-from jaxcompress.transforms.selection import RIDGE, SHRINK
+from jaxcompress.transforms.selection import predict_from
 
 
 def prolongation(coarse: int, fine: int, basis: str = "step") -> Float[np.ndarray, "coarse fine"]:
@@ -55,7 +54,5 @@ def predict_fine(
         repeat: the prolongation.
         count: the number of vectors that the moments were measured on.
     """
-    inner = average.T @ moments @ average
-    remainder = np.eye(len(moments)) - average @ repeat
-    ridge = RIDGE + SHRINK * len(inner) / max(count, 1.0)
-    return repeat + ridge_solve(inner, average.T @ moments @ remainder, ridge)
+    inner, cross = average.T @ moments @ average, average.T @ moments
+    return predict_from(inner, cross, np.diag(moments), repeat, count)

@@ -39,7 +39,7 @@ from jaxcompress.transforms.axis_statistics import measured, normalised_moments
 from jaxcompress.transforms.axiswise import AxisTransform, largest_by_option
 from jaxcompress.transforms.consumers import consumer_gram
 from jaxcompress.transforms.folds import fold_into_consumers
-from jaxcompress.transforms.legality import pair_of, why_not_resize
+from jaxcompress.transforms.legality import has_norm, pair_of, why_not_resize
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
 from jaxcompress.transforms.options import PerLeaf, PerPattern, per_pattern
 from jaxcompress.transforms.prolongation import dual, predict_fine, prolongation
@@ -180,11 +180,6 @@ class Thin(Coarsen):
 def coarse_size(size: int, factor: Fraction | float) -> int:
     """The size that `coarsen` gives an axis, at least one."""
     return max(1, round(size / factor))
-
-
-def has_norm(axis: Axis) -> bool:
-    """Whether a norm is taken over an axis."""
-    return bool({"normalised", "rms"} & set(axis.marks))
 
 
 def effects(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d"]:

@@ -34,7 +34,8 @@ from jaxcompress.transforms.axiswise import AxisTransform, largest_by_option
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import error_curve
-from jaxcompress.transforms.legality import can_rotate, why_not_fold, why_not_rotate
+from jaxcompress.transforms.legality import why_not_rotate
+from jaxcompress.transforms.methods import choose_method
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
 from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep, per_pattern
 
@@ -66,24 +67,19 @@ class RotateAndPrune(AxisTransform):
         return self.energy is not None or isinstance(self.keep, Budget)
 
     def plan(self, params: PyTree, moments: Moments | None = None) -> Plan:
-        """Divide the budget among the axes, or find the sizes that keep an energy.
+        """The size of every axis and how it is cut: of a budget, an energy or given keeps.
 
         Args:
             params: the network's parameters.
             moments: of `jc.calibrate`, or None for predictions from the weights alone.
 
         Returns:
-            The plan, a table that prints: for each axis its keep, its size, its predicted error.
+            The plan, a table that prints: for each axis its keep, its size, its predicted error,
+            and its method with the reason why it is no better one.
 
         Raises:
-            ValueError: for a keep that is a number, a method that predicts no errors, a total that
-                the axes cannot reach.
+            ValueError: for a method that predicts no errors, a total that the axes cannot reach.
         """
-        if not self.planned:
-            raise ValueError(
-                f"plan divides a budget, and keep is {self.keep}: "
-                "rotate_and_prune(net, jc.budget(1/4))"
-            )
         check_tree(params)
         before = float(stored_numbers(params))
         items, totals = self._items_and_totals(params, moments)
@@ -91,7 +87,11 @@ class RotateAndPrune(AxisTransform):
             return plan_for(
                 self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
             )
-        assert self.energy is not None
+        if self.energy is None:
+            keeps = PerLeaf(self.keep, "keep")
+            given = [keeps.get(item.key) for item in items.rows]
+            choice = [items.option(i, 1.0 if k is None else k) for i, k in enumerate(given)]
+            return plan_of(joint([items], before), choice)
         pairs = zip(items.errors, totals, strict=True)
         options = [least_option(errors, self.energy, total) for errors, total in pairs]
         return plan_of(joint([items], before), options)
@@ -121,7 +121,12 @@ class RotateAndPrune(AxisTransform):
         progress = tqdm(axes, desc="plan", leave=False, disable=None)
         curves = [error_curve(state, axis, self.method) for axis in progress]
         rows = tuple(
-            axis_item(axis.key, errors, self.options(axis.key, state.size(axis)))
+            axis_item(
+                axis.key,
+                errors,
+                self.options(axis.key, state.size(axis)),
+                str(choose_method(state, axis, self.method)),
+            )
             for axis, errors in zip(axes, curves, strict=True)
         )
         return axis_items(state, axes, rows), [float(errors[0]) for errors in curves]
@@ -166,13 +171,18 @@ class RotateAndPrune(AxisTransform):
             return AxisChange(control(state, axis, size, self.method, self.seed))
         if self.method == "rotate" and (why := why_not_rotate(state, axis)):
             raise ValueError(f"{axis.key} cannot be rotated: {why}; method='auto' selects there")
-        if self.method != "select" and can_rotate(state, axis):
+        method = choose_method(state, axis, self.method)
+        method.warn(axis)
+        if method.name == "rotate":
             return rotate(state, axis, size)
-        return select(state, axis, size, fold=why_not_fold(axis) is None)
+        return select(state, axis, size, fold=method.name == "select and fold")
 
 
 def axis_item(
-    key: str, errors: Float[np.ndarray, " sizes"], options: Int[np.ndarray, " options"]
+    key: str,
+    errors: Float[np.ndarray, " sizes"],
+    options: Int[np.ndarray, " options"],
+    method: str = "",
 ) -> Item:
     """One axis as an item of a budget, given its predicted errors at every size from 0 on."""
     full = options[-1]
@@ -183,6 +193,7 @@ def axis_item(
         sizes=options,
         labels=[f"{size} of {full}" for size in options],
         option=lambda keep: nearest(options, keep * full),
+        method=method,
     )
 
 

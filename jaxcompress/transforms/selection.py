@@ -244,6 +244,50 @@ def predict(
     return fold
 
 
+def predict_from(
+    inner: Float[np.ndarray, "r r"],
+    cross: Float[np.ndarray, "r d"],
+    power: Float[np.ndarray, " d"],
+    prior: Float[np.ndarray, "r d"],
+    count: float = math.inf,
+) -> Float[np.ndarray, "r d"]:
+    """All channels from r others by ridge least squares, shrunk to a prior as in `predict`.
+
+    Args:
+        inner: the moments of those that predict.
+        cross: their moments with the channels that are predicted.
+        power: the second moments of the channels that are predicted.
+        prior: a prediction that needs no data.
+        count: the number of vectors that the moments were measured on.
+    """
+    r = len(inner)
+    fold = ridge_solve(inner, cross, RIDGE, prior)
+    if not math.isfinite(count):
+        return fold
+    share = 1.0
+    if count > r:
+        before, after = (power - np.sum(t * (2 * cross - inner @ t), axis=0) for t in (prior, fold))
+        # each channel in the unit of its own variance, as in the ridge
+        units = np.where(power > 0, 1 / np.where(power > 0, power, 1), 0)
+        unknown = max(float(before @ units), EXPLAINED)
+        share = min(1.0, max(float(after @ units) / unknown / (1 - r / count), 0.0))
+    return ridge_solve(inner, cross, RIDGE + SHRINK * r / max(count, 1.0) * share, prior)
+
+
+def norm_variance(
+    kept: Float[np.ndarray, "d d"],
+    whole: Float[np.ndarray, "d d"],
+    moments: Float[np.ndarray, "d d"],
+) -> float:
+    """The variance of one norm relative to another, over normally distributed vectors.
+
+    Both are square roots of quadratic forms, scaled so that they agree in the mean.
+    """
+    powers = [max(float(np.sum(matrix * moments)), 1e-300) for matrix in (kept, whole)]
+    product = (kept / powers[0] - whole / powers[1]) @ moments
+    return float(np.sum(product * product.T)) / 2  # twice that, and a quarter by the square root
+
+
 def rotation(
     moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
 ) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
@@ -262,6 +306,24 @@ def rotation(
     half, back = (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
     directions = top(half @ gram @ half, size)
     return back @ directions / units[:, None], directions.T @ half * units
+
+
+def orthogonal_rotation(
+    moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
+) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
+    """An orthogonal projection of a given rank that changes the consumers' results little.
+
+    The better of two: the leading directions of the moments, and those of their product with the
+    Gram matrix of the kernels, made symmetric.
+    """
+
+    def lost(directions: np.ndarray) -> float:
+        rest = np.eye(len(moments)) - directions @ directions.T
+        return float(np.einsum("ij,ji->", rest @ moments @ rest, gram))
+
+    candidates = [top(moments, size), top(moments @ gram + gram @ moments, size)]
+    directions = min(candidates, key=lost)
+    return directions, directions.T
 
 
 def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]:

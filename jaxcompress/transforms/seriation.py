@@ -25,8 +25,8 @@ from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.checks import checked, choice, path_pattern
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.maps import selecting
 from jaxcompress.networks.trace import Network, network
-from jaxcompress.transforms.axis_selection import selecting
 from jaxcompress.transforms.axis_statistics import second_moments_of
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState

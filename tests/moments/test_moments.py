@@ -9,6 +9,7 @@ from jax import lax
 from laws import matrix
 
 import jaxcompress as jc
+from jaxcompress.arrays.layout import to_rows
 from jaxcompress.moments import accumulators
 
 
@@ -435,3 +436,15 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
     assert found[0].count == found[1].count
     np.testing.assert_allclose(found[0].mean, found[1].mean, atol=1e-5)
     np.testing.assert_allclose(found[0].cov, found[1].cov, atol=1e-5)
+    # all windows, zeros at the borders and steps between them included: what they give is measured
+    whole = jc.calibrate(net, params, [x], progress=False).sites["w#0"]
+    results = lax.conv_general_dilated(
+        x, params["w"], **options, dimension_numbers=(layout, kernel, layout)
+    )
+    rows = np.moveaxis(np.asarray(results, np.float64), layout.index("C"), -1).reshape(-1, 6)
+    weights = to_rows(np.asarray(params["w"], np.float64), net.structure.sites["w#0"].inputs["w"])
+    assert whole.count == len(rows)
+    np.testing.assert_allclose(whole.mean @ weights, rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+        weights.T @ whole.cov @ weights, np.cov(rows.T, bias=True), atol=1e-4
+    )
