@@ -459,6 +459,15 @@ def readability() -> str:
     return grid(["", *packages], rows)
 
 
+@named("mutations")
+def mutations() -> str:
+    """Changes of meaning that the tests noticed, by room."""
+    tests = ROOT / "tests"
+    sys.path.insert(0, str(tests))
+    rows = json.loads((tests / "mutations.json").read_text())
+    return importlib.import_module("mutations").table(rows)
+
+
 # --- the pages -----------------------------------------------------------------------------------
 
 
@@ -512,7 +521,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     for template in sorted((ROOT / "docs" / "templates").glob("*.md")):
         text = filled(template.read_text())
         yield ROOT / "docs" / "measured" / template.name, HEADER.format(name=template.name) + text
-    for path in (ROOT / "README.md", ROOT / "docs" / "contributing.md"):
+    pages_with_blocks = (ROOT / "docs" / name for name in ("contributing.md", "reliability.md"))
+    for path in (ROOT / "README.md", *pages_with_blocks):
         yield path, re.sub(MARKED, marked, path.read_text(), flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxcompress tour`, `jaxcompress bert` and `jaxcompress search`."""
+"""The command line: `jaxcompress tour`, `bert`, `search` and `export`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--quiet", action="store_true", help="no progress bar")
     add_search(commands)
+    add_export(commands)
     return top
 
 
@@ -133,6 +134,16 @@ def add_search(commands: argparse._SubParsersAction) -> None:
     search.set_defaults(run=run_search)
 
 
+def add_export(commands: argparse._SubParsersAction) -> None:
+    """Add the command `export`."""
+    export = commands.add_parser(
+        "export", help="write a compact encoder as a plain BERT, which transformers reads"
+    )
+    export.add_argument("folder", type=Path, help="what jaxcompress bert made")
+    export.add_argument("out", type=Path, help="the folder that is made")
+    export.set_defaults(run=run_export)
+
+
 def run_tour(options: argparse.Namespace) -> None:
     """Run `jaxcompress tour`."""
     from jaxcompress.examples import tour
@@ -163,6 +174,14 @@ def run_search(options: argparse.Namespace) -> None:
 
     for hit in read_index(options.folder)(options.question, options.count):
         print(f"{hit.score:.3f}  {hit.passage.document}\n{hit.passage.text}\n")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Run `jaxcompress export`."""
+    from jaxcompress.documents import read_encoder, write_hugging_face
+
+    write_hugging_face(options.out, read_encoder(options.folder))
+    print(f'{options.out} is ready: sentence_transformers.SentenceTransformer("{options.out}")')
 
 
 def installed_model() -> Path:

@@ -216,6 +216,7 @@ def _products(array: CompactArray, dense: jax.Array) -> dict[str, tuple[jax.Arra
     pairs["x @ A.T"] = x @ array.T, x @ dense.T
     picked = np.array([[0, rows - 1], [-1, 0]])
     pairs["A.take(rows)"] = array.take(jnp.asarray(picked)), dense[picked]
+    pairs["A.take of rows in a list"] = array.take(picked.tolist()), dense[picked]
     nothing = jnp.zeros((1, columns))
     pairs["A.take of a row out of range, which must be NaN,"] = (
         jnp.isnan(array.take(jnp.array([rows]))).astype(float),

@@ -7,7 +7,8 @@ import numpy as np
 import safetensors.numpy
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from jaxcompress.models.bert import BertConfig, tensors_of
+from jaxcompress.models.bert import BertConfig
+from jaxcompress.models.families import tensors_of
 
 SMALL = BertConfig(
     vocab_size=60,
@@ -32,8 +33,7 @@ SIZES = {
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for _, name, shape, _ in tensors_of(SMALL)
+        spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in tensors_of(SMALL)
     }
 
 

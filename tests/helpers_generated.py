@@ -23,6 +23,8 @@ from jax.scipy import special
 BATCH, TIME, INPUTS, OUTPUTS, VOCABULARY = 3, 4, 5, 2, 7
 WIDTHS = (4, 6, 8, 12)
 
+KEY = jax.random.key(1)  # made here, since networks are built under a trace
+
 Recipe = list[tuple[str, int]]
 OPERATIONS: dict[str, Callable[..., Any]] = {}
 
@@ -46,7 +48,7 @@ class Maker:
         self, params: dict[str, Any], names: list[str], inputs: tuple[Any, ...], building: bool
     ):
         self.params, self.names, self.building = params, names, building
-        x, self.tokens = inputs
+        x, self.tokens, self.key = inputs
         self.tensors = [x]
         self.number, self.asked = 0, 0
 
@@ -68,7 +70,7 @@ class Maker:
         """A new parameter, now and then an old one of the shape."""
         again = self.below(6) == 5
         if self.building:
-            old = [name for name, value in self.params.items() if value.shape == shape]
+            old = [name for name in self.names if self.params[name].shape == shape]
             name = old[-1] if old and again else f"p{len(self.params)}"
             self.names.append(name)
             if name not in self.params:
@@ -84,6 +86,12 @@ class Maker:
         name = self.names[self.asked]
         self.asked += 1
         return self.params[name]
+
+    def buffer(self, kind: str, value: Any) -> Any:
+        """A leaf that is no weight: a key, a count, a mask; one of each kind."""
+        if self.building:
+            self.params.setdefault(kind, value)
+        return self.params[kind]
 
     def tensor(self, fits: Callable[[Any], bool] = lambda h: True) -> Any:
         """One of the last tensors behind the first layer."""
@@ -116,6 +124,7 @@ def generated(recipe: Recipe) -> Model:
     inputs = (
         jnp.asarray(rng.normal(size=(BATCH, TIME, INPUTS)), jnp.float32),
         jnp.asarray(rng.integers(0, VOCABULARY, (BATCH, TIME))),
+        jax.random.key(0),
     )
     params: dict[str, Any] = {}
     names: list[str] = []
@@ -193,6 +202,33 @@ def experts(m):
 @operation
 def embedding(m):
     return jnp.take(m.param(VOCABULARY, m.width()), m.tokens, axis=0)
+
+
+@operation
+def embedding_of_each(m):
+    """Rows looked up one by one, under two vmaps."""
+    table = jnp.asarray(m.param(VOCABULARY, m.width()))
+    if m.flag():
+        return jax.vmap(jax.vmap(lambda token: table[token]))(m.tokens)
+    row = jax.vmap(lambda token: lax.dynamic_index_in_dim(table, token, keepdims=False))
+    return jax.vmap(row)(m.tokens)
+
+
+@operation
+def tied_table(m):
+    """A table of words that is also the layer of logits."""
+    h = m.tensor()
+    table = jnp.asarray(m.param(VOCABULARY, h.shape[-1]))
+    logits = (h + table[m.tokens][:, : h.shape[1]] if h.shape[1] == TIME else h) @ table.T
+    return logits if m.flag() else jax.nn.softmax(logits) @ table
+
+
+@operation
+def two_consumers(m):
+    """A layer read at every position, and once for each example."""
+    h, width = m.tensor(), m.width()
+    pooled = h.max(1) if m.flag() else h[:, 0]
+    return h @ m.param(h.shape[-1], width) + (pooled @ m.param(h.shape[-1], width))[:, None]
 
 
 @operation
@@ -283,6 +319,7 @@ UNARY = (
     *(
         lambda h: lax.population_count((4 * jnp.abs(h)).astype(int)) * 0.1,
         lambda h: (h + 1j * h).real,
+        lambda h: jnp.abs(lax.complex(h, 1 + jnp.sin(h))),
         jnp.isfinite,
     ),
     *(
@@ -439,6 +476,24 @@ def noise(m):
     return h + jax.random.normal(
         jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (*h.shape[:2], 1)
     )
+
+
+@operation
+def dropout(m):
+    """Whole positions are dropped; or nothing, since draws along channels follow their number."""
+    h, whole = m.tensor(), m.flag()
+    key = m.buffer("key", KEY) if m.flag() else m.key
+    shape, keep = ((*h.shape[:2], 1), 0.7) if whole else (h.shape, 1.0)
+    return jnp.where(jax.random.bernoulli(key, keep, shape), h / keep, 0.0)
+
+
+@operation
+def masked_by_buffers(m):
+    """Attention over time with a mask of minus infinity and a count, both leaves of the tree."""
+    h = m.tensor(lambda h: h.shape[1] == TIME)
+    mask = np.where(np.tri(TIME, dtype=bool), 0, -np.inf).astype(np.float32)
+    weights = jax.nn.softmax(m.buffer("mask", mask) + 0.1 * m.buffer("steps", np.int32(3)))
+    return jnp.einsum("qk,bkc->bqc", weights, h)
 
 
 @operation
@@ -714,6 +769,47 @@ def layers(m):
         return (x + jax.nn.gelu(x @ p[0]) @ p[1], None)
 
     return lax.scan(jax.checkpoint(step) if m.flag() else step, h, stack)[0]
+
+
+@operation
+def normalised_layers(m):
+    """Layers in a loop, with their norms' scales and biases stacked as well."""
+    h, width, count = m.tensor(), m.width(), m.one_of((2, 3))
+    up, down = m.param(count, h.shape[-1], width), m.param(count, width, h.shape[-1])
+    scale, shift = m.param(count, h.shape[-1], about=1.0), m.param(count, width)
+    centred = m.flag()
+
+    def step(x, p):
+        up, down, scale, shift = p
+        y = x - x.mean(-1, keepdims=True) if centred else x
+        y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-2) * scale
+        return x + jnp.tanh(y @ up + shift) @ down, None
+
+    return lax.scan(step, h, (up, down, scale, shift))[0]
+
+
+@operation
+def grouped_rows(m):
+    """Rows in groups, each with a kernel of its own."""
+    h, width = m.tensor(), m.width()
+    rows = h.reshape(-1, h.shape[-1])
+    sizes = jnp.array([2, len(rows) - 2], jnp.int32)
+    y = lax.ragged_dot(rows, jnp.asarray(m.param(2, h.shape[-1], width)), sizes)
+    return y.reshape(*h.shape[:2], width)
+
+
+@operation
+def solved(m):
+    """A linear system along time, for every channel."""
+    h = m.tensor(lambda h: h.shape[1] == TIME)
+    x = m.tensors[0]
+    system = 3 * jnp.eye(TIME) + 0.1 * jnp.einsum("bti,bsi->bts", x, x)
+    way = m.below(3)
+    if way == 0:
+        return jnp.linalg.solve(system, h)
+    if way == 1:
+        return lax.linalg.triangular_solve(system, h, left_side=True, lower=True)
+    return jax.scipy.sparse.linalg.cg(lambda y: system @ y, h, maxiter=20)[0]
 
 
 @operation

@@ -9,6 +9,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcompress.arrays.paths import named_leaves
@@ -77,7 +78,11 @@ def small_and_full(net, params, seed=0, only=None):
     structure = net.structure
     names = [name for name, _ in named_leaves(params)]
     treedef = jax.tree.structure(params)
-    small = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
+    small = {
+        # keys are no arrays of numpy
+        name: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+        for name, leaf in named_leaves(params)
+    }
     changed, sizes = {}, {}
     for axis in structure.axes:
         normed = (

@@ -114,6 +114,44 @@ def rotary_attention() -> Model:
     return model(apply, draw(shapes), series, ["last/*", "wq", "wk"])
 
 
+def rms_norm(scale, x):
+    return x * lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def decoder_layer(x, p):
+    """Grouped queries with rotary positions, then a gated perceptron, each after a norm."""
+
+    def heads(y):
+        return rearrange(y, "b l (h d) -> b l h d", d=HEAD_SIZE)
+
+    y = rms_norm(p["scale1"], x)
+    q, k, v = (heads(y @ p[name]) for name in ("wq", "wk", "wv"))
+    k, v = (jnp.repeat(each, 2, axis=2) for each in (rotated(k), v))
+    logits = jnp.einsum("bqhd,bkhd->bhqk", rotated(q), k) / math.sqrt(HEAD_SIZE)
+    causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    weights = jax.nn.softmax(jnp.where(causal, logits, -1e9), axis=-1)
+    context = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    x = x + rearrange(context, "b l h d -> b l (h d)") @ p["wo"]
+    y = rms_norm(p["scale2"], x)
+    return x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"], None
+
+
+@entry
+def stacked_decoder() -> Model:
+    """A decoder as they are written with scan: stacked layers and norms, and a tied table."""
+
+    def apply(params, ids):
+        x, _ = lax.scan(decoder_layer, params["words"][ids], params["layers"])
+        return rms_norm(params["scale"], x) @ params["words"].T
+
+    queries, keys = 4 * HEAD_SIZE, 2 * HEAD_SIZE
+    layer = {"scale1": (2, WIDTH), "wq": (2, WIDTH, queries), "wo": (2, queries, WIDTH)}
+    layer |= {"wk": (2, WIDTH, keys), "wv": (2, WIDTH, keys), "scale2": (2, WIDTH)}
+    layer |= {"gate": (2, WIDTH, WIDE), "up": (2, WIDTH, WIDE), "down": (2, WIDE, WIDTH)}
+    params = draw({"words": (VOCABULARY, WIDTH), "layers": layer, "scale": (WIDTH,)})
+    return model(apply, params, tokens, ["layers/wq", "layers/wk"])
+
+
 @entry
 def weight_norm() -> Model:
     """Kernels that are directions with lengths."""

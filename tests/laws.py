@@ -33,14 +33,14 @@ TRANSFORMS = {
     "toeplitz": jc.toeplitz((2, 3), grid=(4, 3)),
     "toeplitz, padded": jc.toeplitz((4, 3), grid=(4, 3), pad=(1, 0)),
     "dct, codes hashed": jc.chain(
-        jc.vocabulary(keep=1 / 2), jc.at(("codes", "**/codes"), jc.hashed(keep=1 / 2))
+        jc.vocabulary(keep=1 / 2), jc.at("**/codes", jc.hashed(keep=1 / 2))
     ),
     "dct, codes factored": jc.chain(
-        jc.vocabulary(keep=1), jc.at(("codes", "**/codes"), jc.factored(keep=1 / 2))
+        jc.vocabulary(keep=1), jc.at("**/codes", jc.factored(keep=1 / 2))
     ),
     "convolved twice": jc.chain(
         jc.spline(keep=1 / 2),
-        jc.at(("samples", "**/samples"), jc.spline(keep=1 / 2, matrix_axes=jc.MatrixAxes(1, 0))),
+        jc.at("**/samples", jc.spline(keep=1 / 2, matrix_axes=jc.MatrixAxes(1, 0))),
     ),
 }
 """A transform for every form, and nested ones; each fits matrices of 12 inputs."""

@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.checks import array, checked, finite_number, function, shown, whole
+from jaxcompress.checks import sizes as sizes_kind
 
 Features = CompactArray | Float[jax.Array, "m k"] | Float[np.ndarray, "m k"]
 
@@ -48,7 +50,7 @@ def mean_frequency(atoms: Features, grid: Sequence[int]) -> Float[np.ndarray, " 
         >>> mean_frequency(atoms, (8, 8)).round(2).tolist()
         [0.0, 0.93]
     """
-    dense = np.asarray(materialize(atoms), np.float64)
+    dense = array("mean_frequency: atoms", materialize(atoms), 2).astype(np.float64)
     check_grid(grid, len(dense), "the atoms have")
     cosines = scipy.fft.dctn(dense.reshape(*grid, -1), axes=range(len(grid)), norm="ortho")
     power = np.square(np.asarray(cosines)).reshape(len(dense), -1)
@@ -77,9 +79,13 @@ def overlap(atoms: Features, others: Features) -> float:
         >>> overlap(np.eye(8)[:, :2], np.eye(8)[:, 1:4])
         0.5
     """
-    first, second = (
-        scipy.linalg.orth(np.asarray(materialize(features))) for features in (atoms, others)
-    )
+    given = [array("overlap: features", materialize(part), 2) for part in (atoms, others)]
+    if len(given[0]) != len(given[1]):
+        raise ValueError(
+            f"overlap: both sets need features of the same inputs, got {len(given[0])} and "
+            f"{len(given[1])}"
+        )
+    first, second = map(scipy.linalg.orth, given)
     if not first.size or not second.size:
         raise ValueError("overlap: features of zeros span nothing")
     cosines = np.linalg.svd(first.T @ second, compute_uv=False)
@@ -106,6 +112,21 @@ class SampleEfficiency:
         return (self.test - self.train).mean(1)
 
 
+def _errors(result: tuple[float, float]) -> tuple[float, float]:
+    """The errors that one run gave."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise ValueError(
+            f"sample_efficiency: train must give (training error, test error), got {shown(result)}"
+        )
+    on_train, on_test = (finite_number("sample_efficiency: train", part) for part in result)
+    return on_train, on_test
+
+
+@checked(
+    train=function("train(examples, seed) -> (training error, test error)"),
+    sizes=sizes_kind,
+    seeds=whole(),
+)
 def sample_efficiency(
     train: Callable[[int, int], tuple[float, float]], sizes: Sequence[int], *, seeds: int = 3
 ) -> SampleEfficiency:
@@ -129,6 +150,6 @@ def sample_efficiency(
     """
     runs = list(itertools.product(sizes, range(seeds)))
     bar = tqdm(runs, desc="learning curve", leave=False, disable=None)
-    errors = np.array([train(size, seed) for size, seed in bar])
+    errors = np.array([_errors(train(size, seed)) for size, seed in bar])
     on_train, on_test = errors.reshape(len(sizes), seeds, 2).transpose(2, 0, 1)
     return SampleEfficiency(tuple(sizes), on_train, on_test)

@@ -17,6 +17,15 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
+from jaxcompress.checks import (
+    checked,
+    finite_number,
+    function,
+    iterable,
+    mapping,
+    number,
+    shown,
+)
 from jaxcompress.moments.moments import Moments
 from jaxcompress.plotting import new_axes, save
 from jaxcompress.tables import format_table, html_table
@@ -137,6 +146,7 @@ def _cell(point: Point) -> str:
     return "-" if point.quality is None else f"{point.quality:.4g} ({point.numbers:,})"
 
 
+@checked(recipes=mapping, evaluate=function("evaluate(params) -> quality"), keeps=iterable)
 def frontier(
     recipes: Mapping[str, Callable[[float], Transform]],
     params: PyTree,
@@ -172,12 +182,22 @@ def frontier(
         >>> [(p.recipe, p.numbers) for p in curve.points]
         [('hashed', 512), ('hashed', 16), ('factored', 496), ('factored', None)]
     """
+    for name, recipe in recipes.items():
+        if not callable(recipe) or isinstance(recipe, Transform):
+            raise TypeError(
+                f"frontier: recipes[{name!r}] must be a function from a keep to a transform, such "
+                f"as jc.hashed, got {shown(recipe)}"
+            )
+    keeps = [number("(0, 1]", "a fraction to keep")("frontier: keeps", keep) for keep in keeps]
+    if not keeps:
+        raise ValueError("frontier: keeps is empty: give at least one fraction, such as 1/4")
     cells = list(itertools.product(recipes, keeps))
     points = [
         _measure(name, recipes[name], keep, params, evaluate, moments)
         for name, keep in tqdm(cells, desc="frontier", disable=not progress, leave=False)
     ]
-    return Frontier(tuple(points), stored_numbers(params), float(evaluate(params)))
+    baseline = finite_number("frontier: evaluate", evaluate(params))
+    return Frontier(tuple(points), stored_numbers(params), baseline)
 
 
 def _measure(
@@ -199,7 +219,8 @@ def _measure(
         small = transform(params, moments)
     except Unreachable as error:
         return Point(name, keep, problem=str(error))
-    return Point(name, keep, stored_numbers(small), float(evaluate(small)))
+    quality = finite_number("frontier: evaluate", evaluate(small))
+    return Point(name, keep, stored_numbers(small), quality)
 
 
 def fraction(keep: float) -> str:

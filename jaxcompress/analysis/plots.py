@@ -15,8 +15,10 @@ from jaxcompress.analysis.sharing import Sketches
 from jaxcompress.analysis.weight_functions import WeightFunction
 from jaxcompress.arrays.atoms import check_grid
 from jaxcompress.arrays.base import CompactArray, materialize
+from jaxcompress.arrays.spline import BASES
+from jaxcompress.checks import array, checked, choice, instance, of_each, sizes, whole
 from jaxcompress.networks.axes import Axis
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.plotting import figures, new_axes, save
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ ROLES = (
 """For each role of a parameter its marker, its label, and its offset from the row's middle."""
 
 
+@checked(net=network)
 def hidden_axes(net: Network, ax: Axes | None = None, *, path: str | Path | None = None) -> Axes:
     """Draw which parameters produce, carry and consume each hidden axis.
 
@@ -119,6 +122,7 @@ def _add_legend(ax: Axes, kinds: Sequence[str]) -> None:
     ax.legend(handles=handles, **place, fontsize="small", frameon=False)
 
 
+@checked(results=of_each(Sketches, "jc.analysis.sketches"))
 def sketches(
     results: Mapping[int, Sketches], ax: Axes | None = None, *, path: str | Path | None = None
 ) -> Axes:
@@ -149,6 +153,12 @@ def sketches(
     return ax
 
 
+@checked(
+    function=instance(WeightFunction, "of jc.analysis.weight_functions"),
+    cells=sizes,
+    basis=choice(*BASES),
+    periods=whole(),
+)
 def weights_as_function(
     function: WeightFunction,
     cells: Sequence[int] = (8, 32, 128),
@@ -209,6 +219,7 @@ def weights_as_function(
     return figure
 
 
+@checked(count=whole())
 def atoms(
     features: CompactArray | Float[jax.Array, "m k"] | Float[np.ndarray, "m k"],
     grid: tuple[int, int],
@@ -236,8 +247,10 @@ def atoms(
         >>> len(jc.plots.atoms(features, (8, 8), 4).axes)
         4
     """
-    dense = np.asarray(materialize(features))[:, : max(count, 1)]
+    dense = array("atoms: features", materialize(features), 2)[:, :count]
     check_grid(grid, len(dense), "the features have")
+    if len(grid) != 2:
+        raise ValueError(f"atoms: grid must be a height and a width, got {grid}")
     columns = min(dense.shape[1], 8)
     rows = -(-dense.shape[1] // columns)
     figure = figures()(figsize=(columns, rows), layout="constrained")
@@ -251,6 +264,7 @@ def atoms(
     return figure
 
 
+@checked(curves=of_each(SampleEfficiency, "jc.analysis.sample_efficiency"))
 def sample_efficiency(
     curves: Mapping[str, SampleEfficiency],
     ax: Axes | None = None,

@@ -22,10 +22,12 @@ from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.leaves import byte_count, describe, is_numeric
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.checks import arrays_in, checked, explained, function
 from jaxcompress.moments.moments import Moments
 from jaxcompress.programs.compat import flops
 from jaxcompress.tables import format_table, html_table
-from jaxcompress.transforms.base import moments_by_name
+from jaxcompress.transforms.base import check_moments, moments_by_name
+from jaxcompress.transforms.weights import check_metric
 
 ROWS = 128
 """The batch over which costs that do not grow with it (a hash, recomputed atoms) are spread."""
@@ -115,6 +117,7 @@ class Report:
         return html_table(HEADERS, self._cells())
 
 
+@checked(net=function("net(params, *inputs)"))
 def report(
     before: PyTree,
     after: PyTree,
@@ -153,18 +156,20 @@ def report(
             f"report: leaves of one tree only: {sorted(old.keys() ^ new.keys())}; "
             "give the trees of one network"
         )
+    check_moments(before, moments)
     metrics = moments_by_name(moments)
     cache: dict[Hashable, float] = {}
     rows = tuple(_row(name, old[name], new[name], metrics.get(name), cache) for name in new)
     if net is None:
         return Report(rows)
-    return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
+    with explained(f"report: net cannot be called with inputs {arrays_in(inputs)}"):
+        return Report(rows, (flops(net, before, *inputs), flops(net, after, *inputs)))
 
 
 def _row(
     name: str, old: Leaf, new: Leaf, metric: ArrayLike | None, cache: dict[Hashable, float]
 ) -> ReportRow:
-    error, output_error = _errors(old, new, metric)
+    error, output_error = _errors(name, old, new, metric)
     return ReportRow(
         leaf=name,
         shape=np.shape(new),
@@ -184,7 +189,9 @@ def _form(leaf: Leaf) -> str:
     return f"{kind}: {leaf.summary()}".rstrip(": ")
 
 
-def _errors(old: Leaf, new: Leaf, metric: ArrayLike | None) -> tuple[float | None, float | None]:
+def _errors(
+    name: str, old: Leaf, new: Leaf, metric: ArrayLike | None
+) -> tuple[float | None, float | None]:
     """The relative error of a leaf, and that of its outputs where the metric is known."""
     if not (is_numeric(old) and is_numeric(new)) or np.shape(old) != np.shape(new):
         return None, None
@@ -194,7 +201,8 @@ def _errors(old: Leaf, new: Leaf, metric: ArrayLike | None) -> tuple[float | Non
     if metric is None or gap.ndim < axes.ndim:
         return error, None
     gap, target = axes.to_matrix(gap), axes.to_matrix(target)
-    weights = np.asarray(metric, np.float64)
+    weights = check_metric(name, metric, gap)
+    assert weights is not None
     return error, _ratio(_squared_norm(gap, weights), _squared_norm(target, weights))
 
 

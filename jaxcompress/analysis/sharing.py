@@ -24,9 +24,11 @@ from jaxtyping import Float
 
 from jaxcompress.arrays.base import CompactArray, materialize, stored_numbers
 from jaxcompress.arrays.hashed import HashedArray, entries
-from jaxcompress.transforms.base import Transform
+from jaxcompress.checks import array as real_array
+from jaxcompress.checks import checked, function, mapping, shown, whole
+from jaxcompress.transforms.base import Transform, check_transform
 from jaxcompress.transforms.initialize import initialize
-from jaxcompress.transforms.weights import squared
+from jaxcompress.transforms.weights import check_metric, squared
 
 Matrix = CompactArray | Float[jax.Array, "m n"] | Float[np.ndarray, "m n"]
 Vector = Float[jax.Array, " m"] | Float[np.ndarray, " m"]
@@ -50,8 +52,8 @@ def effective_rank(matrix: Matrix) -> float:
         >>> round(effective_rank(jnp.eye(8)), 3), round(effective_rank(jnp.ones((8, 5))), 3)
         (8.0, 1.0)
     """
-    dense = np.asarray(materialize(matrix), np.float64)
-    if dense.ndim != 2 or not dense.any():
+    dense = real_array("effective_rank: matrix", materialize(matrix), 2).astype(np.float64)
+    if not dense.any():
         raise ValueError(f"effective_rank needs one matrix that is not zero, got {dense.shape}")
     values = np.linalg.svd(dense, compute_uv=False)
     shares = values[values > 0] / values.sum()
@@ -99,6 +101,8 @@ def sketches(array: HashedArray, x: Vector, y: Vector) -> Sketches:
         >>> abs(result.variance / result.expected - 1) < 0.1
         True
     """
+    if not isinstance(array, HashedArray):
+        raise TypeError(f"sketches takes a HashedArray, of jc.hashed, got {shown(array)}")
     if array.table.ndim != 1:
         raise ValueError(f"sketches looks at one table, got {array!r}: take one of the stack")
     if array.layout == "circular":
@@ -111,7 +115,7 @@ def sketches(array: HashedArray, x: Vector, y: Vector) -> Sketches:
     bucket, sign = entries(m, n, size, seed=array.seed, block=array.block)
     # number each output's buckets apart, and only those that are hit
     buckets, place = np.unique(np.arange(n) * size + bucket, return_inverse=True)
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = _vector("sketches: x", x, m), _vector("sketches: y", y, m)
     x_sums, y_sums = (
         np.bincount(place.ravel(), (sign * values[:, None]).ravel()) for values in (x, y)
     )
@@ -124,6 +128,15 @@ def sketches(array: HashedArray, x: Vector, y: Vector) -> Sketches:
     return Sketches(float(x @ y), float(products.mean()), float(products.var()), float(expected))
 
 
+def _vector(name: str, value: Vector, size: int) -> Float[np.ndarray, " m"]:
+    """A vector of a layer's inputs."""
+    vector = real_array(name, value, 1).astype(np.float64)
+    if len(vector) != size:
+        raise ValueError(f"{name} must have {size} numbers, got {len(vector)}")
+    return vector
+
+
+@checked(forms=mapping)
 def cost_of_sharing(
     kernel: Matrix,
     forms: Mapping[str, Transform],
@@ -153,9 +166,11 @@ def cost_of_sharing(
         >>> {name: (stored, error < 0.01) for name, (stored, error) in costs.items()}
         {'hashed': (128, False), 'cosines': (128, True)}
     """
-    dense = jnp.asarray(materialize(kernel))
+    dense = jnp.asarray(real_array("cost_of_sharing: kernel", materialize(kernel), 2))
     target = np.asarray(dense, np.float64)
-    metric = None if metric is None else np.asarray(metric, np.float64)
+    metric = check_metric("cost_of_sharing", metric, target)
+    for name, form in forms.items():
+        check_transform(f"cost_of_sharing: forms[{name!r}]", form)
     total = squared(target, metric)
     if not total:
         raise ValueError("cost_of_sharing: the kernel's outputs are nothing but zeros")
@@ -167,6 +182,7 @@ def cost_of_sharing(
     return costs
 
 
+@checked(form=function("from a seed to a transform"), outputs=whole(), draws=whole(2))
 def relative_variance(
     form: Callable[[int], Transform], x: Vector, outputs: int, *, draws: int = 200
 ) -> float:
@@ -191,7 +207,9 @@ def relative_variance(
         >>> 0.5 < spread / (2 / 8) < 1.5
         True
     """
-    x = jnp.asarray(x, jnp.float32)
+    x = jnp.asarray(real_array("relative_variance: x", x, 1), jnp.float32)
+    if not x.any():
+        raise ValueError("relative_variance: x is zero, and so is the length of what it gives")
     leaf = jnp.ones((len(x), outputs), jnp.float32)
     lengths = []
     for seed in range(draws):

@@ -18,9 +18,10 @@ from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import materialize
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.arrays.spline import check_basis
+from jaxcompress.arrays.spline import BASES
+from jaxcompress.checks import checked, choice, is_whole
 from jaxcompress.networks.axes import Layout
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, check_arrays, network
 from jaxcompress.transforms.prolongation import dual, prolongation
 
 
@@ -40,6 +41,7 @@ class WeightFunction:
     inputs: str = ""
     outputs: str = ""
 
+    @checked(basis=choice(*BASES))
     def at(
         self, inputs: int | None = None, outputs: int | None = None, *, basis: str = "step"
     ) -> WeightFunction:
@@ -56,13 +58,12 @@ class WeightFunction:
         Raises:
             ValueError: for more cells than there are values, or none; an unknown basis.
         """
-        check_basis(basis)
         values = self.values
         for place, cells in ((-2, inputs), (-1, outputs)):
             if cells is None:
                 continue
             size = values.shape[place]
-            if not 1 <= cells <= size:
+            if not is_whole(cells) or cells > size:
                 raise ValueError(
                     f"{self.name} has {size} values along an axis: "
                     f"{cells} cells are out of reach, give 1 to {size}"
@@ -104,6 +105,7 @@ class WeightFunction:
         return f"WeightFunction({self.name}: {sides}{stack})"
 
 
+@checked(net=network)
 def weight_functions(net: Network, params: PyTree) -> dict[str, WeightFunction]:
     """Every kernel of a network as a function on its hidden axes.
 
@@ -126,9 +128,10 @@ def weight_functions(net: Network, params: PyTree) -> dict[str, WeightFunction]:
         >>> jc.analysis.weight_functions(net, params)["up"]
         WeightFunction(up: 3 values along t_in, 8 along up:1)
     """
-    check_network("weight_functions", net)
     leaves = dict(named_leaves(params))
     net.structure.check_names(leaves)
+    check_arrays("weight_functions", params)
+    net.sizes(params)  # refuses sizes that contradict each other
     hidden = set(net.axes.keys())
     functions = {}
     for name, roles in net.matrix_axes.items():

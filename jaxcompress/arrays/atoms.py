@@ -23,16 +23,22 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.layout import MATRIX
 from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import whole_numbers
 
 NAMES = ("dct", "smooth", "random")
+FOURIER_COST = 40
+"""A transform there and back, in operations of a dense product for each number and halving."""
 RIDGE = 1e-3
 """Of smooth atoms, relative to the kernel's peak; less would be ill-conditioned in float32."""
 
@@ -58,7 +64,7 @@ class DesignedAtoms(CompactArray):
 
     def materialize(self) -> jax.Array:
         """The atoms as columns, (m, k)."""
-        of_one = self._of_one_channel()
+        of_one = self.of_one_channel()
         return (
             of_one
             if self.channels == 1
@@ -71,41 +77,140 @@ class DesignedAtoms(CompactArray):
 
     def features(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
         """`x @ atoms` with the atoms in a dtype."""
-        # the Kronecker product with the identity is never formed: channels do not mix
-        if self.channels == 1:
+        if not self._by_transform and self.channels == 1:
             return x @ self.materialize().astype(dtype)
-        of_one = self._of_one_channel().astype(dtype)
-        codes = jnp.einsum(
-            "...pc,pk->...kc", x.reshape(*x.shape[:-1], len(of_one), self.channels), of_one
-        )
+        # the Kronecker product with the identity is never formed: channels do not mix
+        points = x.reshape(*x.shape[:-1], -1, self.channels)
+        if self._by_transform:
+            codes = jnp.moveaxis(self._analysis(jnp.moveaxis(points, -1, -2)), -1, -2)
+            return codes.astype(jnp.result_type(x, dtype)).reshape(*x.shape[:-1], self.count)
+        of_one = self.of_one_channel().astype(dtype)
+        codes = jnp.einsum("...pc,pk->...kc", points, of_one)
         return codes.reshape(*x.shape[:-1], self.count)
 
     def expand(self, codes: jax.Array) -> jax.Array:
         """`atoms @ codes` for codes (..., k, n), likewise."""
-        if self.channels == 1:
+        if not self._by_transform and self.channels == 1:
             return self.materialize().astype(codes.dtype) @ codes
-        of_one, (*leading, k, n) = self._of_one_channel().astype(codes.dtype), codes.shape
-        product = jnp.einsum(
-            "pk,...kcn->...pcn",
-            of_one,
-            codes.reshape(*leading, k // self.channels, self.channels, n),
-        )
+        *leading, k, n = codes.shape
+        by_channel = codes.reshape(*leading, k // self.channels, self.channels * n)
+        if self._by_transform:
+            points = jnp.matrix_transpose(self._synthesis(jnp.matrix_transpose(by_channel)))
+            product = points.astype(codes.dtype)
+        else:
+            product = self.of_one_channel().astype(codes.dtype) @ by_channel
         return product.reshape(*leading, self.matrix_shape[0], n)
 
-    def _of_one_channel(self) -> jax.Array:
+    def take(self, rows: jax.Array) -> jax.Array:
+        """The rows alone: cosines and smooth atoms are computed at their points."""
+        point, channel = rows // self.channels, rows % self.channels
+        of_one = self._at_points(point)
+        if self.channels == 1:
+            return of_one
+        own = jax.nn.one_hot(channel, self.channels, dtype=of_one.dtype)
+        return (of_one[..., :, None] * own[..., None, :]).reshape(*rows.shape, self.count)
+
+    def project(self, target: Float[np.ndarray, "*stack m n"]) -> Float[np.ndarray, "*stack k n"]:
+        """`atoms' @ target` on the host in float64, for cosines by a fast transform."""
+        *leading, m, n = target.shape
+        columns = target.reshape(*leading, m // self.channels, self.channels * n)
+        codes = np.asarray(self._signs())[:, None] * columns
+        axes = tuple(range(len(leading), len(leading) + len(self._grid)))
+        waves = scipy.fft.dctn(codes.reshape(*leading, *self._grid, -1), axes=axes, norm="ortho")
+        kept = np.asarray(waves).reshape(columns.shape)[..., np.asarray(self._order()), :]
+        return kept.reshape(*leading, self.count, n)
+
+    def synthesise(self, codes: Float[np.ndarray, "*stack k n"]) -> Float[np.ndarray, "*stack m n"]:
+        """`atoms @ codes` on the host in float64, likewise."""
+        *leading, k, n = codes.shape
+        waves = np.zeros((*leading, math.prod(self._grid), self.channels * n))
+        waves[..., np.asarray(self._order()), :] = codes.reshape(*leading, k // self.channels, -1)
+        axes = tuple(range(len(leading), len(leading) + len(self._grid)))
+        points = scipy.fft.idctn(waves.reshape(*leading, *self._grid, -1), axes=axes, norm="ortho")
+        points = np.asarray(points).reshape(waves.shape)
+        signed = np.asarray(self._signs())[:, None] * points
+        return signed.reshape(*leading, self.matrix_shape[0], n)
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the atoms are cosines, of which a fast transform makes all products."""
+        return isinstance(self.rule, str) and self.rule in ("dct", "random")
+
+    @property
+    def _by_transform(self) -> bool:
+        """Whether products of a traced program are cheaper by Fourier transform."""
+        points, count = math.prod(self.grid), self.count // self.channels
+        return self.orthonormal and FOURIER_COST * math.log2(points + 1) < count
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        """The axes of the cosines: random ones have no order in space."""
+        return self.grid if self.rule == "dct" else (math.prod(self.grid),)
+
+    def _order(self) -> jax.Array:
+        """The place of each atom of one channel among all cosines of the grid, int32 (k,)."""
+        count = self.count // self.channels
+        if self.rule == "dct":
+            waves = low_frequencies(self.grid)[:count]
+            return jnp.asarray(np.ravel_multi_index(tuple(waves.T), self.grid), jnp.int32)
+        m = math.prod(self.grid)
+        return permute(jnp.arange(count, dtype=jnp.uint32), m, self.seed).astype(jnp.int32)
+
+    def _signs(self) -> jax.Array:
+        """The sign of each point, float32 (m,): of random atoms alone it is not one."""
+        m = math.prod(self.grid)
+        if self.rule == "dct":
+            return jnp.ones(m, jnp.float32)
+        negative = mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31
+        return jnp.where(negative, -1.0, 1.0).astype(jnp.float32)
+
+    def _analysis(self, points: Float[Array, "*batch m"]) -> Float[Array, "*batch k"]:
+        """`points @ atoms` of one channel by a fast transform."""
+        exact = points.astype(jnp.promote_types(points.dtype, jnp.float32))
+        signed = exact * self._signs().astype(exact.dtype)
+        axes = tuple(range(-len(self._grid), 0))
+        waves = jax.scipy.fft.dctn(
+            signed.reshape(*points.shape[:-1], *self._grid), axes=axes, norm="ortho"
+        )
+        return waves.reshape(points.shape)[..., self._order()]
+
+    def _synthesis(self, codes: Float[Array, "*batch k"]) -> Float[Array, "*batch m"]:
+        """`codes @ atoms'` of one channel by a fast transform."""
+        exact = codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
+        waves = jnp.zeros((*codes.shape[:-1], math.prod(self._grid)), exact.dtype)
+        waves = waves.at[..., self._order()].set(exact, unique_indices=True)
+        axes = tuple(range(-len(self._grid), 0))
+        points = jax.scipy.fft.idctn(
+            waves.reshape(*codes.shape[:-1], *self._grid), axes=axes, norm="ortho"
+        )
+        return points.reshape(waves.shape) * self._signs().astype(exact.dtype)
+
+    def of_one_channel(self) -> jax.Array:
+        """The atoms as columns without the channels, (m, k)."""
         count = self.count // self.channels
         if callable(self.rule):
             return jnp.asarray(self.rule(coordinates(self.grid)), jnp.float32)[:, :count]
+        if self.rule == "smooth":
+            return ridge_predictions(coordinates(self.grid), self.grid, spread(self.grid, count))
         if self.rule == "dct":
             return cosines(self.grid, low_frequencies(self.grid)[:count])
+        return self._signs()[:, None] * cosines(self._grid, self._order()[:, None])
+
+    def _at_points(self, points: Int[Array, "*rows"]) -> Float[Array, "*rows k"]:
+        """The atoms of one channel at points of the grid."""
+        count = self.count // self.channels
+        if callable(self.rule):  # a function sees the whole grid
+            return self.of_one_channel()[points]
         if self.rule == "smooth":
-            return ridge_predictions(self.grid, spread(self.grid, count))
-        m = math.prod(self.grid)
-        order = permute(jnp.arange(m, dtype=jnp.uint32)[:count], m, self.seed).astype(jnp.int32)
-        sign = jnp.where(mix(jnp.arange(m, dtype=jnp.uint32), self.seed) >> 31, -1.0, 1.0).astype(
-            jnp.float32
-        )
-        return sign[:, None] * cosines((m,), order[:, None])
+            places = jnp.stack(jnp.unravel_index(points, self.grid), -1).astype(jnp.float32)
+            flat = places.reshape(-1, len(self.grid))
+            values = ridge_predictions(flat, self.grid, spread(self.grid, count))
+            return values.reshape(*points.shape, count)
+        frequencies = jnp.unravel_index(self._order(), self._grid)
+        places = jnp.unravel_index(points, self._grid)
+        axes = zip(self._grid, frequencies, places, strict=True)
+        waves = (wave(size, frequency, place) for size, frequency, place in axes)
+        return math.prod(waves, start=self._signs()[points][..., None])
 
     @property
     def stack_shape(self) -> tuple[int, ...]:
@@ -158,17 +263,44 @@ def cosines(grid: tuple[int, ...], frequencies: np.ndarray | jax.Array) -> jax.A
     """Orthonormal products of cosines (DCT-II): (m, k) for integer frequencies (k, axes)."""
     product = jnp.ones((1, frequencies.shape[0]), jnp.float32)
     for axis, size in enumerate(grid):
-        frequency = jnp.asarray(frequencies[:, axis], jnp.int32)[None, :]
-        # the phase is reduced in integers, so that large grids lose no accuracy
-        phase = ((2 * jnp.arange(size, dtype=jnp.int32)[:, None] + 1) * frequency) % jnp.int32(
-            4 * size
-        )
-        wave = jnp.cos(phase.astype(jnp.float32) * jnp.float32(math.pi / (2 * size)))
-        wave = wave * jnp.where(
-            frequency == 0, jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size))
-        )
-        product = (product[:, None, :] * wave[None, :, :]).reshape(-1, frequencies.shape[0])
+        frequency = jnp.asarray(frequencies[:, axis], jnp.int32)
+        values = wave(size, frequency, jnp.arange(size, dtype=jnp.int32))
+        product = (product[:, None, :] * values[None, :, :]).reshape(-1, frequencies.shape[0])
     return product
+
+
+def wave(
+    size: int, frequency: Int[Array, " k"], place: Int[Array, "*rows"]
+) -> Float[Array, "*rows k"]:
+    """Orthonormal cosines of one axis at places on it."""
+    frequency = with_rank(frequency, place.ndim + 1)
+    phase = times_modulo(2 * place[..., None] + 1, frequency, 4 * size)
+    values = jnp.cos(phase.astype(jnp.float32) * jnp.float32(math.pi / (2 * size)))
+    constant, others = jnp.float32(math.sqrt(1 / size)), jnp.float32(math.sqrt(2 / size))
+    return values * jnp.where(frequency == 0, constant, others)
+
+
+def times_modulo(one: jax.Array, other: jax.Array, modulus: int) -> jax.Array:
+    """`one * other % modulus` of whole numbers below the modulus, at most 2**21, in 32 bits.
+
+    Phases are reduced in integers, so that large grids lose no accuracy.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxcompress.arrays.atoms import times_modulo
+        >>> int(times_modulo(jnp.int32(199_999), jnp.int32(99_999), 400_000)), 199_999 * 99_999
+        (100001, 19999700001)
+    """
+    if modulus > 2**21:
+        raise ValueError(f"cosines on an axis of {modulus // 4} points: at most {2**19} are exact")
+    one, other = one.astype(jnp.uint32), other.astype(jnp.uint32)
+    if modulus <= 2**15:
+        return one * other % np.uint32(modulus)
+    bits = np.uint32(11)
+    high = one * (other >> bits) % np.uint32(modulus) << bits
+    return (
+        high % np.uint32(modulus) + one * (other & np.uint32(2**11 - 1)) % np.uint32(modulus)
+    ) % np.uint32(modulus)
 
 
 def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
@@ -189,8 +321,10 @@ def spread(grid: tuple[int, ...], count: int) -> np.ndarray:
     return (np.stack(places, axis=1) * np.asarray(grid) - 0.5).astype(np.float32)
 
 
-def ridge_predictions(grid: tuple[int, ...], points: np.ndarray) -> jax.Array:
-    """(m, k): the values everywhere that follow from one at each point and zero at the others."""
+def ridge_predictions(
+    places: Float[Array, "m axes"], grid: tuple[int, ...], points: Float[np.ndarray, "k axes"]
+) -> Float[Array, "m k"]:
+    """The values at places that follow from one at each point and zero at the others."""
     width = (math.prod(grid) / len(points)) ** (1 / len(grid))
 
     def near(one: jax.Array, other: jax.Array) -> jax.Array:
@@ -198,7 +332,7 @@ def ridge_predictions(grid: tuple[int, ...], points: np.ndarray) -> jax.Array:
 
     known = jnp.asarray(points)
     inside = near(known, known) + RIDGE * jnp.eye(len(points))
-    return jax.scipy.linalg.solve(inside, near(known, coordinates(grid)), assume_a="pos").T
+    return jax.scipy.linalg.solve(inside, near(known, places), assume_a="pos").T
 
 
 def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) -> None:
@@ -207,15 +341,14 @@ def check_grid(grid: Sequence[int], inputs: int, whose: str, channels: int = 1) 
     Raises:
         ValueError: when its points, times the channels at each, are another number.
     """
+    grid = whole_numbers("grid", grid, None)
     points = math.prod(grid)
     if points * channels != inputs:
         of = f" of {channels} channels" if channels > 1 else ""
         fix = (
             f": give a grid with the product {inputs // channels}" if inputs % channels == 0 else ""
         )
-        raise ValueError(
-            f"grid={tuple(grid)} has {points} points{of}, but {whose} {inputs} inputs{fix}"
-        )
+        raise ValueError(f"grid={grid} has {points} points{of}, but {whose} {inputs} inputs{fix}")
 
 
 def check_rule(rule: object, grid: tuple[int, ...]) -> int:
@@ -234,7 +367,7 @@ def check_rule(rule: object, grid: tuple[int, ...]) -> int:
                 f"points, expected ({m}, atoms)"
             )
         return shape[1]
-    if rule not in NAMES:
+    if not isinstance(rule, str) or rule not in NAMES:
         names = ", ".join(map(repr, (*NAMES, "learned")))
         raise ValueError(
             f"atoms={rule!r} is unknown: expected one of {names}, "

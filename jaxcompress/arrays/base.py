@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.leaves import number_count
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import is_array, shown
 
 ArrayT = TypeVar("ArrayT", bound="CompactArray")
 
@@ -268,6 +269,8 @@ class CompactArray(_Fields):
 
     def __rmatmul__(self, x: ArrayLike) -> jax.Array:
         self.require_matrix("x @ A")
+        if not is_array(x):
+            raise TypeError(f"x @ A takes an array of numbers, got {shown(x)} for {self!r}")
         x = jnp.asarray(x)
         rows = self.shape[-2]
         if x.ndim == 0 or x.shape[-1] != rows:
@@ -404,6 +407,11 @@ def take(table: jax.Array | np.ndarray | CompactArray, rows: ArrayLike) -> jax.A
     """
     if isinstance(table, CompactArray):
         return table.take(rows)
+    if np.ndim(table) < 2 or not hasattr(table, "dtype"):
+        raise TypeError(f"take: table must be a matrix (..., m, n), got {shown(table)}")
+    dtype = getattr(rows, "dtype", None) or np.asarray(rows).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"take: rows must be integers, got {shown(rows)}")
     return jnp.take(table, jnp.asarray(rows), axis=-2)
 
 
@@ -434,8 +442,19 @@ def matmul(
         >>> jc.matmul(jnp.ones((5, 6)), small, matrix_axes).shape
         (5, 2, 4)
     """
+    for name, value in (("x", x), ("w", w)):
+        if not isinstance(value, CompactArray) and not is_array(value):
+            raise ValueError(f"matmul: {name} must be an array of numbers, got {shown(value)}")
     if matrix_axes is None:
+        rows = np.shape(w)[-2:-1] or np.shape(w)
+        if not np.ndim(x) or not rows or np.shape(x)[-1:] != rows[:1]:
+            raise ValueError(
+                f"matmul contracts the last dimension of x with {rows}, got x of shape "
+                f"{np.shape(x)} and w of shape {np.shape(w)}"
+            )
         return x @ w
+    if not isinstance(matrix_axes, MatrixAxes):
+        raise TypeError(f"matmul: matrix_axes must be a jc.MatrixAxes, got {shown(matrix_axes)}")
     x, matrix_axes = jnp.asarray(x), matrix_axes.resolve(w.ndim)
     if w.ndim != matrix_axes.ndim:
         raise ValueError(

@@ -25,9 +25,17 @@ from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.field_checks import check_indices, expect
 from jaxcompress.arrays.k_means import lloyd, nearest_by_tree
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import (
+    Metric,
+    check_shape,
+    diagonal,
+    per_matrix,
+    shared_numbers,
+)
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, seeds, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 MOST = 2**16
 """The largest number of runs: an index then fits two bytes."""
@@ -92,6 +100,7 @@ class ClusteredArray(CompactArray):
         return m * math.ceil(n / block) + count * block
 
     @classmethod
+    @checked(matrix=matrix_kind, count=whole(), block=whole(), seed=seeds)
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -113,6 +122,7 @@ class ClusteredArray(CompactArray):
                 the outputs.
         """
         m, n = matrix.shape[-2:]
+        check_shape("ClusteredArray.fit", metric, matrix)
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(metric, len(stack))
         power = _mean_power(metrics, m)
@@ -121,10 +131,9 @@ class ClusteredArray(CompactArray):
         count = int(index.max()) + 1
         # the position in the flat table of runs of every entry of the matrix
         entry = (index.reshape(m, -1, 1) * block + np.arange(block)).reshape(m, -1)[:, :n].ravel()
-        weight = np.repeat(power, n).reshape(m, n)
         runs = np.stack(
             [
-                _fit_runs(target, metric, entry, weight, count * block)
+                _fit_runs(target, metric, entry, count * block)
                 for target, metric in zip(stack, metrics, strict=True)
             ]
         ).reshape(*matrix.shape[:-2], count, block)
@@ -150,14 +159,13 @@ def _mean_power(metrics: Sequence[np.ndarray | None], m: int) -> Float[np.ndarra
     powers = [np.ones(m) if metric is None else diagonal(metric) for metric in metrics]
     power = np.mean(powers, axis=0)
     # a row of no power would leave its cluster without a mean
-    return np.maximum(power, 1e-6 * power.max(initial=1e-30))
+    return np.maximum(power, 1e-6 * power.max()) if power.any() else np.ones(m)
 
 
 def _fit_runs(
     target: Float[np.ndarray, "m n"],
     metric: np.ndarray | None,
     entry: Int[np.ndarray, " entries"],
-    weight: Float[np.ndarray, "m n"],
     size: int,
 ) -> Float[np.ndarray, " size"]:
     """The shared numbers of one matrix: weighted means, or the optimum in a full metric."""
@@ -168,11 +176,7 @@ def _fit_runs(
     def expand(runs: np.ndarray) -> np.ndarray:
         return runs[entry].reshape(target.shape)
 
-    scale = collect(weight)
-    runs = collect(weight * target) / np.where(scale > 0, scale, 1)
-    if metric is None or metric.ndim == 1:
-        return runs  # weighted means are optimal in a diagonal metric already
-    return least_squares(expand, collect, target, metric, runs, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 def cluster(

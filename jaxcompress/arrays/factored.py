@@ -18,12 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.field_checks import expect
+from jaxcompress.arrays.projection import check_shape
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -125,6 +129,7 @@ class FactoredArray(CompactArray):
         return np.argsort(np.concatenate([self._lines, self._others]))
 
     @classmethod
+    @checked(matrix=matrix_kind, rank=whole())
     def fit(
         cls, matrix: np.ndarray, rank: int, *, metric: np.ndarray | None = None
     ) -> FactoredArray:
@@ -138,6 +143,9 @@ class FactoredArray(CompactArray):
         """
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
+        if rank > min(m, n):
+            raise ValueError(f"FactoredArray.fit: rank={rank} is beyond the full rank {min(m, n)}")
+        check_shape("FactoredArray.fit", metric, target)
         by_rows = m < n
 
         def stored(value: np.ndarray) -> jax.Array:
@@ -150,10 +158,12 @@ class FactoredArray(CompactArray):
         target = target.reshape(-1, m, n)
         right = principal_outputs(target, metric, rank)  # (stack, n, r), orthonormal columns
         if by_rows:
-            left, upper = np.linalg.qr(target @ right)  # the product is left @ (upper @ right')
+            # in the unit of its input's power, since a row's rounding is that of its largest line
+            unit = row_units(metric, len(target), m)
+            left, upper = np.linalg.qr(target * unit @ right)
             chosen, mixing, block = dominant_lines(left)
-            lines = block @ upper @ right.mT
-            mixing = mixing.mT
+            lines = block @ upper @ right.mT / unit[:, chosen]
+            mixing = mixing.mT * unit[:, chosen].mT / unit[:, ~chosen]
         else:
             chosen, mixing, block = dominant_lines(right)
             lines = target @ right @ block.mT
@@ -177,20 +187,13 @@ class FactoredArray(CompactArray):
 def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) -> np.ndarray:
     """The r output directions (stack, n, r) of most energy: the best rank r projects on them."""
     stack, m, n = target.shape
-    if metric is None:
-        weighted = target
-    elif metric.ndim == 1:
-        weighted = (
-            np.sqrt(np.maximum(metric, 1e-10 * metric.max(initial=np.finfo(float).tiny)))[:, None]
-            * target
-        )
-    else:
-        # a trace of the plain metric settles what the data do not see
-        metric = np.broadcast_to(np.asarray(metric, np.float64), (stack, m, m))
-        values, vectors = np.linalg.eigh(metric)
-        values = np.maximum(values, 1e-10 * np.maximum(values[:, -1:], np.finfo(float).tiny))
-        root = np.sqrt(values)[:, :, None] * vectors.mT
-        weighted = root @ target
+    weighted = target
+    if metric is not None and metric.ndim == 1:
+        weighted = np.sqrt(settled(np.asarray(metric, np.float64)))[:, None] * target
+    elif metric is not None:
+        values, vectors = np.linalg.eigh(np.asarray(metric, np.float64))
+        root = np.sqrt(settled(values))[..., :, None] * vectors.mT
+        weighted = np.broadcast_to(root, (stack, m, m)) @ target
     if n <= m:
         first = max(0, n - rank)
         return np.stack(
@@ -206,6 +209,28 @@ def principal_outputs(target: np.ndarray, metric: np.ndarray | None, rank: int) 
         ]
     )
     return np.linalg.qr(weighted.mT @ left)[0]
+
+
+def settled(power: Float[np.ndarray, "*stack m"]) -> Float[np.ndarray, "*stack m"]:
+    """Powers with a trace of the plain metric, which settles what the data do not see.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxcompress.arrays.factored import settled
+        >>> settled(np.array([4.0, 0.0])).tolist(), settled(np.zeros(2)).tolist()
+        ([4.0, 4e-10], [1.0, 1.0])
+    """
+    largest = power.max(-1, keepdims=True)
+    return np.where(largest > 0, np.maximum(power, 1e-10 * largest), 1.0)
+
+
+def row_units(metric: np.ndarray | None, stack: int, m: int) -> Float[np.ndarray, "stack m 1"]:
+    """The root of each input's power, rounded to a power of two."""
+    if metric is None:
+        return np.ones((stack, m, 1))
+    power = metric if metric.ndim == 1 else np.einsum("...ii->...i", metric)
+    units = np.exp2(np.round(np.log2(settled(np.asarray(power, np.float64))) / 2))
+    return np.broadcast_to(units, (stack, m))[..., None]
 
 
 def dominant_lines(

@@ -30,10 +30,12 @@ from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.permutation import Seed, mix, permute
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, shared_numbers
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, choice, seeds, whole
+from jaxcompress.checks import matrix as matrix_kind
 
 LAYOUTS = ("random", "circular")
 
@@ -102,6 +104,13 @@ class HashedArray(CompactArray):
         return _look_up(self.table, rows, seed, m=m, n=n, block=self.block)
 
     @classmethod
+    @checked(
+        matrix=matrix_kind,
+        size=whole(),
+        seed=seeds,
+        block=whole(),
+        layout=choice("random", "circular"),
+    )
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -121,9 +130,12 @@ class HashedArray(CompactArray):
             block: entries shared as one run.
             layout: "random" or "circular".
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
-                then that of the outputs, minimised by conjugate gradients from the plain means.
+                then that of the outputs, minimised by conjugate gradients from means.
         """
         m, n = matrix.shape[-2:]
+        if block > n:
+            raise ValueError(f"HashedArray.fit: block={block} is longer than a row of {n} entries")
+        check_shape("HashedArray.fit", metric, matrix)
         index, sign = entries(m, n, size, seed=seed, block=block, layout=layout)
         index = index.ravel()
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
@@ -152,13 +164,7 @@ def _fit_table(
     def expand(table: np.ndarray) -> np.ndarray:
         return table[index].reshape(target.shape) * sign
 
-    # a small matrix may leave numbers of the table unused
-    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
-    if metric is None:
-        return means
-    power = np.repeat(diagonal(metric), target.shape[1])
-    scale = np.bincount(index, weights=power, minlength=size)
-    return least_squares(expand, collect, target, metric, means, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 def entries(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import einops
@@ -16,7 +17,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxcompress.checks import is_whole, shown
+
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
+
+
+LEAST = -(2**31)
+"""Positions may be negative."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +49,15 @@ class MatrixAxes:
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs"):
             value = getattr(self, name)
-            value = (value,) if isinstance(value, int) else tuple(int(axis) for axis in value)
-            if not value:
+            axes = (value,) if is_whole(value, LEAST) else value
+            if not isinstance(axes, Sequence) or not all(is_whole(axis, LEAST) for axis in axes):
+                raise ValueError(
+                    f"MatrixAxes: {name} must be a position or several, such as (0, 1), got "
+                    f"{shown(value)}"
+                )
+            if not axes:
                 raise ValueError(f"MatrixAxes needs at least one dimension in {name}, got none")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, tuple(int(axis) for axis in axes))
 
     @property
     def ndim(self) -> int:

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray, materialize
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.field_checks import check_indices, expect
-from jaxcompress.arrays.projection import Metric, per_matrix, weigh
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, weigh
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
+from jaxcompress.checks import checked, whole, whole_number
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -78,6 +80,7 @@ class LookupArray(CompactArray):
         return f"{count} {'entry' if count == 1 else 'entries'} a column"
 
     @classmethod
+    @checked(matrix=matrix_kind, entries=whole())
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -94,6 +97,8 @@ class LookupArray(CompactArray):
                 inner products of the atoms.
         """
         m, n = matrix.shape[-2:]
+        entries = whole_number("LookupArray.fit: entries", entries, 1, m)
+        check_shape("LookupArray.fit", metric, matrix)
         stack = np.asarray(matrix, np.float64).reshape(-1, m, n)
         metrics = per_matrix(None if metric is None else np.asarray(metric, np.float64), len(stack))
         grams = [_gram(metric, m) for metric in metrics]
@@ -109,7 +114,7 @@ class LookupArray(CompactArray):
             index = np.concatenate([index, gains.argmax(0)[None]])
             values = [_solve(gram, t, index) for gram, t in zip(grams, wanted, strict=True)]
             residuals = [
-                target - gram @ _scatter(chosen, index, m)
+                target - gram @ scatter(chosen, index, m)
                 for gram, target, chosen in zip(grams, wanted, values, strict=True)
             ]
         stacked = np.stack(values).reshape(*matrix.shape[:-2], entries, n)
@@ -121,7 +126,8 @@ def _gram(metric: np.ndarray | None, m: int) -> Float[np.ndarray, "m m"]:
     gram = np.eye(m) if metric is None else metric
     gram = np.diag(gram) if gram.ndim == 1 else gram
     # a trace of the plain metric chooses by size among rows that no input tells apart
-    return gram + max(1e-9 * np.trace(gram) / m, 1e-30) * np.eye(m)
+    power = np.trace(gram) / m
+    return gram + (1e-9 * power if power > 0 else 1.0) * np.eye(m)
 
 
 def _solve(
@@ -133,10 +139,10 @@ def _solve(
     return np.linalg.solve(among, right)[..., 0].T
 
 
-def _scatter(
-    values: Float[np.ndarray, "s n"], index: Int[np.ndarray, "s n"], m: int
-) -> Float[np.ndarray, "m n"]:
-    """The matrix with the entries at their rows."""
-    dense = np.zeros((m, values.shape[1]))
-    dense[index, np.arange(values.shape[1])] = values
+def scatter(
+    values: Float[np.ndarray, "*stack s n"], index: Int[np.ndarray, "s n"], m: int
+) -> Float[np.ndarray, "*stack m n"]:
+    """The matrix with the entries at their rows, on the host."""
+    dense = np.zeros((*values.shape[:-2], m, values.shape[-1]))
+    dense[..., index, np.arange(values.shape[-1])] = values
     return dense

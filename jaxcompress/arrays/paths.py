@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
+from jaxcompress.checks import shown
 
 Selector = Callable[[str, PyTree], bool]
 Pattern = str | tuple[str, ...] | Selector
@@ -121,10 +123,38 @@ matrices = _Matrices()
 """Selects every matrix of a tree in any framework: `jc.at(jc.matrices, transform)`."""
 
 
+def check_pattern(who: str, pattern: Pattern) -> None:
+    """Refuse what is neither a pattern nor several nor a selector, in the name of a function."""
+    parts = pattern if isinstance(pattern, tuple) else ()
+    several = bool(parts) and all(isinstance(part, str) for part in parts)
+    if not (isinstance(pattern, str) or several or callable(pattern)):
+        raise TypeError(
+            f"{who} expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, "
+            f"got {shown(pattern)}"
+        )
+
+
+def check_matched(
+    who: str, pattern: Pattern, matched: Collection[str], names: Sequence[str]
+) -> None:
+    """Refuse a pattern that picked no leaf, and each of several that matches none of the names."""
+    parts = pattern if isinstance(pattern, tuple) else ()
+    idle = [part for part in parts if not any(matches(part, name) for name in names)]
+    if idle or not matched:
+        which = f": {', '.join(map(repr, idle))}" if idle and matched else ""
+        raise ValueError(f"{who} matches no leaf{which}; there are: {', '.join(names) or 'none'}")
+
+
 def select(pattern: Pattern, name: str, leaf: PyTree) -> bool:
     """Whether a pattern, one of several patterns, or a selector picks a leaf."""
     if callable(pattern):
-        return bool(pattern(name, leaf))
+        picked = pattern(name, leaf)
+        if not isinstance(picked, (bool, np.bool_)):
+            raise TypeError(
+                f"the selector {pattern!r} gave {shown(picked)} for {name!r}, expected True or "
+                "False"
+            )
+        return bool(picked)
     return any(
         matches(part, name) for part in ((pattern,) if isinstance(pattern, str) else pattern)
     )

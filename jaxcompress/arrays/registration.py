@@ -89,9 +89,10 @@ def compact_array(cls: ArrayType) -> ArrayType:
         >>> net.explain({"w": kernel})[0].how
         'contracted'
     """
-    if not issubclass(cls, CompactArray):
+    bases = getattr(cls, "__mro__", ())
+    if CompactArray not in bases:
         raise TypeError(
-            f"@compact_array expects a subclass of CompactArray, got {cls.__name__}: "
+            f"@compact_array expects a subclass of CompactArray, got {cls!r}: "
             "derive it from jc.CompactArray"
         )
     _check_field_names(cls)

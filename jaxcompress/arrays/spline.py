@@ -27,16 +27,10 @@ from jaxcompress.arrays.field_checks import expect
 from jaxcompress.arrays.rank import with_rank
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, choice, is_array, shown, whole, whole_number
+from jaxcompress.checks import matrix as matrix_kind
 
 BASES = ("step", "linear", "cubic")
-
-
-def check_basis(basis: str) -> None:
-    """Refuse an unknown basis."""
-    if basis not in BASES:
-        raise ValueError(
-            f"basis={basis!r} is unknown: expected one of {', '.join(map(repr, BASES))}"
-        )
 
 
 @compact_array
@@ -104,6 +98,7 @@ class SplineArray(CompactArray):
         )
 
     @classmethod
+    @checked(matrix=matrix_kind, count=whole(), basis=choice(*BASES))
     def fit(cls, matrix: np.ndarray, count: int, *, basis: str = "step") -> SplineArray:
         """The samples with the least squared error; with steps they are means.
 
@@ -116,6 +111,7 @@ class SplineArray(CompactArray):
             basis: one of `BASES`.
         """
         n = matrix.shape[-1]
+        count = whole_number("SplineArray.fit: count", count, 1, n)
         if basis != "step":
             grid = spline_matrix(count, n, basis)
             samples = np.linalg.lstsq(grid.T, np.asarray(matrix, np.float64).reshape(-1, n).T)[0].T
@@ -238,8 +234,6 @@ def as_function(kernel: jax.Array) -> jax.Array:
         >>> x @ kernel
         Array([[16., 22.]], dtype=float32)
     """
-    if jnp.ndim(kernel) != 2:
-        raise ValueError(
-            f"as_function expects a matrix (inputs, features), got shape {jnp.shape(kernel)}"
-        )
+    if not is_array(kernel) or jnp.ndim(kernel) != 2:
+        raise ValueError(f"as_function expects a matrix (inputs, features), got {shown(kernel)}")
     return jnp.flip(jnp.asarray(kernel), axis=1).reshape(-1)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.checks import array as real_array
 
 
 def static_field(*, default: object = dataclasses.MISSING, kw_only: bool = False) -> Any:
@@ -57,7 +58,12 @@ class StaticArray:
     digest: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        array = np.asarray(self.array)
+        array = real_array("StaticArray: array", self.array, what="booleans or indices from 0 on")
+        if array.dtype != bool and (array.dtype.kind not in "iu" or array.min(initial=0) < 0):
+            raise ValueError(
+                "StaticArray: array must be booleans or indices from 0 on, got "
+                f"{array.dtype} from {array.min(initial=0)}"
+            )
         small = bool if array.dtype == bool else np.min_scalar_type(int(array.max(initial=0)))
         array = np.ascontiguousarray(array, dtype=small)
         array.setflags(write=False)

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import leaf_names
+from jaxcompress.checks import mapping, shown
 
 Leaf = PyTree
 """An array, a shape, a compact array, or None where a leaf was taken out."""
@@ -99,8 +100,12 @@ def tie(params: PyTree, ties: Mapping[str, str]) -> Tied:
         >>> print(*net.axes["embed:1"].tied)
         embed:1
     """
+    if not all(isinstance(source, str) for source in mapping("tie: ties", ties).values()):
+        raise TypeError(f"tie: ties maps paths to paths, got {shown(ties)}")
     named, treedef = flatten(params)
     known = {name: leaf for name, leaf in named if leaf is not None}
+    if bad := [name for name, leaf in known.items() if not hasattr(leaf, "dtype")]:
+        raise ValueError(f"tie: {bad[0] or 'params'} is no array: {shown(known[bad[0]])}")
     pairs: list[tuple[str, str, bool]] = []
     for target, source in ties.items():
         inside = [name for name in known if name == target or name.startswith(f"{target}/")]

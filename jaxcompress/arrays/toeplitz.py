@@ -23,9 +23,11 @@ from jaxtyping import Array, Float, Int
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.field_checks import expect
-from jaxcompress.arrays.projection import Metric, diagonal, least_squares, per_matrix
+from jaxcompress.arrays.projection import Metric, check_shape, per_matrix, shared_numbers
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import static_field
+from jaxcompress.checks import checked, sizes
+from jaxcompress.checks import matrix as matrix_kind
 
 
 @compact_array
@@ -92,6 +94,7 @@ class ToeplitzArray(CompactArray):
         return f"{self.taps.shape[-1]} windows of {sizes[0]} on {sizes[1]}"
 
     @classmethod
+    @checked(matrix=matrix_kind, grid=sizes, window=sizes)
     def fit(
         cls,
         matrix: Float[np.ndarray, "*stack m n"],
@@ -119,6 +122,12 @@ class ToeplitzArray(CompactArray):
         """
         stride, pad = stride or (1,) * len(grid), pad or (0,) * len(grid)
         m, n = matrix.shape[-2:]
+        if math.prod(grid) != m or len(window) != len(grid):
+            raise ValueError(
+                f"ToeplitzArray.fit: the grid {grid} and the window {window} need one size for "
+                f"each axis, and the grid the {m} inputs of the matrix"
+            )
+        check_shape("ToeplitzArray.fit", metric, matrix)
         count = math.prod(positions(grid, window, stride, pad))
         if n % count:
             raise ValueError(
@@ -172,12 +181,7 @@ def _fit_taps(
         dense[rows, columns] = taps[index]
         return dense
 
-    # a place of the window that lies on the zeros at every position has no entry
-    means = collect(target) / np.maximum(np.bincount(index, minlength=size), 1)
-    if metric is None:
-        return means
-    scale = np.bincount(index, weights=diagonal(metric)[rows], minlength=size)
-    return least_squares(expand, collect, target, metric, means, scale)
+    return shared_numbers(expand, collect, target, metric, size)
 
 
 @jax.jit  # an eager product is one program

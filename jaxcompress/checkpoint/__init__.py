@@ -25,12 +25,15 @@ from jaxcompress.checkpoint.reading import tree_like, tree_of
 from jaxcompress.checkpoint.records import record, records
 from jaxcompress.checkpoint.tensor_file import canonical, from_bytes, parse, to_bytes
 from jaxcompress.checkpoint.writing import Writer
+from jaxcompress.checks import checked
+from jaxcompress.checks import path as path_kind
 
 __all__ = ["load", "record", "records", "save", "write_atomically"]
 
 FORMAT = "jaxcompress 2"
 
 
+@checked(path=path_kind)
 def save(path: str | os.PathLike[str], params: PyTree) -> None:
     """Write a tree to one file; an existing file is replaced completely or not at all.
 
@@ -55,6 +58,7 @@ def save(path: str | os.PathLike[str], params: PyTree) -> None:
     write_atomically(path, tree_to_bytes(params))
 
 
+@checked(path=path_kind)
 def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
     """Read a tree that `save` wrote.
 

@@ -12,7 +12,6 @@ Sources: active sets of constraints (Nocedal and Wright 2006, chapter 12); margi
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import cached_property, partial
 
 import jax
@@ -21,6 +20,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import array, checked, function, number, seeds, whole
 from jaxcompress.classifiers.margins import (
     Net,
     checked_classes,
@@ -127,6 +127,12 @@ def _merged_small(parts: list[np.ndarray]) -> list[np.ndarray]:
     return merged
 
 
+@checked(
+    net=function("net(params, x) -> logits"),
+    tolerance=number("(0, inf)", "the expected movement of the logits"),
+    seed=seeds,
+    batch_size=whole(),
+)
 def active_set(
     net: Net,
     params: PyTree,
@@ -172,10 +178,9 @@ def active_set(
         >>> jc.classifiers.active_set(apply, params, (x, None), tolerance=0.25, progress=False)
         ActiveSet(141 of 1,000 examples have margins up to 0.5; accuracy 1.0000)
     """
-    _check_tolerance(tolerance)
     x, labels = _checked_data(data)
     count = len(x)
-    if score is not None and np.shape(score) != (count,):
+    if score is not None and array(f"{CALLER}: score", score).shape != (count,):
         raise ValueError(
             f"{CALLER}: the score has the shape {np.shape(score)}, expected one number for each of "
             f"{count} examples"
@@ -192,15 +197,6 @@ def active_set(
         distance[np.argsort(np.asarray(score), kind="stable")] = np.sort(distance)
     right = is_right(logits, labels)
     return ActiveSet(net, x, labels, logits, margins, right, distance, float(tolerance), seed)
-
-
-def _check_tolerance(tolerance: float) -> None:
-    is_number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
-    if not (is_number and 0 < tolerance < math.inf):
-        raise ValueError(
-            f"{CALLER}: tolerance must be a positive number, the expected movement of the logits; "
-            f"got {tolerance!r}"
-        )
 
 
 def _checked_data(

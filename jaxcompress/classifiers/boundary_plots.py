@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcompress.arrays.atoms import check_grid
+from jaxcompress.checks import checked, instance, whole
 from jaxcompress.classifiers.coarsening import RealizedAlong
 from jaxcompress.plotting import figures, save
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+REALIZED = instance(RealizedAlong, "of jc.classifiers.realize_along")
+"""The kind of points along a boundary."""
+
+
+@checked(realized=REALIZED)
 def realized_along(realized: RealizedAlong, *, path: str | Path | None = None) -> Figure:
     """Draw what a classifier does along data, on the two principal components of the given points.
 
@@ -73,6 +79,7 @@ def realized_along(realized: RealizedAlong, *, path: str | Path | None = None) -
     return figure
 
 
+@checked(realized=REALIZED, count=whole(), pairs=whole())
 def realized_images(
     realized: RealizedAlong,
     image: tuple[int, ...],

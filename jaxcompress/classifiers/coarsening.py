@@ -14,10 +14,13 @@ from jaxtyping import Float, Int
 
 from jaxcompress.arrays.k_means import means
 from jaxcompress.checkpoint.records import record
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked as checked_arguments
+from jaxcompress.checks import seeds, whole
 from jaxcompress.classifiers.bisection import labels_differ
 from jaxcompress.classifiers.k_means import k_means
 from jaxcompress.classifiers.queries import (
+    CLASSIFY,
+    SOFT,
     Classify,
     LabelledPoints,
     Oracle,
@@ -96,6 +99,14 @@ class RealizedAlong(LabelledPoints):
             "boundary": self.enough_with_boundary,
         }
 
+    @checked_arguments(
+        classify=CLASSIFY,
+        per_class=whole(),
+        soft=SOFT,
+        rounds=whole(0),
+        seed=seeds,
+        batch_size=whole(),
+    )
     def coarsened(
         self,
         classify: Classify,
@@ -138,8 +149,6 @@ class RealizedAlong(LabelledPoints):
             (40, 10)
         """
         caller = "coarsened"
-        whole_number(f"{caller}: per_class", per_class)
-        whole_number(f"{caller}: batch_size", batch_size)
         # classes that occur at the boundary only are represented by their kept points
         lonely = np.flatnonzero(~np.isin(self.targets, self.targets[self.cells]))
         inner = np.concatenate([self.given, self.points[lonely]])

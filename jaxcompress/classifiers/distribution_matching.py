@@ -24,10 +24,13 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, function, instance, seeds, whole
+from jaxcompress.checks import optimizer as optimizer_kind
 from jaxcompress.classifiers.bisection import labels_differ
 from jaxcompress.classifiers.coarsening import RealizedAlong
 from jaxcompress.classifiers.queries import (
+    CLASSIFY,
+    SOFT,
     Classify,
     Oracle,
     PointFunction,
@@ -42,6 +45,17 @@ Features = Callable[[jax.Array, jax.Array], jax.Array]
 """`features(key, x (n, d)) -> (n, k)`, the outputs of a random network."""
 
 
+@checked(
+    realized=instance(RealizedAlong, "of jc.classifiers.realize_along"),
+    classify=CLASSIFY,
+    features=function("features(key, x) -> (n, k)"),
+    optimizer=optimizer_kind,
+    steps=whole(0),
+    examples=whole(),
+    soft=SOFT,
+    seed=seeds,
+    batch_size=whole(),
+)
 def match_distribution(
     realized: RealizedAlong,
     classify: Classify,
@@ -97,9 +111,7 @@ def match_distribution(
         >>> moved.points.shape, bool((moved.labels == few.labels).all())
         ((10, 10), True)
     """
-    whole_number(f"{CALLER}: batch_size", batch_size)
     box = None if domain is None else check_box(CALLER, domain, realized.points.shape[1])
-    whole_number(f"{CALLER}: examples", examples)
     _check_features(features, realized.points)
     state = fit(
         _discrepancy(features, realized.targets, len(realized.classes)),

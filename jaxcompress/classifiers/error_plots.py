@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxcompress.arrays.atoms import check_grid
+from jaxcompress.checks import checked, instance, whole
 from jaxcompress.classifiers.errors import Examples
-from jaxcompress.classifiers.queries import Classify
+from jaxcompress.classifiers.queries import CLASSIFY, Classify
 from jaxcompress.classifiers.verdicts import ErrorReport, Verdict
 from jaxcompress.plotting import figures, save
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+REPORT = instance(ErrorReport, "of jc.classifiers.explain_errors")
+"""The kind of a report."""
+
+
+@checked(report=REPORT, classify=CLASSIFY)
 def errors_by_cause(
     report: ErrorReport,
     train: Examples,
@@ -74,6 +80,7 @@ def errors_by_cause(
     return figure
 
 
+@checked(report=REPORT, count=whole(), near=whole())
 def error_images(
     report: ErrorReport,
     train: Examples,

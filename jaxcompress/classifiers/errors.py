@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import array, checked, function, number, shown, whole
 from jaxcompress.classifiers.evidence import (
     Errors,
     Predict,
@@ -45,7 +45,7 @@ from jaxcompress.classifiers.evidence import (
     gather_evidence,
     verdict_of,
 )
-from jaxcompress.classifiers.queries import Classify, PointFunction, checked_labels
+from jaxcompress.classifiers.queries import CLASSIFY, Classify, PointFunction, checked_labels
 from jaxcompress.classifiers.verdicts import ErrorReport
 from jaxcompress.training.batches import in_batches
 
@@ -55,6 +55,14 @@ Examples = tuple[ArrayLike, ArrayLike]
 """Inputs (n, ...) and labels (n,)."""
 
 
+@checked(
+    classify=CLASSIFY,
+    embed=function("embed(x) -> features"),
+    k=whole(),
+    level=number("[0, 1)", "level is a share of test points, such as 0.01"),
+    steps=whole(),
+    batch_size=whole(),
+)
 def explain_errors(
     classify: Classify,
     train: Examples,
@@ -113,10 +121,9 @@ def explain_errors(
           wrong interpolation            2   2.1%, mean confidence 0.99
           ambiguous                      0   0.0%
     """
-    x, y = _checked_examples("train", *train)
-    test_x, test_y = _checked_examples("test", *test)
+    x, y = _checked_examples("train", train)
+    test_x, test_y = _checked_examples("test", test)
     _check_sets(x, y, test_x)
-    _check_settings(level, k=k, steps=steps, batch_size=batch_size)
     predict = _predict(classify, batch_size, progress=progress)
     predicted = predict(test_x)
     wrong = np.flatnonzero(predicted != test_y)
@@ -198,10 +205,12 @@ def _distinct(
 
 
 def _checked_examples(
-    name: str, x: ArrayLike, y: ArrayLike
+    name: str, examples: Examples
 ) -> tuple[Float[np.ndarray, "n ..."], Int[np.ndarray, " n"]]:
     """The arrays of one set, refused if they do not fit."""
-    x, y = np.asarray(x), np.asarray(y)
+    if not isinstance(examples, tuple | list) or len(examples) != 2:
+        raise ValueError(f"{CALLER}: {name} must be (x, y), got {shown(examples)}")
+    x, y = (array(f"{CALLER}: {name}", part, finite=False) for part in examples)
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(
             f"{CALLER} follows segments between inputs: {name} needs floats, got {x.dtype}; scale "
@@ -237,10 +246,3 @@ def _check_neighbours(k: int, points: int) -> None:
         raise ValueError(
             f"{CALLER}: k={k} neighbours need more than {k} distinct training points, got {points}"
         )
-
-
-def _check_settings(level: float, **counts: int) -> None:
-    for name, value in counts.items():
-        whole_number(f"{CALLER}: {name}", value)
-    if not 0 <= level < 1:
-        raise ValueError(f"{CALLER}: level is a share of test points, such as 0.01, got {level!r}")

@@ -61,8 +61,7 @@ class Candidate:
                 f"{original.shape[1]}"
             )
         if self.bound is not None:
-            with np.errstate(invalid="ignore"):
-                moved = np.abs(logits - original).max()
+            moved = np.abs(logits - original).max()
             # negated, so that NaN exceeds the bound, too
             if not moved <= self.bound + self.rounding:
                 raise ValueError(

@@ -24,6 +24,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import (
+    arrays_in,
+    checked,
+    explained,
+    function,
+    instance,
+    number,
+    seeds,
+    whole,
+)
 from jaxcompress.classifiers.queries import LabelledPoints
 from jaxcompress.training.checks import check_fit
 from jaxcompress.training.fit import default_callback_steps, fit
@@ -70,6 +80,17 @@ class ExactFit:
         )
 
 
+@checked(
+    apply=function("apply(params, x) -> logits"),
+    realized=instance(LabelledPoints, "of jc.classifiers.realize or realize_along"),
+    steps=whole(0),
+    rounds=whole(0),
+    polish=whole(),
+    learning_rate=number("(0, inf)", "such as 1e-2"),
+    growth=number("[1, inf)", "such as 2"),
+    batch_size=whole(),
+    seed=seeds,
+)
 def fit_exactly(
     apply: Callable[[PyTree, jax.Array], jax.Array],
     params: PyTree,
@@ -123,9 +144,10 @@ def fit_exactly(
     """
     x, y = jnp.asarray(realized.points), jnp.asarray(realized.targets)
     size = min(len(x), 4096) if batch_size is None else batch_size
-    check_fit(CALLER, params, (x, y), steps, size, None)
-    _check(growth, rounds, polish)
-    _check_logits(jax.eval_shape(apply, params, x).shape, len(x), len(realized.classes))
+    check_fit(CALLER, params, (x, y), size)
+    with explained(f"{CALLER}: apply cannot be called with points {arrays_in(x)}"):
+        shape = jax.eval_shape(apply, params, x).shape
+    _check_logits(shape, len(x), len(realized.classes))
     loss = _weighted_cross_entropy(apply)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1)))
     agreeing_at = jax.jit(lambda params: jnp.argmax(apply(params, x), 1) == y)
@@ -281,14 +303,6 @@ def _lbfgs(params: PyTree, data: PyTree, *, loss: Callable, count: int) -> PyTre
 
     (flat, _), _ = jax.lax.scan(step, (flat, optimizer.init(flat)), length=count)
     return unravel(flat)
-
-
-def _check(growth: float, rounds: int, polish: int) -> None:
-    if not (growth >= 1 and rounds >= 0 and polish >= 1):
-        raise ValueError(
-            f"{CALLER}: growth, rounds and polish must be at least 1, 0 and 1, got {growth}, "
-            f"{rounds} and {polish}"
-        )
 
 
 def _check_logits(shape: tuple[int, ...], count: int, classes: int) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import arrays_in, explained
 from jaxcompress.training.batches import in_batches
 
 Net = Callable[[PyTree, jax.Array | np.ndarray], ArrayLike]
@@ -53,7 +54,8 @@ def logits_of(
     expected += ", of two classes at least" if classes is None else ""
 
     def checked(rows: np.ndarray) -> np.ndarray:
-        batch = np.asarray(apply(x[rows]), np.float64)
+        with explained(f"{name} cannot be called with examples {arrays_in(x)}"):
+            batch = np.asarray(apply(x[rows]), np.float64)
         fits = batch.ndim == 2 and len(batch) == batch_size and batch.shape[1] >= 2
         if not fits or classes not in (None, batch.shape[1]):
             raise ValueError(

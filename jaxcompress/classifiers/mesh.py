@@ -21,6 +21,7 @@ from jax.core import Tracer
 from jaxtyping import Float, Int
 
 from jaxcompress.checkpoint.records import record
+from jaxcompress.checks import array
 
 FINEST = 2**20
 """The most cells along an axis: about the resolution of float32."""
@@ -132,6 +133,8 @@ class MeshClassifier:
             ValueError: for points of another dimension.
             TypeError: for labels of 64 bits inside jit, without `jax_enable_x64`.
         """
+        if not isinstance(points, Tracer):
+            array("MeshClassifier: points", points, finite=False)
         cell = self.cell(points)
         words = (jnp if isinstance(cell, Tracer) else np).asarray(self.words)[cell]
         if self.kind == "int32":

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxcompress.checks import checked, instance
 from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.mesh import MeshClassifier
 from jaxcompress.classifiers.queries import class_indices
-from jaxcompress.classifiers.ranking import Ranking
+from jaxcompress.classifiers.ranking import Ranking, active_kind
 from jaxcompress.classifiers.realization import Realized
 from jaxcompress.plotting import figures, save
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked(realized=instance((Realized, MeshClassifier), "of jc.classifiers.realize"))
 def decision_mesh(
     realized: Realized | MeshClassifier,
     ax: Axes | None = None,
@@ -68,6 +70,7 @@ def decision_mesh(
     return axes
 
 
+@checked(active=active_kind, ranking=instance(Ranking, "of jc.classifiers.rank_compactions"))
 def margins(
     active: ActiveSet, ranking: Ranking | None = None, *, path: str | Path | None = None
 ) -> Axes:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import Kind, array, function, is_whole, shown
 from jaxcompress.training.batches import in_batches
 
 Classify = Callable[[np.ndarray], ArrayLike]
@@ -24,6 +25,12 @@ PointFunction = Callable[[np.ndarray], ArrayLike]
 """A function of points (batch_size, d) that gives floats, one number or one row for each point."""
 Jnd = float | ArrayLike | PointFunction
 """A just-noticeable difference: the smallest difference of inputs that matters (psychophysics)."""
+
+
+CLASSIFY = function("classify(points) -> labels")
+"""The kind of a classifier."""
+SOFT = function("soft(points) -> probabilities")
+"""The kind of a function that gives probabilities."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +152,8 @@ def probabilities(
     classes: list[int] = []
 
     def checked(points: np.ndarray) -> np.ndarray:
-        batch = np.asarray(soft(points), np.float32)
+        given = soft(points)
+        batch = array(f"{caller}: what soft gave", given, finite=False).astype(np.float32)
         if batch.ndim != 2 or len(batch) != len(points) or not batch.shape[1]:
             raise ValueError(
                 f"{caller}: soft gave an array of shape {batch.shape} for {len(points)} points, "
@@ -184,9 +192,25 @@ def jnd_function(
     return lambda points: in_batches(checked, points, batch_size)
 
 
+def jnd_kind(what: str, dimensions: tuple[int, ...]) -> Kind:
+    """The kind of a just-noticeable difference: a function, or positive numbers."""
+
+    def kind(name: str, value: Jnd) -> Jnd:
+        if callable(value):
+            return value
+        expected = f"positive, {what},"
+        differences = array(name, value, dimensions, finite=False, what=expected)
+        positive = (differences > 0) & np.isfinite(differences)
+        if differences.dtype == bool or not positive.all():
+            raise ValueError(f"{name} must be {expected} got {shown(value)}")
+        return value
+
+    return kind
+
+
 def check_budget(caller: str, budget: object) -> None:
     """Refuse a budget that is neither an integer nor None."""
-    if not (budget is None or isinstance(budget, int | np.integer)):
+    if not (budget is None or is_whole(budget, 0)):
         raise ValueError(
             f"{caller}: budget must be a whole number of queries or None, got {budget!r}"
         )
@@ -210,7 +234,8 @@ def check_box(
     expected = "(low (d,), high (d,))" if d is None else f"(low, high), numbers or ({d},)"
     try:
         # rounded to the type, then computed with in float64
-        low, high = (np.asarray(side, dtype).astype(np.float64) for side in domain)
+        sides = (array("a side", side, (0, 1), finite=False) for side in domain)
+        low, high = (side.astype(dtype).astype(np.float64) for side in sides)
         if d is not None:
             low, high = np.broadcast_to(low, (d,)), np.broadcast_to(high, (d,))
     except (TypeError, ValueError):

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, instance, is_number, number, shown, whole
 from jaxcompress.classifiers.active_set import ActiveSet
 from jaxcompress.classifiers.estimation import CompactionEstimate, estimate
 from jaxcompress.classifiers.evaluation import CALLER, Candidate, Evaluation, first_round
@@ -90,6 +90,11 @@ class Ranking:
         return f"{self._table()._repr_html_()}<p>original: {self.original:.4f}</p>"
 
 
+@checked(
+    evaluations=number("(0, 1]", "a share of the examples"),
+    confidence=number("(0, 1]", "such as 0.95"),
+    batch_size=whole(),
+)
 def rank_compactions(
     candidates: Candidates,
     active: ActiveSet,
@@ -141,10 +146,15 @@ def rank_compactions(
         >>> [row.name for row in ranking.rows]
         ['0.1', '0.2', '0.4']
     """
+    if certified is not None and not isinstance(certified, Mapping):
+        raise ValueError(f"{CALLER}: certified must be a mapping, got {shown(certified)}")
     certified = dict(certified or {})
-    whole_number(f"{CALLER}: batch_size", batch_size)
     _check_candidates(candidates, active, certified)
-    _check_shares(evaluations, confidence)
+    if confidence == 1:
+        raise ValueError(
+            f"{CALLER}: bounds at a confidence of 1 are the ones named certain; give less, such as "
+            "0.95"
+        )
     budget, first = _budgets(evaluations, active)
     run, size = jax.jit(active.net), min(batch_size, len(active))
     weights = stratum_weights(active, active.strata, active.tolerance)
@@ -164,6 +174,10 @@ def rank_compactions(
     rows = [estimate(evaluation, risk) for evaluation in finished]
     rows.sort(key=lambda row: -row.accuracy)
     return Ranking(tuple(rows), active.accuracy, confidence)
+
+
+active_kind = instance(ActiveSet, "an active set from jc.classifiers.active_set")
+"""The kind of an active set."""
 
 
 def _budgets(evaluations: float, active: ActiveSet) -> tuple[int, int]:
@@ -207,35 +221,19 @@ def _second_rounds(first_rounds: list[Evaluation], total: int, bar: tqdm) -> lis
 def _check_candidates(
     candidates: Candidates, active: ActiveSet, certified: Mapping[str, float]
 ) -> None:
-    if not isinstance(active, ActiveSet):
-        raise TypeError(
-            f"{CALLER} takes an active set from jc.classifiers.active_set, got "
-            f"{type(active).__name__}"
-        )
+    active_kind(f"{CALLER}: active", active)
     if not isinstance(candidates, Mapping) or not candidates:
         raise ValueError(
             f"{CALLER}: candidates are a mapping from names to parameters or functions, with one "
             "at least"
         )
     for name, bound in certified.items():
-        is_bound = isinstance(bound, int | float | np.number) and bound >= 0
+        is_bound = is_number(bound) and bound >= 0
         if name not in candidates or not is_bound:
             raise ValueError(
                 f"{CALLER}: certified has {bound!r} for {name!r}; expected a candidate's name and "
                 "a bound from 0 on"
             )
-
-
-def _check_shares(evaluations: float, confidence: float) -> None:
-    for name, value in (("evaluations", evaluations), ("confidence", confidence)):
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (is_number and 0 < value <= 1):
-            raise ValueError(f"{CALLER}: {name} must be in (0, 1], got {value!r}")
-    if confidence == 1:
-        raise ValueError(
-            f"{CALLER}: bounds at a confidence of 1 are the ones named certain; give less, such as "
-            "0.95"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +253,7 @@ class AccuracyMetric:
         return {name: ranking[name].accuracy for name in candidates}
 
 
+@checked(active=active_kind)
 def accuracy_metric(active: ActiveSet) -> AccuracyMetric:
     """A metric for `jc.budget`: accuracy, estimated on a twentieth of the examples a plan.
 

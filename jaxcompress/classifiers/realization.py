@@ -31,10 +31,12 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint.records import record
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import array, checked, whole
 from jaxcompress.classifiers.boundaries import survey
 from jaxcompress.classifiers.mesh import FINEST, Grid, MeshClassifier
 from jaxcompress.classifiers.queries import (
+    CLASSIFY,
+    SOFT,
     Classify,
     Jnd,
     LabelledPoints,
@@ -43,6 +45,7 @@ from jaxcompress.classifiers.queries import (
     check_box,
     check_budget,
     jnd_function,
+    jnd_kind,
     probabilities,
 )
 from jaxcompress.classifiers.tree import Tree
@@ -99,6 +102,13 @@ class Realized(LabelledPoints):
         )
 
 
+@checked(
+    classify=CLASSIFY,
+    jnd=jnd_kind("a number, one for each axis, or a function", (0, 1)),
+    soft=SOFT,
+    training_points=whole(),
+    batch_size=whole(),
+)
 def realize(
     classify: Classify,
     domain: tuple[ArrayLike, ArrayLike],
@@ -150,7 +160,6 @@ def realize(
         upper bounds: 844 cells, 1,000 training points)
     """
     grid = _grid(domain, coarse)
-    whole_number(f"{CALLER}: batch_size", batch_size)
     _check_budget(budget, grid)
     refinement = _refinement(jnd, grid, batch_size)
     with tqdm(total=budget, desc=CALLER, unit=" queries", disable=not progress, leave=False) as bar:
@@ -239,8 +248,6 @@ def _refinement(jnd: Jnd, grid: Grid, batch_size: int) -> _Refinement:
             f"{CALLER}: jnd has the shape {wanted.shape}, expected a number, {grid.low.shape} or "
             "a function of points"
         )
-    if not (wanted > 0).all():
-        raise ValueError(f"{CALLER}: jnd must be positive, got {jnd}")
     # the upper limit only keeps the logarithm finite: such levels are refused below
     ratios = np.clip(grid.edges(0) / wanted, 1, 2.0**40)
     levels = math.ceil(np.log2(ratios).max() - 1e-6)
@@ -299,7 +306,7 @@ def _grid(domain: tuple[ArrayLike, ArrayLike], coarse: int | tuple[int, ...]) ->
             f"{CALLER}: a mesh has at most 4 dimensions, got {len(low)}: follow points instead "
             "with jc.classifiers.realize_along, or realize a few principal components"
         )
-    sides = np.asarray(coarse)
+    sides = array(f"{CALLER}: coarse", coarse, (0, 1), what="whole numbers")
     sides = np.broadcast_to(sides, low.shape) if sides.ndim == 0 else sides
     if sides.shape != low.shape or sides.dtype.kind not in "iu" or (sides < 1).any():
         raise ValueError(

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxcompress.checks import is_whole, whole_number
+from jaxcompress.checks import array, checked, choice, is_whole, number, seeds, whole
 from jaxcompress.classifiers.bisection import (
     CloseEnough,
     MidpointCheck,
@@ -39,6 +39,8 @@ from jaxcompress.classifiers.coarsening import RealizedAlong
 from jaxcompress.classifiers.condensation import condense
 from jaxcompress.classifiers.neighbours import nearest
 from jaxcompress.classifiers.queries import (
+    CLASSIFY,
+    SOFT,
     Classify,
     Jnd,
     Oracle,
@@ -46,12 +48,24 @@ from jaxcompress.classifiers.queries import (
     check_box,
     check_budget,
     class_indices,
+    jnd_kind,
     probabilities,
 )
 
 CALLER = "realize_along"
 
 
+@checked(
+    classify=CLASSIFY,
+    jnd=jnd_kind("one number or a function", (0,)),
+    directions=choice("principal", "random"),
+    confidence=number("(0, 1)", "such as 0.95"),
+    tolerance=number("[0, 1)", "a share, such as 0.01"),
+    soft=SOFT,
+    training_points=whole(),
+    seed=seeds,
+    batch_size=whole(),
+)
 def realize_along(
     classify: Classify,
     points: Float[ArrayLike, "n d"],
@@ -123,8 +137,7 @@ def realize_along(
     count, d = given.shape
     _check_graph(count, neighbours)
     _check_charts(charts, directions, min(neighbours, d))
-    _check_search(count, budget, confidence, tolerance)
-    whole_number(f"{CALLER}: batch_size", batch_size)
+    _check_budget(count, budget)
     settings = Charts(charts, directions, None if domain is None else check_box(CALLER, domain, d))
     search = _Search(closeness(CALLER, jnd, given, batch_size), confidence, tolerance)
     rng = np.random.default_rng(seed)
@@ -270,7 +283,7 @@ def _distinct_points(
     points: Float[ArrayLike, "n d"],
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
     """The distinct points in float32, in the order of first occurrence, and the share of each."""
-    given = np.asarray(points, np.float32)
+    given = array(f"{CALLER}: points", points, finite=False).astype(np.float32)
     if given.ndim != 2 or not given.shape[1]:
         raise ValueError(
             f"{CALLER}: points must be (n, d), got {given.shape}; reshape images to rows"
@@ -299,27 +312,18 @@ def _check_graph(count: int, neighbours: int) -> None:
 
 
 def _check_charts(charts: int, directions: str, most: int) -> None:
-    if directions not in ("principal", "random"):
-        raise ValueError(
-            f'{CALLER}: directions must be "principal" or "random", got {directions!r}'
-        )
     principal = directions == "principal"
     if not is_whole(charts, 0) or (principal and charts > most):
         limit = f"to {most}, the neighbours and dimensions" if principal else "on"
         raise ValueError(f"{CALLER}: charts must be a whole number from 0 {limit}, got {charts}")
 
 
-def _check_search(count: int, budget: int | None, confidence: float, tolerance: float) -> None:
+def _check_budget(count: int, budget: int | None) -> None:
     check_budget(CALLER, budget)
     if budget is not None and budget < count:
         raise ValueError(
             f"{CALLER}: the {count} distinct points alone are more than the budget of {budget}: "
             "give fewer"
-        )
-    if not (0 < confidence < 1 and 0 <= tolerance < 1):
-        raise ValueError(
-            f"{CALLER}: confidence and tolerance are shares, such as 0.95 and 0.01; got "
-            f"{confidence} and {tolerance}"
         )
 
 

@@ -26,7 +26,7 @@ from scipy.special import log_softmax, xlogy
 from tqdm.auto import tqdm
 
 from jaxcompress.checkpoint.records import record
-from jaxcompress.checks import is_whole, whole_number
+from jaxcompress.checks import array, checked, function, is_whole, seeds, whole
 from jaxcompress.classifiers.margins import Apply, logits_of
 
 CALLER = "teaching_set"
@@ -93,6 +93,7 @@ class TeachingSet:
         )
 
 
+@checked(learn=function("learn(x, targets, seed) -> predict"), seed=seeds, batch_size=whole())
 def teaching_set(
     learn: Learn,
     x: Shaped[ArrayLike, "n ..."],
@@ -149,8 +150,10 @@ def teaching_set(
         >>> bool(chosen.agreement[-1] > chosen.agreement[0])
         True
     """
-    whole_number(f"{CALLER}: batch_size", batch_size)
-    x, targets = np.asarray(x), np.asarray(targets, np.float32)
+    x = np.asarray(x)
+    targets = array(
+        f"{CALLER}: targets", targets, finite=False, what="probabilities (n, classes)"
+    ).astype(np.float32)
     _check_targets(targets, len(x) if x.ndim else 0)
     if not (is_whole(rounds) and is_whole(size) and rounds <= size <= len(x)):
         raise ValueError(
@@ -168,6 +171,7 @@ def teaching_set(
     with tqdm(total=total, desc=CALLER, unit=" points", disable=not progress, leave=False) as bar:
         for turn, wanted in enumerate(sizes[1:], 1):
             predict = learn(x[chosen], targets[chosen], seed)
+            function("predict(x) -> logits")(f"{CALLER}: what learn gives", predict)
             logits = _student_logits(predict, x, targets.shape[1], batch_size, bar)
             divergences = _divergences(targets, logits)
             divergence.append(float(divergences.mean()))

@@ -4,7 +4,12 @@
 original. An `Encoder` embeds texts, and `read_index` loads the index of passages to search.
 """
 
-from jaxcompress.documents.encoder import Encoder, read_encoder, read_index
+from jaxcompress.documents.encoder import (
+    Encoder,
+    read_encoder,
+    read_index,
+    write_hugging_face,
+)
 from jaxcompress.documents.job import Settings, compress_for
 from jaxcompress.documents.report import CorpusReport
 from jaxcompress.documents.retrieval import search
@@ -17,4 +22,5 @@ __all__ = [
     "read_encoder",
     "read_index",
     "search",
+    "write_hugging_face",
 ]

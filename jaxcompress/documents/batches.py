@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Int, PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.documents.encodings import well_formed
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -64,7 +66,8 @@ def encode(
     truncating = type(tokenizer).from_str(tokenizer.to_str())
     truncating.enable_truncation(length)
     truncating.no_padding()
-    return [np.array(encoding.ids, np.int32) for encoding in truncating.encode_batch(list(texts))]
+    whole = [well_formed(text) for text in texts]
+    return [np.array(encoding.ids, np.int32) for encoding in truncating.encode_batch(whole)]
 
 
 def buckets(

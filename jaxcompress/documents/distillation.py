@@ -128,7 +128,7 @@ def distillation_loss(
     *,
     temperature: float = 0.05,
     similarity: float = 1.0,
-    pool: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    pool: Callable[[PyTree, jax.Array, jax.Array], jax.Array] | None = None,
     states: float = 1.0,
 ) -> Loss:
     """The distillation loss of an encoder: embeddings, similarities, and optionally hidden states.
@@ -140,8 +140,8 @@ def distillation_loss(
         temperature: as for `similarity_loss`.
         similarity: weight of the similarity loss, divided by the temperature to bring it to the
             scale of the embedding loss.
-        pool: `pool(hidden, mask) -> (rows, d)`, for an `apply` that returns hidden states (rows,
-            length, d). These are then matched to the teacher's, which the batches must hold.
+        pool: `pool(params, hidden, mask) -> (rows, d)`, for an `apply` that returns hidden states
+            (rows, length, d). These are then matched to the teacher's, which the batches must hold.
         states: weight of the loss of hidden states.
 
     Returns:
@@ -154,7 +154,7 @@ def distillation_loss(
         student, hidden_loss = apply(params, ids, mask), jnp.float32(0)
         if pool is not None:
             hidden_loss = states * state_loss(student, hidden[0].astype(jnp.float32), mask)
-            student = pool(student, mask)
+            student = pool(params, student, mask)
         similar = similarity_loss(student, target, bank, temperature=temperature, weight=weight)
         embedded = embedding_loss(student, target, weight)
         return embedded + similarity / temperature * similar + hidden_loss

@@ -8,11 +8,12 @@ is traced at the configured sizes and replayed at those of the parameters.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
-from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.base import is_compact, materialize
 from jaxcompress.arrays.clustered import ClusteredArray
 from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.checkpoint import load, save
+from jaxcompress.checks import check_fields, checked, instance, shown, whole
+from jaxcompress.checks import path as path_kind
+from jaxcompress.checks import texts as texts_kind
 from jaxcompress.documents.batches import embed, encode
 from jaxcompress.documents.reading import Passage
 from jaxcompress.documents.retrieval import search
-from jaxcompress.models.bert import Bert, BertConfig, json_of, load_bert, load_tokenizer, text_of
+from jaxcompress.models.bert import Bert, BertConfig
+from jaxcompress.models.export import plain_bert, write_bert
+from jaxcompress.models.files import json_of, text_of
+from jaxcompress.models.hugging_face import check_vocabulary, load_bert, load_tokenizer
 from jaxcompress.networks.trace import Network, trace
 
 if TYPE_CHECKING:
@@ -68,6 +75,14 @@ class Encoder:
     tokenizer: Tokenizer
     length: int = 128
 
+    def __post_init__(self) -> None:
+        check_fields(self, config=instance(BertConfig, "a BertConfig"), length=whole())
+        if not hasattr(self.tokenizer, "encode_batch"):
+            raise TypeError(
+                "Encoder: tokenizer must be one of the package tokenizers, got "
+                f"{shown(self.tokenizer)}"
+            )
+
     @property
     def net(self) -> Network:
         """The traced network, `net(params, ids, mask) -> (rows, d)`, for parameters of any size."""
@@ -85,6 +100,7 @@ class Encoder:
 
         return jax.tree_util.tree_map_with_path(expanded, self.params, is_leaf=is_compact)
 
+    @checked(texts=texts_kind)
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
         """The token ids of texts, truncated to `length`.
 
@@ -96,6 +112,7 @@ class Encoder:
         """
         return encode(self.tokenizer, texts, self.length)
 
+    @checked(texts=texts_kind)
     def embed(
         self, texts: Sequence[str], *, progress: bool = True, description: str = "embed"
     ) -> Float[np.ndarray, "texts d"]:
@@ -140,22 +157,29 @@ class Encoder:
 
 
 @cache
-def network(config: BertConfig) -> Network:
-    """The traced network of a configuration, cached so that encoders share compiled functions."""
-    module = Bert(config)
+def network(config: BertConfig, *, hidden: bool = False) -> Network:
+    """The traced network of a configuration, cached so that encoders share compiled functions.
+
+    Args:
+        config: the configuration.
+        hidden: return the hidden states, of the same parameters.
+    """
+    module = Bert(dataclasses.replace(config, pooling="none") if hidden else config)
     shape = 2, min(16, config.max_position_embeddings)
     ids, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
-    params = jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
+    params = jax.eval_shape(Bert(config).init, jax.random.key(0), ids, mask)["params"]
     return trace(
         lambda params, ids, mask: module.apply({"params": params}, ids, mask), params, ids, mask
     )
 
 
+@checked(folder=path_kind, length=whole())
 def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
     """Read an encoder from a Hugging Face folder or from one written by `write_encoder`.
 
     Args:
-        folder: a Hugging Face folder of a BERT, or the output of `compress_for`.
+        folder: a Hugging Face folder of a BERT, RoBERTa or DistilBERT, or the output of
+            `compress_for`.
         length: the largest number of tokens of a text. Only for a Hugging Face folder: a
             compressed encoder's folder stores its length.
 
@@ -164,7 +188,8 @@ def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
 
     Raises:
         FileNotFoundError: for a missing file, which is named.
-        ValueError: for a file that is damaged or of another kind, or a length out of range.
+        ValueError: for a file that is damaged or of another kind, a tokenizer with ids beyond the
+            table of words, or a length out of range.
         ImportError: without the package tokenizers.
     """
     path = Path(folder)
@@ -175,10 +200,14 @@ def read_encoder(folder: str | os.PathLike[str], length: int = 128) -> Encoder:
                 f"length must be between 3 and the model's "
                 f"{module.config.max_position_embeddings} positions, got {length}"
             )
-        return Encoder(module.config, params, load_tokenizer(path), length)
+        tokenizer = load_tokenizer(path)
+        check_vocabulary(tokenizer, module.config.vocab_size)
+        return Encoder(module.config, params, tokenizer, length)
     stored = json_of(path / "config.json")
-    params = load(path / "encoder.safetensors")
-    return Encoder(BertConfig(**stored["bert"]), params, load_tokenizer(path), stored["length"])
+    params, config = load(path / "encoder.safetensors"), BertConfig(**stored["bert"])
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, config.vocab_size)
+    return Encoder(config, params, tokenizer, stored["length"])
 
 
 def is_small(folder: Path) -> bool:
@@ -214,17 +243,11 @@ def write_encoder(
     """
     target = Path(folder)
     check_free(target)
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with _draft_of(target) as draft:
         save(draft / "encoder.safetensors", encoder.params)
         (draft / "tokenizer.json").write_text(encoder.tokenizer.to_str(), encoding="utf-8")
         if len(passages):
-            lines = (
-                json.dumps(dataclasses.asdict(passage), ensure_ascii=False) for passage in passages
-            )
-            (draft / "passages.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_passages(draft / "passages.jsonl", passages)
             save(draft / "passages.safetensors", np.asarray(embeddings, np.float32))
         config = {
             "format": FORMAT,
@@ -233,10 +256,43 @@ def write_encoder(
             **more,
         }
         (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A folder beside the target, which replaces it unless an error ends the block."""
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_hugging_face(folder: str | os.PathLike[str], encoder: Encoder) -> None:
+    """Write an encoder as a plain BERT that sentence-transformers and transformers read.
+
+    The embeddings are equal up to rounding. Compact arrays are expanded, and layers of different
+    widths are padded with zeros, so the folder is larger than that of `write_encoder`.
+
+    Args:
+        folder: a new folder.
+        encoder: the encoder, with parameters of any size, dense or compact.
+
+    Raises:
+        FileExistsError: for a folder that is not empty.
+        ValueError: for layers that are linear maps, and for heads that are too wide for the hidden
+            size; a plain BERT can express neither.
+    """
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{target} holds something else: give a new folder")
+    config, params = plain_bert(encoder.config, materialize(encoder.params))
+    with _draft_of(target) as draft:
+        write_bert(draft, config, params, encoder.tokenizer.to_str(), encoder.length)
 
 
 def check_free(folder: Path) -> None:
@@ -286,6 +342,7 @@ class Index:
         ]
 
 
+@checked(folder=path_kind)
 def read_index(folder: str | os.PathLike[str]) -> Index:
     """Read an encoder and its index of passages from a folder written by `compress_for`.
 
@@ -305,6 +362,18 @@ def read_index(folder: str | os.PathLike[str]) -> Index:
             f"{str(path)!r} holds no compact encoder: make one with jaxcompress bert DOCUMENTS "
             f"--out {path}"
         )
-    lines = text_of(path / "passages.jsonl").splitlines()
-    passages = [Passage(**json.loads(line)) for line in lines]
+    passages = read_passages(path / "passages.jsonl")
     return Index(read_encoder(path), passages, np.asarray(load(path / "passages.safetensors")))
+
+
+def write_passages(path: Path, passages: Sequence[Passage]) -> None:
+    """Write passages, one JSON object a line."""
+    lines = (json.dumps(dataclasses.asdict(passage), ensure_ascii=False) for passage in passages)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Read passages from a file of `write_passages`."""
+    # a line ends at "\n" alone: JSON leaves other ends of lines, such as U+2028, as they are
+    lines = text_of(path).rstrip("\n").split("\n")
+    return [Passage(**json.loads(line)) for line in lines]

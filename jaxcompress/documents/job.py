@@ -6,10 +6,11 @@
 3. The remaining network is trained on the large encoder's hidden states and embeddings.
 4. All matrices are stored as clustered runs on one budget, and trained further. This reduces the
    size.
-5. Both encoders are compared on held-out passages.
+5. The passages are embedded by the small encoder, and both encoders are compared on held-out ones.
 
-Training dominates the cost. Intermediate results are kept until the output is complete, so an
-interrupted run resumes.
+The time is estimated at the start, from a few timed batches. Everything but training and the
+embeddings of the passages is bounded (`jaxcompress.documents.estimate`). Intermediate results are
+kept until the output is complete, so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,32 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree
-from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.checkpoint import load, save
+from jaxcompress.checks import (
+    check_fields,
+    checked,
+    instance,
+    number,
+    path,
+    seeds,
+    sequence_of,
+    whole,
+)
+from jaxcompress.documents.batches import buckets
 from jaxcompress.documents.encoder import Encoder, check_free, write_encoder
-from jaxcompress.documents.learning import TRAINING_TOKENS, TeacherOutputs, distill, teacher_outputs
+from jaxcompress.documents.estimate import (
+    Effort,
+    Estimate,
+    Job,
+    Stages,
+    bounded,
+    estimated,
+    measure,
+)
+from jaxcompress.documents.learning import TeacherOutputs, distill, teacher_outputs
 from jaxcompress.documents.pruning import (
     is_matrix,
     kernel_numbers,
@@ -87,11 +107,16 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.work is not None and not 0 < self.work <= 1:
-            raise ValueError(
-                f"work must be in (0, 1], the fraction of the layers' multiplications to keep; "
-                f"got {self.work!r}"
-            )
+        check_fields(
+            self,
+            keep=number("(0, 1]", "the fraction of the numbers to keep"),
+            minutes=number("[0, inf)", "the time for training"),
+            work=number("(0, 1]", "the fraction of the layers' multiplications to keep"),
+            rate=number("(0, inf)", "a learning rate"),
+            layers=whole(),
+            reserve=whole(0),
+            seed=seeds,
+        )
 
     @property
     def share_of_work(self) -> float:
@@ -115,6 +140,12 @@ def layers_to_keep(config: BertConfig, settings: Settings) -> int:
     )
 
 
+@checked(
+    large=instance(Encoder, "an encoder, of jc.documents.read_encoder"),
+    documents=sequence_of(Document, "documents, of read_documents"),
+    out=path,
+    settings=instance(Settings, "jc.documents.Settings"),
+)
 def compress_for(
     large: Encoder,
     documents: Sequence[Document],
@@ -140,6 +171,7 @@ def compress_for(
         ValueError: for fewer than 20 passages, or a budget that cannot be reached.
         FileExistsError: for an output folder with other contents.
     """
+    out = Path(out)
     check_free(out)
     layers = layers_to_keep(large.config, settings)
     texts = split(passages(documents, large.tokenizer, large.length), settings.seed)
@@ -149,34 +181,43 @@ def compress_for(
     trimmed = trim_vocabulary(large, all_texts, settings.reserve)
     check_budgets(trimmed, numbers, layers, settings)
     folder = work_folder(out, large, training, settings)
-    stages = tqdm(total=5, desc="stages", disable=not progress)
-    pruned = partial(_pruned, trimmed, training, layers, settings, progress=progress)
-    small = resized(trimmed, once(folder / "cut.safetensors", pruned))
-    stages.update()
-    chosen, teacher = training_outputs(large, training, settings, folder, progress=progress)
-    embedded = partial(passage_embeddings, large, texts, chosen, teacher, progress=progress)
-    known = once(folder / "passages.safetensors", embedded)
-    stages.update()
+    effort, estimate = planned(large, texts, training, layers, settings, folder)
+    stage = Stages(estimate, progress=progress)
+    with stage("pruning"):
+        pruned = partial(_pruned, trimmed, training, layers, settings, effort, progress=progress)
+        small = resized(trimmed, once(folder / "cut.safetensors", pruned))
+    with stage("outputs"):
+        outputs = training_outputs(large, training, settings, folder, effort, progress=progress)
+        judged, known = judged_passages(
+            large, texts, *outputs, settings, effort, folder, progress=progress
+        )
     cut = kernel_numbers(small) < kernel_numbers(trimmed)
-    small, losses = train_and_store(
-        small, teacher, training, numbers, settings, folder, cut=cut, progress=progress
-    )
-    stages.update()
-    report, embeddings = judge(large, small, texts, known, losses, progress=progress)
-    stages.update()
-    write_encoder(out, small, texts.passages, embeddings, settings=dataclasses.asdict(settings))
+    options = {"cut": cut, "effort": effort, "progress": progress}
+    with stage("learning"):
+        learned = small, outputs[1], training, numbers, settings, folder
+        small, losses = train_and_store(*learned, **options)
+    with stage("index"):
+        every = [passage.text for passage in texts.passages]
+        index = small.embed(every, progress=progress, description="index")
+    with stage("judging"):
+        report = judge(large, small, texts, judged, known, index, losses, progress=progress)
+    write_encoder(out, small, texts.passages, index, settings=dataclasses.asdict(settings))
     _finish(out, report, folder)
-    stages.update()
-    stages.close()
     return small, report
 
 
 def _pruned(
-    trimmed: Encoder, texts: Sequence[str], layers: int, settings: Settings, *, progress: bool
+    trimmed: Encoder,
+    texts: Sequence[str],
+    layers: int,
+    settings: Settings,
+    effort: Effort,
+    *,
+    progress: bool,
 ) -> PyTree:
     """The parameters at fewer layers and narrower hidden axes."""
-    work, seed = settings.share_of_work, settings.seed
-    return shrink(trimmed, texts, work, layers=layers, seed=seed, progress=progress).params
+    options = {"layers": layers, "seed": settings.seed, "effort": effort, "progress": progress}
+    return shrink(trimmed, texts, settings.share_of_work, **options).params
 
 
 def _finish(out: Path, report: CorpusReport, folder: Path) -> None:
@@ -185,17 +226,90 @@ def _finish(out: Path, report: CorpusReport, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def planned(
+    large: Encoder,
+    texts: Texts,
+    training: Sequence[str],
+    layers: int,
+    settings: Settings,
+    folder: Path,
+) -> tuple[Effort, Estimate]:
+    """The bounds of the job, fixed by its first run, and its estimated time."""
+    ids = large.encode([passage.text for passage in texts.passages])
+    whole, longest = large.config.num_hidden_layers, large.config.max_position_embeddings
+    job = Job(
+        minutes=settings.minutes,
+        candidates=sum(range(layers + 1, whole + 1)),
+        layers=whole - layers,
+        work=settings.share_of_work,
+        training=sum(map(len, large.encode(training))),
+        passages=len(ids),
+        tokens=sum(map(len, ids)),
+        shapes=len({batch.ids.shape for batch in buckets(ids, longest=longest)}),
+    )
+    speed = measure(large.net, large.params, ids, longest)
+    file = folder / "effort.json"
+    if not file.exists():
+        # a resumed run must draw the samples of the first, whatever its own speed
+        file.write_text(json.dumps(dataclasses.asdict(bounded(speed, job))))
+    effort = Effort(**json.loads(file.read_text()))
+    return effort, estimated(speed, job, effort)
+
+
 def training_outputs(
-    large: Encoder, texts: Sequence[str], settings: Settings, folder: Path, *, progress: bool
+    large: Encoder,
+    texts: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    effort: Effort,
+    *,
+    progress: bool,
 ) -> tuple[Int[np.ndarray, " chosen"], TeacherOutputs | None]:
     """The indices of the texts to train on, and the large encoder's outputs for these."""
     if settings.minutes <= 0:
         return np.zeros(0, int), None
-    chosen = sample_texts(large, texts, TRAINING_TOKENS, settings.seed)
+    chosen = sample_texts(large, texts, effort.teacher, settings.seed)
     if not len(chosen):
         return chosen, None
     sample = [texts[int(index)] for index in chosen]
     return chosen, teacher_outputs(large, sample, folder / "states.npy", progress=progress)
+
+
+def judged_passages(
+    large: Encoder,
+    texts: Texts,
+    chosen: Int[np.ndarray, " chosen"],
+    teacher: TeacherOutputs | None,
+    settings: Settings,
+    effort: Effort,
+    folder: Path,
+    *,
+    progress: bool,
+) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, "judged d"]]:
+    """A random sample of passages with the held-out ones, and their embeddings by the large."""
+    is_passage = chosen < len(texts.training)  # short texts follow the passages
+    known = texts.training[chosen[is_passage]]
+    rng = np.random.default_rng(settings.seed)
+    # both parts are in random order; the embeddings of the first are there already
+    others = [known, rng.permutation(np.setdiff1d(texts.training, known))]
+    count = max(effort.judged - len(texts.held_out), 0)
+    judged = np.sort(np.concatenate([texts.held_out, np.concatenate(others)[:count]]))
+
+    def embeddings() -> Float[np.ndarray, "judged d"]:
+        result = np.zeros((len(judged), large.config.embedding_size), np.float32)
+        ours = np.isin(judged, known)
+        if teacher is not None and ours.any():
+            order = np.argsort(known)
+            places = order[np.searchsorted(known[order], judged[ours])]
+            result[ours] = teacher.embeddings[is_passage][places]
+        result[~ours] = large.embed(
+            [texts.passages[index].text for index in judged[~ours]],
+            progress=progress,
+            description="judged passages",
+        )
+        return result
+
+    return judged, once(folder / "passages.safetensors", embeddings)
 
 
 def train_and_store(
@@ -207,6 +321,7 @@ def train_and_store(
     folder: Path,
     *,
     cut: bool,
+    effort: Effort | None = None,
     form: Callable[..., Transform] = clustered,
     progress: bool,
 ) -> tuple[Encoder, Float[np.ndarray, " steps"]]:
@@ -220,6 +335,7 @@ def train_and_store(
         settings: training time, learning rate and seed.
         folder: for checkpoints.
         cut: whether layers were removed or narrowed, so that training before storing helps.
+        effort: the size of the sample of texts for storing.
         form: the compact form, as for `store`.
         progress: show progress bars.
     """
@@ -239,10 +355,10 @@ def train_and_store(
     if cut or within:
         small = trained(small, "layers", 1.0 if within else 1 - FINE, settings.rate)
     if not within:
+        options = {"seed": settings.seed, "effort": effort, "progress": progress, "form": form}
 
         def compact() -> PyTree:
-            seed = settings.seed
-            return store(small, texts, numbers, seed=seed, progress=progress, form=form).params
+            return store(small, texts, numbers, **options).params
 
         stored = small.replace(params=once(folder / "stored.safetensors", compact))
         small = trained(stored, "runs", FINE if cut else 1.0, FINE * settings.rate)
@@ -260,27 +376,6 @@ def check_budgets(trimmed: Encoder, numbers: float, layers: int, settings: Setti
         change.plan(first.params)
     total = budget(min(numbers / float(stored_numbers(first.params)), 1.0))
     clustered(total, matrix_axes=first.net.matrix_axes).plan(first.params, None, is_matrix)
-
-
-def passage_embeddings(
-    large: Encoder,
-    texts: Texts,
-    chosen: Int[np.ndarray, " chosen"],
-    teacher: TeacherOutputs | None,
-    *,
-    progress: bool,
-) -> Float[np.ndarray, "passages d"]:
-    """The large encoder's embeddings of all passages, reusing those of the training texts."""
-    embeddings = np.zeros((len(texts.passages), large.config.hidden_size), np.float32)
-    is_passage = chosen < len(texts.training)  # short texts follow the passages
-    reused = texts.training[chosen[is_passage]]
-    if teacher is not None:
-        embeddings[reused] = teacher.embeddings[is_passage]
-    others = np.setdiff1d(np.arange(len(embeddings)), reused)
-    embeddings[others] = large.embed(
-        [texts.passages[index].text for index in others], progress=progress, description="passages"
-    )
-    return embeddings
 
 
 def once(path: Path, make: Callable[[], PyTree]) -> PyTree:

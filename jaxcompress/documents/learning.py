@@ -14,21 +14,21 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxcompress.arrays.base import materialize
 from jaxcompress.checkpoint import load, save
 from jaxcompress.documents.batches import Batch, States, buckets, hidden_states
 from jaxcompress.documents.distillation import batches_with, distillation_loss
 from jaxcompress.documents.encoder import Encoder, network
-from jaxcompress.models.bert import pool
+from jaxcompress.models.bert import BertConfig
 from jaxcompress.training.losses import Loss
 from jaxcompress.training.state import FitState, initial_state
 from jaxcompress.training.stream import fit_stream
 
-TRAINING_TOKENS = 2_000_000
-"""The largest number of training tokens, since their hidden states are stored in a file."""
 STEP = 1_024
 """Tokens of a training step."""
 
@@ -56,10 +56,22 @@ def teacher_outputs(
 ) -> TeacherOutputs:
     """The large encoder's hidden states of texts, stored in a file, and their embeddings."""
     ids, longest = large.encode(texts), large.config.max_position_embeddings
-    net = network(dataclasses.replace(large.config, pooling="none"))
+    net = network(large.config, hidden=True)
     states = hidden_states(net, large.params, ids, file, longest=longest, progress=progress)
-    embeddings = pooled(partial(pool, large.config), states, ids, longest)
+    pooling = partial(jax.jit(partial(embedded, large.config)), large.params)
+    embeddings = pooled(pooling, states, ids, longest, large.config.embedding_size)
     return TeacherOutputs(list(texts), embeddings, states)
+
+
+def embedded(
+    config: BertConfig,
+    params: PyTree,
+    h: Float[Array, "rows length hidden"],
+    mask: Bool[Array, "rows length"],
+) -> Float[Array, "rows d"]:
+    """Embeddings from hidden states, by the encoder's head."""
+    head: PyTree = materialize(params.get("head", {}))
+    return jnp.asarray(config.head.apply({"params": head}, h, mask))
 
 
 def pooled(
@@ -67,9 +79,10 @@ def pooled(
     states: States,
     ids: Sequence[Int[np.ndarray, " tokens"]],
     longest: int,
+    width: int,
 ) -> Float[np.ndarray, "texts d"]:
-    """Embeddings from stored hidden states."""
-    embeddings = np.zeros((len(ids), states.values.shape[-1]), np.float32)
+    """Embeddings of a given width from stored hidden states."""
+    embeddings = np.zeros((len(ids), width), np.float32)
     for batch in buckets(ids, longest=longest):
         real = batch.index >= 0
         embeddings[batch.index[real]] = np.asarray(
@@ -98,8 +111,8 @@ def distill(
         )
     bank = teacher.embeddings[np.random.default_rng(seed).permutation(len(ids))[:BANK]]
     batches = buckets(ids, tokens=STEP, longest=student.config.max_position_embeddings, seed=seed)
-    net = network(dataclasses.replace(student.config, pooling="none"))
-    loss = distillation_loss(net, bank, pool=partial(pool, student.config))
+    net = network(student.config, hidden=True)
+    loss = distillation_loss(net, bank, pool=partial(embedded, student.config))
     stream = batches_with(batches, teacher.embeddings, teacher.states)
     folder.mkdir(exist_ok=True)
     steps_file, state_file = folder / "steps.json", folder / "state.safetensors"

@@ -21,6 +21,7 @@ from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
 from jaxcompress.documents.batches import buckets
 from jaxcompress.documents.encoder import Encoder
+from jaxcompress.documents.estimate import CALIBRATION, Effort
 from jaxcompress.documents.retrieval import fidelity
 from jaxcompress.documents.vocabulary import piece_counts, pieces_to_keep, restrict_tokenizer
 from jaxcompress.models.bert import BertConfig, bypass, layer_states, without_layers
@@ -33,20 +34,15 @@ from jaxcompress.transforms.combinators import at
 from jaxcompress.transforms.rotation import RotateAndPrune, rotate_and_prune
 from jaxcompress.transforms.select_rows import select_rows
 
-CALIBRATION = 20_000
-"""Tokens for the moments of activations."""
-TRIAL = 6_000
-"""Tokens on which candidate layers are compared."""
-
 
 def is_kernel(name: str, leaf: PyTree) -> bool:
     """Whether a leaf is a kernel of the layers."""
-    return name.endswith("/kernel")
+    return name.startswith("layer_") and name.endswith("/kernel")
 
 
 def is_matrix(name: str, leaf: PyTree) -> bool:
     """Whether a leaf is a kernel or the embedding table; these hold nearly all numbers."""
-    return is_kernel(name, leaf) or name == "words/embedding"
+    return name.endswith("/kernel") or name == "words/embedding"
 
 
 def kernel_numbers(encoder: Encoder) -> float:
@@ -63,7 +59,6 @@ def trim_vocabulary(encoder: Encoder, texts: Iterable[str], reserve: int) -> Enc
     kept = pieces_to_keep(
         encoder.tokenizer, piece_counts(encoder.tokenizer, texts), reserve=reserve
     )
-    kept = kept[kept < encoder.config.vocab_size]
     config = dataclasses.replace(
         encoder.config, vocab_size=len(kept), max_position_embeddings=encoder.length
     )
@@ -175,9 +170,16 @@ def sample_texts(
     return order[total <= tokens]
 
 
-def moments_of(encoder: Encoder, texts: Sequence[str], seed: int, *, progress: bool) -> Moments:
+def moments_of(
+    encoder: Encoder,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    tokens: int = CALIBRATION,
+    progress: bool,
+) -> Moments:
     """Moments of activations and the embeddings' sensitivity to them, on a sample of texts."""
-    chosen = [texts[int(index)] for index in sample_texts(encoder, texts, CALIBRATION, seed)]
+    chosen = [texts[int(index)] for index in sample_texts(encoder, texts, tokens, seed)]
     inputs = [
         batch.inputs
         for batch in buckets(encoder.encode(chosen), longest=encoder.config.max_position_embeddings)
@@ -194,6 +196,7 @@ def shrink(
     layers: int,
     seed: int,
     progress: bool,
+    effort: Effort | None = None,
     linear: bool = False,
     narrowing: Callable[[Encoder, float], Transform | None] = narrow,
 ) -> Encoder:
@@ -206,23 +209,23 @@ def shrink(
         layers: number of layers to keep.
         seed: of the sample of texts.
         progress: show progress bars.
+        effort: the sizes of the samples of texts.
         linear: replace layers by linear maps instead of removing them.
         narrowing: `narrowing(encoder, numbers)`, the pruning transform for a number of entries in
             the kernels.
     """
-    numbers = work * kernel_numbers(encoder)
+    effort, numbers = effort or Effort(), work * kernel_numbers(encoder)
     counts = np.bincount(
         np.concatenate(encoder.encode(texts)), minlength=encoder.config.vocab_size
     ).astype(float)
     encoder = encoder.replace(params=centred(encoder.params, counts))
-    trial = [texts[int(index)] for index in sample_texts(encoder, texts, TRIAL, seed)]
+    trial = [texts[int(index)] for index in sample_texts(encoder, texts, effort.trial, seed)]
     encoder = fewer_layers(encoder, trial, layers, linear=linear, progress=progress)
     change = narrowing(encoder, numbers)
     if change is None:
         return encoder
-    return encoder.replace(
-        params=change(encoder.params, moments_of(encoder, texts, seed, progress=progress))
-    )
+    moments = moments_of(encoder, texts, seed, tokens=effort.calibration, progress=progress)
+    return encoder.replace(params=change(encoder.params, moments))
 
 
 def store(
@@ -232,12 +235,14 @@ def store(
     *,
     seed: int,
     progress: bool,
+    effort: Effort | None = None,
     form: Callable[..., Transform] = clustered,
 ) -> Encoder:
     """The encoder with its matrices in a compact form on one budget of stored numbers."""
     share = numbers / float(stored_numbers(encoder.params))
     if share >= 1:
         return encoder
-    moments = moments_of(encoder, texts, seed, progress=progress)
+    tokens = (effort or Effort()).calibration
+    moments = moments_of(encoder, texts, seed, tokens=tokens, progress=progress)
     change = at(is_matrix, form(budget(share), matrix_axes=encoder.net.matrix_axes))
     return encoder.replace(params=change(encoder.params, moments))

@@ -2,7 +2,8 @@
 
 Documents are `.txt`, `.md` and `.html` files, the lines of a `.jsonl` file, or by default the
 docstrings of Python's standard library. A passage is one or more paragraphs up to a number of
-tokens. Costs one read of the files and one tokenization.
+tokens. What cannot be read is skipped, and a warning names it. Costs one read of the files and one
+tokenization.
 """
 
 from __future__ import annotations
@@ -13,27 +14,39 @@ import json
 import os
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from jaxcompress.models.bert import Json
+from jaxcompress.documents.encodings import LARGEST, decoded, marked_encoding, well_formed
+from jaxcompress.documents.html import html_text
+from jaxcompress.models.files import Json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 """A syntax node that may have a docstring."""
-SUFFIXES = (".txt", ".md", ".html", ".htm")
-LARGEST = 64 * 2**20
-"""The largest size of a file in bytes; a larger one is rarely a single document."""
+PAGES = (".html", ".htm")
+SUFFIXES = (".txt", ".md", *PAGES)
+NAMED = 5
+"""The largest number of skipped files or lines that a warning names."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
+class _WellFormed:
+    """Texts that every encoding of Unicode can hold: lone surrogates are replaced."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, well_formed(getattr(self, field.name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Document(_WellFormed):
     """A text with the name under which it is listed."""
 
     name: str
@@ -41,7 +54,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class Passage:
+class Passage(_WellFormed):
     """A part of a document, short enough for the encoder."""
 
     document: str
@@ -54,19 +67,21 @@ def read_documents(
     r"""Read documents as plain text.
 
     Args:
-        path: a folder, searched with its subfolders for .txt, .md and .html files in UTF-8, or a
-            .jsonl file whose lines have a "text" and optionally a "title" or "name"; None for the
-            docstrings of Python's standard library.
+        path: a folder, searched with its subfolders for .txt, .md and .html files, or a .jsonl file
+            of any size whose lines have a "text" and optionally a "title" or "name"; None for the
+            docstrings of Python's standard library. Files are in UTF-8, in UTF-16 or UTF-32 with a
+            mark, or in the encoding that an HTML page declares.
         progress: show a progress bar.
 
     Returns:
         The documents that are not empty, in the order of their names, or of the lines of a .jsonl
-        file.
+        file. What is skipped is counted and named in a warning: files that are empty, larger than
+        64 MiB, or in another encoding, links to nothing, and lines without a "text".
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without such files, for files that are not text or larger than 64
-            MiB, and for lines without a "text".
+        ImportError: for HTML pages without the package selectolax.
+        ValueError: for a folder without such files, or where all of them would be skipped.
 
     Example:
         >>> import pathlib, tempfile
@@ -86,57 +101,64 @@ def read_documents(
             f"files or a .jsonl file"
         )
     if path.is_dir():
-        documents = files_of(path, progress=progress)
+        documents, skipped = files_of(path, progress=progress)
     elif path.suffix.lower() == ".jsonl":
-        documents = lines_of(path)
+        documents, skipped = lines_of(path, progress=progress)
     else:
-        documents = [Document(path.name, plain(path))]
-    documents = [document for document in documents if document.text]
+        documents, skipped = [Document(path.name, plain(path))], []
+    if skipped and documents:
+        total = len(skipped) + len(documents)
+        warnings.warn(f"{_listed(skipped)}, of {total:,} documents", stacklevel=2)
     if not documents:
-        raise ValueError(f"{str(path)!r} holds no text: all its documents are empty")
+        raise ValueError(f"{str(path)!r} holds no text: {_listed(skipped)}")
     return documents
 
 
-def files_of(path: Path, *, progress: bool) -> list[Document]:
-    """The documents of a folder and its subfolders."""
+def _listed(skipped: list[str]) -> str:
+    """A sentence that counts and names what was skipped."""
+    more = f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+    return f"{len(skipped):,} skipped: {'; '.join(skipped[:NAMED])}{more}"
+
+
+def files_of(path: Path, *, progress: bool) -> tuple[list[Document], list[str]]:
+    """The documents of a folder and its subfolders, and why others were skipped."""
     files = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir()
     )
     if not files:
         raise ValueError(
             f"{str(path)!r} has no {', '.join(SUFFIXES)} file: give a folder that has, or a "
             f".jsonl file"
         )
-    bar = tqdm(files, desc="documents", leave=False, disable=not progress)
-    return [Document(str(file.relative_to(path)), plain(file)) for file in bar]
+    documents, skipped = [], []
+    for file in tqdm(files, desc="documents", leave=False, disable=not progress):
+        try:
+            documents.append(Document(str(file.relative_to(path)), plain(file)))
+        except (OSError, ValueError) as error:
+            skipped.append(well_formed(str(error)))
+    return documents, skipped
 
 
 def plain(path: Path) -> str:
-    """The text of a file, without markup where it is HTML."""
-    if path.suffix.lower() not in SUFFIXES:
+    """The text of a file, without markup where it is HTML.
+
+    Raises:
+        ValueError: for a file of another kind, without text, or whose text cannot be decoded.
+        OSError: for a file that cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"{path} is no {', '.join(SUFFIXES)} or .jsonl file")
-    text = decoded(path)
-    return html_text(text) if path.suffix.lower() in (".html", ".htm") else tidy(text)
-
-
-def decoded(path: Path) -> str:
-    """The text of a UTF-8 file, of a limited size."""
-    size = path.stat().st_size
-    if size > LARGEST:
+    if not path.is_file():
         raise ValueError(
-            f"{path} has {size / 2**20:,.0f} MiB, and one file may have {LARGEST // 2**20}: "
-            f"split it into documents"
+            f"{path} is a link to nothing" if path.is_symlink() else f"{path}: no file"
         )
-    data = path.read_bytes()
-    if b"\0" in data:
-        raise ValueError(f"{path} is binary, not text: take it out of the documents")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it, or take "
-            f"it out"
-        ) from None
+    page = suffix in PAGES
+    text = decoded(path, page=page)
+    text = tidy(html_text(text) if page else text)
+    if not text:
+        raise ValueError(f"{path} holds no text")
+    return text
 
 
 def tidy(text: str) -> str:
@@ -145,96 +167,51 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
-def lines_of(path: Path) -> list[Document]:
-    """The documents of a .jsonl file."""
-    documents = []
-    for number, line in enumerate(decoded(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        text = entry_text(entry)
-        if text is None:
-            raise ValueError(
-                f'{path}, line {number} has no "text": expected {{"text": "...", "title": "..."}}, '
-                f"got {line[:60]!r}"
-            )
-        title = entry.get("title") or entry.get("name") or ""
-        if title and not text.startswith(str(title)):
-            text = f"{title}\n\n{text}"
-        documents.append(Document(str(title or f"{path.name}:{number}"), tidy(text)))
-    return documents
+def lines_of(path: Path, *, progress: bool) -> tuple[list[Document], list[str]]:
+    """The documents of a .jsonl file, read line by line, and why others were skipped."""
+    documents, skipped = [], []
+    with path.open("rb") as file:
+        encoding = marked_encoding(file.read(4)) or "utf-8"
+    # bytes that are not UTF-8 become lone surrogates, by which their lines are found
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
+    with path.open(encoding=encoding, errors=errors, newline="\n") as file:
+        for number, line in enumerate(tqdm(file, "lines", leave=False, disable=not progress), 1):
+            if not line.strip():
+                continue
+            try:
+                documents.append(_document_of(line, f"{path.name}:{number}"))
+            except ValueError as error:
+                skipped.append(well_formed(f"{path}, line {number} {error}"))
+    return documents, skipped
+
+
+def _document_of(line: str, place: str) -> Document:
+    """The document of a line of a .jsonl file."""
+    if len(line) > LARGEST:
+        raise ValueError(f"has {len(line) / 2**20:,.0f} MiB: split it into documents")
+    if re.search("[\udc80-\udcff]", line):
+        raise ValueError("is not UTF-8: convert it")
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    text = entry_text(entry)
+    if text is None:
+        raise ValueError(
+            f'has no "text": expected {{"text": "...", "title": "..."}}, got {line[:60].strip()!r}'
+        )
+    if not text.strip():
+        raise ValueError("holds no text")
+    title = str(entry.get("title") or entry.get("name") or "")
+    if title and not text.startswith(title):
+        text = f"{title}\n\n{text}"
+    return Document(title or place, tidy(text))
 
 
 def entry_text(entry: Json) -> str | None:
     """The text of a line of a .jsonl file, None where it has none."""
     text = entry.get("text") if isinstance(entry, dict) else None
     return text if isinstance(text, str) else None
-
-
-# --- HTML ---
-
-
-class Reader(HTMLParser):
-    """Collects the visible text of a page."""
-
-    HIDDEN = frozenset({"head", "script", "style", "nav", "footer", "noscript", "template", "svg"})
-    BLOCKS = frozenset(
-        {
-            "p",
-            "div",
-            "section",
-            "article",
-            "main",
-            "aside",
-            "header",
-            "figure",
-            "form",
-            "blockquote",
-            "pre",
-            "hr",
-            "table",
-            "tr",
-        }
-        | {"h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dd", "dt"}
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-        self.hidden: list[str] = []
-        self.exact = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """See `HTMLParser`."""
-        if tag in self.HIDDEN:
-            self.hidden.append(tag)
-        self.exact += tag == "pre"
-        self.parts.append("\n\n" if tag in self.BLOCKS else "\n" if tag == "br" else "")
-
-    def handle_endtag(self, tag: str) -> None:
-        """See `HTMLParser`."""
-        if tag in self.hidden:  # also closes tags left open inside
-            del self.hidden[self.hidden.index(tag) :]
-        self.exact = max(self.exact - (tag == "pre"), 0)
-        self.parts.append("\n\n" if tag in self.BLOCKS else "")
-
-    def handle_data(self, data: str) -> None:
-        """See `HTMLParser`."""
-        if not self.hidden:
-            self.parts.append(data if self.exact else re.sub(r"\s+", " ", data))
-
-
-def html_text(page: str) -> str:
-    """The text of an HTML page, with one paragraph per block."""
-    reader = Reader()
-    reader.feed(page)
-    reader.close()
-    lines = "".join(reader.parts).split("\n")
-    # a single leading space is white space between two tags; more is indentation of code
-    return tidy("\n".join(line if line.startswith("  ") else line.lstrip() for line in lines))
 
 
 # --- Python's standard library, which every machine has ---

@@ -17,7 +17,10 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 from scipy import stats
 
+from jaxcompress.checks import array, checked, whole
 
+
+@checked(count=whole())
 def search(
     question: ArrayLike, passages: ArrayLike, count: int = 5
 ) -> tuple[Int[np.ndarray, " count"], Float[np.ndarray, " count"]]:
@@ -38,7 +41,14 @@ def search(
         >>> best.tolist(), scores.tolist()
         ([1, 2], [1.0, 0.5])
     """
-    scores = np.asarray(passages) @ np.asarray(question)
+    question = array("search: question", question, 1)
+    passages = array("search: passages", passages, 2)
+    if passages.shape[1] != len(question):
+        raise ValueError(
+            f"search: a passage's embedding has {passages.shape[1]} numbers, the question's "
+            f"{len(question)}"
+        )
+    scores = passages @ question
     best = np.argsort(-scores, kind="stable")[:count]
     return best, scores[best]
 
@@ -202,6 +212,11 @@ def kept_share(
 
 def fidelity(before: ArrayLike, after: ArrayLike) -> float:
     """The mean cosine between two encoders' embeddings (n, d) of the same texts."""
+    return float(np.mean(cosines(before, after)))
+
+
+def cosines(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, " n"]:
+    """The cosine between two encoders' embeddings (n, d) of each text."""
     x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    return float(np.mean(np.sum(x * y, -1) / np.maximum(norms, 1e-12)))
+    return np.sum(x * y, -1) / np.maximum(norms, 1e-12)

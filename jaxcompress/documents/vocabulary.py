@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
-from jaxcompress.models.bert import Json
+from jaxcompress.models.files import Json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

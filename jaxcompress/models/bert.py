@@ -1,9 +1,10 @@
-"""BERT as an ordinary Flax encoder, read from a Hugging Face folder.
+"""BERT as an ordinary Flax encoder; `jaxcompress.models.hugging_face` reads its weights.
 
 Post layer norm, exact gelu, absolute positions: `h <- LN(h + attention(h))`, `h <- LN(h +
-down(gelu(up(h))))`, then the mean over the tokens, or the first one. Stores `V d` numbers for a
-vocabulary of V word pieces and `4 d^2 + 2 d f` per layer with f neurons. A layer costs `8 d^2 + 4 d
-f` FLOPs per token, and `4 n d` for attention over n tokens.
+down(gelu(up(h))))`, then a pooling over the tokens. RoBERTa and DistilBERT are the same function
+with other rows of positions and without types of tokens. Stores `V d` numbers for a vocabulary of V
+word pieces and `4 d^2 + 2 d f` per layer with f neurons. A layer costs `8 d^2 + 4 d f` FLOPs per
+token, and `4 n d` for attention over n tokens.
 
 Source: Devlin et al. 2018 (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for
 sentence embeddings.
@@ -12,36 +13,19 @@ sentence embeddings.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_new": partial(nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
-Json: TypeAlias = Any
-"""A value from `json.loads`."""
-TensorSpec: TypeAlias = tuple[tuple[str, ...], str, tuple[int, ...], str]
-"""Path of a parameter, name and shape of its tensor in the file, einops pattern between them."""
-POOLINGS = ("mean", "cls", "none")
+from jaxcompress.models.activations import ACTIVATIONS, check_activation
+from jaxcompress.models.pooling import POOLINGS, Head, Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +33,13 @@ class BertConfig:
     """The configuration of a BERT, with the names of its `config.json`.
 
     Attributes:
-        pooling: "mean" over unmasked tokens, "cls" for the first token, "none" for all hidden
-            states.
-        normalize: whether pooled vectors are scaled to length 1.
+        max_position_embeddings: the number of positions that a text may have.
+        type_vocab_size: the number of types of tokens; 0 for none, as in DistilBERT.
+        pooling: "mean" over unmasked tokens, "cls" for the first token, or another one of
+            `jaxcompress.models.pooling.POOLINGS`; several, joined by "+", are concatenated. "none"
+            for all hidden states.
+        normalize: whether embeddings are scaled to length 1.
+        projections: dense layers between the pooling and that scaling.
         linear_layers: indices of layers that are a linear map of a token, from `bypass`.
     """
 
@@ -67,24 +55,39 @@ class BertConfig:
     pooling: str = "mean"
     normalize: bool = True
     linear_layers: tuple[int, ...] = ()
+    projections: tuple[Projection, ...] = ()
 
     def __post_init__(self) -> None:
-        # a list, where it was read from JSON; a cached network needs a hashable configuration
+        # lists, where it was read from JSON; a cached network needs a hashable configuration
         object.__setattr__(self, "linear_layers", tuple(self.linear_layers))
+        projections = (
+            Projection(**given) if isinstance(given, dict) else given for given in self.projections
+        )
+        object.__setattr__(self, "projections", tuple(projections))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        if self.hidden_act not in ACTIVATIONS:
+        check_activation("hidden_act", self.hidden_act)
+        unknown = set(self.pooling.split("+")) - set(POOLINGS)
+        if unknown and self.pooling != "none":
             raise ValueError(
-                f"hidden_act {self.hidden_act!r} is unknown: expected one of "
-                f"{', '.join(ACTIVATIONS)}"
+                f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)} or "
+                f"none, or several joined by '+'"
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)}"
-            )
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of an embedding."""
+        if self.projections:
+            return self.projections[-1].features
+        return self.hidden_size * len(self.pooling.split("+"))
+
+    @property
+    def head(self) -> Head:
+        """The module from hidden states to embeddings."""
+        return Head(self.pooling, self.projections, self.normalize, name="head")
 
 
 class Bert(nn.Module):
@@ -139,7 +142,8 @@ class Bert(nn.Module):
         h += nn.Embed(config.max_position_embeddings, config.hidden_size, name="positions")(
             jnp.arange(ids.shape[-1])
         )
-        h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
+        if config.type_vocab_size:
+            h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
         # one row per token: plain matrix products, nearly twice as fast by XLA on a CPU
         h = rearrange(norm(name="norm")(h), "batch token d -> (batch token) d")
         for index in range(config.num_hidden_layers):
@@ -151,7 +155,7 @@ class Bert(nn.Module):
                 else Layer(config, norm, name=name)(h, mask)
             )
         h = rearrange(h, "(batch token) d -> batch token d", batch=len(ids))
-        return pool(config, h, mask)
+        return h if config.pooling == "none" else config.head(h, mask)
 
 
 class Layer(nn.Module):
@@ -284,264 +288,3 @@ def bypass(
     layer = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
     linear = tuple(sorted({*config.linear_layers, index}))
     return dataclasses.replace(config, linear_layers=linear), params | {f"layer_{index}": layer}
-
-
-def pool(
-    config: BertConfig, h: Float[Array, "batch length hidden"], mask: Bool[Array, "batch length"]
-) -> Float[Array, "batch *length hidden"]:
-    """Embeddings from hidden states, as configured."""
-    if config.pooling == "none":
-        return h
-    h = h[:, 0] if config.pooling == "cls" else mean(h, mask)
-    return unit(h) if config.normalize else h
-
-
-def mean(
-    h: Float[Array, "batch length hidden"], mask: Bool[Array, "batch length"]
-) -> Float[Array, "batch hidden"]:
-    """The mean over unmasked tokens."""
-    weight = mask.astype(h.dtype)
-    count = jnp.maximum(reduce(weight, "batch token -> batch 1", "sum"), 1)
-    return jnp.einsum("btd,bt->bd", h, weight) / count
-
-
-def unit(h: jax.Array) -> jax.Array:
-    """Vectors scaled to length 1; zero, such as a row of padding, stays zero with zero gradient."""
-    return h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24))
-
-
-# --- a Hugging Face folder ---
-
-
-def load_bert(folder: str | os.PathLike[str]) -> tuple[Bert, PyTree]:
-    """Read a BERT from a Hugging Face folder.
-
-    Args:
-        folder: holds `config.json` and `model.safetensors`. Pooling is read from the files of
-            sentence-transformers, `1_Pooling/config.json` and `modules.json`; by default it is the
-            mean, scaled to length 1.
-
-    Returns:
-        The module, and its parameters in float32, for `module.apply({"params": params}, ids,
-        mask)`. The pooler and the pretraining heads are not read.
-
-    Raises:
-        FileNotFoundError: for a missing folder or file.
-        ValueError: for another architecture, or a tensor that is missing or has another shape,
-            which is named.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {str(path)!r}: expected one with config.json and model.safetensors"
-        )
-    config = read_config(path)
-    return Bert(config), read_weights(path / "model.safetensors", config)
-
-
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, without padding or truncation.
-
-    Args:
-        folder: holds `tokenizer.json`.
-
-    Raises:
-        ImportError: when the package tokenizers is not installed.
-        FileNotFoundError: for a missing file.
-        ValueError: for a file that is not a tokenizer.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ImportError(
-            "reading tokenizer.json needs the package tokenizers: pip install 'jaxcompress[bert]'"
-        ) from None
-    text = text_of(Path(folder) / "tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the package raises plain exceptions
-        raise ValueError(f"{Path(folder) / 'tokenizer.json'} is not a tokenizer: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def text_of(path: Path) -> str:
-    """The text of a file; the error for a missing one lists the folder."""
-    if not path.is_file():
-        there = (
-            ", ".join(sorted(file.name for file in path.parent.iterdir()))
-            if path.parent.is_dir()
-            else "nothing"
-        )
-        raise FileNotFoundError(
-            f"{path.name} is missing in {str(path.parent)!r}, which has: {there or 'nothing'}"
-        )
-    return path.read_text(encoding="utf-8")
-
-
-def json_of(path: Path) -> Json:
-    """A JSON file's content."""
-    try:
-        return json.loads(text_of(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def read_config(folder: Path) -> BertConfig:
-    """The configuration in `config.json`, with the pooling of sentence-transformers if stored."""
-    path = folder / "config.json"
-    given = json_of(path)
-    wanted = {
-        "model_type": "bert",
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-    }
-    for key, value in wanted.items():
-        if given.get(key, value) != value:
-            raise ValueError(f"{path}: {key} is {given[key]!r}, and only {value!r} is read")
-    fields = {field.name: field for field in dataclasses.fields(BertConfig)}
-    missing = [
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and name not in given
-    ]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: expected the config.json of a BERT")
-    sizes = {name: given[name] for name in fields if name in given}
-    try:
-        return BertConfig(**sizes | pooling_of(folder))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def pooling_of(folder: Path) -> dict[str, Json]:
-    """The pooling that sentence-transformers stored; empty without its files."""
-    fields: dict[str, Json] = {}
-    if (folder / "1_Pooling" / "config.json").is_file():
-        given = json_of(folder / "1_Pooling" / "config.json")
-        modes = [
-            name for name, on in given.items() if name.startswith("pooling_mode_") and on is True
-        ]
-        known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-        mode = given.get("pooling_mode") or (known.get(modes[0]) if len(modes) == 1 else None)
-        if mode not in ("mean", "cls"):
-            raise ValueError(
-                f"{folder / '1_Pooling' / 'config.json'} pools by {modes or mode}: only the "
-                f"mean or cls is read"
-            )
-        fields["pooling"] = mode
-    if (folder / "modules.json").is_file():
-        fields["normalize"] = any(
-            str(entry.get("type", "")).endswith("Normalize")
-            for entry in json_of(folder / "modules.json")
-        )
-    return fields
-
-
-def _check_weights_file(path: Path) -> None:
-    """Refuse a missing file; where a pickle is there in its place, say how to convert it."""
-    if path.is_file():
-        return
-    pickled = (
-        " (pytorch_model.bin is a pickle, which is not read: save it again with "
-        "safe_serialization=True)"
-    )
-    raise FileNotFoundError(
-        f"there is no {path}{pickled if (path.parent / 'pytorch_model.bin').is_file() else ''}"
-    )
-
-
-def read_weights(path: Path, config: BertConfig) -> PyTree:
-    """The parameters in a file of tensors under Hugging Face's names, with any prefix."""
-    from safetensors import SafetensorError, safe_open
-
-    _check_weights_file(path)
-    try:
-        file = safe_open(path, framework="flax")  # reads bfloat16, too
-        names = list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-    # older files name gamma and beta, and files with pretraining heads prefix names by "bert."
-    stored = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): name
-        for name in names
-    }
-    end = "embeddings.word_embeddings.weight"
-    prefix = next((name.removesuffix(end) for name in stored if name.endswith(end)), "")
-    params: PyTree = {}
-    for place, name, shape, pattern in tensors_of(config):
-        key = stored.get(prefix + name)
-        if key is None:
-            raise ValueError(
-                f"{path} lacks the tensor {prefix + name!r} of shape {shape}; it holds "
-                f"{len(names)} tensors, such as {names[:3]}"
-            )
-        stored_shape = tuple(file.get_slice(key).get_shape())
-        if stored_shape != shape:
-            raise ValueError(
-                f"{path}: the tensor {key!r} has shape {stored_shape}, and "
-                f"config.json implies {shape}"
-            )
-        values = np.asarray(file.get_tensor(key)).astype(np.float32)
-        inside = params
-        for part in place[:-1]:
-            inside = inside.setdefault(part, {})
-        heads = {"head": config.num_attention_heads} if "head" in pattern else {}
-        inside[place[-1]] = jnp.asarray(rearrange(values, pattern, **heads))
-    return params
-
-
-def _norm(path: tuple[str, ...], name: str, d: int) -> Iterator[TensorSpec]:
-    """The tensors of a layer norm."""
-    yield (*path, "scale"), f"{name}.weight", (d,), "d -> d"
-    yield (*path, "bias"), f"{name}.bias", (d,), "d -> d"
-
-
-def _dense(
-    path: tuple[str, ...],
-    name: str,
-    shape: tuple[int, int],
-    kernel: str,
-    bias: str = "out -> out",
-) -> Iterator[TensorSpec]:
-    """The tensors of an affine layer; the patterns are from the file's layout to ours."""
-    yield (*path, "kernel"), f"{name}.weight", shape, kernel
-    yield (*path, "bias"), f"{name}.bias", shape[:1], bias
-
-
-def tensors_of(config: BertConfig) -> Iterator[TensorSpec]:
-    """The parameters of a BERT and their tensors in a Hugging Face file."""
-    d, f = config.hidden_size, config.intermediate_size
-
-    sizes = {
-        "words": config.vocab_size,
-        "positions": config.max_position_embeddings,
-        "segments": config.type_vocab_size,
-    }
-    for name, kind in zip(sizes, ("word", "position", "token_type")):
-        yield (
-            (name, "embedding"),
-            f"embeddings.{kind}_embeddings.weight",
-            (sizes[name], d),
-            "row d -> row d",
-        )
-    yield from _norm(("norm",), "embeddings.LayerNorm", d)
-    for index in range(config.num_hidden_layers):
-        here, there = f"layer_{index}", f"encoder.layer.{index}"
-        for part in ("query", "key", "value"):
-            out = "(head size) d -> d head size", "(head size) -> head size"
-            yield from _dense(
-                (here, "attention", part), f"{there}.attention.self.{part}", (d, d), *out
-            )
-        into = "d (head size) -> head size d"
-        yield from _dense(
-            (here, "attention", "out"), f"{there}.attention.output.dense", (d, d), into
-        )
-        yield from _norm((here, "attention_norm"), f"{there}.attention.output.LayerNorm", d)
-        yield from _dense((here, "up"), f"{there}.intermediate.dense", (f, d), "out d -> d out")
-        yield from _dense((here, "down"), f"{there}.output.dense", (d, f), "d out -> out d")
-        yield from _norm((here, "norm"), f"{there}.output.LayerNorm", d)

@@ -33,13 +33,25 @@ class Sums(NamedTuple):
 
     Attributes:
         n: the sum of the weights.
-        s: the sum of the vectors, about a shift.
+        s: the sum of the vectors, from an origin.
         S: the sum of their outer products; of their squares where only the diagonal is kept.
     """
 
     n: Float[Array, "*layers"]
     s: Float[Array, "*lead m"]
     S: Float[Array, "*lead m m"] | Float[Array, "*lead m"]
+
+
+class Origin(NamedTuple):
+    """What a contraction's vectors are measured from, so that float32 holds their products.
+
+    Attributes:
+        shift: their mean in the first batch.
+        unit: for each entry a power of two near its largest size in the first batch.
+    """
+
+    shift: Float[Array, "*lead m"]
+    unit: Float[Array, "*lead m"]
 
 
 Gathered = PyTree
@@ -76,11 +88,11 @@ class Accumulator:
     def __init__(
         self,
         traced: TracedProgram,
-        shifts: Mapping[str, jax.Array],
+        origins: Mapping[str, Origin],
         vectors: VectorWeights,
         max_dim: int,
     ):
-        self.traced, self.shifts, self.vectors, self.max_dim = traced, shifts, vectors, max_dim
+        self.traced, self.origins, self.vectors, self.max_dim = traced, origins, vectors, max_dim
         self.sums: dict[str, Gathered] = {}
         self.duplicates: dict[str, str] = {}
         # queries, keys and values take in the same vectors: the first key is kept for all three
@@ -91,7 +103,7 @@ class Accumulator:
     def nested(self, turns: Dim | None, index: Int[Array, ""] | None) -> Accumulator:
         """An empty accumulator for one turn of a loop along an axis."""
         vectors = self.vectors.in_turn(turns, index)
-        inner = Accumulator(self.traced, self.shifts, vectors, self.max_dim)
+        inner = Accumulator(self.traced, self.origins, vectors, self.max_dim)
         inner.duplicates = self.duplicates
         return inner
 
@@ -136,11 +148,16 @@ class Accumulator:
         return totals
 
     def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Gathered:
-        """Sums of weighted vectors, about the shift."""
-        if key in self.shifts:
-            # padding may hold NaN, which times a weight of zero is NaN still
-            rows = jnp.where(weights[:, None] > 0, rows - self.shifts[key][..., None, :], 0)
-        weighted = rows * with_rank(weights[:, None], rows.ndim)
+        """Sums of weighted vectors from their origin; the largest sizes while it is unknown."""
+        # padding may hold NaN, which times a weight of zero is NaN still
+        weight = with_rank(weights[:, None], rows.ndim)
+        rows = jnp.where(weight > 0, rows, 0)
+        if key not in self.origins:
+            largest = jnp.abs(rows).max(-2, initial=0).astype(jnp.float32)
+            return Sums(weights.sum(), (rows * weight).sum(-2), largest)
+        shift, unit = (with_rank(part[..., None, :], rows.ndim) for part in self.origins[key])
+        rows = jnp.where(weight > 0, (rows - shift) / unit, 0)
+        weighted = rows * weight
         if rows.shape[-1] > self.max_dim:
             products = jnp.sum(weighted * rows, axis=-2)
         else:
@@ -210,6 +227,12 @@ class Accumulator:
         weights = self.vectors.weights(key, flat.shape, dims)
         # an index out of range reads no row, and so counts for none
         return jnp.zeros(size, jnp.float32).at[flat.ravel()].add(weights.ravel(), mode="drop")
+
+
+def unit_of(size: Float[Array, "*lead m"]) -> Float[Array, "*lead m"]:
+    """A power of two near each size, by which division rounds nothing; one for zero."""
+    powers = jnp.ldexp(jnp.float32(1), jnp.frexp(size.astype(jnp.float32))[1])
+    return jnp.where((size > 0) & jnp.isfinite(powers), powers, 1)
 
 
 def _has_opaque_axis(dim: Dim | None) -> bool:

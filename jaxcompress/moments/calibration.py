@@ -1,9 +1,9 @@
 """Gathering moments of activations: one pass over any data, with memory independent of its amount.
 
 Wherever activations are contracted with a parameter, or with each other, their count, sum and
-second moments are added up: in float32 within a batch, about the first batch's mean, and in float64
-across batches. Loops add up over their turns, or keep a statistic for each of their layers. Costs
-the forward pass and m^2 products a vector for each contraction of m inputs.
+second moments are added up: in float32 within a batch, about the first batch's mean and in units of
+its size, and in float64 across batches. Loops add up over their turns, or keep a statistic for each
+of their layers. Costs the forward pass and m^2 products a vector for each contraction of m inputs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,24 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxcompress.moments.accumulators import MAX_DIM, Accumulator, Sums, Totals
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import (
+    array,
+    check_fields,
+    checked,
+    function,
+    iterable,
+    number,
+    shown,
+    whole,
+)
+from jaxcompress.moments.accumulators import MAX_DIM, Accumulator, Origin, Sums, Totals, unit_of
 from jaxcompress.moments.masks import vector_weights
 from jaxcompress.moments.moments import Moments
 from jaxcompress.moments.sensitivity import OutputSensitivity
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site, Structure
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, check_arrays, network
 
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
@@ -59,6 +70,15 @@ class Calibration:
     mask: Callable[..., jax.Array] | None = None
     sample: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            batches=iterable,
+            inputs=function("from a batch to the network's inputs"),
+            mask=function("from the inputs to weights"),
+            sample=number("(0, 1]", "the fraction of vectors to measure"),
+        )
+
     @classmethod
     def of(cls, batches: Iterable[PyTree] | Calibration) -> Calibration:
         """Plain batches as a calibration with the defaults."""
@@ -84,10 +104,14 @@ class Calibration:
         Raises:
             ValueError: for a batch that does not fit; it is named.
         """
-        for number, batch in enumerate(self.batches):
-            yield check_batch(net, number, batch if self.inputs is None else self.inputs(batch))
+        for turn, batch in enumerate(self.batches):
+            values = check_batch(net, turn, batch if self.inputs is None else self.inputs(batch))
+            if self.mask is not None:
+                check_mask(turn, self.mask(*values))
+            yield values
 
 
+@checked(net=network, max_dim=whole())
 def calibrate(
     net: Network,
     params: PyTree,
@@ -127,22 +151,25 @@ def calibrate(
         (1, 8)
     """
     data = Calibration.of(batches)
+    check_parameters(net, params)
     gather, duplicates = _gatherer(net, data, max_dim)
     outputs = OutputSensitivity(net, data.mask, max_dim) if sensitivity else None
-    shifts: dict[str, jax.Array] = {}
+    origins: dict[str, Origin] = {}
     running = RunningTotals()
     bar = {"desc": "calibrate", "total": length(data.batches), "leave": False}
-    for number, inputs in enumerate(tqdm(data.values(net), **bar, disable=not progress)):
-        if number == 0:
-            shifts = means(gather(params, inputs, {}, number))
-        running.add(number, gather(params, inputs, shifts, number))
+    for turn, inputs in enumerate(tqdm(data.values(net), **bar, disable=not progress)):
+        if turn == 0:
+            origins = origins_of(gather(params, inputs, {}, turn))
+        running.add(turn, gather(params, inputs, origins, turn))
         if outputs is not None:
-            outputs.add(params, inputs, number)
+            outputs.add(params, inputs, turn)
     totals = running.finish()
+    if data.mask is not None and totals.sites and not any(map(has_weight, totals.sites.values())):
+        raise ValueError("calibrate: the mask is zero everywhere: it leaves out every vector")
     for key, first in duplicates.items():
-        totals.sites[key], shifts[key] = totals.sites[first], shifts[first]
+        totals.sites[key], origins[key] = totals.sites[first], origins[first]
     gains = {} if outputs is None else outputs.gains(params)
-    return to_moments(net, params, totals, shifts, gains)
+    return to_moments(net, params, totals, origins, gains)
 
 
 def _gatherer(
@@ -157,11 +184,11 @@ def _gatherer(
 
     @jax.jit
     def gather(
-        params: PyTree, inputs: tuple[PyTree, ...], shifts: dict[str, jax.Array], batch: int
+        params: PyTree, inputs: tuple[PyTree, ...], origins: dict[str, Origin], batch: int
     ) -> Totals:
         traced = net.traced_program(params, *inputs)
         vectors = vector_weights(traced, inputs, data.mask, data.sample, batch)
-        accumulator = Accumulator(traced, shifts, vectors, max_dim)
+        accumulator = Accumulator(traced, origins, vectors, max_dim)
         net.replay(params, *inputs, tap=accumulator)
         duplicates.update(accumulator.duplicates)
         return accumulator.totals()
@@ -174,19 +201,20 @@ def length(batches: Iterable[PyTree]) -> int | None:
     return len(batches) if isinstance(batches, Sized) else None
 
 
-def means(totals: Totals) -> dict[str, jax.Array]:
-    """The mean of what each contraction takes in, one for all layers of a loop.
+def origins_of(totals: Totals) -> dict[str, Origin]:
+    """The mean and size of what each contraction takes in, one for all layers of a loop.
 
     Those of pairs are named `key/0` and `key/1`.
     """
     sums = dict(totals.sites)
     for key, sides in totals.pairs.items():
         sums |= {f"{key}/{side}": part for side, part in enumerate(sides)}
-    shifts = {}
+    origins = {}
     for key, part in sums.items():
         mean = part.s / jnp.maximum(_over(part.n, part.s), 1)
-        shifts[key] = mean.mean(tuple(range(part.n.ndim)))
-    return shifts
+        layers = tuple(range(part.n.ndim))
+        origins[key] = Origin(mean.mean(layers), unit_of(part.S.max(layers)))
+    return origins
 
 
 class RunningTotals:
@@ -281,7 +309,39 @@ def check_batch(net: Network, number: int, batch: PyTree) -> tuple[PyTree, ...]:
     return values
 
 
+def check_parameters(net: Network, params: PyTree) -> None:
+    """Refuse parameters that do not fit a network, by the leaf's name."""
+    names = [name for name, _ in named_leaves(params)]
+    net.structure.check_names(names)
+    check_arrays("calibrate", params)
+    net.sizes(params)
+
+
+def check_mask(number: int, mask: ArrayLike) -> None:
+    """Refuse a batch's weights that are no finite numbers from 0 on.
+
+    Args:
+        number: the batch's, for messages.
+        mask: what the mask gave.
+    """
+    weights = array(f"calibrate: batch {number}, the mask", mask, what="an array of weights")
+    if (weights < 0).any():
+        raise ValueError(
+            f"calibrate: batch {number}, the mask has the weight {weights.min():g}: weights are 0 "
+            "for what is left out, and positive elsewhere"
+        )
+
+
+def has_weight(sums: Sums) -> bool:
+    """Whether any vector of a contraction counted."""
+    return bool(np.any(sums.n))
+
+
 def _check_input(where: str, leaf: ArrayLike, like: jax.ShapeDtypeStruct) -> None:
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "OSUV":
+        bfloat16 = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not bfloat16:
+            raise ValueError(f"{where} must be an array of numbers, got {shown(leaf)}")
     if np.ndim(leaf) != len(like.shape):
         raise ValueError(f"{where} has shape {np.shape(leaf)}, traced with {like.shape}")
     if np.size(leaf) == 0:
@@ -295,16 +355,16 @@ def to_moments(
     net: Network,
     params: PyTree,
     totals: Totals,
-    shifts: Mapping[str, jax.Array],
+    origins: Mapping[str, Origin],
     gains: Mapping[str, Statistic],
 ) -> Moments:
-    """Moments from sums about shifts; a branch that was never taken has none.
+    """Moments from sums about origins; a branch that was never taken has none.
 
     Args:
         net: the network.
         params: the parameters that were run.
         totals: over all batches.
-        shifts: by the contraction's key, `key/0` and `key/1` for pairs.
+        origins: by the contraction's key, `key/0` and `key/1` for pairs.
         gains: the outputs' sensitivity to each contraction.
     """
     structure, sizes = net.structure, net.sizes(params)
@@ -313,15 +373,15 @@ def to_moments(
     for key, sums in totals.sites.items():
         if sums.n.any():
             lead, dims = _site_dims(structure.sites[key], sums, layouts, sizes)
-            sites[key] = statistic(sums, shifts[key], lead, dims, sizes)
+            sites[key] = statistic(sums, origins[key], lead, dims, sizes)
     pairs: dict[str, tuple[Statistic, Statistic]] = {}
     for key, (left, right) in totals.pairs.items():
         if left.n.any() or right.n.any():
             pair = structure.pairs[key]
             dims = _named(pair.batch), pair.dims
             pairs[key] = (
-                statistic(left, shifts[f"{key}/0"], *dims, sizes),
-                statistic(right, shifts[f"{key}/1"], *dims, sizes),
+                statistic(left, origins[f"{key}/0"], *dims, sizes),
+                statistic(right, origins[f"{key}/1"], *dims, sizes),
             )
     counts: dict[str, np.ndarray] = {}
     for key, count in totals.lookups.items():
@@ -332,32 +392,34 @@ def to_moments(
 
 def statistic(
     sums: Sums,
-    shift: jax.Array,
+    origin: Origin,
     lead: tuple[Layout, ...],
     dims: tuple[Layout, ...],
     sizes: Mapping[str, int],
 ) -> Statistic:
-    """Mean and covariance from sums about a shift.
+    """Mean and covariance from sums about an origin.
 
     Args:
         sums: in float64.
-        shift: what was subtracted from every vector.
+        origin: what was subtracted from every vector, and its unit.
         lead: layouts of the leading dimensions.
         dims: layouts of the contracted ones.
         sizes: the present size of each axis.
     """
-    total, second = np.asarray(sums.s), np.asarray(sums.S)
+    shift, unit = (np.asarray(part, np.float64) for part in origin)
+    total = np.asarray(sums.s) * unit
     count = np.maximum(_over(np.asarray(sums.n), total), 1e-30)
     mean = total / count
-    if second.ndim == total.ndim:
-        cov = second / count - mean**2
+    if np.ndim(sums.S) == total.ndim:
+        cov = np.asarray(sums.S) * unit**2 / count - mean**2
     else:
+        second = np.asarray(sums.S) * unit[..., :, None] * unit[..., None, :]
         cov = second / count[..., None] - mean[..., :, None] * mean[..., None, :]
     return Statistic(
         tuple(layout.resized(sizes) for layout in lead),
         tuple(layout.resized(sizes) for layout in dims),
         float(np.max(sums.n)),
-        mean + np.asarray(shift, np.float64),
+        mean + shift,
         cov,
     )
 

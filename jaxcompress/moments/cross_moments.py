@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.moments.accumulators import Accumulator, Gathered
+from jaxcompress.moments.accumulators import Accumulator, Gathered, unit_of
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.masks import VectorWeights, vector_weights
 from jaxcompress.networks.trace import Network
@@ -202,7 +202,10 @@ def gather(
     total: CrossMoments | None = None
     for number, inputs in enumerate(data.values(net)):
         count, *parts = products(before, after, inputs, number)
-        moments = CrossMoments(float(count), *(np.asarray(part, np.float64) for part in parts))
+        x, y, mean, met, cov, cross = (np.asarray(part, np.float64) for part in parts)
+        moments = CrossMoments(
+            float(count), x * mean, y * met, cov * y * y[:, None], cross * x * y[:, None]
+        )
         total = moments if total is None else total + moments
     if total is None:
         raise ValueError("there are no batches: give an iterable of at least one")
@@ -212,11 +215,13 @@ def gather(
 def _cross_moments(
     x: Float[Array, "rows m"], y: Float[Array, "rows small"], weights: Float[Array, " rows"]
 ) -> tuple[jax.Array, ...]:
-    """One batch's count, means, and covariances of y with itself and with x."""
+    """One batch's count, units of x and y, and in these units their means and covariances."""
     count = jnp.maximum(weights.sum(), 1e-30)
+    x_unit, y_unit = unit_of(jnp.abs(x).max(0)), unit_of(jnp.abs(y).max(0))
+    x, y = x / x_unit[None], y / y_unit[None]
     x_mean, y_mean = (weights @ x) / count, (weights @ y) / count
     x, y = x - x_mean[None], y - y_mean[None]
     weighted = (weights[:, None] * y).T
     cov = jnp.matmul(weighted, y, precision="highest") / count
     cross = jnp.matmul(weighted, x, precision="highest") / count
-    return weights.sum(), x_mean, y_mean, cov, cross
+    return weights.sum(), x_unit, y_unit, x_mean, y_mean, cov, cross

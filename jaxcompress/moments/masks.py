@@ -249,14 +249,7 @@ def vector_weights(
         mask: from them to weights.
         sample: the fraction of every example's vectors that is taken.
         batch: the batch's number, which seeds the sample.
-
-    Raises:
-        ValueError: for a sample outside (0, 1].
     """
-    if not 0 < sample <= 1:
-        raise ValueError(
-            f"sample={sample} is not in (0, 1]: it is the fraction of vectors to measure"
-        )
     key = jax.random.fold_in(jax.random.key(0), batch) if sample < 1 else None
     if mask is None:
         return VectorWeights(sample=sample, key=key)

@@ -97,6 +97,32 @@ class Moments:
             total += weight
         return AxisMoments(row, total, mean, cov)
 
+    def check_fit(self, structure: Structure, sizes: Mapping[str, int]) -> None:
+        """Refuse moments of another network, or of other sizes of its axes.
+
+        Args:
+            structure: the network's axes.
+            sizes: the present size of every axis that a parameter has.
+
+        Raises:
+            ValueError: naming the contraction and the axis.
+        """
+        if unknown := sorted(self.sites.keys() - structure.sites.keys()):
+            raise ValueError(
+                f"the moments are of another network: they have the contractions {unknown}, and "
+                f"this one has {sorted(structure.sites)}"
+            )
+        for key, statistic in self.sites.items():
+            for layout in (*statistic.lead, *statistic.dims):
+                for part in layout.leaves():
+                    if sizes.get(part.key, part.size) != part.size:
+                        raise ValueError(
+                            f"the moments do not fit the parameters: at {key} the axis {part.key} "
+                            f"has {part.size} positions, and the parameters have "
+                            f"{sizes[part.key]}: give the moments that `transform.apply(params, "
+                            "moments)` returned with these parameters, or call jc.calibrate anew"
+                        )
+
     def by_leaf(self) -> dict[str, Float[np.ndarray, "*lead m m"] | Float[np.ndarray, " rows"]]:
         """The second moments of each matrix's inputs, as far as they are known.
 

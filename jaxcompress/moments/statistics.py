@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 
 from jaxcompress.checkpoint.records import record
+from jaxcompress.checks import checked, number, whole
 from jaxcompress.moments.plots import plot_correlations
 from jaxcompress.networks.axes import Axis, Layout
 from jaxcompress.networks.maps import along, lines
@@ -166,6 +167,9 @@ def _in_fibre(layout: Layout, fibre: Mapping[str, int]) -> np.ndarray:
     return inside
 
 
+CORRELATION = number("(0, 1]", "an absolute correlation")
+
+
 @dataclasses.dataclass(frozen=True)
 class AxisMoments:
     """Moments of the activations along one hidden axis.
@@ -200,6 +204,7 @@ class AxisMoments:
         """The variances along the principal directions, largest first."""
         return np.maximum(np.linalg.eigvalsh(self.cov)[:, ::-1], 0)
 
+    @checked(threshold=CORRELATION, fibre=whole(0))
     def groups(self, threshold: float = 0.9, fibre: int = 0) -> list[list[int]]:
         """Groups of redundant channels, larger groups first.
 
@@ -220,12 +225,22 @@ class AxisMoments:
             >>> jc.calibrate(net, params, [x], progress=False)["up:1"].groups()
             [[0, 2]]
         """
+        self._check_fibre(fibre)
         linked = np.abs(self.correlations[fibre]) >= threshold
         np.fill_diagonal(linked, True)
         count, labels = connected_components(linked)
         groups = [np.flatnonzero(labels == label).tolist() for label in range(count)]
         return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
 
+    def _check_fibre(self, fibre: int) -> None:
+        """Refuse a fibre that the axis does not have."""
+        if fibre >= len(self.mean):
+            raise ValueError(
+                f"{self.axis.key} has {len(self.mean)} fibres, counted from 0: fibre={fibre} is "
+                "not among them"
+            )
+
+    @checked(threshold=CORRELATION, fibre=whole(0))
     def plot(
         self, *, threshold: float = 0.9, fibre: int = 0, path: str | Path | None = None
     ) -> Figure:
@@ -239,6 +254,7 @@ class AxisMoments:
         Returns:
             The matplotlib figure.
         """
+        self._check_fibre(fibre)
         return plot_correlations(
             self.axis.key,
             self.correlations[fibre],

@@ -46,6 +46,7 @@ class Axis:
         nonlinear: slots whose parameters pass a nonlinear function before they are contracted.
         foldable: whether its scales can be folded into consumers: every scale follows the norms
             over the axis, and these are of one kind.
+        centred: whether sums over it serve to subtract its mean alone, as in layer norm.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Axis:
     averaged: bool = False
     nonlinear: tuple[Slot, ...] = ()
     foldable: bool = True
+    centred: bool = False
 
     @property
     def tied(self) -> tuple[Slot, ...]:
@@ -134,8 +136,10 @@ class Site:
         layers: axes of loops that run over layers of the parameter.
         bias: slots of a bias that is added to the product, and its sign (-1 for a mean that is
             subtracted); 0 without one.
-        scaled: scales that multiplied the activations; None where branches with different ones
-            join.
+        scaled: scales that multiplied the activations after a norm; None where they follow no norm
+            or branches with different ones join.
+        shifted: parameters that were added to the activations after these scales.
+        normed: whether a norm over the contracted axis comes before these.
         outputs: the parameter's other dimensions, in the product's order.
     """
 
@@ -148,6 +152,8 @@ class Site:
     layers: tuple[str, ...] = ()
     bias: tuple[tuple[Slot, ...], int] = ((), 0)
     scaled: tuple[Slot, ...] | None = ()
+    shifted: tuple[Slot, ...] = ()
+    normed: bool = False
     outputs: tuple[Layout, ...] = ()
 
     @property

@@ -14,8 +14,7 @@ from jaxcompress.networks.axes import AXES, REFUSED, Axis, PairSite, Refused, Si
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
-from jaxcompress.programs.facts import MIXED
-from jaxcompress.programs.program import Slot
+from jaxcompress.programs.program import MIXED, PLAIN, Slot
 from jaxcompress.programs.rules import Contraction, Pair
 from jaxcompress.tables import Table
 
@@ -72,7 +71,7 @@ def slots_by_axis(layouts: dict[str, tuple[Layout, ...]]) -> dict[str, list[Slot
 # --- axes ----------------------------------------------------------------------------------------
 
 
-SHIFTS = ("shift", "scale", "indirect scale")
+SHIFTS = ("shift", "offset", "scale", "indirect scale")
 
 
 def refusal_of(traced: TracedProgram, atom: Dim, slots: list[Slot]) -> Refused | None:
@@ -124,16 +123,26 @@ def axis_of(traced: TracedProgram, atom: Dim, slots: list[Slot], fibres: tuple[s
         fibres=fibres,
         averaged=atom in atoms_of(analysis.averaged),
         nonlinear=tuple(slot for slot in slots if slot in analysis.bent),
-        foldable=foldable(traced, atom),
+        foldable=foldable(traced, atom, slots),
+        centred=centred(traced, atom),
     )
 
 
-def foldable(traced: TracedProgram, atom: Dim) -> bool:
+def foldable(traced: TracedProgram, atom: Dim, slots: list[Slot]) -> bool:
     """Whether the scales on an axis follow its norms, all means of squares or all sums."""
     analysis = traced.analysis
     means = sum(atom in atoms_of(dims) for dims in analysis.averaged_squares)
     sums = sum(atom in atoms_of(dims) for dims in analysis.squared)
-    return atom not in atoms_of(analysis.unfoldable) and means in (0, sums)
+    offsets = with_roles(traced, slots, "offset")
+    alone = all(analysis.roles[slot] == {"offset"} for slot in offsets)
+    return alone and atom not in atoms_of(analysis.unfoldable) and means in (0, sums)
+
+
+def centred(traced: TracedProgram, atom: Dim) -> bool:
+    """Whether sums over an axis serve to centre it alone, as in layer norm."""
+    totals = [total for total in traced.analysis.totals if atom in atoms_of(total.dims)]
+    plain = not any(total.spoilt for total in totals)
+    return bool(totals) and plain and atom not in atoms_of(traced.analysis.uncentred)
 
 
 def atoms_of(dims: Iterable[Dim | None]) -> set[Dim]:
@@ -149,7 +158,8 @@ def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
     analysis, names = traced.analysis, traced.names
     bias, sign = analysis.biases.get(contraction.key, (frozenset(), 0))
     scales = set().union(*(analysis.scales.get(slot, set()) for slot in contraction.consumed))
-    scale = next(iter(scales), frozenset())
+    scaling = next(iter(scales), PLAIN)
+    known = len(scales) < 2 and MIXED not in scales and scaling.normed >= bool(scaling.scales)
     return Site(
         key=contraction.key,
         slots=tuple(sorted(contraction.consumed)),
@@ -159,7 +169,9 @@ def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
         batch=tuple(layout_of(dim, names) for _, dim in contraction.batch),
         layers=tuple(names.get(find(turns), "") for turns in contraction.layers),
         bias=(tuple(sorted(bias)), sign),
-        scaled=None if len(scales) > 1 or MIXED in scale else tuple(sorted(scale)),
+        scaled=tuple(sorted(scaling.scales)) if known else None,
+        shifted=tuple(sorted(scaling.shifts)),
+        normed=known and scaling.normed,
         outputs=tuple(layout_of(dim, names) for dim in contraction.produced),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import overload
 
@@ -56,9 +56,14 @@ class AxisMap:
         """The matrices that a slot of the axis is multiplied by."""
         if slot in axis.consumers and slot not in axis.producers:
             return np.swapaxes(self.other.get(slot, self.consume), -1, -2)
-        if slot in axis.scales and self.channels is not None:
-            return self.channels
-        return self.other.get(slot, self.produce)
+        scaling = self.channels if slot in axis.scales else None
+        return self.other.get(slot, self.produce if scaling is None else scaling)
+
+
+def selecting(channels: Sequence[Int[np.ndarray, " r"]], size: int) -> AxisMap:
+    """The map that keeps some channels of each fibre of an axis of a given size, without a fold."""
+    produce = np.stack([np.eye(size)[:, chosen] for chosen in channels])
+    return AxisMap(produce, np.swapaxes(produce, 1, 2), produce)
 
 
 def _fields(change: AxisMap) -> dict[str, PyTree]:

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from jaxcompress.arrays.base import CompactArray, is_compact, materialize
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import checked, explained, function, mapping, shown, whole_number
 from jaxcompress.networks.arguments import check_arguments, naming_flags
 from jaxcompress.networks.axes import USES, Axis, Refused, Structure, Use
 from jaxcompress.networks.describe import describe
@@ -120,6 +121,9 @@ class Network:
         Raises:
             ValueError: for parameters whose sizes contradict each other; the leaf is named.
         """
+        # before jax.jit, which would refuse a leaf that is no array without its name
+        check_arrays("the network's parameters", params)
+        check_arrays("the network's inputs", inputs)
         return self._compiled(params, *inputs)
 
     @functools.cached_property
@@ -135,11 +139,16 @@ class Network:
         Raises:
             ValueError: for a key that is no hidden axis.
         """
+        if not isinstance(sizes, Mapping):
+            raise TypeError(
+                f"resized takes a mapping from axes to sizes, such as {{'up:1': 8}}, got "
+                f"{shown(sizes)}"
+            )
         unknown = sorted(set(sizes) - set(self.axes.keys()))
         if unknown:
             there = ", ".join(self.axes.keys())
             raise ValueError(f"resized: {unknown} are no hidden axes; there are: {there}")
-        given = {key: int(size) for key, size in sizes.items()}
+        given = {key: whole_number(f"resized: {key}", size) for key, size in sizes.items()}
         return dataclasses.replace(self, given_sizes={**self.given_sizes, **given})
 
     def explain(self, params: PyTree, *inputs: PyTree) -> Table[Use]:
@@ -171,6 +180,7 @@ class Network:
             for name in sorted(leaves & compact):
                 uses[Use(name, how, step.name, step.where)] = None
 
+        check_arrays("the network's parameters", params)
         shapes = shapes_of(inputs or self.inputs)
         jax.eval_shape(functools.partial(self.replay, note=note), params, *shapes)
         return Table(tuple(uses), USES, "no compact array is used")
@@ -186,6 +196,7 @@ class Network:
         Raises:
             ValueError: for another tree of parameters.
         """
+        check_arrays("the network's parameters", params)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
         if treedef != jax.tree.structure(self.full):
             traced, given = (
@@ -245,25 +256,25 @@ def summary(kind: str, axes: list[Axis]) -> str:
     return f"{len(axes)} {kind} ({shown}{', ...' if len(axes) > 2 else ''})"
 
 
-def check_network(who: str, net: object) -> None:
-    """Refuse what is no `Network`, in the name of a function."""
-    if not isinstance(net, Network):
-        raise TypeError(f"{who} takes a network from jc.trace, got {type(net).__name__}")
+def network(name: str, value: Network) -> Network:
+    """The kind of an argument that is a network."""
+    if not isinstance(value, Network):
+        who = name.removesuffix(": net")
+        raise TypeError(f"{who} takes a network from jc.trace, got {type(value).__name__}")
+    return value
 
 
-def structure_of(who: str, net: Network | Structure) -> Structure:
-    """The axes that a transform keeps of a network, or of the structure that a file had of it.
-
-    Args:
-        who: the function in whose name others are refused.
-        net: from `jc.trace`, or its `structure`.
-    """
-    if isinstance(net, Structure):
-        return net
-    check_network(who, net)
-    return net.structure
+def traced(name: str, value: Network | Structure) -> Network | Structure:
+    """The kind of an argument that is a network, or the structure that a file had of one."""
+    return value if isinstance(value, Structure) else network(name, value)
 
 
+def structure_of(net: Network | Structure) -> Structure:
+    """The axes that a transform keeps of a network, or of the structure that a file had of it."""
+    return net if isinstance(net, Structure) else net.structure
+
+
+@checked(apply=function("apply(params, *inputs)"), state_outputs=mapping)
 def trace(
     apply: Callable[..., PyTree],
     params: PyTree,
@@ -307,6 +318,8 @@ def trace(
         >>> net(small, jnp.ones((5, 3))).shape
         (5, 2)
     """
+    if not all(isinstance(path, str) for path in (state_outputs or {}).values()):
+        raise TypeError(f"trace: state_outputs maps paths to paths, got {shown(state_outputs)}")
     check_arguments(params, inputs)
     full = jax.tree.map(shape_of, params, is_leaf=is_compact)
     shapes = shapes_of(inputs)
@@ -314,6 +327,13 @@ def trace(
     with naming_flags(params, inputs):
         traced = traces(full, shapes)
     return Network(traces, full, shapes, describe(traced))
+
+
+def check_arrays(what: str, tree: PyTree) -> None:
+    """Refuse leaves that are no arrays, shapes or numbers, by name."""
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            raise ValueError(f"{what}: {name or 'the leaf'} is no array: {shown(leaf)}")
 
 
 def shape_of(leaf: jax.Array | CompactArray) -> jax.ShapeDtypeStruct:
@@ -330,4 +350,5 @@ def dtype_of(leaf: ArrayLike | CompactArray) -> DTypeLike:
 
 def shapes_of(inputs: tuple[PyTree, ...]) -> tuple[PyTree[jax.ShapeDtypeStruct], ...]:
     """The shapes and dtypes of inputs."""
-    return jax.eval_shape(lambda *values: values, *inputs)
+    with explained("the inputs are no trees of arrays"):
+        return jax.eval_shape(lambda *values: values, *inputs)

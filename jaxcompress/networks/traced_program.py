@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.paths import leaf_name, named_leaves
-from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, unify
+from jaxcompress.checks import arrays_in, explained
+from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, mark, repeated, several, unify
 from jaxcompress.programs.program import Program, Slot, Value, build, prune
 from jaxcompress.programs.rules import Analysis
 
@@ -77,7 +78,9 @@ def find_axes(
     state_outputs: Mapping[str, str],
 ) -> TracedProgram:
     """Trace a function at given shapes, and analyse it."""
-    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
+    name = getattr(apply, "__name__", type(apply).__name__)
+    with explained(f"{name} cannot be called with the parameters and inputs {arrays_in(inputs)}"):
+        closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     program = prune(build(closed))
     analysis = Analysis()
     leaves = parameters(program, [name for name, _ in named_leaves(params)])
@@ -93,7 +96,7 @@ def find_axes(
 
 def fresh_dims(value: Value) -> list[Dim | None]:
     """A new axis for every dimension of more than one position."""
-    return [Dim(size) if size > 1 else None for size in value.shape]
+    return [Dim(size) if several(size) else None for size in value.shape]
 
 
 def parameters(program: Program, names: Sequence[str]) -> dict[str, Value]:

@@ -13,8 +13,9 @@ from jaxcompress.programs import (  # noqa: F401  (each registers its rules)
     random_numbers,
     reductions,
     reshaping,
+    solves,
 )
 from jaxcompress.programs.arithmetic import elementwise, linear
-from jaxcompress.programs.rules import RULES, Rule, register
+from jaxcompress.programs.rules import RULES, Rule, primitives_without_rule, register
 
-__all__ = ["RULES", "Rule", "elementwise", "linear", "register"]
+__all__ = ["RULES", "Rule", "elementwise", "linear", "primitives_without_rule", "register"]

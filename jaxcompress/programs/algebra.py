@@ -14,6 +14,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from jaxcompress.programs.compat import Inconclusive
+
 
 class Kind(enum.IntFlag):
     """The operations between producers and consumers of an axis; the strongest names its kind."""
@@ -63,7 +67,7 @@ class Dim:
     __slots__ = ("kind", "pair", "parent", "parts", "reasons", "size", "split")
 
     def __init__(self, size: int):
-        self.size = int(size)
+        self.size = int(size) if is_number(size) else size
         self.parent: Dim | None = None
         self.split: str | None = None
         self.parts: tuple[Dim, ...] = ()
@@ -82,6 +86,21 @@ class Dim:
 
 class Misaligned(Exception):
     """Two forms that have no common refinement."""
+
+
+def several(size: int) -> bool:
+    """Whether a size is more than one; a symbolic size of `jax.export` counts as more."""
+    return bool(size > 1) if is_number(size) else True
+
+
+def is_number(size: object) -> bool:
+    """Whether a size is a number, not a symbol of `jax.export` for any."""
+    return isinstance(size, int | np.integer)
+
+
+def exceeds(a: int, b: int) -> bool:
+    """Whether a size is larger than another; a symbolic one exceeds its divisors."""
+    return bool(a > b) if is_number(a) and is_number(b) else a != b and a % b == 0
 
 
 def find(dim: Dim) -> Dim:
@@ -133,7 +152,7 @@ def unify(a: Dim | None, b: Dim | None, reason: Reason) -> None:
         return
     try:
         _unify(a, b)
-    except Misaligned as problem:
+    except (Misaligned, Inconclusive) as problem:
         why = Reason(reason.primitive, f"{reason.sentence}: {problem}", reason.where)
         mark(a, Kind.OPAQUE, why)
         mark(b, Kind.OPAQUE, why)
@@ -215,10 +234,12 @@ def align(left: Sequence[Dim], right: Sequence[Dim]) -> tuple[list[Dim], list[Di
         if a.size == b.size:
             done[0].append(left.pop(0))
             done[1].append(right.pop(0))
-        elif a.size > b.size:
+        elif exceeds(a.size, b.size):
             left[:1] = factor(a, b.size)
-        else:
+        elif exceeds(b.size, a.size):
             right[:1] = factor(b, a.size)
+        else:
+            raise Misaligned(f"sizes {a.size} and {b.size} have no common factors")
     if left or right:
         raise Misaligned("a size of one is left over")
     return done
@@ -232,12 +253,12 @@ def factor(dim: Dim, leading: int) -> list[Dim]:
     if root.split == "product":
         factors = parts(root, "product")
         first = find(factors[0]).size
-        if first > leading:
+        if exceeds(first, leading):
             return [*factor(factors[0], leading), *factors[1:]]
         if first == leading:
             return factors
         raise Misaligned(f"its {root!r} positions do not begin with {leading} equal parts")
-    if root.size % leading:
+    if root.size % leading != 0:
         raise Misaligned(f"its {root.size} positions are no multiple of {leading}")
     if root.split == "concat":
         tie(root, leading)
@@ -357,9 +378,11 @@ def size_of(dim: Dim | None, sizes: Sizes) -> int:
 
 def place_of(dim: Dim | None, place: int, sizes: Sizes) -> int:
     """The offset at new sizes of a place between segments, given by its offset at the old sizes."""
-    if dim is None or place == 0:
+    if dim is None or sizes.keys().isdisjoint(atoms(dim)):
         return place
     root = find(dim)
+    if place == 0:
+        return place
     if place == root.size:
         return size_of(root, sizes)
     if root.split is None:

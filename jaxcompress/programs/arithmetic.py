@@ -16,16 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxcompress.programs.algebra import Dim, Kind, find, mark
-from jaxcompress.programs.facts import (
-    MIXED,
-    agreed,
-    copy_facts,
-    is_zero,
-    merge_facts,
-    varies,
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.programs import compat
+from jaxcompress.programs.algebra import Dim, Kind, atoms, find, is_number, mark, several
+from jaxcompress.programs.facts import agreed, copy_facts, is_zero, merge_facts, varies
+from jaxcompress.programs.norms import (
+    divides_by_norm,
+    multiply_scalings,
+    note_difference,
+    note_mean_of,
+    note_square,
+    pass_norms,
+    roots,
+    scaled_by,
+    spoil,
 )
-from jaxcompress.programs.program import Operand, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
@@ -37,7 +43,7 @@ def same_layout(step: Step, analysis: Analysis) -> None:
         for index, size in enumerate(out.shape):
             if size == 1:
                 continue
-            wide = [value for value in operands if value.shape[index] > 1]
+            wide = [value for value in operands if several(value.shape[index])]
             for value in wide[1:]:
                 analysis.unify(step, wide[0].dims[index], value.dims[index])
             out.dims[index] = wide[0].dims[index] if wide else analysis.fresh(size)
@@ -83,12 +89,18 @@ def elementwise(step: Step, analysis: Analysis) -> None:
         True
     """
     same_layout(step, analysis)
+    pass_norms(step)
     power = step.params["y"] if step.name == "integer_pow" else None
     squared = step.name == "square" or power == 2
+    if not squared:
+        spoil(*step.inputs)
     if power == 1:
         return
     for out in step.outputs:
-        out.square = squared
+        if squared:
+            note_square(out, step.inputs[0])
+        else:
+            out.scaled = [PLAIN] * len(out.shape)
         for index, dim in enumerate(out.dims):
             if not squared and not out.constant[index]:
                 mark(dim, Kind.ELEMENTWISE)
@@ -131,22 +143,37 @@ def linear(step: Step, analysis: Analysis) -> None:
         pass_on(analysis, source, out)
 
 
+PASSED = ("square", "summed", "squares", "direct", "bent", "literal")
+PASSED += ("count", "squared", "centred", "norms", "total")
+"""The facts of a value that do not belong to a dimension, and that another layout keeps."""
+
+
 def pass_on(analysis: Analysis, source: Value, out: Value) -> None:
     """The facts that a change of layout or of dtype keeps."""
-    for name in ("square", "summed", "squares", "direct", "bent", "literal"):
+    for name in PASSED:
         setattr(out, name, getattr(source, name))
     out.shared = source.shared or analysis.uses[id(source)] > 1
     out.sites = frozenset() if out.shared else source.sites
 
 
 def replay_cast(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
-    """A compact array stays one in another float dtype."""
-    operand, dtype = operands[0], step.params.get("new_dtype")
-    if not hasattr(operand, "materialize") or not (
-        dtype is None or jnp.issubdtype(dtype, jnp.floating)
-    ):
+    """A compact array stays one in another float dtype that one computes in.
+
+    A cast to fewer than 16 bits is a quantizer: it rounds the dense entries, not what is stored.
+    """
+    operand, dtype = operands[0], step.params["new_dtype"]
+    if is_compact(operand) and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16:
+        return [jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    return bind(step, operands, replay)
+
+
+def replay_stored(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """Of a compact array: the primitive on every stored number, such as a stopped gradient."""
+    if not is_compact(operands[0]):
         return bind(step, operands, replay)
-    return [operand if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), operand)]
+    leaves, structure = jax.tree.flatten(operands[0])
+    stored = [compat.bind(step.primitive, [leaf], step.params)[0] for leaf in leaves]
+    return [jax.tree.unflatten(structure, stored)]
 
 
 @register("neg")
@@ -155,6 +182,8 @@ def negate(step: Step, analysis: Analysis) -> None:
     linear(step, analysis)
     (out,) = step.outputs
     out.sites, out.square, out.direct = frozenset(), False, False
+    out.total = None
+    spoil(step.inputs[0])
     if step.inputs[0].square:
         for dim in out.dims:
             mark(dim, Kind.ELEMENTWISE)
@@ -164,7 +193,7 @@ def negate(step: Step, analysis: Analysis) -> None:
 register("real", "imag", "conj", "name", "reduce_precision")(linear)
 register("device_put", "sharding_constraint", "mesh_cast", "layout_constraint")(linear)
 register("optimization_barrier", "debug_callback", "debug_print")(linear)
-register("copy", "copy_p", "stop_gradient", replay=replay_cast)(linear)
+register("copy", "copy_p", "stop_gradient", replay=replay_stored)(linear)
 
 
 @register("convert_element_type", replay=replay_cast)
@@ -175,6 +204,7 @@ def convert(step: Step, analysis: Analysis) -> None:
         elementwise(step, analysis)
         return
     linear(step, analysis)
+    step.outputs[0].origin = step.inputs[0].origin
     # integer parameters can be selected, not mixed
     step.outputs[0].bent |= not jnp.issubdtype(source, jnp.floating)
 
@@ -188,8 +218,14 @@ def add(step: Step, analysis: Analysis) -> None:
     fold_literals(step, operator.sub if step.name == "sub" else operator.add)
     affine = any(value.literal is not None and not is_zero(value) for value in step.inputs)
     out.bent = not out.data and (left.bent or right.bent or affine)
+    pass_norms(step)
+    if step.name == "sub":
+        note_difference(step)
+    else:
+        spoil(left, right)
     for index, dim in enumerate(out.dims):
-        analysis.joined(step.inputs, index, dim)
+        if dim is None or not set(atoms(dim)) <= roots(out.centred):
+            analysis.joined(step.inputs, index, dim)
     sign = -1 if step.name == "sub" else 1
     for value, other in ((left, right), (right, left)):
         if value.from_params and other.data:
@@ -198,14 +234,35 @@ def add(step: Step, analysis: Analysis) -> None:
         out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
 
 
+@register("complex")
+def complex_(step: Step, analysis: Analysis) -> None:
+    """Linear in the real and in the imaginary part, as a sum of the two is."""
+    same_layout(step, analysis)
+    (out,) = step.outputs
+    left, right = step.inputs
+    constant = any(value.literal is not None and not is_zero(value) for value in step.inputs)
+    out.bent = not out.data and (left.bent or right.bent or constant)
+    for index, dim in enumerate(out.dims):
+        analysis.joined(step.inputs, index, dim)
+    for value, other in ((left, right), (right, left)):
+        for index in range(len(out.dims)) if value.from_params and other.data else ():
+            if varies(value, index):
+                analysis.role(value.slots[index], "shift")
+                out.slots[index] |= value.slots[index]
+
+
 def add_shift(out: Value, analysis: Analysis, shift: Value, other: Value, sign: int) -> None:
     """Note that parameters are added to activations: they shift the axis, and produce it too."""
     indices = [index for index in range(len(out.dims)) if varies(shift, index)]
     for index in indices:
-        analysis.role(shift.slots[index], "shift")
         out.slots[index] |= shift.slots[index]
-        if out.scaled[index]:
-            out.scaled[index] = frozenset({MIXED})
+        before = out.scaled[index]
+        # after a norm or a scale it is no shift of what the axis's producers give
+        follows = bool(before.scales or before.normed)
+        analysis.role(shift.slots[index], "offset" if follows else "shift")
+        if follows:
+            plain = shift.direct and sign == 1 and not before.shifts
+            out.scaled[index] = before._replace(shifts=shift.slots[index]) if plain else MIXED
     note_bias(analysis, shift, other, [out.dims[index] for index in indices], sign)
 
 
@@ -233,6 +290,31 @@ def fold_literals(step: Step, function: Callable[[np.ndarray, np.ndarray], Array
     left, right = step.inputs
     if left.literal is not None and right.literal is not None:
         step.outputs[0].literal = function(np.asarray(left.literal), np.asarray(right.literal))
+    fold_counts(step)
+
+
+COUNTING: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+}
+
+
+def fold_counts(step: Step) -> None:
+    """Compute a step on symbolic sizes and whole numbers."""
+    if step.name not in COUNTING or all(value.count is None for value in step.inputs):
+        return
+    left, right = map(count_of, step.inputs)
+    if left is not None and right is not None:
+        step.outputs[0].count = COUNTING[step.name](left, right)
+
+
+def count_of(value: Value) -> int | None:
+    """The symbolic size or the whole number that a value is, or None."""
+    if value.count is not None:
+        return value.count
+    number = scalar(value)
+    return None if number is None or number % 1 else int(number)
 
 
 def scalar(value: Value) -> float | None:
@@ -271,7 +353,9 @@ def replay_mean(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
     present = math.prod(replay.size(dim) for dim in divisor.dims)
     if traced != present:
         literal, count = step.inputs[divisor.operand], present - divisor.offset
-        number = np.asarray(1 / count if divisor.inverse else count, literal.dtype)
+        count = 1 / count if divisor.inverse else count
+        # a symbolic count becomes a number when the exported program is called
+        number = (np if is_number(count) or divisor.inverse else jnp).asarray(count, literal.dtype)
         operands = list(operands)
         operands[divisor.operand] = (
             jnp.full(replay.shape(literal), number) if literal.shape else number
@@ -284,21 +368,35 @@ def note_mean(
 ) -> None:
     """Note that a literal operand is the size of what was summed, or one less."""
     literal = step.inputs[operand]
-    number = scalar(literal)
     dims = [dim for dim in summed.summed if dim is not None]
-    if not number or not dims:
-        return
     size = math.prod(find(dim).size for dim in dims)
-    count = 1 / number if inverse else number
-    floating = jnp.issubdtype(literal.dtype, jnp.floating)
-    rounding = max(1e-5, float(jnp.finfo(literal.dtype).eps) if floating else 0)
     for offset in (0, 1) if summed.squares else (0,):
-        if size > offset and abs(count - (size - offset)) <= rounding * size:
+        if dims and is_count(literal, size - offset, size, inverse):
             step.note = Divisor(operand, dims, offset, inverse)
+            if not offset:
+                note_mean_of(step.outputs[0], summed)
             analysis.averaged += dims
             if summed.squares:
                 analysis.averaged_squares.append(tuple(dims))
             return
+
+
+def is_count(literal: Value, count: int, size: int, inverse: bool) -> bool:
+    """Whether a literal, or its inverse, is a count up to the rounding of a size."""
+    if not is_number(size):
+        return literal.count is not None and literal.count == count
+    number = scalar(literal)
+    if not number or count < 1:
+        return False
+    floating = jnp.issubdtype(literal.dtype, jnp.floating)
+    rounding = max(1e-5, float(jnp.finfo(literal.dtype).eps) if floating else 0)
+    return abs((1 / number if inverse else number) - count) <= rounding * size
+
+
+@register("dim_as_value")
+def dim_as_value(step: Step, analysis: Analysis) -> None:
+    """A symbolic size of `jax.export` as a number."""
+    step.outputs[0].count = step.params["dim"]
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -311,17 +409,23 @@ def multiply(step: Step, analysis: Analysis) -> None:
     (out,) = step.outputs
     left, right = step.inputs
     fold_literals(step, operator.mul)
+    pass_norms(step)
     if left is right:
-        out.square = True
+        note_square(out, left)
         return
     for operand, (scale, value) in enumerate(((left, right), (right, left))):
         apply_scale(step, analysis, value, scale)
         if scale.literal is not None:
             out.bent = out.bent if value.data else value.bent
             note_mean(step, analysis, value, operand, inverse=True)
+    explained = multiply_scalings(step)
+    if out.total is None:
+        spoil(left, right)
     for index, dim in enumerate(out.dims):
-        if varies(left, index) and varies(right, index) and left.data == right.data:
+        both = varies(left, index) and varies(right, index) and left.data == right.data
+        if both and index not in explained:
             mark(dim, Kind.ELEMENTWISE)
+            out.scaled[index] = PLAIN
 
 
 def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> None:
@@ -334,8 +438,10 @@ def apply_scale(step: Step, analysis: Analysis, value: Value, scale: Value) -> N
         if varies(scale, index):
             analysis.role(scale.slots[index], "scale" if plain else "indirect scale")
             mark(dim, Kind.DIAGONAL)
-            first = plain and not value.scaled[index]
-            out.scaled[index] = scale.slots[index] if first else frozenset({MIXED})
+            scaling = Scaling(scale.slots[index]) if plain else MIXED
+            # a number for each position times a scale varies along the axis by the scale alone
+            alone = not varies(value, index)
+            out.scaled[index] = scaled_by(value, index, scaling)._replace(alone=alone)
 
 
 @register("div", replay=replay_mean)
@@ -347,10 +453,16 @@ def divide(step: Step, analysis: Analysis) -> None:
     fold_literals(step, lambda a, b: a / b if np.all(b != 0) else np.nan)
     out.bent = (top.bent or bottom.literal is None) and not out.data
     apply_scale(step, analysis, top, bottom)
+    pass_norms(step)
+    for index, dim in enumerate(out.dims) if bottom.data and top.data else ():
+        if varies(top, index) and not varies(bottom, index) and divides_by_norm(bottom, dim):
+            out.scaled[index] = scaled_by(top, index, Scaling(normed=True))
     for index, dim in enumerate(out.dims):
         if varies(bottom, index) and (bottom.data or not top.data):
             mark(dim, Kind.ELEMENTWISE)
     note_mean(step, analysis, top, 1, inverse=False)
+    if out.total is None:
+        spoil(top, bottom)
 
 
 @register("select_n")
@@ -359,6 +471,7 @@ def select(step: Step, analysis: Analysis) -> None:
     same_layout(step, analysis)
     (out,) = step.outputs
     which, *cases = step.inputs
+    pass_norms(step)
     for index, dim in enumerate(out.dims):
         analysis.joined(cases, index, dim)
         if varies(which, index):

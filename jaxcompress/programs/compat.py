@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import jax
 from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
+
+T = TypeVar("T")
+
+try:
+    from jax.errors import InconclusiveDimensionOperation
+except ImportError:  # before jax 0.10
+    from jax.core import InconclusiveDimensionOperation
+
+Inconclusive = InconclusiveDimensionOperation
+"""The error of a comparison that has no answer for a symbolic size."""
 
 INLINED = {
     "pjit": "jaxpr",
@@ -67,6 +77,39 @@ def bind(primitive: core.Primitive, operands: list[PyTree], params: dict[str, An
     return list(result) if primitive.multiple_results else [result]
 
 
+def primitives() -> frozenset[str]:
+    """The names of all primitives that the installed JAX can compile, as jaxprs print them."""
+    from jax._src.interpreters import mlir
+
+    tables = (mlir._lowerings, *mlir._platform_specific_lowerings.values())
+    return frozenset(primitive.name for table in tables for primitive in table)
+
+
+def precision_name(precision: object) -> str | None:
+    """The name of a product's precision for `jax.default_matmul_precision`, None if it has none.
+
+    Args:
+        precision: the parameter of `dot_general`: None, one `jax.lax.Precision` for each side, or
+            an algorithm, of which only the presets have names.
+    """
+    if precision is None:
+        return "default"
+    if isinstance(precision, tuple):
+        ranks = ("default", "high", "highest")
+        # one name serves both sides: the more exact of the two
+        return max((side.name.lower() for side in precision), key=ranks.index)
+    return getattr(precision, "name", None)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: object) -> Iterator[None]:
+    """Give products without a precision of their own that of an equation, where it has one."""
+    with contextlib.ExitStack() as stack:
+        if precision is not None:
+            stack.enter_context(jax.default_matmul_precision(precision_name(precision)))
+        yield
+
+
 class _Frame(Protocol):
     """A frame of a traceback, as JAX returns it."""
 
@@ -109,6 +152,25 @@ def context_of(equation: core.JaxprEqn) -> Iterator[None]:
         if scope:
             stack.enter_context(jax.named_scope(scope))
         yield
+
+
+def switch(
+    index: jax.Array,
+    branches: list[Callable[..., T]],
+    operands: list[PyTree],
+    params: dict[str, Any],
+) -> T:
+    """`jax.lax.switch`, or `platform_dependent` where an equation's branches belong to platforms.
+
+    Branches of other platforms may have no lowering here, so that they are not even compiled.
+    """
+    platforms = params.get("branches_platforms")
+    if platforms is None:
+        return jax.lax.switch(index, branches, *operands)
+    options: dict[str, Callable[..., T]] = {}
+    for names, branch in zip(platforms, branches, strict=True):
+        options |= dict.fromkeys(names or ("default",), branch)
+    return jax.lax.platform_dependent(*operands, **options)
 
 
 def checkpointed(function: Callable[..., PyTree], params: dict[str, Any]) -> Callable[..., PyTree]:

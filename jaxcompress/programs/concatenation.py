@@ -6,7 +6,17 @@ again.
 
 from __future__ import annotations
 
-from jaxcompress.programs.algebra import Dim, Kind, Misaligned, concat, cut, mark, place_of
+from jaxcompress.programs.algebra import (
+    Dim,
+    Kind,
+    Misaligned,
+    concat,
+    cut,
+    mark,
+    place_of,
+    several,
+)
+from jaxcompress.programs.compat import Inconclusive
 from jaxcompress.programs.facts import (
     agreed,
     copy_facts,
@@ -60,7 +70,7 @@ def concatenate(step: Step, analysis: Analysis) -> None:
         out.slots[index] = slots_of(step, index)
         out.scaled[index] = agreed([value.scaled[index] for value in step.inputs])
         segments = [segment_of(step, analysis, value.dims[index]) for value in step.inputs]
-        out.dims[index] = concat(segments) if size > 1 else None
+        out.dims[index] = concat(segments) if several(size) else None
 
 
 def segment_of(step: Step, analysis: Analysis, dim: Dim | None) -> Dim:
@@ -134,8 +144,8 @@ def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) ->
     """Part of a dimension, from start up to limit."""
     try:
         pieces = cut(dim, [start, limit])
-        return pieces[1 if start else 0] if limit - start > 1 else None
-    except Misaligned as problem:
+        return pieces[1 if start else 0] if several(limit - start) else None
+    except (Misaligned, Inconclusive) as problem:
         sentence = f"positions {start} to {limit} are cut out across its parts: {problem}"
         analysis.freeze(step, dim, sentence)
         fresh = analysis.fresh(limit - start)

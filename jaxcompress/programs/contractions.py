@@ -18,9 +18,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxcompress.arrays.base import CompactArray, is_compact
-from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, pair, product
+from jaxcompress.programs import compat
+from jaxcompress.programs.algebra import (
+    Dim,
+    Kind,
+    Misaligned,
+    factor,
+    find,
+    mark,
+    pair,
+    product,
+    several,
+)
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import Operand, Slot, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -29,6 +40,7 @@ from jaxcompress.programs.rules import (
     bind,
     bind_with,
     register,
+    unknown,
 )
 
 
@@ -42,7 +54,7 @@ def _freeze_constant(
 ) -> None:
     """Freeze contracted axes along which the activations are constant."""
     for position in positions:
-        if activations.constant[position] and activations.shape[position] > 1:
+        if activations.constant[position] and several(activations.shape[position]):
             why = "the activations are constant along it"
             analysis.freeze(step, activations.dims[position], why)
 
@@ -97,9 +109,16 @@ def consume(
     return key
 
 
-def _note_scales(analysis: Analysis, slots: frozenset[Slot], scales: frozenset[Slot]) -> None:
+def _note_scales(analysis: Analysis, slots: frozenset[Slot], scaling: Scaling) -> None:
     for slot in slots:
-        analysis.scales.setdefault(slot, set()).add(scales)
+        # a scale alone is no activation whose axis a map could change
+        analysis.scales.setdefault(slot, set()).add(MIXED if scaling.alone else scaling)
+
+
+def _note_sum(analysis: Analysis, dim: Dim | None) -> None:
+    """Note a sum over an axis that no parameter takes part in, or that is not measured."""
+    mark(dim, Kind.NORMALISED)
+    analysis.uncentred += [] if dim is None else [dim]
 
 
 # --- matrix products -----------------------------------------------------------------------------
@@ -115,7 +134,7 @@ def replay_dot(step: Step, operands: list[Operand], replay: Replay) -> list[Oper
     if replay.tap is not None and step.note is not None:
         replay.tap.observe(step.note, operands, step)
     # the right side first: in x @ W it is the weight
-    for side in (1, 0):
+    for side in (1, 0) if compat.precision_name(step.params["precision"]) else ():
         if is_compact(operands[side]) and own_product(step, operands[side], side) is not None:
             return tapped_results(
                 step.note, step, [structural_dot(step, operands, side, replay)], replay
@@ -173,6 +192,9 @@ def structural_dot(step: Step, operands: list[Operand], side: int, replay: Repla
     contracting, batch = step.params["dimension_numbers"]
     array = operands[side]
     x = replay.dense(step, operands[1 - side], step.inputs[1 - side])
+    wanted = step.outputs[0].dtype
+    # a product that is asked for in a wider dtype is summed up in it
+    x = x.astype(jnp.promote_types(x.dtype, wanted))
     replay.tell(step, step.inputs[side], "contracted")
     product = own_product(step, array, side)
     assert product is not None, "replay_dot checks that the array has this product"
@@ -189,14 +211,15 @@ def structural_dot(step: Step, operands: list[Operand], side: int, replay: Repla
         math.prod(sizes),
         math.prod(shape[axis] for axis in product.contracted),
     )
-    out = product.multiply(rows).reshape(
+    with compat.matmul_precision(step.params["precision"]):
+        out = product.multiply(rows)
+    out = out.reshape(
         *(shape[axis] for axis in stack), *sizes, *(shape[axis] for axis in product.outputs)
     )
     out = jnp.transpose(
         out, output_order(len(stack), len(rest), product.outputs, batch[side], side)
     )
-    wanted = step.params.get("preferred_element_type")
-    return out if wanted is None else out.astype(wanted)
+    return out.astype(wanted)
 
 
 def output_order(
@@ -250,7 +273,7 @@ def _product_facts(step: Step) -> None:
     for index, (value, position) in enumerate(kept, len(shared)):
         copy_facts(out, index, value, position)
         if not value.data and out.data:
-            out.scaled[index] = frozenset()
+            out.scaled[index] = PLAIN
 
 
 def _of_activations(step: Step, analysis: Analysis) -> None:
@@ -263,7 +286,7 @@ def _of_activations(step: Step, analysis: Analysis) -> None:
     sides = all_slots(left, contracting[0]), all_slots(right, contracting[1])
     if not all(sides):  # one side is no axis of parameters: only a sum over the other is known
         for position in contracting[0]:
-            mark(left.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, left.dims[position])
         return
     for value, positions in zip((left, right), contracting, strict=True):
         for position in positions:
@@ -293,7 +316,7 @@ def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
     if not activations.data and not loop_start(activations):
         # a constant: the product is made of parameters, and nothing was measured
         for position in contracting[side]:
-            mark(weight.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, weight.dims[position])
         out.bent = weight.bent
         return
     kept = free(len(weight.shape), contracting[side], batch[side])
@@ -311,7 +334,7 @@ def _of_constant(step: Step, analysis: Analysis) -> None:
     contracting, _ = step.params["dimension_numbers"]
     for value, positions in zip(step.inputs, contracting, strict=True):
         for position in positions if value.data else ():
-            mark(value.dims[position], Kind.NORMALISED)
+            _note_sum(analysis, value.dims[position])
 
 
 PRODUCTS: dict[tuple[str, str], Callable[[Step, Analysis], None]] = {
@@ -340,6 +363,56 @@ def loop_start(value: Value) -> bool:
 def all_leaves(value: Value) -> set[str]:
     """The parameter leaves that a value came from."""
     return {slot.leaf for slot in itertools.chain.from_iterable(value.slots)}
+
+
+# --- products by groups --------------------------------------------------------------------------
+
+
+def replay_ragged(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """The product of every group of rows, reported to the tap as one product of all rows."""
+    if replay.tap is not None and step.note is not None:
+        replay.tap.observe(step.note, operands, step)
+    return tapped_results(step.note, step, bind(step, operands, replay), replay)
+
+
+@register("ragged_dot_general", replay=replay_ragged)
+def ragged_dot_general(step: Step, analysis: Analysis) -> None:
+    """Rows in consecutive groups times a matrix for each group, as in a mixture of experts.
+
+    Contracted and shared dimensions are one axis; the groups are opaque. Other kinds of this
+    primitive, which are its derivatives, have no rule.
+    """
+    rows, weight = step.inputs[:2]
+    numbers = step.params["ragged_dot_dimension_numbers"]
+    contracting, batch = numbers.dot_dimension_numbers
+    groups = numbers.rhs_group_dimensions
+    if not (rows.data and weight.from_params and groups):
+        unknown(step, analysis)
+        return
+    merge_facts(step)
+    (out,) = step.outputs
+    for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
+        analysis.unify(step, rows.dims[mine], weight.dims[theirs])
+    for index in numbers.lhs_ragged_dimensions:
+        analysis.freeze(step, rows.dims[index], "it is divided into groups")
+    for index in groups:
+        analysis.freeze(step, weight.dims[index], "each position multiplies a group of rows")
+    kept = free(len(weight.shape), contracting[1], (*batch[1], *groups))
+    order = [
+        (rows, index) for index in (*batch[0], *free(len(rows.shape), contracting[0], batch[0]))
+    ]
+    for index, (value, position) in enumerate([*order, *((weight, index) for index in kept)]):
+        copy_facts(out, index, value, position)
+        if index < len(batch[0]):
+            mark(out.dims[index], Kind.ELEMENTWISE)
+        if value is weight:
+            out.scaled[index] = frozenset()
+    analysis.role(all_slots(weight, kept), "produce")
+    analysis.role(all_slots(weight, batch[1]), "batch")
+    pairs = list(zip(contracting[0], contracting[1], strict=True))
+    shared = tuple((position, rows.dims[position]) for position in batch[0])
+    # a bias is one for all groups: none carries the mean of every group's product
+    consume(step, analysis, rows, weight, pairs, shared, produced=(*kept, *batch[1]))
 
 
 # --- convolutions --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, mark
 from jaxcompress.programs.facts import (
@@ -138,13 +140,36 @@ def split_operands(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], l
     return [*values[:constants]], [*values[constants:end]], [*values[end:]]
 
 
+def slices_children(operand: Operand) -> bool:
+    """Whether slices of an operand's children are slices of the operand, along the first dimension.
+
+    They are for a stack of matrices, not for the rows of one matrix, nor where the matrices of a
+    stack share a child.
+    """
+    if not is_compact(operand):
+        return True
+    if not operand.stack_shape:
+        return False
+    try:
+        one = jax.eval_shape(lambda array: jax.tree.map(operator.itemgetter(0), array), operand)
+        shape = jax.eval_shape(lambda array: array.materialize(), one).shape
+    except (IndexError, RuntimeError, TypeError, ValueError):  # some child has no slice for each
+        return False
+    return shape == operand.shape[1:]
+
+
 def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Scan the body at the present sizes, with a tap's sums as another carry."""
     body, tap = step.programs["body"], replay.tap
     constants, init, stacked = split_operands(step, operands)
+    _, carries, slices = split_operands(step, body.inputs)
     init = [
         jnp.asarray(replay.dense(step, operand, value), value.dtype)
-        for operand, value in zip(init, split_operands(step, body.inputs)[1], strict=True)
+        for operand, value in zip(init, carries, strict=True)
+    ]
+    stacked = [
+        operand if slices_children(operand) else replay.dense(step, operand, value)
+        for operand, value in zip(stacked, slices, strict=True)
     ]
 
     def turn(
@@ -158,7 +183,9 @@ def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
         carry = results[: len(init)], accumulate(sums, added)
         return carry, (results[len(init) :], layers)
 
-    options = {name: step.params[name] for name in ("length", "reverse", "unroll")}
+    options = {name: step.params[name] for name in ("reverse", "unroll")}
+    if not stacked:  # else what the loop runs over has it, and it may be symbolic
+        options["length"] = step.params["length"]
     if tap is None:
         (final, _), (outputs, _) = jax.lax.scan(turn, (init, {}), (stacked, None), **options)
         return [*final, *outputs]
@@ -261,7 +288,8 @@ def replay_while(step: Step, operands: list[Operand], replay: Replay) -> list[Op
     def body(state: tuple[list[Operand], PyTree]) -> tuple[list[Operand], PyTree]:
         values, sums = state
         inner = nested(inside)
-        results = inner.run(step.programs["body"], [*fixed, *values])
+        program = step.programs["body"]
+        results = dense_outputs(step, inner, program, inner.run(program, [*fixed, *values]))
         added = {} if inner.tap is None else inner.tap.split_sums(None)[0]
         return results, accumulate(sums, added)
 
@@ -315,7 +343,7 @@ def replay_cond(step: Step, operands: list[Operand], replay: Replay) -> list[Ope
     for program in programs if replay.tap is not None else ():
         zeros |= zeros_like(jax.eval_shape(branch(program, {}), *rest)[1])
     branches = [branch(program, zeros) for program in programs]
-    results, sums = jax.lax.switch(index, branches, *rest)
+    results, sums = compat.switch(index, branches, rest, step.params)
     if replay.tap is not None:
         replay.tap.update(sums)
     return results

@@ -13,6 +13,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxcompress.programs import compat
 from jaxcompress.programs.control import transfer
@@ -37,6 +38,21 @@ def is_jvp(step: Step) -> bool:
     return step.name == "custom_jvp_call"
 
 
+def directed(step: Step) -> list[bool]:
+    """Whether the derivative rule is one with respect to each operand.
+
+    The first operands are what the function closes over, constant arrays as a rule: JAX hands them
+    on beside the arguments, and a rule has no derivative with respect to them.
+    """
+    constants = step.params.get("num_consts", 0)
+    return [index >= constants and differentiable(value) for index, value in enumerate(step.inputs)]
+
+
+def arguments(items: Iterable[T], step: Step) -> list[T]:
+    """The items that belong to operands with derivatives."""
+    return [item for item, wanted in zip(items, directed(step), strict=True) if wanted]
+
+
 def derivative(step: Step) -> Program | None:
     """The derivative rule as a program of (operands, tangents or cotangents), at the full shapes.
 
@@ -45,7 +61,7 @@ def derivative(step: Step) -> Program | None:
     """
     operands = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.inputs]
     results = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.outputs]
-    tangents, cotangents = floats(operands, step.inputs), floats(results, step.outputs)
+    tangents, cotangents = arguments(operands, step), floats(results, step.outputs)
     if not tangents or not cotangents:
         return None
 
@@ -53,12 +69,12 @@ def derivative(step: Step) -> Program | None:
         def call(values: list[Operand]) -> list[Operand]:
             remaining = iter(values)
             merged = [
-                next(remaining) if differentiable(value) else operand
-                for operand, value in zip(operands, step.inputs, strict=True)
+                next(remaining) if wanted else operand
+                for operand, wanted in zip(operands, directed(step), strict=True)
             ]
             return floats(compat.bind(step.primitive, merged, step.params), step.outputs)
 
-        values = floats(operands, step.inputs)
+        values = arguments(operands, step)
         if is_jvp(step):
             return jax.jvp(call, (values,), (directions,))[1]
         return jax.vjp(call, values)[1](directions)[0]
@@ -102,8 +118,24 @@ def replay_custom(step: Step, operands: list[Operand], replay: Replay) -> list[O
 
     if rule is None or inlined:
         return run(*operands)
+    closed = step.params.get("num_consts", 0)
+    operands[:closed] = closed_over(operands[:closed])
     define = with_jvp if is_jvp(step) else with_vjp
     return define(step, replay, run, rule)(*operands)
+
+
+@jax.custom_jvp
+def closed_over(values: list[jax.Array]) -> list[jax.Array]:
+    """What a function with a derivative rule closes over: it has no derivative, as in JAX."""
+    return values
+
+
+@closed_over.defjvp
+def _refuse(primals: PyTree, tangents: PyTree) -> PyTree:
+    raise TypeError(
+        "a function with a derivative rule of its own closes over parameters: the rule has no "
+        "derivative with respect to them; make them arguments of the function"
+    )
 
 
 def with_jvp(
@@ -116,9 +148,10 @@ def with_jvp(
     def jvp(
         primals: tuple[Operand, ...], tangents: tuple[Operand, ...]
     ) -> tuple[list[Operand], list[Operand]]:
-        directions = floats(tangents, step.inputs)
+        directions = arguments(tangents, step)
         derivatives = replay.run(rule, [*primals, *directions])
-        return run(*primals), with_zeros(derivatives, step.outputs, replay)
+        wanted = [differentiable(value) for value in step.outputs]
+        return run(*primals), with_zeros(derivatives, step.outputs, wanted, replay)
 
     return function
 
@@ -134,7 +167,7 @@ def with_vjp(
     def backward(values: tuple[Operand, ...], cotangents: list[Operand]) -> tuple[Operand, ...]:
         directions = floats(cotangents, step.outputs)
         derivatives = replay.run(rule, [*values, *directions])
-        return tuple(with_zeros(derivatives, step.inputs, replay))
+        return tuple(with_zeros(derivatives, step.inputs, directed(step), replay))
 
     function = jax.custom_vjp(run)
     function.defvjp(forward, backward)
@@ -142,17 +175,23 @@ def with_vjp(
 
 
 def with_zeros(
-    derivatives: list[Operand], values: Sequence[Value], replay: Replay
+    derivatives: list[Operand], values: Sequence[Value], wanted: Sequence[bool], replay: Replay
 ) -> list[Operand]:
-    """Derivatives of the differentiable values, and JAX's zeros for the others."""
+    """Derivatives of the values that have one, and zeros for the others."""
     remaining = iter(derivatives)
     return [
-        next(remaining)
-        if differentiable(value)
-        # JAX represents the derivatives of integers as zeros of dtype float0
-        else np.zeros(replay.shape(value), jax.dtypes.float0)
-        for value in values
+        next(remaining) if has_one else zeros(value, replay)
+        for value, has_one in zip(values, wanted, strict=True)
     ]
+
+
+def zeros(value: Value, replay: Replay) -> Operand:
+    """The zero derivative of a value at the present sizes."""
+    shape = replay.shape(value)
+    if differentiable(value):
+        return jnp.zeros(shape, value.dtype)
+    # JAX represents the derivatives of integers as zeros of dtype float0
+    return np.zeros(shape, jax.dtypes.float0)
 
 
 @register(*compat.CUSTOM, replay=replay_custom)
@@ -179,7 +218,7 @@ def relate_derivative(step: Step, analysis: Analysis, rule: Program) -> None:
     Custom functions inside of it, which may be the function itself (as in logaddexp), are left to
     JAX.
     """
-    operands, outputs = floats(step.inputs, step.inputs), floats(step.outputs, step.outputs)
+    operands, outputs = arguments(step.inputs, step), floats(step.outputs, step.outputs)
     directions, results = (operands, outputs) if is_jvp(step) else (outputs, operands)
     for source, inner in zip((*step.inputs, *directions), rule.inputs, strict=True):
         transfer(analysis, source, inner)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxcompress.programs.program import NOTHING, Slot, Step, Value
+from jaxcompress.programs.algebra import several
+from jaxcompress.programs.program import MIXED, PLAIN, Scaling, Step, Value
 
-MIXED = Slot("", -1)
-"""A mark in `Value.scaled`: branches with different scales were joined, so none can be folded."""
-
-VALUE_FACTS = ("bent", "data", "direct", "literal", "square", "squares", "summed", "sites")
+VALUE_FACTS = (
+    *("bent", "count", "data", "direct", "literal", "square", "squares", "summed", "sites"),
+)
 """The facts of a value that do not belong to a single dimension, but for `shared`."""
 
 
@@ -49,7 +49,7 @@ def forget_origin(out: Value) -> None:
 
 def varies(value: Value, index: int) -> bool:
     """Whether a value differs along a dimension of the output."""
-    return len(value.shape) > index and value.shape[index] > 1 and not value.constant[index]
+    return len(value.shape) > index and several(value.shape[index]) and not value.constant[index]
 
 
 def is_zero(value: Value) -> bool:
@@ -57,8 +57,8 @@ def is_zero(value: Value) -> bool:
     return value.literal is not None and not np.any(np.asarray(value.literal) != 0)
 
 
-def agreed(scales: Sequence[frozenset[Slot]]) -> frozenset[Slot]:
-    """The scales of a value made of several: theirs if they are all the same, else `MIXED`."""
-    if not scales:
-        return NOTHING
-    return scales[0] if all(other == scales[0] for other in scales) else frozenset({MIXED})
+def agreed(scalings: Sequence[Scaling]) -> Scaling:
+    """The scaling of a value made of several: theirs if they are all the same, else `MIXED`."""
+    if not scalings:
+        return PLAIN
+    return scalings[0] if all(other == scalings[0] for other in scalings) else MIXED

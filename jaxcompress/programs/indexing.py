@@ -33,17 +33,29 @@ def replay_gather(step: Step, operands: list[Operand], replay: Replay) -> list[O
 def replay_rows(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """The rows that are picked, by a compact table's own `take` where it has one for them."""
     table, indices = operands
-    if not (is_compact(table) and rows_only(step) and table.looks_up_rows):
+    mode = step.params["mode"]
+    own = is_compact(table) and mode in MODES and rows_only(step) and table.looks_up_rows
+    if not own:
         return replay_window(step, operands, replay)
     replay.tell(step, step.inputs[0], "looked up")
-    rows = indices[..., 0]
-    if step.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
-        picked = table.take(jnp.clip(rows, 0, table.shape[0] - 1))
-    else:
-        # `take` counts negative rows from the end; this gather fills for them
-        picked = table.take(jnp.where(rows < 0, table.shape[0], rows))
+    count = table.shape[0]
+    # a small integer type of the indices may not hold the number of rows
+    rows = indices[..., 0].astype(jnp.promote_types(indices.dtype, jnp.int32))
+    picked = table.take(jnp.clip(rows, 0, count - 1))
+    if mode == lax.GatherScatterMode.FILL_OR_DROP:
+        given = step.params["fill_value"]
+        fill = jnp.asarray(jnp.nan if given is None else given, picked.dtype)
+        picked = jnp.where(((rows >= 0) & (rows < count))[..., None], picked, fill)
     collapsed = step.params["dimension_numbers"].collapsed_slice_dims
     return [picked if collapsed else jnp.expand_dims(picked, -2)]
+
+
+MODES = (
+    lax.GatherScatterMode.CLIP,
+    lax.GatherScatterMode.FILL_OR_DROP,
+    lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+"""What a gather does out of range where a table's own look-up can do it: clip, or fill."""
 
 
 def replay_window(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:

@@ -33,6 +33,45 @@ class Slot(NamedTuple):
 
 NOTHING: frozenset[Slot] = frozenset()
 
+
+class Scaling(NamedTuple):
+    """What was applied along one dimension of activations since they were produced.
+
+    Attributes:
+        scales: parameters that they were multiplied by.
+        shifts: parameters that were added after that.
+        normed: whether they were divided by a norm over the dimension.
+        alone: whether they vary along the dimension by the scales alone.
+    """
+
+    scales: frozenset[Slot] = NOTHING
+    shifts: frozenset[Slot] = NOTHING
+    normed: bool = False
+    alone: bool = False
+
+
+PLAIN = Scaling()
+MIXED = Scaling(frozenset({Slot("", -1)}))
+"""Values with different scalings were joined, so that no scale can be folded."""
+
+
+@dataclasses.dataclass(eq=False)
+class Total:
+    """A sum over dimensions of activations, which a layer norm uses to centre them.
+
+    Attributes:
+        source: what is summed, or whose squares are.
+        dims: the dimensions that it is summed over.
+        squared: whether squares are summed.
+        spoilt: whether it is used otherwise than to centre its source.
+    """
+
+    source: Value | None
+    dims: tuple[Dim, ...]
+    squared: bool
+    spoilt: bool = False
+
+
 Operand = PyTree
 """One operand or result at a replay: an array, a random key, or a compact array."""
 
@@ -52,29 +91,41 @@ class Value:
         bent: whether a value made of parameters is a nonlinear function of one of them.
         shared: whether a value that it is another layout of is also used elsewhere.
         literal: the number, for a literal and its broadcasts.
+        count: the symbolic size that it is, such as the number of elements of a batch.
         square: whether it is the square of a value.
         summed: the dimensions it was summed over, while no other step changed its scale.
         squares: whether squares were summed.
-        scaled: for each dimension the scale parameters applied along it since it was produced.
+        squared: the value that it is the square of, or None.
+        origin: the value that it is another dtype of; itself by default.
+        scaled: for each dimension what was applied along it since it was produced.
+        centred: dimensions along which its mean was subtracted.
+        norms: dimensions whose norm it is a power of.
+        total: the sum that it is or depends on, and how: "sum", "mean", or "square" of a mean.
         sites: keys of the contractions whose output it is, unchanged but for its layout.
     """
 
     __slots__ = (
         "bent",
+        "centred",
         "constant",
+        "count",
         "data",
         "dims",
         "direct",
         "dtype",
         "literal",
+        "norms",
+        "origin",
         "scaled",
         "shape",
         "shared",
         "sites",
         "slots",
         "square",
+        "squared",
         "squares",
         "summed",
+        "total",
     )
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype):
@@ -93,10 +144,16 @@ class Value:
         self.bent = False
         self.shared = False
         self.literal: ArrayLike | None = None
+        self.count: int | None = None
         self.square = False
         self.squares = False
         self.summed: tuple[Dim | None, ...] = ()
-        self.scaled = [NOTHING] * rank
+        self.squared: Value | None = None
+        self.origin: Value = self
+        self.scaled = [PLAIN] * rank
+        self.centred: tuple[Dim, ...] = ()
+        self.norms: tuple[Dim, ...] = ()
+        self.total: tuple[Total, str] | None = None
         self.sites: frozenset[str] = frozenset()
 
     @property
@@ -235,6 +292,10 @@ def _programs(equation: core.JaxprEqn) -> dict[str, Program]:
         return {"body": build(params["jaxpr"])}
     if name in compat.CUSTOM:
         return {"body": build(params[compat.CUSTOM[name]])}
+    if name == "custom_linear_solve":
+        solvers = params["jaxprs"]._asdict().items()
+        # the transpose of the system is derived anew where the solve is replayed
+        return {key: build(body) for key, body in solvers if body and key != "vecmat"}
     return {}
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from jaxcompress.programs.algebra import Kind, mark
 from jaxcompress.programs.arithmetic import elementwise, linear, same_layout
 from jaxcompress.programs.facts import copy_facts, forget_origin, merge_facts
-from jaxcompress.programs.program import Step
+from jaxcompress.programs.norms import note_total
+from jaxcompress.programs.program import PLAIN, Step
 from jaxcompress.programs.reshaping import carry_over
 from jaxcompress.programs.rules import Analysis, register
 
@@ -39,8 +40,9 @@ def reduce_sum(step: Step, analysis: Analysis) -> None:
     out.bent = (source.bent or source.square) and not out.data
     for index, dim in zip(axes, out.summed, strict=True):
         mark(dim, Kind.RMS if rms else Kind.NORMALISED)
-        if source.scaled[index] and dim is not None:
+        if source.scaled[index] != PLAIN and dim is not None:
             analysis.unfoldable.append(dim)
+    note_total(step, analysis, source, out.summed)
     if rms:
         analysis.squared.append(tuple(dim for dim in out.summed if dim is not None))
 

@@ -10,9 +10,20 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from jaxcompress.programs.algebra import Dim, Kind, Misaligned, align, mark, product
+from jaxcompress.arrays.base import is_compact
+from jaxcompress.programs.algebra import (
+    Dim,
+    Kind,
+    Misaligned,
+    align,
+    exceeds,
+    mark,
+    product,
+    several,
+)
 from jaxcompress.programs.arithmetic import linear, pass_on
-from jaxcompress.programs.facts import copy_facts, merge_facts
+from jaxcompress.programs.compat import Inconclusive
+from jaxcompress.programs.facts import agreed, copy_facts, merge_facts
 from jaxcompress.programs.program import Operand, Step, Value
 from jaxcompress.programs.rules import Analysis, Replay, bind, bind_with, register
 
@@ -23,11 +34,6 @@ def carry_over(step: Step, analysis: Analysis) -> tuple[Value, Value]:
     source, out = step.inputs[0], step.outputs[0]
     pass_on(analysis, source, out)
     return source, out
-
-
-def is_compact(operand: Operand) -> bool:
-    """Whether an operand is a compact array, known here by its interface only."""
-    return hasattr(operand, "materialize")
 
 
 # --- transpose and sizes of one -------------------------------------------------------------------
@@ -112,7 +118,7 @@ def broadcast_in_dim(step: Step, analysis: Analysis) -> None:
         position = mapped.get(index)
         if position is not None and source.shape[position] == size:
             copy_facts(out, index, source, position)
-        elif size > 1:
+        elif several(size):
             out.dims[index], out.constant[index] = Dim(size), True
 
 
@@ -190,7 +196,7 @@ def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list
         if j < len(new):
             right, j = new[j], j + 1
         while left != right:
-            if left < right:
+            if i < len(old) and not exceeds(left, right):
                 left, i = left * old[i], i + 1
             else:
                 right, j = right * new[j], j + 1
@@ -212,8 +218,8 @@ def reshape(step: Step, analysis: Analysis) -> None:
     """Dimensions are split into factors and merged to products, leading factors first."""
     source, out = carry_over(step, analysis)
     for left, right in groups(source.shape, out.shape):
-        old = [index for index in left if source.shape[index] > 1]
-        new = [index for index in right if out.shape[index] > 1]
+        old = [index for index in left if several(source.shape[index])]
+        new = [index for index in right if several(out.shape[index])]
         if len(old) == len(new) == 1:
             copy_facts(out, new[0], source, old[0])
         else:
@@ -230,14 +236,14 @@ def regroup(step: Step, analysis: Analysis, old: list[int], new: list[int]) -> N
     for index in new:
         out.dims[index] = Dim(out.shape[index])
         out.slots[index] = frozenset().union(*(source.slots[position] for position in old))
-        out.scaled[index] = frozenset().union(*(source.scaled[position] for position in old))
+        out.scaled[index] = agreed([source.scaled[position] for position in old])
         out.constant[index] = constant
     before = [dim for index in old if (dim := source.dims[index]) is not None]
     after = [dim for index in new if (dim := out.dims[index]) is not None]
     try:
         for one, other in zip(*align(before, after), strict=True):
             analysis.unify(step, one, other)
-    except Misaligned as problem:
+    except (Misaligned, Inconclusive) as problem:
         for dim in (*before, *after):
             analysis.freeze(step, dim, f"it is reshaped across its parts: {problem}")
 

@@ -16,10 +16,20 @@ from typing import Any
 
 import jax
 
+from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, size_of, unify
+from jaxcompress.programs.algebra import Dim, Kind, Reason, Sizes, mark, several, size_of, unify
 from jaxcompress.programs.facts import is_zero, merge_facts, varies
-from jaxcompress.programs.program import Constant, Operand, Program, Slot, Step, Value
+from jaxcompress.programs.program import (
+    Constant,
+    Operand,
+    Program,
+    Scaling,
+    Slot,
+    Step,
+    Total,
+    Value,
+)
 from jaxcompress.programs.records import Contraction, Pair, Tap
 
 
@@ -36,7 +46,7 @@ class Analysis:
         contractions: contractions with parameters by key, in the order of the program.
         pairs: contractions of two activations by key.
         biases: for each contraction the slots of a bias added to its product, with its sign.
-        scales: for each consuming slot the sets of scale slots that its inputs were multiplied by.
+        scales: for each consuming slot the scalings of its inputs.
         uses: how often each value is used, by its id.
         loops: the axes of the loops around the present step.
         stacked: for each loop around the present step its axis and the leaves that it runs over.
@@ -45,6 +55,8 @@ class Analysis:
         averaged_squares: those that are divided by their size.
         bent: slots whose parameter passes a nonlinear function before it is contracted.
         unfoldable: dimensions with a scale before a norm or beside another scale.
+        totals: every sum over dimensions of activations.
+        uncentred: dimensions with other sums over them, such as products with constants.
         mixed: for every product its contracted and its resulting dimensions.
         values: for every value the axes of the loops around it, and its dimensions.
     """
@@ -55,7 +67,7 @@ class Analysis:
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}
         self.biases: dict[str, tuple[frozenset[Slot], int]] = {}
-        self.scales: dict[Slot, set[frozenset[Slot]]] = {}
+        self.scales: dict[Slot, set[Scaling]] = {}
         self.uses: Counter[int] = Counter()
         self.loops: tuple[Dim, ...] = ()
         self.stacked: tuple[tuple[Dim, frozenset[str]], ...] = ()
@@ -64,6 +76,8 @@ class Analysis:
         self.averaged_squares: list[tuple[Dim, ...]] = []
         self.bent: set[Slot] = set()
         self.unfoldable: list[Dim] = []
+        self.totals: list[Total] = []
+        self.uncentred: list[Dim] = []
         self.mixed: list[tuple[list[Dim], list[Dim]]] = []
         self.values: list[tuple[tuple[Dim, ...], tuple[Dim | None, ...]]] = []
 
@@ -74,6 +88,8 @@ class Analysis:
         for step in program.steps:
             for value in step.inputs:
                 self.read(value, as_square=step.name in KEEP_SQUARES)
+                if value.total is not None and step.name not in KEEP_TOTALS:
+                    value.total[0].spoilt = True
             for value in step.outputs:
                 # a loop's body is analysed twice: no facts of the first turn may remain
                 value.reset()
@@ -81,6 +97,8 @@ class Analysis:
             self.values += [(self.loops, tuple(value.dims)) for value in step.outputs]
         for value in program.outputs:
             self.read(value, as_square=False)
+            if value.total is not None:
+                value.total[0].spoilt = True
 
     def read(self, value: Value, as_square: bool) -> None:
         """Note that a step reads a value; a square is elementwise unless a norm reads it."""
@@ -107,7 +125,7 @@ class Analysis:
             "such as a table of angles, a mask or an order: make it a parameter, and it is resized",
         )
         for index, size in enumerate(value.shape):
-            if size > 1 and value.dims[index] is None:
+            if several(size) and value.dims[index] is None:
                 value.dims[index] = Dim(size)
                 mark(value.dims[index], Kind.OPAQUE, why)
 
@@ -138,7 +156,7 @@ class Analysis:
 
     def fresh(self, size: int) -> Dim | None:
         """A new axis, or None for a dimension of one."""
-        return Dim(size) if size > 1 else None
+        return Dim(size) if several(size) else None
 
     def count(self, name: str, taken: Collection[str]) -> str:
         """A key that is not taken: a name and a running number."""
@@ -194,7 +212,7 @@ class Replay:
 
     def dense(self, step: Step, operand: Operand, value: Value) -> jax.Array:
         """An operand as an array; a compact one is materialised, which is noted."""
-        if not hasattr(operand, "materialize"):
+        if not is_compact(operand):
             return operand
         self.tell(step, value, "materialised")
         return operand.materialize()
@@ -261,8 +279,31 @@ UNKNOWN = Rule(unknown)
 RULES: dict[str, Rule] = {}
 """The rule of every known primitive, by its name as `jax.make_jaxpr` prints it."""
 
+
+def primitives_without_rule() -> list[str]:
+    """The primitives of the installed JAX that have no rule, by name.
+
+    An axis that one of them touches is refused, with the primitive named, and a compact array that
+    meets one is materialised: nothing is wrong, only less is found. Most are collectives over
+    devices, callbacks, factorisations of matrices, and parts of other primitives' derivatives.
+    Modules of JAX that are not imported, such as Pallas, add theirs when they are.
+
+    Example:
+        >>> import jaxcompress as jc
+        >>> missing = jc.programs.primitives_without_rule()
+        >>> "qr" in missing, "tanh" in missing
+        (True, False)
+    """
+    return sorted(compat.primitives() - RULES.keys() - compat.INLINED.keys())
+
+
 KEEP_SQUARES = {"reduce_sum", "convert_element_type", "reduce_precision", "stop_gradient"}
 """Primitives that read a square as a part of a norm."""
+
+KEEP_TOTALS = {"convert_element_type", "reduce_precision", "stop_gradient", "copy", "reshape"}
+KEEP_TOTALS |= {"broadcast_in_dim", "squeeze", "expand_dims", "transpose"}
+KEEP_TOTALS |= {"add", "sub", "mul", "div", "square", "integer_pow", "max"}
+"""Primitives whose rules note what becomes of a sum over an axis."""
 
 
 def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
@@ -313,6 +354,8 @@ def register(*names: str, replay: Run = bind) -> Callable[[Analyse], Analyse]:
         (5, 2)
         >>> _ = jc.programs.RULES.pop("saturate")  # as it was, for other examples
     """
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"register takes names of primitives, such as 'sin', got {names!r}")
 
     def add(analyse: Analyse) -> Analyse:
         RULES.update(dict.fromkeys(names, Rule(analyse, replay)))

@@ -17,11 +17,13 @@ from functools import partial
 import jax
 from jaxtyping import PyTree
 
-from jaxcompress.networks.trace import Network
+from jaxcompress.checks import LOSS, checked, function, iterable, random_key
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.training.losses import Loss
 from jaxcompress.transforms.resolution import Coarsen, coarsen
 
 
+@checked(net=network, loss=function(LOSS), factors=iterable)
 def at_any_resolution(
     net: Network,
     loss: Loss,
@@ -68,6 +70,7 @@ def at_any_resolution(
             raise ValueError(
                 "at_any_resolution: the key draws the resolution: give it a key, as jc.fit does"
             )
+        random_key("at_any_resolution: the loss's key", key)
         draw, rest = jax.random.split(key)
 
         def at_resolution(change: Coarsen, params: PyTree) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import arrays_in, checked, explained, function, whole
 from jaxcompress.training.checks import check_length
 
 
@@ -43,6 +44,7 @@ def in_batches(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+@checked(apply=function("apply(params, x)"), batch_size=whole())
 def predict(
     apply: Callable[[PyTree, PyTree], PyTree],
     params: PyTree,
@@ -80,7 +82,8 @@ def predict(
     run = jax.jit(apply)
 
     def checked(batch: PyTree) -> PyTree:
-        outputs = run(params, batch)
+        with explained(f"predict: apply cannot be called with inputs {arrays_in(batch)}"):
+            outputs = run(params, batch)
         for leaf in jax.tree.leaves(outputs):
             if leaf.ndim < 1 or len(leaf) != size:
                 raise ValueError(

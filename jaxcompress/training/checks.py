@@ -11,28 +11,21 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.leaves import describe, is_numeric
-from jaxcompress.checks import whole_number
 
 
 def check_fit(
     who: str,
     params: PyTree,
     data: PyTree,
-    steps: int,
     batch_size: int,
-    callback_steps: int | None,
 ) -> None:
     """Refuse arguments of a run that do not fit each other."""
     check_params(who, params)
     examples = check_length(who, data)
-    if not 1 <= batch_size <= examples:
+    if batch_size > examples:
         raise ValueError(
             f"{who}: batch_size must be between 1 and the {examples} examples, got {batch_size}"
         )
-    if steps < 0:
-        raise ValueError(f"{who}: steps must not be negative, got {steps}")
-    if callback_steps is not None:
-        whole_number(f"{who}: callback_steps", callback_steps)
 
 
 def check_params(who: str, params: PyTree) -> None:
@@ -40,7 +33,8 @@ def check_params(who: str, params: PyTree) -> None:
     for path, leaf in tree_flatten_with_path(params)[0]:
         kind = jnp.result_type(leaf) if is_numeric(leaf) else describe(leaf)
         if not (is_numeric(leaf) and jnp.issubdtype(kind, jnp.floating)):
-            raise TypeError(f"{who}: {keystr(path)} holds {kind}; only float leaves are trained")
+            where = keystr(path) or "params"
+            raise TypeError(f"{who}: {where} holds {kind}; only float leaves are trained")
 
 
 def check_length(who: str, data: PyTree) -> int:
@@ -61,8 +55,6 @@ def check_validation(
     who: str, data: PyTree, validation: PyTree | None, patience: int | None
 ) -> None:
     """Refuse validation data that are no further examples like the training data."""
-    if patience is not None:
-        whole_number(f"{who}: patience", patience)
     if validation is None:
         if patience is not None:
             raise ValueError(f"{who}: patience={patience} needs validation=, such as (x, y)")
@@ -92,5 +84,5 @@ def check_losses(who: str, losses: np.ndarray | Sequence[float], first: int) -> 
         bad = first + int(np.argmin(finite))
         raise ValueError(
             f"{who}: the loss is not finite at step {bad}: lower the learning rate, or check the "
-            "data for NaN"
+            "data for NaN, and for labels that are none of the classes"
         )

@@ -16,13 +16,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxcompress.training.losses import Loss
+from jaxcompress.checks import arrays_in, checked, function, number
+from jaxcompress.training.losses import Loss, check_targets, mean_of_labels
 
 
+@checked(
+    apply=function("apply(params, x) -> logits"),
+    temperature=number("(0, inf)", "such as 4"),
+    hard=number("[0, 1]", "the share of the labels"),
+    states=number("[0, inf)", "a weight"),
+)
 def distillation_loss(
     apply: Callable[[PyTree, jax.Array], PyTree],
     *,
@@ -55,20 +61,16 @@ def distillation_loss(
         >>> bool(state.losses[-1] < 1e-3 * state.losses[0])
         True
     """
-    if not 0 < temperature < np.inf:
-        raise ValueError(
-            f"distillation: the temperature must be positive, such as 4; got {temperature!r}"
-        )
-    if not 0 <= hard <= 1 or not 0 <= states < np.inf:
-        raise ValueError(
-            "distillation: hard must be a share from 0 to 1 and states a weight from 0 on; "
-            f"got {hard!r} and {states!r}"
-        )
 
     def loss(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
+        parts = 2 + bool(hard) + bool(states)
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (parts, parts + (not hard)):
+            raise ValueError(
+                f"distillation: {'with hard > 0 ' if hard else ''}a batch is "
+                f"(x, {'y, ' if hard else ''}teacher's logits{', states' if states else ''}), got "
+                f"{arrays_in(batch)}"
+            )
         x, *labels, teacher = batch[: len(batch) - bool(states)]
-        if hard and not labels:
-            raise ValueError("distillation: with hard > 0 a batch is (x, y, teacher's logits)")
         logits, *hidden = apply(params, x) if states else (apply(params, x),)
         if logits.shape != teacher.shape:
             raise ValueError(
@@ -78,8 +80,8 @@ def distillation_loss(
         logits = logits.astype(jnp.float32)
         total = (1 - hard) * soft_loss(logits, teacher.astype(jnp.float32), temperature)
         if hard:
-            errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels[0])
-            total += hard * jnp.mean(errors)
+            check_targets("distillation", labels[0], logits.shape)
+            total += hard * mean_of_labels(logits, labels[0])
         if states:
             total += states * (1 - alignment(hidden[0], batch[-1]))
         return total

@@ -25,6 +25,8 @@ from jaxtyping import Array, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.permutation import mix, permute
+from jaxcompress.checks import LOSS, arrays_in, checked, explained, function, instance, seeds, whole
+from jaxcompress.checks import optimizer as optimizer_kind
 from jaxcompress.training.checks import check_fit, check_losses, check_validation
 from jaxcompress.training.losses import Loss
 from jaxcompress.training.state import FitState, LearningCurve, starting_state
@@ -32,6 +34,17 @@ from jaxcompress.training.state import FitState, LearningCurve, starting_state
 State = TypeVar("State", bound=FitState)
 
 
+@checked(
+    loss=function(LOSS),
+    optimizer=optimizer_kind,
+    steps=whole(0),
+    batch_size=whole(),
+    patience=whole(),
+    seed=seeds,
+    state=instance(FitState, "the state of a run"),
+    callback=function("callback(state)"),
+    callback_steps=whole(),
+)
 def fit(
     loss: Loss,
     params: PyTree,
@@ -97,7 +110,7 @@ def fit(
         >>> int(state.step), state.curve
         (8, LearningCurve(4 points, lowest validation loss 0.8259 at step 2))
     """
-    check_fit("fit", params, data, steps, batch_size, callback_steps)
+    check_fit("fit", params, data, batch_size)
     check_validation("fit", data, validation, patience)
     data, validation = jax.tree.map(jnp.asarray, (data, validation))
     current = starting_state("fit", params, optimizer, steps, state)
@@ -142,18 +155,19 @@ class Loop:
         """
         done = int(state.step)
         count = min(self.callback_steps - done % self.callback_steps, stop - done)
-        params, opt_state, losses = _run(
-            state.params if state.latest is None else state.latest,
-            state.opt_state,
-            data,
-            jnp.int32(done),
-            jnp.uint32(self.seed),
-            loss=self.loss,
-            optimizer=self.optimizer,
-            examples=len(jax.tree.leaves(data)[0]),
-            batch_size=self.batch_size,
-            count=count,
-        )
+        with explained(f"{self.who}: {LOSS} cannot be computed from the data {arrays_in(data)}"):
+            params, opt_state, losses = _run(
+                state.params if state.latest is None else state.latest,
+                state.opt_state,
+                data,
+                jnp.int32(done),
+                jnp.uint32(self.seed),
+                loss=self.loss,
+                optimizer=self.optimizer,
+                examples=len(jax.tree.leaves(data)[0]),
+                batch_size=self.batch_size,
+                count=count,
+            )
         losses = np.asarray(losses, np.float32)
         check_losses(self.who, losses, done)
         updated = {"params" if state.latest is None else "latest": params}

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, PyTree
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import LOSS, arrays_in, checked, explained, function, random_key, whole
 from jaxcompress.training.checks import check_length, check_params
 from jaxcompress.training.losses import Loss
 
@@ -68,6 +69,7 @@ class GradientStatistics:
         )
 
 
+@checked(loss=function(LOSS), key=random_key, batch_size=whole())
 def gradient_statistics(
     loss: Loss,
     params: PyTree,
@@ -117,7 +119,8 @@ def gradient_statistics(
                 if key is None
                 else jax.random.split(jax.random.fold_in(key, start), len(index))
             )
-            sums = _gradient_sums(params, batch, keys, loss)
+            with explained(f"gradient_statistics: {LOSS} fails on {arrays_in(batch)}"):
+                sums = _gradient_sums(params, batch, keys, loss)
             parts = [jax.tree.map(jnp.add, parts[0], sums)] if parts else [sums]
             bar.update(len(index))
     total, units, squares, lengths = (np.asarray(value, np.float64) for value in parts[0])
@@ -175,6 +178,7 @@ class Curvature:
     error: float
 
 
+@checked(loss=function(LOSS), key=random_key, steps=whole(), signs=whole(), batch_size=whole())
 def curvature(
     loss: Loss,
     params: PyTree,
@@ -231,8 +235,16 @@ def curvature(
         def product(vector: np.ndarray | jax.Array) -> np.ndarray:
             bar.update()
             vector = jnp.asarray(vector, flat.dtype).reshape(flat.shape)
-            image = hessian_product(loss, unravel, flat, batches, vector)
-            return np.asarray(image, np.float64)
+            with explained(f"curvature: {LOSS} fails on batches of {arrays_in(batches)}"):
+                image = np.asarray(
+                    hessian_product(loss, unravel, flat, batches, vector), np.float64
+                )
+            if not np.isfinite(image).all():
+                raise ValueError(
+                    "curvature: the Hessian is not finite: check the parameters and the data for "
+                    "NaN"
+                )
+            return image
 
         start = np.asarray(jax.random.normal(start_key, flat.shape), np.float64)
         smallest, largest = extreme_eigenvalues(product, start, steps)
@@ -285,8 +297,6 @@ def extreme_eigenvalues(
         values = np.linalg.eigvalsh(np.stack([product(row) for row in np.eye(start.size)]))
         return float(values[0]), float(values[-1])
     image = product(start)
-    if not np.isfinite(image).all():
-        raise ValueError("curvature: the Hessian is not finite: check the data for NaN")
     if not image.any():  # ARPACK refuses the zero operator
         return 0.0, 0.0
 

@@ -30,13 +30,27 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.networks.trace import Network
+from jaxcompress.checks import (
+    LOSS,
+    arrays_in,
+    checked,
+    explained,
+    function,
+    is_number,
+    is_whole,
+    number,
+    path_pattern,
+    seeds,
+    whole,
+)
+from jaxcompress.checks import optimizer as optimizer_kind
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.programs.compat import flops
 from jaxcompress.training.checks import check_fit
 from jaxcompress.training.fit import Loop, copied, default_callback_steps, update
 from jaxcompress.training.losses import Loss
 from jaxcompress.training.optimizer_state import Accumulator, accumulators, refine_state
-from jaxcompress.training.state import FitState, initial_state
+from jaxcompress.training.state import FitState, check_optimizer_state, initial_state
 from jaxcompress.transforms.resolution import coarse_size, refine, thin
 
 
@@ -70,6 +84,18 @@ jax.tree_util.register_dataclass(MultigridState, data_fields=FIELDS, meta_fields
 Levels = Iterable[tuple[float | Fraction, int]]
 
 
+@checked(
+    net=network,
+    loss=function(LOSS),
+    optimizer=optimizer_kind,
+    batch_size=whole(),
+    split=number("[0, inf)", "such as 0.5"),
+    axes=path_pattern,
+    seed=seeds,
+    until=whole(0),
+    callback=function("callback(state)"),
+    callback_steps=whole(),
+)
 def multigrid(
     net: Network,
     loss: Loss,
@@ -142,8 +168,11 @@ def multigrid(
     """
     cascade = Cascade(net, optimizer, check_levels(levels), axes, split, seed)
     total = cascade.ends[-1]
-    check_fit("multigrid", params, data, total, batch_size, callback_steps)
+    check_fit("multigrid", params, data, batch_size)
     check_resumable(params, state, total)
+    net.structure.check_names([name for name, _ in named_leaves(params)])
+    if state is not None:
+        check_optimizer_state("multigrid", optimizer, state)
     stop = total if until is None else min(until, total)
     data = jax.tree.map(jnp.asarray, data)
     current = cascade.start(params) if state is None else copied(state)
@@ -301,7 +330,7 @@ class Cascade:
             return state, 0.0
         ratios = {key: Fraction(size, before[key]) for key, size in after.items()}
         change = refine(
-            self.net, ratios, axes=self.pattern, split=self.split, seed=self.seed + level
+            self.net, ratios, axes=self.pattern, split=self.split, seed=(self.seed + level) % 2**32
         )
         opt_state = refine_state(self.optimizer, state.opt_state, state.params, change, kinds)
         trees = 1 + len(kinds) / max(len(jax.tree.leaves(state.params)), 1)
@@ -321,7 +350,8 @@ def step_flops(
         lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
     )
     step = jax.jit(partial(update, loss, optimizer))
-    return flops(step.lower(state.params, state.opt_state, batch, jax.random.key(0)))
+    with explained(f"multigrid: {LOSS} cannot be computed from {arrays_in(batch)}"):
+        return flops(step.lower(state.params, state.opt_state, batch, jax.random.key(0)))
 
 
 def check_dense(params: PyTree) -> None:
@@ -349,28 +379,33 @@ def check_state(state: MultigridState | None, total: int) -> None:
 
 def check_levels(levels: Levels) -> tuple[tuple[Fraction, int], ...]:
     """Factors that fall to one, with numbers of steps."""
-    checked = tuple(_check_level(level) for level in levels)
-    factors = [factor for factor, _ in checked]
-    if not checked or factors[-1] != 1 or sorted(set(factors), reverse=True) != factors:
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ValueError(  # noqa: TRY004 (as for levels of another form)
+            "multigrid: levels are pairs of a factor and a number of steps, such as ((2, 1000), "
+            f"(1, 1000)); got {levels!r}"
+        )
+    pairs = tuple(_check_level(level) for level in levels)
+    factors = [factor for factor, _ in pairs]
+    if not pairs or factors[-1] != 1 or sorted(set(factors), reverse=True) != factors:
         raise ValueError(
             "multigrid: the levels' factors must fall to 1, such as 4, 2, 1; "
             f"got {[float(factor) for factor in factors]}"
         )
-    return checked
+    return pairs
 
 
 def _check_level(level: tuple[float | Fraction, int]) -> tuple[Fraction, int]:
     """One level's factor and number of steps."""
-    try:
-        factor, steps = level
-        checked = Fraction(factor), int(steps)
-    except (TypeError, ValueError, OverflowError):
+    pair = isinstance(level, Sequence) and not isinstance(level, str) and len(level) == 2
+    numbers = pair and is_number(level[0]) and is_whole(level[1], least=0)
+    if not (numbers and math.isfinite(level[0])):
         raise ValueError(
             "multigrid: a level is a factor and a number of steps, such as (4, 3000); "
             f"got {level!r}"
-        ) from None
-    if not (1 <= factor < math.inf and steps == int(steps) >= 1):
+        )
+    factor, steps = level
+    if not (factor >= 1 and steps):
         raise ValueError(
             f"multigrid: a level needs a factor from 1 on and at least one step, got {level!r}"
         )
-    return checked
+    return Fraction(factor), int(steps)

@@ -21,18 +21,19 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import checked, number, path_pattern, whole
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import lines
-from jaxcompress.networks.trace import Network, check_network
+from jaxcompress.networks.trace import Network, check_arrays, network
 
 
+@checked(net=network, degree=whole(1, 2), axes=path_pattern)
 def variation(
     net: Network, params: PyTree, *, degree: int = 1, axes: str = "**"
 ) -> Float[Array, ""]:
@@ -67,10 +68,13 @@ def variation(
         >>> gradient["up"].shape
         (3, 64)
     """
-    check("variation", net, degree, axes)
+    net.structure.chosen(axes)
+    check_arrays("variation", params)
+    net.structure.check_names([name for name, _ in named_leaves(params)])
     return penalty(net.structure, params, degree, axes)
 
 
+@checked(net=network, degree=whole(1, 2), axes=path_pattern)
 def add_variation(
     net: Network, strength: float | jax.Array, *, degree: int = 1, axes: str = "**"
 ) -> optax.GradientTransformation:
@@ -106,12 +110,9 @@ def add_variation(
         >>> updates["down"].shape
         (8, 2)
     """
-    check("add_variation", net, degree, axes)
-    number = isinstance(strength, (int, float, jax.Array, np.ndarray))
-    if not isinstance(strength, Tracer) and not (number and strength >= 0):
-        raise ValueError(
-            f"add_variation: strength must be a number from 0 on, such as 1e-2; got {strength!r}"
-        )
+    net.structure.chosen(axes)
+    if not isinstance(strength, Tracer):
+        strength = number("[0, inf)", "such as 1e-2")("add_variation: strength", strength)
     structure = net.structure
 
     def added(update: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -130,16 +131,6 @@ def add_variation(
         return jax.tree.map(added, updates, gradient(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def check(who: str, net: Network, degree: int, axes: str) -> None:
-    """Refuse another network, degree or pattern, before any work."""
-    check_network(who, net)
-    if degree not in (1, 2):
-        raise ValueError(
-            f"{who}: degree must be 1 (total variation) or 2 (curvature), got {degree!r}"
-        )
-    net.structure.chosen(axes)
 
 
 def penalty(structure: Structure, params: PyTree, degree: int, axes: str) -> Float[Array, ""]:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcompress.checks import shown
 from jaxcompress.plotting import new_axes, save
 
 if TYPE_CHECKING:
@@ -136,6 +137,21 @@ def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> Fi
     )
 
 
+def check_optimizer_state(
+    who: str, optimizer: optax.GradientTransformation, state: FitState
+) -> None:
+    """Refuse a state of another optimizer than the one that goes on."""
+    params = state.params if state.latest is None else state.latest
+    trees = state.opt_state, jax.eval_shape(optimizer.init, params)
+    given, expected = map(jax.tree.structure, trees)
+    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    if given != expected or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{who}: the state is of another optimizer: its opt_state is {shown(given)}, and this "
+            f"optimizer's {shown(expected)}: go on with the optimizer that the run began with"
+        )
+
+
 def starting_state(
     who: str,
     params: PyTree,
@@ -144,6 +160,8 @@ def starting_state(
     state: FitState | None,
 ) -> FitState:
     """Where a run of `steps` steps starts: a copy, since the loop donates its buffers."""
+    if state is not None:
+        check_optimizer_state(who, optimizer, state)
     current: FitState = jax.tree.map(
         jnp.array, initial_state(params, optimizer) if state is None else state
     )

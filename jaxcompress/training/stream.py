@@ -21,6 +21,18 @@ import optax
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from jaxcompress.checks import (
+    LOSS,
+    arrays_in,
+    checked,
+    explained,
+    function,
+    instance,
+    number,
+    seeds,
+    whole,
+)
+from jaxcompress.checks import optimizer as optimizer_kind
 from jaxcompress.training.checks import check_losses, check_params
 from jaxcompress.training.fit import update
 from jaxcompress.training.losses import Loss
@@ -30,6 +42,16 @@ CHECKED_STEPS = 20
 """Steps between two checks of the losses, each of which waits for the device."""
 
 
+@checked(
+    loss=function(LOSS),
+    batch_at=function("batch_at(step)"),
+    optimizer=optimizer_kind,
+    steps=whole(0),
+    seed=seeds,
+    state=instance(FitState, "the state of a run"),
+    callback=function("callback(state)"),
+    callback_seconds=number("[0, inf)"),
+)
 def fit_stream(
     loss: Loss,
     params: PyTree,
@@ -87,12 +109,13 @@ def fit_stream(
     with tqdm(
         total=steps, initial=done, desc=description, disable=not progress, leave=False
     ) as bar:
-        for number in range(done, steps):
-            numbers = jnp.uint32(seed), jnp.int32(number)
-            params, opt_state, value = step(params, opt_state, batch_at(number), *numbers)
+        for turn in range(done, steps):
+            numbers, batch = (jnp.uint32(seed), jnp.int32(turn)), batch_at(turn)
+            with explained(f"fit_stream: {LOSS} cannot be computed from {arrays_in(batch)}"):
+                params, opt_state, value = step(params, opt_state, batch, *numbers)
             pending.append(value)
             due = callback is not None and time.monotonic() - called > callback_seconds
-            if len(pending) == CHECKED_STEPS or number + 1 == steps or due:
+            if len(pending) == CHECKED_STEPS or turn + 1 == steps or due:
                 losses += _checked(pending, len(losses), bar)
                 pending = []
             if due and callback is not None:

@@ -173,7 +173,7 @@ def allocate(errors: Curves, counts: StoredCounts, target: float) -> list[int]:
             f"the least"
         )
     largest_error = max((float(curve[0]) for curve in errors), default=1.0)
-    scale = max(largest_error, 1e-300) / max(counts.total(full), 1.0)
+    scale = (largest_error or 1.0) / max(counts.total(full), 1.0)
     low, high = 1e-9 * scale, 1e9 * scale
     best = smallest
     for _ in range(60):

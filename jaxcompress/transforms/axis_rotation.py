@@ -1,37 +1,32 @@
 """Rotations of one hidden axis to a smaller size.
 
 With S the second moments of the activations and C C' the Gram matrix of the consumers' kernels, the
-kept directions are the leading ones of `S^(1/2) C`. On an axis under a root-mean-square norm the
-norm's scale is folded into the consumers first; the two sides of a product of activations (queries
-and keys) each get a projection of their own. Costs an eigendecomposition an axis, in float64 on the
-host.
+kept directions are the leading ones of `S^(1/2) C`. Where a parameter both produces the axis and
+consumes it, the projection is orthogonal; under a norm it is, too (`norm_rotation.py`). The two
+sides of a product of activations (queries and keys) each get a projection of their own. Costs an
+eigendecomposition an axis, in float64 on the host.
 
-Sources: SVD in the inputs' metric (arXiv:2403.07378); PCA of a residual stream (SliceGPT,
-arXiv:2401.15024).
+Source: SVD in the inputs' metric (arXiv:2403.07378).
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.axis_statistics import (
     all_absorb,
-    inverse_scale,
     measured,
-    normalised_moments,
     pair_moments,
     relevant_moments,
 )
-from jaxcompress.transforms.consumers import consumer_gram, measured_sites, sites_of
+from jaxcompress.transforms.consumers import consumer_gram, measured_sites
 from jaxcompress.transforms.folds import bias_shift, shifted_biases, unpredicted
 from jaxcompress.transforms.legality import pair_of
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.norm_rotation import rotate_normalised
 
 
 def rotate(state: NetworkState, axis: Axis, size: int) -> AxisChange:
@@ -44,7 +39,9 @@ def rotate(state: NetworkState, axis: Axis, size: int) -> AxisChange:
 def rotate_linear(state: NetworkState, axis: Axis, size: int) -> AxisChange:
     """The projection of a given rank that changes the consumers' results least."""
     pairs = zip(relevant_moments(state, axis), consumer_gram(state, axis), strict=True)
-    maps = [selection.rotation(moments, gram, size) for moments, gram in pairs]
+    # a parameter that produces and consumes the axis has one matrix for both
+    best = selection.orthogonal_rotation if axis.tied else selection.rotation
+    maps = [best(moments, gram, size) for moments, gram in pairs]
     produce, consume = (np.stack(matrices) for matrices in zip(*maps, strict=True))
     # where all consumers absorb the mean the projection ignores it, and the biases restore it
     shifts = []
@@ -64,51 +61,3 @@ def rotate_pair(state: NetworkState, axis: Axis, size: int) -> AxisChange:
     first, second = (np.stack(matrices) for matrices in zip(*maps, strict=True))
     other = dict.fromkeys(state.structure.pairs[key].sides[1], second)
     return AxisChange(AxisMap(first, np.swapaxes(first, 1, 2), other=other))
-
-
-def rotate_normalised(state: NetworkState, axis: Axis, size: int) -> AxisChange:
-    """An orthogonal rotation under a root-mean-square norm, whose scale is folded first.
-
-    The norm's mean will divide by the new size; the new, constant scale makes up for that.
-    """
-    d = state.size(axis)
-    # orthogonal, since only such maps leave the root mean square as it is
-    directions = selection.top(normalised_moments(state, axis), size)[None]
-    constant = math.sqrt(d / size) if axis.averaged else 1.0
-    scales = np.full((1, d, size), constant / d)  # maps a scale of ones to the constant
-    return AxisChange(
-        AxisMap(directions, np.swapaxes(directions, 1, 2), scales),
-        leaves=fold_scales(state, axis),
-        sites=unscaled_statistics(state, axis),
-    )
-
-
-def fold_scales(state: NetworkState, axis: Axis) -> dict[str, np.ndarray]:
-    """The scales of an axis, now one, and the kernels that they were multiplied into."""
-    leaves = {slot.leaf: np.ones(state.size(axis)) for slot in axis.scales}
-    for site in sites_of(state.structure, axis):
-        if not site.scaled:
-            continue
-        scale = state.leaves[site.scaled[0].leaf]
-        for slot in site.slots:
-            if slot in axis.consumers:
-                # a dimension may hold several axes: rows of the others (index -1) are not scaled
-                index = state.layouts(slot.leaf)[slot.dimension].index(axis.key)
-                kernel = leaves.get(slot.leaf, state.leaves[slot.leaf])
-                shape = [1] * kernel.ndim
-                shape[slot.dimension] = -1
-                factor = np.where(index >= 0, scale[index], 1.0)
-                leaves[slot.leaf] = kernel * factor.reshape(shape)
-    return leaves
-
-
-def unscaled_statistics(state: NetworkState, axis: Axis) -> dict[str, Statistic]:
-    """The statistics of the consumers' inputs once the scales of an axis are one."""
-    if state.moments is None:
-        return {}
-    statistics = {}
-    for site in sites_of(state.structure, axis):
-        if site.scaled and site.key in state.moments.sites:
-            inverse = np.diag(inverse_scale(state.leaves[site.scaled[0].leaf]))
-            statistics[site.key] = state.moments.sites[site.key].mapped(axis, inverse[None])
-    return statistics

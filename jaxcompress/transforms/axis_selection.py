@@ -8,14 +8,13 @@ inputs, in float64 on the host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxcompress.arrays.layout import to_rows
 from jaxcompress.networks.axes import Axis, Site
-from jaxcompress.networks.maps import AxisMap, lines
+from jaxcompress.networks.maps import AxisMap, lines, selecting
 from jaxcompress.transforms import selection
 from jaxcompress.transforms.axis_statistics import (
     absorbing_sites,
@@ -31,15 +30,11 @@ from jaxcompress.transforms.consumers import (
     weighted_kernel,
 )
 from jaxcompress.transforms.folds import fold_into_consumers
+from jaxcompress.transforms.legality import has_norm
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.norm_selection import select_under_norm
 
 log = logging.getLogger(__name__)
-
-
-def selecting(channels: Sequence[Int[np.ndarray, " r"]], size: int) -> AxisMap:
-    """The map that keeps some channels of each fibre of an axis of a given size, without a fold."""
-    produce = np.stack([np.eye(size)[:, chosen] for chosen in channels])
-    return AxisMap(produce, np.swapaxes(produce, 1, 2), produce)
 
 
 def largest(scores: Float[np.ndarray, "fibres d"], size: int) -> AxisMap:
@@ -53,13 +48,17 @@ def select(state: NetworkState, axis: Axis, size: int, *, fold: bool) -> AxisCha
     d, moments = state.size(axis), measured(state, axis)
     if moments is None or not fold:
         return AxisChange(largest(importance(state, axis), size))
-    if moments.count < d:
-        log.warning(
-            "%s was measured on %d vectors, fewer than its %d channels: calibrate with more",
-            axis.key,
-            moments.count,
-            d,
-        )
+    for site in measured_sites(state, axis):  # each is solved for by itself
+        count = statistic(state, site).count
+        if count < d:
+            log.warning(
+                "%s was measured on %d vectors in %s, fewer than its %d channels: "
+                "calibrate with more",
+                axis.key,
+                count,
+                site.key,
+                d,
+            )
     chosen: list[np.ndarray] = []
     for group in selection_systems(state, axis):
         chosen += selection.choose(group, size)
@@ -68,6 +67,8 @@ def select(state: NetworkState, axis: Axis, size: int, *, fold: bool) -> AxisCha
         fibres = zip(moments, chosen, strict=True)
         return np.stack([selection.predict(s, channels, count) for s, channels in fibres])
 
+    if has_norm(axis):
+        return select_under_norm(state, axis, chosen)
     return fold_into_consumers(state, axis, selecting(chosen, d), predictions, solve=True)
 
 
@@ -101,7 +102,9 @@ def selection_systems(state: NetworkState, axis: Axis) -> list[list[selection.Sy
         return [known]
     where = np.arange(state.size(axis)).reshape(1, -1, 1)
     fibres = zip(relevant_moments(state, axis), consumer_gram(state, axis), strict=True)
-    return [[selection.System(moments, selection.root(gram), where)] for moments, gram in fibres]
+    return [
+        [selection.System(moments, selection.factor_of(gram), where)] for moments, gram in fibres
+    ]
 
 
 def _site_system(
@@ -125,5 +128,5 @@ def _site_system(
     kernel = np.concatenate(matrices, axis=1)
     # only the Gram matrix matters: a wide kernel is replaced by a square one that costs less
     if kernel.shape[1] > flat.size:
-        kernel = selection.root(kernel @ kernel.T)
+        kernel = np.asarray(np.linalg.qr(kernel.T, mode="r")).T
     return selection.System(inputs.cov if absorbs else inputs.second, kernel, where)

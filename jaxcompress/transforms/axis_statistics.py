@@ -7,13 +7,16 @@ inputs, `W'W`. A consumer with a bias absorbs the mean, so that only the covaria
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.moments.statistics import AxisMoments
+from jaxcompress.moments.statistics import AxisMoments, Statistic
 from jaxcompress.networks.axes import Axis, Site
-from jaxcompress.transforms.consumers import bias_of, consumer_gram, measured_sites
+from jaxcompress.networks.layout import Layout
+from jaxcompress.programs.program import Slot
+from jaxcompress.transforms.consumers import bias_of, consumer_gram, measured_sites, statistic
 from jaxcompress.transforms.network_state import NetworkState
 
 
@@ -44,8 +47,10 @@ def _spread(values: np.ndarray, fibres: int) -> np.ndarray:
 def from_weights(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
     """Second moments of an axis if the inputs of its producers were white."""
     shifts = tuple(slot for slot in axis.parameters if slot not in axis.scales)
+    gram = state.gram(axis, axis.producers + shifts)
     # the small multiple of the identity keeps the matrix positive definite
-    return state.gram(axis, axis.producers + shifts) + 1e-12 * np.eye(state.size(axis))
+    power = np.einsum("fii->f", gram) / state.size(axis)
+    return gram + (1e-12 * power)[:, None, None] * np.eye(state.size(axis))
 
 
 def second_moments_of(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
@@ -103,15 +108,67 @@ def normalised_moments(state: NetworkState, axis: Axis) -> Float[np.ndarray, "d 
         return from_weights(state, axis).mean(0)
     total = np.zeros((state.size(axis), state.size(axis)))
     for site in measured_sites(state, axis):
-        scale = state.leaves[site.scaled[0].leaf] if site.scaled else np.ones(len(total))
-        pooled = state.moments.pooled(axis, [state.moments.sites[site.key]])
-        inverse = inverse_scale(scale)
-        part = pooled.second.mean(0) * inverse[:, None] * inverse[None, :]
-        total += part / max(np.trace(part), 1e-30)
+        part = state.moments.pooled(axis, [unscaled(state, axis, site)]).second.mean(0)
+        power = np.trace(part)
+        total += part / power if power > 0 else part
     return total
 
 
-def inverse_scale(scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-    """One over each entry, zero where an entry is negligible."""
-    usable = np.abs(scale) > 1e-6 * np.abs(scale).max()
-    return np.where(usable, 1 / np.where(scale == 0, 1, scale), 0)
+def unscaled(state: NetworkState, axis: Axis, site: Site) -> Statistic:
+    """The statistic of a consumer's inputs before the scale and the shift that follow a norm."""
+    inputs = statistic(state, site)
+    if not site.scaled:
+        return inputs
+    layouts, place = (*inputs.lead, inputs.flat), len(inputs.lead)
+    lead = [layout.key for layout in inputs.lead]
+    others = [*site.scaled, *site.shifted]
+    if any(not _is_laid_out(state, slot, lead) for slot in others):
+        return inputs  # it differs from turn to turn of a loop, over which the inputs were pooled
+    scale = per_channel(state, axis, site.scaled[0], layouts, place, outside=1.0)
+    mean = inputs.mean
+    for slot in site.shifted:
+        mean = mean - per_channel(state, axis, slot, layouts, place, outside=0.0)
+    # an input whose scale is negligible says nothing of the channel
+    usable = np.abs(scale) > 1e-6 * np.abs(scale).max(-1, keepdims=True)
+    inverse = np.where(usable, 1 / np.where(usable, scale, 1), 0)
+    both = inverse**2 if inputs.diagonal else inverse[..., :, None] * inverse[..., None, :]
+    return dataclasses.replace(inputs, mean=mean * inverse, cov=inputs.cov * both)
+
+
+def _is_laid_out(state: NetworkState, slot: Slot, layers: Sequence[str]) -> bool:
+    """Whether a per-channel parameter has no dimensions but layers that are told apart."""
+    own = enumerate(state.layouts(slot.leaf))
+    others = [layout for index, layout in own if index != slot.dimension and layout.size > 1]
+    return all(layout.key in layers for layout in others)
+
+
+def per_channel(
+    state: NetworkState,
+    axis: Axis,
+    slot: Slot,
+    layouts: Sequence[Layout],
+    place: int,
+    *,
+    outside: float,
+) -> Float[np.ndarray, ...]:
+    """A per-channel parameter laid out to be combined with an array that has its axis.
+
+    Args:
+        state: the network.
+        axis: the axis.
+        slot: where the parameter has it; its other dimensions are layers of a loop, or of size one.
+        layouts: of the array's dimensions; those of the same layers are found by their keys.
+        place: the array's dimension that has the axis.
+        outside: the value at positions of that dimension that belong to other axes.
+    """
+    own = state.layouts(slot.leaf)
+    values = np.moveaxis(state.leaves[slot.leaf], slot.dimension, -1)
+    layers = [layout for index, layout in enumerate(own) if index != slot.dimension]
+    order = [layout.key for layout in layouts]
+    places = [order.index(layout.key) for layout in layers if layout.size > 1] + [place]
+    values = values.reshape([layouts[index].size for index in places[:-1]] + [-1])
+    index = layouts[place].index(axis.key)
+    values = np.where(index >= 0, values[..., index], outside)
+    values = np.transpose(values, np.argsort(places))
+    sizes = [layout.size if index in places else 1 for index, layout in enumerate(layouts)]
+    return values.reshape(sizes)

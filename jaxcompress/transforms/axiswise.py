@@ -15,6 +15,7 @@ from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.options import PerLeaf, Value
 from jaxcompress.transforms.settings import call, constructor_name, show_structure
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class AxisTransform(Transform):
             )
         return NetworkState.of(self.structure, params, moments)
 
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse an option that has no effect on any of the axes that it is for."""
+
     def can_resize(self, state: NetworkState, axis: Axis, size: int) -> bool:
         """Whether an axis is named, or the parameters' shapes would determine its new size."""
         if self.axes != "**" or state.is_readable(axis, size):
@@ -70,6 +74,7 @@ class AxisTransform(Transform):
     def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
         transform = self.settled(params, moments)
         axes, state = transform.chosen(), transform.start(params, moments)
+        transform.check_effect(state, axes)
         if moments is None:
             log.info("%r has no moments: it uses the weights alone", self)
         # in sequence: a change of one axis changes the moments and kernels that the next one uses
@@ -81,3 +86,15 @@ class AxisTransform(Transform):
 
     def __repr__(self) -> str:
         return call(constructor_name(self), show_structure(self.structure), **self.arguments())
+
+
+def largest_by_option(
+    options: PerLeaf[Value], state: NetworkState, axes: list[Axis]
+) -> dict[Value, int]:
+    """For each value of an option the present size of the largest axis that it is for."""
+    largest: dict[Value, int] = {}
+    for axis in axes:
+        value = options.get(axis.key)
+        if value is not None:
+            largest[value] = max(largest.get(value, 0), state.size(axis))
+    return largest

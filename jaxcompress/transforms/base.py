@@ -9,18 +9,18 @@ The cost is the transform's own fit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import array, shown
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.settings import arguments, call, constructor_name
 
@@ -35,10 +35,13 @@ class Scope:
     Attributes:
         prefix: the path of the subtree that is given.
         by_name: whether its leaves were picked by name, so that none may be skipped.
+        in_array: whether the subtree is a child of a compact array: its moments are of its rows,
+            whatever roles a transform gives its dimensions.
     """
 
     prefix: str = ""
     by_name: bool = False
+    in_array: bool = False
 
 
 class Transform:
@@ -117,6 +120,13 @@ class Transform:
             )
         return self._step(params, moments, scope)[0]
 
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Refuse options by pattern that decide for none of some leaves, which are all there are.
+
+        Args:
+            paths: the names of the leaves that the transform was applied to, one after another.
+        """
+
     def hidden(self) -> tuple[str, ...]:
         """Fields that are no named arguments of the constructor."""
         return ()
@@ -127,6 +137,14 @@ class Transform:
 
     def __repr__(self) -> str:
         return call(constructor_name(self), **self.arguments())
+
+
+def check_transform(who: str, transform: object) -> None:
+    """Refuse what is no transform, in the name of a function."""
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"{who} expects transforms such as jc.hashed(keep=1/8), got {shown(transform)}"
+        )
 
 
 def check_tree(params: PyTree) -> None:
@@ -149,6 +167,11 @@ def check_moments(params: PyTree, moments: Moments | PyTree) -> None:
     """Refuse moments that belong to no leaf; shapes are checked where they are used."""
     leaves = [name for name, _ in named_leaves(params)]
     unknown = sorted(set(moments_by_name(moments)) - set(leaves))
+    if unknown == [""]:
+        raise TypeError(
+            "moments must be those of jc.calibrate, or a tree like the parameters with a matrix "
+            f"(m, m) or None at each leaf; got {shown(moments)}"
+        )
     if unknown:
         raise ValueError(
             f"moments name leaves that the parameters lack: {unknown}; the parameters have {leaves}"
@@ -168,7 +191,7 @@ def map_leaves(
     )
 
 
-def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
+def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[np.ndarray, "m m"]:
     """The second moments of a layer's inputs.
 
     They are the metric in which the error of a weight is the error of the layer's outputs.
@@ -177,7 +200,7 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
         x: (..., m) inputs, all leading dimensions being examples.
 
     Returns:
-        (m, m): the mean of `x x'`, in float32.
+        (m, m): the mean of `x x'`, in float64 on the host, where fits are made.
 
     Raises:
         ValueError: without examples, or for NaN or infinity.
@@ -185,21 +208,21 @@ def second_moments(x: Float[ArrayLike, "*examples m"]) -> Float[Array, "m m"]:
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
         >>> jc.second_moments(jnp.array([[1.0, 2.0], [3.0, 0.0]]))
-        Array([[5., 1.],
-               [1., 2.]], dtype=float32)
+        array([[5., 1.],
+               [1., 2.]])
     """
-    x = np.asarray(x)
+    x = array("second_moments: x", x, finite=False)
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
             "second_moments expects inputs (..., examples, m) with at least one example, got shape "
             f"{x.shape}"
         )
-    if not np.isfinite(x.astype(np.float32)).all():
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    if not np.isfinite(rows).all():
         raise ValueError(
             "second_moments: the inputs contain NaN or infinity; remove or repair those examples"
         )
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
-    return jnp.matmul(rows.T, jnp.asarray(rows), precision="highest") / np.float32(len(rows))
+    return rows.T @ rows / len(rows)
 
 
 def child_moments(node: CompactArray, metric: ArrayLike | None) -> dict[str, InputMetric]:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
+from jaxcompress.checks import checked, choice, function, number, shown
 from jaxcompress.tables import Table
 from jaxcompress.transforms.allocation import (
     Counts,
@@ -59,6 +60,7 @@ class Budget:
         return call("budget", show(total[1]), *options)
 
 
+@checked(of=choice(*OF), metric=function("from candidates by name to their scores"))
 def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -> Budget:
     """A total size in place of a keep, divided so that the predicted output error is least.
 
@@ -104,18 +106,10 @@ def budget(total: float, *, of: str = "numbers", metric: Metric | None = None) -
         >>> list(shrink.plan(params, moments).scores)
         ['errors', 'errors^0.5', 'equal keeps']
     """
-    if not isinstance(total, (int, float)) or isinstance(total, bool) or not 0 < total <= 1:
-        raise ValueError(
-            f"budget must be in (0, 1], the fraction of all numbers to keep; got {total!r}: for a "
-            f"quarter, budget(1/4)"
-        )
-    if of not in OF:
-        raise ValueError(f"of={of!r} is unknown: expected one of {', '.join(map(repr, OF))}")
-    if metric is not None and not callable(metric):
-        raise TypeError(
-            f"budget: metric must be a function from candidates by name to their scores, got "
-            f"{type(metric).__name__}"
-        )
+    try:
+        total = number("(0, 1]", "the fraction of all numbers to keep")("budget", total)
+    except ValueError as error:
+        raise ValueError(f"{error}: for a quarter, budget(1/4)") from None
     return Budget(float(total), of, metric)
 
 
@@ -128,15 +122,17 @@ class Share:
         keep: the fraction that is kept.
         detail: the size in words, such as "20 of 64".
         error: the predicted error of the outputs when it alone is cut.
+        method: how an axis is cut, and why not better; "" for a matrix.
     """
 
     key: str
     keep: float
     detail: str
     error: float
+    method: str = ""
 
     def _cells(self) -> tuple[str, ...]:
-        return (self.key, f"{self.keep:.3g}", self.detail, f"{self.error:.2g}")
+        return (self.key, f"{self.keep:.3g}", self.detail, f"{self.error:.2g}", self.method)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -176,7 +172,8 @@ class Plan:
         )
 
     def _table(self) -> Table[Share]:
-        return Table(self.shares, ("what", "keep", "size", "predicted error"), "nothing to divide")
+        titles = ("what", "keep", "size", "predicted error", "method")
+        return Table(self.shares, titles, "nothing to divide")
 
     def __str__(self) -> str:
         return f"{self._table()}\n{self._summary()}"
@@ -198,6 +195,7 @@ class Item:
         sizes: channels or numbers.
         labels: one for each option, such as "20 of 64".
         option: from a keep to the index of the option that it selects.
+        method: as in `Share`.
     """
 
     key: str
@@ -206,12 +204,12 @@ class Item:
     sizes: Float[np.ndarray, " options"]
     labels: Sequence[str]
     option: Callable[[float], int]
+    method: str = ""
 
     def share(self, option: int) -> Share:
         """The row of a plan for one of the options."""
-        return Share(
-            self.key, float(self.keeps[option]), self.labels[option], float(self.errors[option])
-        )
+        keep, error = float(self.keeps[option]), float(self.errors[option])
+        return Share(self.key, keep, self.labels[option], error, self.method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,13 +256,18 @@ def joint(parts: Sequence[Items], before: float) -> Items:
 def scored(metric: Metric, candidates: Mapping[str, PyTree]) -> dict[str, float]:
     """A metric's scores of candidate parameters: one finite number for each."""
     try:
-        scores = dict(metric(candidates))
+        scores = metric(candidates)
     except Exception as error:
         error.add_note(
             f"in the metric of a budget, {metric!r}: it must take a mapping from names to small "
             f"parameters of this transform's network"
         )
         raise
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"budget: the metric gave {shown(scores)}, expected a mapping from each of "
+            f"{sorted(candidates)} to its score"
+        )
     if scores.keys() != candidates.keys():
         raise ValueError(
             f"budget: the metric scored {sorted(scores)}, expected a score for each of "

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from jaxcompress.arrays.clustered import MOST, ClusteredArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.permutation import leaf_seed
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, seeds, whole
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.budget import Budget
 from jaxcompress.transforms.leafwise import Curve, LeafTransform
@@ -106,6 +106,7 @@ class Clustered(LeafTransform):
         return count ** (-2 / block)
 
 
+@checked(block=whole(), most=whole(), seed=seeds)
 def clustered(
     keep: Keep,
     *,
@@ -141,6 +142,4 @@ def clustered(
         >>> jc.clustered(keep=1/2)(jnp.arange(48.0).reshape(6, 8) % 8)
         ClusteredArray((6, 8) float32, 2 runs of 4, 20 stored = 1/2.4)
     """
-    block = None if block is None else whole_number("block", block)
-    most = whole_number("most", most)
     return Clustered(check_keep(keep), block, most, seed, check_matrix_axes(matrix_axes))

@@ -9,19 +9,30 @@ Source: the combinators of optax (https://github.com/google-deepmind/optax).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import CompactArray, is_compact
-from jaxcompress.arrays.paths import Pattern, is_literal, join, named_leaves, names_within, select
+from jaxcompress.arrays.paths import (
+    Pattern,
+    check_matched,
+    check_pattern,
+    is_literal,
+    join,
+    named_leaves,
+    names_within,
+    select,
+)
+from jaxcompress.checks import mapping
 from jaxcompress.moments.moments import Moments
-from jaxcompress.transforms.base import Scope, Transform, child_moments, map_leaves
+from jaxcompress.transforms.base import Scope, Transform, check_transform, child_moments, map_leaves
 from jaxcompress.transforms.budget import Items, Plan
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.settings import call, show, show_mapping
+from jaxcompress.transforms.weights import Sweep
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,6 +52,11 @@ class Chain(Transform):
         for transform in self.transforms:
             params, moments = transform._step(params, moments, scope)
         return params, moments
+
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Refuse patterns of any of the transforms that decide for none of some leaves."""
+        for transform in self.transforms:
+            transform.check_patterns(paths)
 
     def __repr__(self) -> str:
         if not self.transforms:
@@ -91,35 +107,44 @@ class At(Transform):
         if isinstance(inner, LeafTransform) and inner.has_budget and not scope.prefix:
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         matched: list[str] = []
+        sweep = Sweep()
 
         def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
-            return self._visit(name, leaf, metric, scope, matched)
+            return self._visit(name, leaf, metric, scope, matched, sweep)
 
         result = map_leaves(visit, params, moments)
-        if not matched:
-            raise ValueError(
-                f"at({show(self.pattern)}) matches no leaf; there are: "
-                f"{', '.join(names_within(params)) or 'none'}"
-            )
+        check_matched(f"at({show(self.pattern)})", self.pattern, matched, names_within(params))
+        sweep.finish()
+        if not scope.prefix:
+            self.transform.check_patterns(matched)
         return result
 
     def _visit(
-        self, name: str, leaf: PyTree, metric: ArrayLike | None, scope: Scope, matched: list[str]
+        self,
+        name: str,
+        leaf: PyTree,
+        metric: ArrayLike | None,
+        scope: Scope,
+        matched: list[str],
+        sweep: Sweep,
     ) -> PyTree:
         """One leaf, or the children of a compact array that the pattern does not match itself."""
         if self._picks(name, leaf):
             matched.append(name)
-            inner = Scope(join(scope.prefix, name), by_name=is_literal(self.pattern))
-            return self.transform._apply(leaf, metric, inner)
+            path, by_name = join(scope.prefix, name), is_literal(self.pattern)
+            with sweep.leaf(by_name=by_name):
+                result = self.transform._apply(leaf, metric, Scope(path, by_name, scope.in_array))
+                return result if result is leaf else sweep.compacted(result)
+            return leaf
         if not isinstance(leaf, CompactArray) or callable(self.pattern):
             return leaf
         children = [child for child in leaf.child_names if self._reaches(name, leaf, child)]
         if not children:
             return leaf
-        metrics = child_moments(leaf, metric)
+        metrics, scope = child_moments(leaf, metric), dataclasses.replace(scope, in_array=True)
         changes = {
             child: self._visit(
-                join(name, child), getattr(leaf, child), metrics.get(child), scope, matched
+                join(name, child), getattr(leaf, child), metrics.get(child), scope, matched, sweep
             )
             for child in children
         }
@@ -177,11 +202,21 @@ class Partition(Transform):
                 f"others: {wrong}"
             )
 
+        if unused := sorted(set(table) - set(labels.values())):
+            raise ValueError(
+                f"partition: no leaf has the labels {unused}; the leaves have {labels}: leave out "
+                "their transforms, or label a leaf so"
+            )
+
         def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
             inner = dataclasses.replace(scope, prefix=join(scope.prefix, name))
             return table[labels[name]]._apply(leaf, metric, inner)
 
-        return map_leaves(visit, params, moments)
+        result = map_leaves(visit, params, moments)
+        if not scope.prefix:
+            for label, transform in self.transforms:
+                transform.check_patterns([name for name in labels if labels[name] == label])
+        return result
 
     def _labels_by_name(self, params: PyTree) -> dict[str, str]:
         """The label of every leaf; a label of a subtree holds for all leaves below it."""
@@ -257,7 +292,9 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
         TypeError: for an argument that is not a pattern, or a transform of axes; when called, for a
             leaf that is picked by name (no wildcard in the pattern's last part) and cannot be
             compacted.
-        ValueError: when called, for a pattern that matches nothing; the message lists the leaves.
+        ValueError: when called, for a pattern, or one of several, that matches nothing; the message
+            lists the leaves. For a leaf that is picked by name and beyond the form's reach; where
+            no one named it, it stays dense and the log names it, unless all leaves do.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -267,14 +304,7 @@ def at(pattern: Pattern, transform: Transform) -> Transform:
     """
     _check_transforms("at", (transform,))
     _check_leafwise("at", (transform,))
-    several = (
-        isinstance(pattern, tuple) and pattern and all(isinstance(part, str) for part in pattern)
-    )
-    if not (isinstance(pattern, str) or several or callable(pattern)):
-        raise TypeError(
-            "at expects a pattern, a tuple of patterns, or a selector (name, leaf) -> bool, got "
-            f"{pattern!r}"
-        )
+    check_pattern("at", pattern)
     return At(pattern, transform)
 
 
@@ -293,7 +323,8 @@ def partition(
 
     Raises:
         TypeError: for an argument that is not a transform, or a transform of axes.
-        ValueError: when called, for labels without a transform or of another structure.
+        ValueError: when called, for labels without a transform or of another structure, or a
+            transform whose label no leaf has.
 
     Example:
         >>> import jax.numpy as jnp, jaxcompress as jc
@@ -303,8 +334,7 @@ def partition(
         >>> small["body"].stored_numbers, small["head"].shape
         (8, (8, 2))
     """
-    if not (isinstance(transforms, Mapping) and transforms):
-        raise TypeError(f"partition expects a transform for each label, got {transforms!r}")
+    mapping("partition: transforms", transforms)
     _check_transforms("partition", transforms.values())
     _check_leafwise("partition", transforms.values())
     table = tuple(sorted(transforms.items(), key=lambda item: str(item[0])))
@@ -313,10 +343,7 @@ def partition(
 
 def _check_transforms(what: str, transforms: Iterable[object]) -> None:
     for transform in transforms:
-        if not isinstance(transform, Transform):
-            raise TypeError(
-                f"{what} expects transforms such as jc.hashed(keep=1/8), got {transform!r}"
-            )
+        check_transform(what, transform)
 
 
 def _check_leafwise(what: str, transforms: Iterable[Transform]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 from jaxtyping import PyTree
 
+from jaxcompress.checks import checked, function, mapping
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.networks.trace import Network, trace
 from jaxcompress.transforms.budget import Budget, budget
@@ -20,6 +21,7 @@ from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.rotation import rotate_and_prune
 
 
+@checked(apply=function("apply(params, *inputs)"), state_outputs=mapping)
 def compress(
     apply: Callable[..., PyTree[jax.Array]],
     params: PyTree,

@@ -17,7 +17,7 @@ from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.layout import Layout
 from jaxcompress.transforms.network_state import NetworkState
-from jaxcompress.transforms.selection import root
+from jaxcompress.transforms.selection import factor_of
 
 
 def sites_of(structure: Structure, axis: Axis) -> list[Site]:
@@ -112,13 +112,14 @@ def weighted_kernel(state: NetworkState, name: str, sites: list[Site]) -> np.nda
         return kernel
     known = [site for site in sites if site.key in state.moments.gains]
     if not known:
-        return kernel * math.sqrt(_median_power(state) / max(_power(state, name), 1e-300))
+        power = _power(state, name)
+        return kernel * math.sqrt(_median_power(state) / power) if power > 0 else kernel
     # uses that contract other dimensions have gains of other shapes, which cannot be added
     order = known[0].inputs[name]
     gains = [state.moments.gains[s.key].cov for s in known if s.inputs[name] == order]
     gain = np.sum(gains, axis=0)
     matrix = to_rows(kernel, order)
-    matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ root(gain)
+    matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ factor_of(gain)
     return from_rows(matrix, order, kernel.shape)
 
 

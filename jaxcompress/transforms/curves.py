@@ -16,29 +16,35 @@ from jaxcompress.transforms import selection
 from jaxcompress.transforms.axis_selection import selection_systems
 from jaxcompress.transforms.axis_statistics import (
     importance,
-    measured,
-    normalised_moments,
     pair_moments,
     relevant_moments,
 )
 from jaxcompress.transforms.consumers import consumer_gram
-from jaxcompress.transforms.legality import can_rotate, pair_of, why_not_fold
+from jaxcompress.transforms.legality import pair_of
+from jaxcompress.transforms.methods import choose_method
 from jaxcompress.transforms.network_state import NetworkState
+from jaxcompress.transforms.norm_rotation import weighted_spectrum
 
 
 def error_curve(state: NetworkState, axis: Axis, method: str) -> Float[np.ndarray, " sizes"]:
     """The predicted error of the outputs at size 0, 1, ..., d of one axis."""
     absolute = state.moments is not None and bool(state.moments.gains)
-    if method != "select" and can_rotate(state, axis):
+    how = choose_method(state, axis, method).name
+    if how == "rotate":
         errors, absolute = _rotation_errors(state, axis, absolute)
-    elif why_not_fold(axis) is None and measured(state, axis) is not None:
+    elif how == "select and fold":
         errors = _fold_errors(state, axis)
     else:
         errors = tails(np.sort(importance(state, axis), axis=1)[:, ::-1]).sum(0)
     # rounding must not make a larger size look worse than a smaller one
     errors = np.minimum.accumulate(errors)
     excess = errors - errors[-1]
-    return excess if absolute else excess / max(errors[0], 1e-300)
+    return excess if absolute else _share(excess, errors[0])
+
+
+def _share(part: Float[np.ndarray, " sizes"], whole: float) -> Float[np.ndarray, " sizes"]:
+    """The parts of a whole, none of a whole that is zero."""
+    return part / whole if whole > 0 else np.zeros_like(part)
 
 
 def _fold_errors(state: NetworkState, axis: Axis) -> Float[np.ndarray, " sizes"]:
@@ -60,13 +66,13 @@ def _rotation_errors(
     if axis.pair:
         return _pair_errors(state, axis)
     if "rms" in axis.marks:
-        # the spectrum lacks the consumers' weights: it is scaled to the power of their results
-        spectrum = tails(np.linalg.eigvalsh(normalised_moments(state, axis))[None, ::-1])[0]
+        # the spectrum is relative: it is scaled to the power of the consumers' results
+        spectrum = tails(weighted_spectrum(state, axis)[None])[0]
         power = float(importance(state, axis).sum())
-        return spectrum / max(spectrum[0], 1e-300) * power, absolute
-    halves = [selection.root(part) for part in relevant_moments(state, axis)]
-    grams = consumer_gram(state, axis)
-    values = [np.linalg.eigvalsh(h @ gram @ h)[::-1] for h, gram in zip(halves, grams, strict=True)]
+        return _share(spectrum, spectrum[0]) * power, absolute
+    halves = [selection.factor_of(part) for part in relevant_moments(state, axis)]
+    grams = zip(halves, consumer_gram(state, axis), strict=True)
+    values = [np.linalg.eigvalsh(half.T @ gram @ half)[::-1] for half, gram in grams]
     return tails(np.maximum(values, 0)).sum(0), absolute
 
 
@@ -75,7 +81,7 @@ def _pair_errors(state: NetworkState, axis: Axis) -> tuple[Float[np.ndarray, " s
     key = pair_of(state, axis)
     assert key is not None
     sides = zip(*pair_moments(state, axis, key), strict=True)
-    roots = [selection.root(left) @ selection.root(right) for left, right in sides]
+    roots = [selection.factor_of(left).T @ selection.factor_of(right) for left, right in sides]
     values = np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in roots])
     errors = tails(values**2).mean(0)
     gain = None if state.moments is None else state.moments.gains.get(key)

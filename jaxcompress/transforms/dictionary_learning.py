@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.arrays.base import materialize
+from jaxcompress.arrays.factored import settled
+from jaxcompress.arrays.lookups import LookupArray, scatter
 from jaxcompress.arrays.signs import fix_signs
-from jaxcompress.arrays.vocabulary import VocabularyArray
+from jaxcompress.arrays.vocabulary import VocabularyArray, pseudoinverse
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.weights import squared
 
@@ -30,7 +31,7 @@ def principal_atoms(
     source = np.asarray(matrix, np.float64)
     if metric is not None and metric.ndim == 1:
         # the inputs of a look-up have no directions: those of the weight, rows by their frequency
-        root = np.sqrt(np.maximum(metric, 1e-10 * metric.max()))[:, None]
+        root = np.sqrt(settled(metric))[:, None]
         directions = np.linalg.svd(root * source, full_matrices=False)[0][..., :count]
         vectors = np.linalg.qr(directions / root)[0]
     else:
@@ -67,15 +68,18 @@ def learned_in_turns(
         array = VocabularyArray.fit(
             matrix, atoms.astype(np.float32), metric=metric, lookups=lookups
         )
-        gap = target - np.asarray(materialize(array), np.float64)
+        assert isinstance(array.codes, LookupArray)
+        values, index = np.asarray(array.codes.values, np.float64), array.codes.index.array
+        # on the host, since every choice of look-ups would be a program of its own
+        codes = scatter(values, index, count)
+        gap = target - np.asarray(array.atoms, np.float64) @ codes
         if (error := squared(gap, metric)) < least:
             best, least = array, error
-        codes = np.asarray(materialize(array.codes), np.float64)
-        atoms = (target @ codes.mT) @ np.linalg.pinv(codes @ codes.mT, hermitian=True)
+        atoms = of_unit_length(target @ pseudoinverse(codes.mT).mT)
         # an unused atom is replaced by the column that is fitted worst
         idle = _idle_atoms(atoms, codes)
         worst = np.sum(gap**2, axis=tuple(range(gap.ndim - 1))).argsort()[::-1][: len(idle)]
-        atoms[..., idle[: len(worst)]] = target[..., worst]
+        atoms[..., idle[: len(worst)]] = of_unit_length(target[..., worst])
     assert best is not None
     return best
 
@@ -86,10 +90,16 @@ def _first_atoms(
     """Columns of the matrix, and random directions where there are more atoms than columns."""
     n = target.shape[-1]
     atoms = target[..., rng.permutation(n)[:count]]
-    if count <= n:
-        return atoms
-    more = rng.standard_normal((*target.shape[:-1], count - n)) * np.sqrt(np.mean(target**2))
-    return np.concatenate([atoms, more], axis=-1)
+    more = rng.standard_normal((*target.shape[:-1], max(0, count - n)))
+    return of_unit_length(np.concatenate([atoms, more], axis=-1))
+
+
+def of_unit_length(
+    atoms: Float[np.ndarray, "*stack m count"],
+) -> Float[np.ndarray, "*stack m count"]:
+    """Atoms divided by their lengths: the codes have the scale."""
+    length = np.linalg.norm(atoms, axis=-2, keepdims=True)
+    return atoms / np.where(length > 0, length, 1)
 
 
 def _idle_atoms(
@@ -97,7 +107,8 @@ def _idle_atoms(
 ) -> np.ndarray:
     """The indices of atoms that no code uses, or that repeat another atom."""
     flat = atoms.reshape(-1, atoms.shape[-1])
-    flat = flat / np.maximum(np.linalg.norm(flat, axis=0), 1e-300)
+    norms = np.linalg.norm(flat, axis=0)
+    flat = flat / np.where(norms > 0, norms, 1)
     repeated = np.triu(np.abs(flat.T @ flat) > REPEATED, 1).any(0)
     used = np.any(codes != 0, axis=(-1, *range(codes.ndim - 2)))
     return np.flatnonzero(repeated | ~used)

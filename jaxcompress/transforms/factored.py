@@ -17,6 +17,7 @@ from jaxtyping import Float
 from jaxcompress.arrays.factored import FactoredArray, principal_outputs
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.projection import per_matrix, weigh
+from jaxcompress.checks import checked, number
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.budget import Budget
 from jaxcompress.transforms.leafwise import Curve, LeafTransform
@@ -76,6 +77,7 @@ class Factored(LeafTransform):
         return FactoredArray.fit(matrix, ranks[-1], metric=metric)
 
 
+@checked(energy=number("(0, 1]", "the share of the squared norm to reach"))
 def factored(
     keep: Keep | None = None, *, energy: float | None = None, matrix_axes: Roles = None
 ) -> LeafTransform:
@@ -105,10 +107,6 @@ def factored(
     """
     if (keep is None) == (energy is None):
         raise ValueError("factored takes either keep or energy, not both or neither")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(
-            f"energy must be in (0, 1], the share of the squared norm to reach; got {energy!r}"
-        )
     return Factored(
         1.0 if keep is None else check_keep(keep), energy, check_matrix_axes(matrix_axes)
     )
@@ -133,4 +131,6 @@ def energy_by_rank(
         metric = metric.reshape(-1, *metric.shape[-2:])
     weighted = outputs if metric is None else weigh(metric, outputs)
     gains = np.cumsum(np.maximum(np.sum(outputs * weighted, axis=-2), 0), axis=-1)
-    return gains / np.maximum(gains[..., -1:], np.finfo(np.float64).tiny)
+    whole = gains[..., -1:]
+    # any product has all the energy of outputs that are zero
+    return np.where(whole > 0, gains / np.where(whole > 0, whole, 1), 1.0)

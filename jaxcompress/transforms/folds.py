@@ -21,14 +21,21 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcompress.arrays.layout import from_rows, to_rows
+from jaxcompress.arrays.projection import factor_to, ridge_solve
 from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, along
 from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.axis_statistics import measured, relevant_moments
-from jaxcompress.transforms.consumers import bias_of, is_solvable, measured_sites, statistic
+from jaxcompress.transforms.consumers import (
+    bias_of,
+    consumer_gram,
+    is_solvable,
+    measured_sites,
+    statistic,
+)
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.selection import SHRINK
+from jaxcompress.transforms.selection import RIDGE, SHRINK, factor_of
 
 Fold: TypeAlias = Callable[[np.ndarray, float], np.ndarray]
 """From moments (fibres, d, d) and the number of measured vectors to predictions (fibres, r, d)."""
@@ -74,7 +81,10 @@ def fold_into_consumers(
         kernels |= part.kernels
     biases = shifted_biases(state, [part.shift for part in parts if part.shift is not None])
     # for consumers that have no fold of their own
-    together = fold(relevant_moments(state, axis), moments.count)
+    relevant = relevant_moments(state, axis)
+    together = fold(relevant, moments.count)
+    grams = [factor_of(gram) for gram in consumer_gram(state, axis)]
+    together = no_worse_than_zeros(together, change.produce, np.stack(grams), relevant)
     complete = dataclasses.replace(change, consume=together, other=other)
     return AxisChange(complete, kernels | biases)
 
@@ -86,7 +96,13 @@ def _site_fold(
     absorbs = bias_of(state, site) is not None
     own = measured(state, axis, [site])
     assert own is not None
-    matrices = fold(own.cov if absorbs else own.second, own.count)
+    relevant = own.cov if absorbs else own.second
+    slots = [slot for slot in site.slots if slot in axis.consumers]
+    kernels = [state.unfold(axis, slot) for slot in slots]
+    matrices = fold(relevant, own.count)
+    if kernels:
+        whole = np.concatenate(kernels, axis=-1)
+        matrices = no_worse_than_zeros(matrices, change.produce, whole, relevant)
     if solve and has_positions(state, site):
         return _solved(state, axis, site, change, matrices, absorbs)
     shift = None
@@ -94,6 +110,19 @@ def _site_fold(
         gap = unpredicted(own.mean, change.produce, matrices)
         shift = bias_shift(state, axis, site, gap)
     return _SiteFold(_for_slots(axis, site, matrices), shift=shift)
+
+
+def no_worse_than_zeros(
+    fold: Float[np.ndarray, "fibres r d"],
+    produce: Float[np.ndarray, "fibres d r"],
+    kernel: Float[np.ndarray, "fibres d p"],
+    moments: Float[np.ndarray, "fibres d d"],
+) -> Float[np.ndarray, "fibres r d"]:
+    """A fold, scaled in the fibres where the results would be worse than those of a zero kernel."""
+    fitted = produce @ fold @ kernel
+    fibres = zip(np.broadcast_to(fitted, kernel.shape), kernel, moments, strict=True)
+    factors = np.array([factor_to(*fibre) for fibre in fibres])
+    return fold if (factors == 1).all() else fold * factors[:, None, None]
 
 
 def separate_sites(state: NetworkState, axis: Axis) -> list[Site]:
@@ -169,16 +198,15 @@ def _solved(
     kept = along(ones, (Layout(), flat), 1, axis, change.produce @ selection)[0] > 0.5
     # the ridge shrinks the solution to the fold, more strongly where fewer vectors were measured
     inner = moments[np.ix_(kept, kept)]
-    ridge = SHRINK * kept.sum() / max(inputs.count, 1.0) * np.trace(inner) / len(inner)
-    ridge += np.finfo(np.float64).tiny
+    ridge = RIDGE + SHRINK * kept.sum() / max(inputs.count, 1.0)
     kernels, shift, bias = {}, None, bias_of(state, site) if absorbs else None
     for name, order in site.inputs.items():
         matrix = to_rows(state.leaves[name], order)
         layouts = (flat, Layout("", matrix.shape[1]))
         target = along(matrix, layouts, 0, axis, np.swapaxes(fold, 1, 2))
         solved = np.zeros_like(matrix)
-        right = moments[kept] @ matrix + ridge * target
-        solved[kept] = np.linalg.solve(inner + ridge * np.eye(len(inner)), right)
+        solved[kept] = ridge_solve(inner, moments[kept] @ matrix, ridge, target)
+        solved *= factor_to(solved, matrix, moments)
         kernels[name] = from_rows(solved, order, state.leaves[name].shape)
         if bias is not None:
             shift = bias[0], bias[1] * (inputs.mean @ (matrix - solved))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.permutation import leaf_seed
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, choice, seeds, whole
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.budget import Budget
 from jaxcompress.transforms.leafwise import LeafTransform
@@ -27,6 +27,7 @@ from jaxcompress.transforms.options import (
     check_keep,
     check_matrix_axes,
 )
+from jaxcompress.transforms.weights import Unreachable
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -50,9 +51,10 @@ class Hashed(LeafTransform):
         """A table of whole blocks, or as many numbers as the matrix has."""
         m, n = matrix.shape[-2:]
         if self.block > numbers:
-            raise ValueError(
+            raise Unreachable(
+                self.block,
                 f"block={self.block} is longer than the table of {numbers} numbers: use a smaller "
-                "block or keep more"
+                "block or keep more",
             )
         block = min(self.block, n)  # a row is the longest block there is
         # at the full count every entry has a number of its own, and the fit is exact
@@ -63,6 +65,12 @@ class Hashed(LeafTransform):
         )
 
 
+@checked(
+    seed=seeds,
+    block=whole(),
+    layout=choice("random", "circular"),
+    seed_by=choice("path", "shape"),
+)
 def hashed(
     keep: Keep,
     *,
@@ -98,11 +106,6 @@ def hashed(
         >>> jc.hashed(keep=1/8)(jnp.ones((16, 16)))
         HashedArray((16, 16) float32, 32 stored = 1/8)
     """
-    block = whole_number("block", block)
-    if seed_by not in ("path", "shape"):
-        raise ValueError(f"seed_by must be 'path' or 'shape', got {seed_by!r}")
-    if layout not in ("random", "circular"):
-        raise ValueError(f"layout must be 'random' or 'circular', got {layout!r}")
     if layout == "circular" and block > 1:
         raise ValueError(
             f"block={block} is for the random layout: in the circular one neighbours in the table "

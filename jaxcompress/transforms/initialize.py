@@ -10,12 +10,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Key, PyTree, Scalar
 
 from jaxcompress.arrays.base import CompactArray, is_compact
-from jaxcompress.transforms.base import Transform
+from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.checks import array, checked, is_array, random_key
+from jaxcompress.transforms.base import Transform, check_transform
 
 
+@checked(key=random_key)
 def initialize(key: Key[Array, ""], transform: Transform, params: PyTree) -> PyTree:
     """Draw random compact parameters with a transform's structure and each leaf's mean square.
 
@@ -38,6 +42,11 @@ def initialize(key: Key[Array, ""], transform: Transform, params: PyTree) -> PyT
         >>> round(float(jnp.sqrt(jnp.mean(fresh["kernel"].materialize() ** 2))), 3)
         0.1
     """
+    check_transform("initialize", transform)
+    for name, leaf in named_leaves(params):
+        for part in jax.tree.leaves(leaf):
+            if is_array(part) and not isinstance(part, Tracer):
+                array(name or "params", part)
     leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
     dense = [leaf.materialize() if is_compact(leaf) else leaf for leaf in leaves]
     noise = [_noise(jax.random.fold_in(key, index), leaf) for index, leaf in enumerate(dense)]

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Float, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
-from jaxcompress.arrays.layout import MatrixAxes
+from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, named_leaves
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.allocation import Counts
@@ -34,7 +35,7 @@ from jaxcompress.transforms.base import (
 )
 from jaxcompress.transforms.budget import Budget, Item, Items, Plan, plan_for
 from jaxcompress.transforms.options import PerLeaf, PerPattern
-from jaxcompress.transforms.weights import Unreachable, read_matrix, squared, why_not
+from jaxcompress.transforms.weights import Sweep, Unreachable, read_matrix, squared, why_not
 
 SAMPLED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Fractions fitted when no closed-form error exists."""
@@ -176,7 +177,9 @@ class LeafTransform(Transform):
         # a matrix whose gain was not measured is given the median effect on the outputs
         measured = [known[name] * power for name, power in powers.items() if name in known]
         typical = float(np.median(measured or [1.0]))
-        gains = {name: typical / power for name, power in powers.items()} | known
+        # a matrix whose results are zero has nothing to lose
+        gains = {name: typical / power if power > 0 else 0.0 for name, power in powers.items()}
+        gains |= known
         rows = tuple(
             matrix_item(name, leaf, curves[name], gains[name]) for name, leaf in leaves.items()
         )
@@ -208,10 +211,10 @@ class LeafTransform(Transform):
         axes, metrics = PerLeaf(self.matrix_axes, "matrix_axes"), moments_by_name(moments)
         curves, powers = {}, {}
         for name, leaf in tqdm(leaves.items(), desc="plan", leave=False, disable=None):
-            given = metrics.get(name) if self.uses_moments else None
-            matrix, metric, _ = read_matrix(name, leaf, given, axes.get(name))
+            matrix, given, _ = read_matrix(name, leaf, metrics.get(name), axes.get(name))
+            metric = given if self.uses_moments else None
             curves[name] = self.curve(matrix, metric, name)
-            powers[name] = max(squared(matrix, metric), 1e-300)  # a zero matrix has gain, too
+            powers[name] = squared(matrix, metric)
         return curves, powers
 
     def divided(self, plan: Plan) -> LeafTransform:
@@ -228,13 +231,18 @@ class LeafTransform(Transform):
             return self.divided(self.plan(params, moments))._apply(params, moments, scope)
         assert not isinstance(self.keep, Budget)
         keeps, axes = PerLeaf(self.keep, "keep"), PerLeaf(self.matrix_axes, "matrix_axes")
+        sweep = Sweep()
 
         def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
             path = join(scope.prefix, name)
             keep, roles = keeps.get(path), axes.get(path)
             problem = why_not(leaf, roles) or ("no keep is given for it" if keep is None else None)
             if keep is not None and problem is None:
-                return self._compact_leaf(path, leaf, metric, keep, roles)
+                if scope.in_array and roles not in (None, MATRIX):
+                    metric = None
+                with sweep.leaf(by_name=scope.by_name):
+                    return sweep.compacted(self._compact_leaf(path, leaf, metric, keep, roles))
+                return leaf
             if scope.by_name:
                 raise TypeError(
                     f"{path or 'the leaf'} was picked by name but cannot be compacted: {problem}"
@@ -242,11 +250,16 @@ class LeafTransform(Transform):
             return leaf
 
         result = map_leaves(visit, params, moments)
-        if not scope.prefix:  # below a prefix a pattern may be for other leaves
-            paths = [name for name, _ in named_leaves(params)]
-            keeps.check_used(paths)
-            axes.check_used(paths)
+        sweep.finish()
+        if not scope.prefix:  # what picks leaves below a prefix checks the patterns of them all
+            self.check_patterns([name for name, _ in named_leaves(params)])
         return result
+
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Refuse keeps and roles by pattern of which one decides for none of some leaves."""
+        if not isinstance(self.keep, Budget):
+            PerLeaf(self.keep, "keep").check_keys(paths)
+        PerLeaf(self.matrix_axes, "matrix_axes").check_keys(paths)
 
     def _compact_leaf(
         self,
@@ -258,8 +271,8 @@ class LeafTransform(Transform):
     ) -> PyTree:
         """One weight in the transform's form; dense where the form would cost more than dense."""
         where = path or "the leaf"
-        given = metric if self.uses_moments else None
-        matrix, checked, axes = read_matrix(where, leaf, given, roles)
+        matrix, given, axes = read_matrix(where, leaf, metric, roles)
+        checked = given if self.uses_moments else None
         try:
             array = self._fit_within(matrix, keep, checked, path)
         except Unreachable as error:

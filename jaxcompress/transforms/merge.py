@@ -19,15 +19,19 @@ from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from jaxcompress.checks import checked, number, path_pattern
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, structure_of
-from jaxcompress.transforms.axis_selection import selecting
+from jaxcompress.networks.maps import selecting
+from jaxcompress.networks.trace import Network, structure_of, traced
 from jaxcompress.transforms.axis_statistics import measured, relevant_moments
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.consumers import consumer_gram
 from jaxcompress.transforms.folds import fold_into_consumers
-from jaxcompress.transforms.legality import why_not_fold
+from jaxcompress.transforms.legality import has_norm, why_not_fold
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+
+ROUNDING = 1e-13
+"""The share of a second moment that is the variance of float32 rounding."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,13 +46,13 @@ class Merge(AxisTransform):
         """The groups of one axis merged, or None where no two units are."""
         if state.moments is None:
             raise ValueError("merge compares activations: call it with the moments of jc.calibrate")
-        why = why_not_fold(axis)
+        why = "a norm over it would change" if has_norm(axis) else why_not_fold(axis)
         if why is None and measured(state, axis) is None:
             why = "nothing was measured along it"
         if why is not None:
             self.skip(axis, why)
             return None
-        moments, d = relevant_moments(state, axis), state.size(axis)
+        moments, d = varying(state, axis), state.size(axis)
         trees = [clustering(part) for part in moments]
         # fibres have one size: the largest count, so that no fibre merges below the threshold
         size = max(group_count(tree, self.threshold) for tree in trees)
@@ -64,6 +68,17 @@ class Merge(AxisTransform):
             return np.stack([multiples(*row) for row in zip(moments, groups, kept, strict=True)])
 
         return fold_into_consumers(state, axis, selecting(kept, d), multiples_of_kept)
+
+
+def varying(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d d"]:
+    """The moments that matter to the consumers, exactly zero for units that are constant."""
+    own = measured(state, axis)
+    assert own is not None
+    moments = relevant_moments(state, axis)
+    power, whole = np.einsum("fii->fi", moments), np.einsum("fii->fi", own.second)
+    # about the mean, a constant unit has the variance of its rounding
+    alive = power > ROUNDING * whole
+    return moments * (alive[:, :, None] & alive[:, None, :])
 
 
 def clustering(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "merges 4"]:
@@ -102,7 +117,8 @@ def multiples(
     fold = np.zeros((len(kept), len(moments)))
     for row, unit in enumerate(kept):
         group = next(group for group in groups if unit in group)
-        fold[row, group] = moments[unit, group] / max(moments[unit, unit], 1e-300)
+        if moments[unit, unit] > 0:
+            fold[row, group] = moments[unit, group] / moments[unit, unit]
         fold[row, unit] = 1
     return fold
 
@@ -110,7 +126,7 @@ def multiples(
 def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     """One minus the absolute correlation; a constant unit is a multiple, by zero, of any other."""
     scale = np.sqrt(np.maximum(np.diag(moments), 0))
-    alive = scale > 1e-7 * scale.max(initial=0)
+    alive = scale > 0
     safe = np.where(alive, scale, 1)
     correlations = np.abs(moments / safe[:, None] / safe[None, :])
     # also between two constants, so that all of them can be one group
@@ -119,6 +135,11 @@ def distances(moments: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     return np.maximum((apart + apart.T) / 2, 0)
 
 
+@checked(
+    net=traced,
+    threshold=number("(0, 1]", "the least correlation of units that are merged"),
+    axes=path_pattern,
+)
 def merge(net: Network | Structure, threshold: float = 0.95, *, axes: str = "**") -> Merge:
     """Merge correlated hidden units of every hidden axis.
 
@@ -154,11 +175,4 @@ def merge(net: Network | Structure, threshold: float = 0.95, *, axes: str = "**"
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    structure = structure_of("merge", net)
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not (number and 0 < threshold <= 1):
-        raise ValueError(
-            "threshold must be in (0, 1], the least correlation of units that are merged; "
-            f"got {threshold!r}"
-        )
-    return Merge(structure, float(threshold), axes)
+    return Merge(structure_of(net), float(threshold), axes)

@@ -27,12 +27,12 @@ from jaxcompress.transforms.host_leaves import HostLeaves
 
 @dataclasses.dataclass(frozen=True)
 class AxisChange:
-    """A change of one axis as data: a map, and what replaces leaves and statistics before it.
+    """A change of one axis as data: a map, new values of leaves before it, statistics after it.
 
     Attributes:
         map: applied to every leaf that has the axis, and to the moments.
         leaves: new values of leaves by name, still at the axis's present size.
-        sites: new statistics by contraction, still at the axis's present size.
+        sites: new statistics by contraction, at the axis's new size.
     """
 
     map: AxisMap
@@ -69,11 +69,14 @@ class NetworkState:
         given = dict(named_leaves(params))
         structure.check_names(given)
         shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
+        sizes = structure.sizes(shapes)
+        if moments is not None:
+            moments.check_fit(structure, {**structure.full_sizes, **sizes})
         return cls(
             structure=structure,
             template=params,
             leaves=HostLeaves(given),
-            sizes=structure.sizes(shapes),
+            sizes=sizes,
             moments=moments,
         )
 
@@ -164,8 +167,8 @@ class NetworkState:
         apply_map(self.structure, leaves, self.sizes, axis, change.map)
         moments = self.moments
         if moments is not None:
-            moments = dataclasses.replace(moments, sites={**moments.sites, **change.sites})
             moments = moments.mapped(axis, change.map)
+            moments = dataclasses.replace(moments, sites={**moments.sites, **change.sites})
         sizes = {**self.sizes, axis.key: change.map.size}
         return dataclasses.replace(
             self, leaves=self.leaves.replaced(leaves), sizes=sizes, moments=moments

@@ -6,11 +6,12 @@ matches a leaf (or the key of an axis) decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matches
+from jaxcompress.checks import mapping, number, shown
 from jaxcompress.transforms.budget import Budget
 
 Value = TypeVar("Value")
@@ -62,38 +63,52 @@ class PerLeaf(Generic[Value]):
         unused = [pattern for pattern, _ in self.rules if pattern not in self.used]
         if unused and not self.default:
             raise ValueError(
-                f"{self.what}: the patterns {unused} match no leaf; there are: {', '.join(paths)}"
+                f"{self.what}: the pattern {' and '.join(map(repr, unused))} decides nothing: "
+                "nothing matches it, or an earlier pattern does; there are: "
+                f"{', '.join(paths) or 'none'}"
             )
+
+
+def per_pattern(
+    name: str, option: Value | Mapping[str, Value], kind: Callable[[str, Any], Value]
+) -> PerPattern[Value]:
+    """One value for all, or a mapping from patterns as a tuple of pairs, each of a kind."""
+    if not isinstance(option, Mapping):
+        return kind(name, option)
+    items: Iterable[tuple[str, Any]] = mapping(name, option).items()
+    return tuple((pattern, kind(f"{name}[{pattern!r}]", value)) for pattern, value in items)
 
 
 def check_keep(keep: Keep) -> PerPattern[float] | Budget:
     """A keep as a transform stores it: a float, a budget, or a tuple of pairs.
 
     Raises:
-        ValueError: for a number outside (0, 1].
+        ValueError: for a number outside (0, 1], or an empty mapping.
+        TypeError: for patterns that are no strings.
     """
-    if isinstance(keep, Budget):
-        return keep
-    if isinstance(keep, Mapping):
-        return tuple((pattern, check_keep(value)) for pattern, value in keep.items())  # type: ignore[misc]
-    if not isinstance(keep, (int, float)) or isinstance(keep, bool) or not 0 < keep <= 1:
-        raise ValueError(
-            f"keep must be in (0, 1], the fraction of the numbers to keep; got {keep!r}: for eight "
-            "times smaller, keep=1/8"
-        )
-    return float(keep)
+    return keep if isinstance(keep, Budget) else per_pattern("keep", keep, _fraction)
+
+
+def _fraction(name: str, value: float) -> float:
+    try:
+        return float(number("(0, 1]", "the fraction of the numbers to keep")(name, value))
+    except ValueError as error:
+        raise ValueError(f"{error}: for eight times smaller, keep=1/8") from None
 
 
 def check_matrix_axes(axes: Roles) -> PerPattern[MatrixAxes | None]:
     """Roles of dimensions as a transform stores them: one for all, or a tuple of pairs.
 
     Raises:
+        ValueError: for an empty mapping.
         TypeError: for anything but MatrixAxes, None, or a mapping.
     """
-    if isinstance(axes, Mapping):
-        return tuple((pattern, check_matrix_axes(value)) for pattern, value in axes.items())  # type: ignore[misc]
-    if axes is not None and not isinstance(axes, MatrixAxes):
+    return per_pattern("matrix_axes", axes, _roles)
+
+
+def _roles(name: str, value: MatrixAxes | None) -> MatrixAxes | None:
+    if value is not None and not isinstance(value, MatrixAxes):
         raise TypeError(
-            f"matrix_axes must be a jc.MatrixAxes or a mapping from patterns to them, got {axes!r}"
+            f"{name} must be a jc.MatrixAxes or a mapping from patterns to them, got {shown(value)}"
         )
-    return axes
+    return value

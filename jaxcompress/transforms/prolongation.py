@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcompress.arrays.spline import spline_matrix
-from jaxcompress.transforms.selection import RIDGE, SHRINK
+from jaxcompress.transforms.selection import predict_from
 
 
 def prolongation(coarse: int, fine: int, basis: str = "step") -> Float[np.ndarray, "coarse fine"]:
@@ -54,10 +54,5 @@ def predict_fine(
         repeat: the prolongation.
         count: the number of vectors that the moments were measured on.
     """
-    inner = average.T @ moments @ average
-    remainder = np.eye(len(moments)) - average @ repeat
-    r = len(inner)
-    ridge = (RIDGE + SHRINK * r / max(count, 1.0)) * np.trace(inner) / r
-    ridge += np.finfo(np.float64).tiny
-    correction = np.linalg.solve(inner + ridge * np.eye(r), average.T @ moments @ remainder)
-    return repeat + correction
+    inner, cross = average.T @ moments @ average, average.T @ moments
+    return predict_from(inner, cross, np.diag(moments), repeat, count)

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 from jaxtyping import PyTree
 
+from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.settings import DIGITS, call, constructor_name, digest, show_structure
 
@@ -66,6 +67,7 @@ class Recalibrate(DataTransform):
         return params, fresh
 
 
+@checked(net=network)
 def recalibrate(
     net: Network,
     batches: Iterable[PyTree] | Calibration,

@@ -19,9 +19,11 @@ from jaxtyping import PyTree
 from jaxcompress.checkpoint.atomic import write_atomically
 from jaxcompress.checkpoint.records import Record, records
 from jaxcompress.checkpoint.tensor_file import canonical
+from jaxcompress.checks import checked
+from jaxcompress.checks import path as path_kind
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.networks.axes import Structure
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, traced
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.recalibrate import DataTransform
@@ -31,6 +33,7 @@ from jaxcompress.transforms.settings import arguments, digest
 FORMAT = "jaxcompress recipe 1"
 
 
+@checked(path=path_kind)
 def save_recipe(path: str | os.PathLike[str], transform: Transform) -> None:
     """Write a transform as JSON; an existing file is replaced by a complete one or not at all.
 
@@ -77,6 +80,7 @@ def _written(transform: Transform) -> tuple[Json, Structure | None]:
     return recipe, structure
 
 
+@checked(path=path_kind, net=traced)
 def load_recipe(
     path: str | os.PathLike[str],
     net: Network | Structure | None = None,

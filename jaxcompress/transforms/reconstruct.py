@@ -29,19 +29,21 @@ from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.arrays.projection import best_factor, ridge_solve
+from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.maps import AxisMap, apply_map
-from jaxcompress.networks.trace import Network
+from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
 from jaxcompress.transforms.consumers import bias_of, is_solvable
 from jaxcompress.transforms.folds import BiasShift
 from jaxcompress.transforms.network_state import NetworkState
 from jaxcompress.transforms.recalibrate import DataTransform
-from jaxcompress.transforms.selection import SHRINK
+from jaxcompress.transforms.selection import RIDGE, SHRINK
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ class Reconstruct(DataTransform):
             raise ValueError(
                 "reconstruct needs the moments of jc.calibrate, which hold the original network"
             )
-        original = Original.of(self.net, moments)
         state = NetworkState.of(self.net.structure, params, moments)
+        original = Original.of(self.net, moments)
         order = self.order(state, original)
         # contractions that are added up share a bias, which gets the sum of their shifts
         shifts: dict[str, list[np.ndarray]] = {}
@@ -175,15 +177,19 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
     if bias is None:  # no bias absorbs the mean
         covariance = covariance + np.outer(paired.after, paired.after)
         cross = cross + np.outer(paired.after, paired.before)
-    ridge = SHRINK / max(paired.count, 1.0) * np.trace(covariance) + np.finfo(np.float64).tiny
-    metric = covariance + ridge * np.eye(len(covariance))
+    # in the units of the inputs, since those that do not vary in the data keep their prior
+    ridge = RIDGE + SHRINK * len(covariance) / max(paired.count, 1.0)
+    metric = covariance + ridge * np.diag(np.diag(covariance))
     kernels, low_rank, shift = {}, {}, None
     for name, order in site.inputs.items():
         full = to_rows(original.target(name, order), order)
         factored = None if name in state.leaves else state.given[name]
         present = state.leaves[name] if factored is None else factored.materialize()
         prior = to_rows(np.asarray(present, np.float64), order)
-        solved = np.linalg.solve(metric, cross @ full + ridge * prior)
+        wanted = cross @ full
+        solved = ridge_solve(covariance, wanted, ridge, prior)
+        power = float(np.sum(solved * (covariance @ solved)))
+        solved *= best_factor(power, float(np.sum(solved * wanted)))
         if factored is None:
             kernels[name] = from_rows(solved, order, present.shape)
         else:
@@ -195,6 +201,7 @@ def solve(state: NetworkState, site: Site, original: Original, paired: CrossMome
     return Solution(kernels, low_rank, shift)
 
 
+@checked(net=network)
 def reconstruct(
     net: Network,
     batches: Iterable[PyTree] | Calibration,

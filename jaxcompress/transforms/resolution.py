@@ -29,18 +29,19 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.arrays.spline import check_basis
+from jaxcompress.arrays.spline import BASES
+from jaxcompress.checks import checked, choice, number, path_pattern, seeds
 from jaxcompress.networks.axes import Axis, Structure
 from jaxcompress.networks.maps import AxisMap
-from jaxcompress.networks.trace import Network, structure_of
+from jaxcompress.networks.trace import Network, structure_of, traced
 from jaxcompress.programs.program import Slot
 from jaxcompress.transforms.axis_statistics import measured, normalised_moments
-from jaxcompress.transforms.axiswise import AxisTransform
+from jaxcompress.transforms.axiswise import AxisTransform, largest_by_option
 from jaxcompress.transforms.consumers import consumer_gram
 from jaxcompress.transforms.folds import fold_into_consumers
-from jaxcompress.transforms.legality import pair_of, why_not_resize
+from jaxcompress.transforms.legality import has_norm, pair_of, why_not_resize
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.options import PerLeaf, PerPattern
+from jaxcompress.transforms.options import PerLeaf, PerPattern, per_pattern
 from jaxcompress.transforms.prolongation import dual, predict_fine, prolongation
 
 Factor: TypeAlias = float | Fraction | Mapping[str, float | Fraction]
@@ -129,6 +130,15 @@ def adjoint(change: AxisMap, role: str) -> AxisMap:
 class Coarsen(Resolution):
     """See `coarsen`."""
 
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse a factor beyond the size of every axis that it is for."""
+        for factor, size in largest_by_option(PerLeaf(self.factor, "factor"), state, axes).items():
+            if factor > size > 1:
+                raise ValueError(
+                    f"coarsen's factor {factor} is larger than the largest axis that it is for, of "
+                    f"{size} channels: give a factor of at most {size}"
+                )
+
     def new_size(self, size: int, factor: Fraction) -> int:
         """The size divided by the factor, at least one."""
         return coarse_size(size, factor)
@@ -172,16 +182,12 @@ def coarse_size(size: int, factor: Fraction | float) -> int:
     return max(1, round(size / factor))
 
 
-def has_norm(axis: Axis) -> bool:
-    """Whether a norm is taken over an axis."""
-    return bool({"normalised", "rms"} & set(axis.marks))
-
-
 def effects(state: NetworkState, axis: Axis) -> Float[np.ndarray, "fibres d"]:
     """The squared norm of each channel's consumers, at least a thousandth of the mean."""
     # the floor keeps the weighted dual solvable where whole cells have no effect
     power = np.einsum("fdd->fd", consumer_gram(state, axis))
-    return np.maximum(power, 1e-3 * power.mean(1, keepdims=True) + np.finfo(np.float64).tiny)
+    mean = power.mean(1, keepdims=True)
+    return np.where(mean > 0, np.maximum(power, 1e-3 * mean), 1.0)
 
 
 def second_side(state: NetworkState, axis: Axis, matrix: np.ndarray) -> dict[Slot, np.ndarray]:
@@ -199,11 +205,18 @@ def rescaled(state: NetworkState, axis: Axis, change: AxisMap) -> AxisMap:
         return change
     before = normalised_moments(state, axis)
     after = change.produce[0].T @ before @ change.produce[0]
-    power = max(np.trace(before) / len(before), 1e-300)
-    ratio = math.sqrt(max(np.trace(after) / change.size, 0) / power)
+    power = np.trace(before) / len(before)
+    ratio = math.sqrt(max(np.trace(after) / change.size, 0) / power) if power > 0 else 1.0
     return dataclasses.replace(change, channels=change.produce * ratio)
 
 
+@checked(
+    net=traced,
+    basis=choice(*BASES),
+    axes=path_pattern,
+    split=number("[0, inf)", "such as 0.1"),
+    seed=seeds,
+)
 def refine(
     net: Network | Structure,
     factor: Factor,
@@ -253,12 +266,11 @@ def refine(
         >>> wide["up"].shape, bool(jnp.allclose(net(wide, x), apply(params, x), atol=1e-5))
         ((3, 6), True)
     """
-    if not 0 <= split < math.inf:
-        raise ValueError(f"refine's split must be a number from 0 on, such as 0.1; got {split!r}")
-    structure, factors = _checked(net, factor, basis, "refine")
-    return Refine(structure, factors, basis, axes, split=split, seed=seed)
+    factors = _check_factors(net, factor, "refine")
+    return Refine(structure_of(net), factors, basis, axes, split=split, seed=seed)
 
 
+@checked(net=traced, basis=choice(*BASES), axes=path_pattern)
 def coarsen(
     net: Network | Structure, factor: Factor, *, basis: str = "step", axes: str = "**"
 ) -> Coarsen:
@@ -299,8 +311,8 @@ def coarsen(
         >>> again["up"].shape, bool(jnp.allclose(again["up"], params["up"], atol=1e-6))
         ((3, 4), True)
     """
-    structure, factors = _checked(net, factor, basis, "coarsen")
-    return Coarsen(structure, factors, basis, axes)
+    factors = _check_factors(net, factor, "coarsen")
+    return Coarsen(structure_of(net), factors, basis, axes)
 
 
 def thin(net: Network | Structure, factor: Factor, *, axes: str = "**") -> Thin:
@@ -319,29 +331,12 @@ def thin(net: Network | Structure, factor: Factor, *, axes: str = "**") -> Thin:
         >>> small["up"].shape, small["down"].tolist()
         ((3, 2), [[2.0, 2.0], [2.0, 2.0]])
     """
-    structure, factors = _checked(net, factor, "step", "thin")
-    return Thin(structure, factors, "step", axes)
+    factors = _check_factors(net, factor, "thin")
+    return Thin(structure_of(net), factors, "step", axes)
 
 
-def _checked(
-    net: Network | Structure, factor: Factor, basis: str, name: str
-) -> tuple[Structure, Factors]:
-    """The axes and factors of a change of resolution, as a transform keeps them."""
-    structure = structure_of(name, net)
-    check_basis(basis)
-    if isinstance(factor, Mapping):
-        factors = tuple((pattern, _check_factor(value, name)) for pattern, value in factor.items())
-    else:
-        factors = _check_factor(factor, name)
+def _check_factors(net: Network | Structure, factor: Factor, name: str) -> Factors:
+    """Factors as a transform keeps them: finite numbers from 1 on, for axes that there are."""
+    factors = per_pattern(f"{name}'s factor", factor, number("[1, inf)", "such as 2 or 3/2"))
     PerLeaf(factors, f"{name}'s factor").check_keys(net.axes.keys())
-    return structure, factors
-
-
-def _check_factor(factor: float | Fraction, name: str) -> float | Fraction:
-    """A finite number from 1 on."""
-    number = isinstance(factor, int | float | Fraction) and not isinstance(factor, bool)
-    if not (number and 1 <= factor < math.inf):
-        raise ValueError(
-            f"{name}'s factor must be a number from 1 on, such as 2 or 3/2; got {factor!r}"
-        )
-    return factor
+    return factors

@@ -23,20 +23,21 @@ from jaxtyping import Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import stored_numbers
-from jaxcompress.checks import whole_number
+from jaxcompress.checks import checked, choice, number, path_pattern, seeds, whole_number
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, structure_of
+from jaxcompress.networks.trace import Network, structure_of, traced
 from jaxcompress.transforms.allocation import AxisCounts
 from jaxcompress.transforms.axis_rotation import rotate
 from jaxcompress.transforms.axis_selection import control, select
-from jaxcompress.transforms.axiswise import AxisTransform
+from jaxcompress.transforms.axiswise import AxisTransform, largest_by_option
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Item, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.curves import error_curve
-from jaxcompress.transforms.legality import can_rotate, why_not_fold, why_not_rotate
+from jaxcompress.transforms.legality import why_not_rotate
+from jaxcompress.transforms.methods import choose_method
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
+from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep, per_pattern
 
 CONTROLS = ("magnitude", "l1", "random")
 METHODS = ("auto", "rotate", "select", *CONTROLS)
@@ -66,24 +67,19 @@ class RotateAndPrune(AxisTransform):
         return self.energy is not None or isinstance(self.keep, Budget)
 
     def plan(self, params: PyTree, moments: Moments | None = None) -> Plan:
-        """Divide the budget among the axes, or find the sizes that keep an energy.
+        """The size of every axis and how it is cut: of a budget, an energy or given keeps.
 
         Args:
             params: the network's parameters.
             moments: of `jc.calibrate`, or None for predictions from the weights alone.
 
         Returns:
-            The plan, a table that prints: for each axis its keep, its size, its predicted error.
+            The plan, a table that prints: for each axis its keep, its size, its predicted error,
+            and its method with the reason why it is no better one.
 
         Raises:
-            ValueError: for a keep that is a number, a method that predicts no errors, a total that
-                the axes cannot reach.
+            ValueError: for a method that predicts no errors, a total that the axes cannot reach.
         """
-        if not self.planned:
-            raise ValueError(
-                f"plan divides a budget, and keep is {self.keep}: "
-                "rotate_and_prune(net, jc.budget(1/4))"
-            )
         check_tree(params)
         before = float(stored_numbers(params))
         items, totals = self._items_and_totals(params, moments)
@@ -91,7 +87,11 @@ class RotateAndPrune(AxisTransform):
             return plan_for(
                 self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
             )
-        assert self.energy is not None
+        if self.energy is None:
+            keeps = PerLeaf(self.keep, "keep")
+            given = [keeps.get(item.key) for item in items.rows]
+            choice = [items.option(i, 1.0 if k is None else k) for i, k in enumerate(given)]
+            return plan_of(joint([items], before), choice)
         pairs = zip(items.errors, totals, strict=True)
         options = [least_option(errors, self.energy, total) for errors, total in pairs]
         return plan_of(joint([items], before), options)
@@ -109,6 +109,7 @@ class RotateAndPrune(AxisTransform):
                 f"method={self.method!r} predicts no errors: give keep as a number or by axis"
             )
         state = self.start(params, moments)
+        self.check_effect(state, self.chosen())
         axes = [
             axis
             for axis in self.chosen()
@@ -120,7 +121,12 @@ class RotateAndPrune(AxisTransform):
         progress = tqdm(axes, desc="plan", leave=False, disable=None)
         curves = [error_curve(state, axis, self.method) for axis in progress]
         rows = tuple(
-            axis_item(axis.key, errors, self.options(axis.key, state.size(axis)))
+            axis_item(
+                axis.key,
+                errors,
+                self.options(axis.key, state.size(axis)),
+                str(choose_method(state, axis, self.method)),
+            )
             for axis, errors in zip(axes, curves, strict=True)
         )
         return axis_items(state, axes, rows), [float(errors[0]) for errors in curves]
@@ -132,6 +138,17 @@ class RotateAndPrune(AxisTransform):
     def divided(self, plan: Plan) -> RotateAndPrune:
         """The transform with the keeps of a plan."""
         return dataclasses.replace(self, keep=tuple(plan.keeps.items()), energy=None)
+
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse a multiple that is larger than every axis that it is for."""
+        rules = PerLeaf(self.multiple, "multiple")
+        largest = largest_by_option(rules, state, axes)
+        for multiple, size in largest.items():
+            if multiple >= size > 1:
+                raise ValueError(
+                    f"multiple={multiple} leaves no size below the present one: the largest axis "
+                    f"that it is for has {size} channels"
+                )
 
     def options(self, key: str, size: int) -> Int[np.ndarray, " options"]:
         """The sizes that an axis can be cut to, in ascending order, its present one the last."""
@@ -154,13 +171,18 @@ class RotateAndPrune(AxisTransform):
             return AxisChange(control(state, axis, size, self.method, self.seed))
         if self.method == "rotate" and (why := why_not_rotate(state, axis)):
             raise ValueError(f"{axis.key} cannot be rotated: {why}; method='auto' selects there")
-        if self.method != "select" and can_rotate(state, axis):
+        method = choose_method(state, axis, self.method)
+        method.warn(axis)
+        if method.name == "rotate":
             return rotate(state, axis, size)
-        return select(state, axis, size, fold=why_not_fold(axis) is None)
+        return select(state, axis, size, fold=method.name == "select and fold")
 
 
 def axis_item(
-    key: str, errors: Float[np.ndarray, " sizes"], options: Int[np.ndarray, " options"]
+    key: str,
+    errors: Float[np.ndarray, " sizes"],
+    options: Int[np.ndarray, " options"],
+    method: str = "",
 ) -> Item:
     """One axis as an item of a budget, given its predicted errors at every size from 0 on."""
     full = options[-1]
@@ -171,6 +193,7 @@ def axis_item(
         sizes=options,
         labels=[f"{size} of {full}" for size in options],
         option=lambda keep: nearest(options, keep * full),
+        method=method,
     )
 
 
@@ -204,15 +227,13 @@ def nearest(options: Int[np.ndarray, " options"], size: float) -> int:
     return int(np.argmin(np.abs(options - round(size))))
 
 
-def check_multiple(multiple: int | Mapping[str, int]) -> PerPattern[int]:
-    """A positive whole number, or a mapping of them as a tuple of pairs."""
-    if isinstance(multiple, Mapping):
-        return tuple(
-            (pattern, whole_number("multiple", value)) for pattern, value in multiple.items()
-        )
-    return whole_number("multiple", multiple)
-
-
+@checked(
+    net=traced,
+    energy=number("(0, 1]", "the share of the consumers' results that every axis retains"),
+    axes=path_pattern,
+    method=choice(*METHODS),
+    seed=seeds,
+)
 def rotate_and_prune(
     net: Network | Structure,
     keep: Keep | None = None,
@@ -270,23 +291,16 @@ def rotate_and_prune(
         >>> small["up"].shape, bool(jnp.abs(net(small, x) - apply(params, x)).max() < 1e-4)
         ((3, 4), True)
     """
-    structure = structure_of("rotate_and_prune", net)
-    if method not in METHODS:
-        raise ValueError(
-            f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
-        )
     if (keep is None) == (energy is None):
         raise ValueError("rotate_and_prune takes either keep or energy, not both or neither")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(
-            "energy must be in (0, 1], the share of the consumers' results that every axis "
-            f"retains; got {energy!r}"
-        )
-    multiples = check_multiple(multiple)
+    keeps = 1.0 if keep is None else check_keep(keep)
+    multiples = per_pattern("multiple", multiple, whole_number)
     PerLeaf(multiples, "multiple").check_keys(net.axes.keys())
+    if not isinstance(keeps, Budget):
+        PerLeaf(keeps, "keep").check_keys(net.axes.keys())
     return RotateAndPrune(
-        structure=structure,
-        keep=1.0 if keep is None else check_keep(keep),
+        structure=structure_of(net),
+        keep=keeps,
         axes=axes,
         method=method,
         seed=seed,

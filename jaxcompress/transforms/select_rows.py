@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.paths import Pattern, named_leaves, select
+from jaxcompress.arrays.paths import Pattern, check_matched, check_pattern, named_leaves, select
+from jaxcompress.checks import array
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.base import Scope, Transform, map_leaves
 from jaxcompress.transforms.settings import DIGITS, call, digest, show
@@ -36,9 +37,8 @@ class SelectRows(Transform):
 
     def _apply(self, params: PyTree, moments: Moments | PyTree, scope: Scope) -> PyTree:
         tables = {name for name, leaf in named_leaves(params) if select(self.pattern, name, leaf)}
-        if not tables:
-            names = ", ".join(name for name, _ in named_leaves(params))
-            raise ValueError(f"select_rows: {self.pattern!r} matches no leaf; there are: {names}")
+        names = [name for name, _ in named_leaves(params)]
+        check_matched(f"select_rows: {self.pattern!r}", self.pattern, tables, names)
 
         def visit(name: str, leaf: PyTree, metric: ArrayLike | None) -> PyTree:
             return self._selected(name, leaf) if name in tables else leaf
@@ -83,7 +83,8 @@ def select_rows(pattern: Pattern, rows: Sequence[int] | Int[np.ndarray, " k"]) -
         >>> cut, cut({"words": jnp.arange(6).reshape(3, 2), "bias": jnp.ones(2)})["words"].tolist()
         (select_rows('words', [0, 2]), [[0, 1], [4, 5]])
     """
-    rows = np.asarray(rows)
+    check_pattern("select_rows", pattern)
+    rows = array("select_rows: rows", rows, what="sorted whole numbers")
     if (
         rows.ndim != 1
         or not len(rows)

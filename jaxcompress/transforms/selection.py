@@ -19,20 +19,34 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.arrays.signs import fix_signs, peak_signs
 
-RIDGE = 1e-7
-"""The ridge of a fold, relative to the mean variance of the kept channels."""
-BLOCK_RIDGE = 1e-9
-"""The ridge of a block of inputs that belong to one channel, relative to its mean variance."""
+RIDGE = 3e-7
+"""The ridge of a fold, relative to the variance of each kept channel."""
+EXPLAINED = 1e-9
+"""The share of a variance below which its remainder is rounding: moments are summed in float32."""
 SHRINK = 0.1
-"""The ridge towards a prior, relative to the mean variance, times unknowns per measured vector."""
+"""The ridge towards a prior, as the one of a fold, times unknowns per measured vector."""
+
+
+def units_of(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
+    """A power of two near the root of each diagonal entry, in which a matrix is equilibrated."""
+    power = np.diag(matrix)
+    seen = power > 0
+    return np.where(seen, np.exp2(np.round(np.log2(np.where(seen, power, 1)) / 2)), 1.0)
 
 
 def root(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     """The symmetric square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def factor_of(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """A matrix F with `F F'` a positive semi-definite one, each row to its own accuracy."""
+    units = units_of(matrix)
+    return units[:, None] * root(matrix / units / units[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +88,15 @@ def greedy(
     """
     fibres, d, _ = systems[0].where.shape
     remainders = [Remainder(system, fibres * d) for system in systems]
-    start = _total_variance(remainders)
     free = np.ones((fibres, d), bool)
     missing = np.full(fibres, size)
     errors = [sum(part.error for part in remainders)]
     while missing.any():
-        variance = _total_variance(remainders)
-        # relative to the largest channel, too: rounding leaves a little variance in explained ones
-        threshold = 1e-10 * np.maximum(start, start.max() * 1e-2)
-        usable = free & (variance > threshold) & (missing > 0)[:, None]
+        unexplained = np.any([part.unexplained for part in remainders], axis=0)
+        usable = free & unexplained & (missing > 0)[:, None]
         if not usable.any():
             break
-        fibre, channel = _best_channel(remainders, usable, variance)
+        fibre, channel = _best_channel(remainders, usable)
         for part in remainders:
             part.explain(fibre, channel)
         free[fibre, channel] = False
@@ -97,21 +108,15 @@ def greedy(
     return [np.flatnonzero(~row) for row in free], np.maximum(errors, 0)
 
 
-def _total_variance(remainders: Sequence[Remainder]) -> Float[np.ndarray, "fibres d"]:
-    """The unexplained variance of each channel, summed over consumers."""
-    return np.sum([part.variance() for part in remainders], axis=0)
-
-
 def _best_channel(
-    remainders: Sequence[Remainder],
-    usable: Bool[np.ndarray, "fibres d"],
-    variance: Float[np.ndarray, "fibres d"],
+    remainders: Sequence[Remainder], usable: Bool[np.ndarray, "fibres d"]
 ) -> tuple[int, int]:
     """The fibre and channel that lower the error most; by variance where none lowers it."""
     gains = np.full(usable.shape, -1.0)
     gains[usable] = np.sum([part.gains(usable) for part in remainders], axis=0)
     if gains.max() <= 0:  # the consumers' results are explained already
-        gains = np.where(usable, variance, -1)
+        variance = np.sum([part.variance() for part in remainders], axis=0)
+        gains = np.where(usable, variance, -np.inf)
     fibre, channel = np.unravel_index(int(np.argmax(gains)), gains.shape)
     return int(fibre), int(channel)
 
@@ -131,6 +136,8 @@ class Remainder:
         self.taken = 0
         # (fibres, d, k, k), the unexplained moments of each channel's own inputs
         self.blocks = self.moments[system.where[..., :, None], system.where[..., None, :]]
+        # of one input of each channel, below which its variance is rounding
+        self.rounding = EXPLAINED * self.variance() / system.where.shape[-1]
         if system.kernel is None:
             self.norms = np.sum(self.moments**2, axis=1)
             self.error = float(np.trace(self.moments))
@@ -142,21 +149,33 @@ class Remainder:
         """The unexplained variance of each channel."""
         return np.trace(self.blocks, axis1=-2, axis2=-1)
 
+    @property
+    def unexplained(self) -> Bool[np.ndarray, "fibres d"]:
+        """The channels whose remaining variance is more than rounding."""
+        return self.variance() > self.rounding * self.where.shape[-1]
+
     def gains(self, usable: Bool[np.ndarray, "fibres d"]) -> Float[np.ndarray, " channels"]:
-        """The decrease of the error by each usable channel."""
-        where, blocks = self.where[usable], self.blocks[usable]
+        """The decrease of the error by each usable channel, zero by an explained one."""
+        gains = np.zeros(int(usable.sum()))
+        alive = self.unexplained[usable]
+        where, blocks = self.where[usable][alive], self.blocks[usable][alive]
         if blocks.shape[-1] == 1:
             single = self.kernel is None
             norms = self.norms if single else np.einsum("ip,ip->i", self.results, self.results)
-            return norms[where[:, 0]] / np.maximum(blocks[:, 0, 0], 1e-300)
+            gains[alive] = norms[where[:, 0]] / blocks[:, 0, 0]
+            return gains
         results = self.results[where]  # (channels, k, p)
         products = results @ np.swapaxes(results, -1, -2)
-        return np.einsum("cij,cji->c", _inverse(blocks), products)
+        rounding = self.rounding[usable][alive, None, None] * np.eye(blocks.shape[-1])
+        gains[alive] = np.einsum("cij,cji->c", np.linalg.inv(blocks + rounding), products)
+        return gains
 
     def explain(self, fibre: int, channel: int) -> None:
-        """Add one channel to the explaining ones."""
+        """Add one channel to the explaining ones; nothing remains of one that is explained."""
+        if not self.unexplained[fibre, channel]:
+            return
         inputs, done = self.where[fibre, channel], self.lower[:, : self.taken]
-        half = _inverse_root(self.blocks[fibre, channel])
+        half = _inverse_root(self.blocks[fibre, channel], self.rounding[fibre, channel])
         column = (self.moments[:, inputs] - done @ done[inputs].T) @ half
         # L gains the column; the error and the gains are updated without forming S - L L'
         if self.kernel is None:
@@ -173,18 +192,10 @@ class Remainder:
         self.taken += len(inputs)
 
 
-def _inverse_root(block: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """A matrix H with `H' block H = 1`; the ridge is for blocks that are singular or negative."""
+def _inverse_root(block: Float[np.ndarray, "k k"], rounding: float) -> Float[np.ndarray, "k k"]:
+    """A matrix H with `H' block H = 1`, zero where the block is rounding."""
     values, vectors = np.linalg.eigh(block)
-    values = np.maximum(values, 0)
-    return vectors / np.sqrt(values + BLOCK_RIDGE * np.mean(values) + 1e-300)
-
-
-def _inverse(blocks: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
-    """The inverse of small symmetric blocks, with a ridge so that explained inputs add nothing."""
-    k = blocks.shape[-1]
-    scale = np.trace(blocks, axis1=-2, axis2=-1)[..., None, None] / k
-    return np.linalg.inv(blocks + (BLOCK_RIDGE * scale + 1e-300) * np.eye(k))
+    return vectors * np.where(values > rounding, 1 / np.sqrt(np.maximum(values, rounding)), 0)
 
 
 def choose(systems: Sequence[System], size: int) -> list[Int[np.ndarray, " r"]]:
@@ -207,10 +218,9 @@ def _error(system: System, chosen: Sequence[Int[np.ndarray, " r"]]) -> float:
     inputs = [system.where[fibre][channels].ravel() for fibre, channels in enumerate(chosen)]
     kept = np.concatenate([others, *inputs])
     inner = system.moments[np.ix_(kept, kept)]
-    ridge = (RIDGE * np.trace(inner) / max(len(kept), 1) + 1e-300) * np.eye(len(kept))
     total = np.einsum("ij,ij->", system.kernel, system.moments @ system.kernel)
     right = system.moments[kept] @ system.kernel
-    return float(total - np.einsum("ij,ij->", right, np.linalg.solve(inner + ridge, right)))
+    return float(total - np.einsum("ij,ij->", right, ridge_solve(inner, right, RIDGE)))
 
 
 def predict(
@@ -224,20 +234,58 @@ def predict(
     """
     r = len(chosen)
     kept, right = moments[np.ix_(chosen, chosen)], moments[chosen]
-    scale, tiny = np.trace(kept) / max(r, 1), np.finfo(np.float64).tiny
-
-    def solve(ridge: float) -> np.ndarray:
-        return np.linalg.solve(kept + (ridge * scale + tiny) * np.eye(r), right)
-
-    fold = solve(RIDGE)
+    fold = ridge_solve(kept, right, RIDGE)
     if r < len(moments) and math.isfinite(count):
+        dropped = np.trace(moments) - np.trace(kept)
         remainder = np.trace(moments) - np.einsum("ij,ij->", fold, right)
-        dropped = max(np.trace(moments) - np.trace(kept), tiny)
-        unpredicted = remainder / max(1 - r / count, 1e-12) / dropped
-        share = max(unpredicted, 0.0) if count > r else 1.0
-        fold = solve(RIDGE + SHRINK * r / count * min(1.0, share))
+        share = remainder / (1 - r / count) / dropped if count > r and dropped > 0 else 1.0
+        fold = ridge_solve(kept, right, RIDGE + SHRINK * r / count * min(1.0, max(share, 0.0)))
     fold[:, chosen] = np.eye(r)  # the ridge must not shrink the kept channels themselves
     return fold
+
+
+def predict_from(
+    inner: Float[np.ndarray, "r r"],
+    cross: Float[np.ndarray, "r d"],
+    power: Float[np.ndarray, " d"],
+    prior: Float[np.ndarray, "r d"],
+    count: float = math.inf,
+) -> Float[np.ndarray, "r d"]:
+    """All channels from r others by ridge least squares, shrunk to a prior as in `predict`.
+
+    Args:
+        inner: the moments of those that predict.
+        cross: their moments with the channels that are predicted.
+        power: the second moments of the channels that are predicted.
+        prior: a prediction that needs no data.
+        count: the number of vectors that the moments were measured on.
+    """
+    r = len(inner)
+    fold = ridge_solve(inner, cross, RIDGE, prior)
+    if not math.isfinite(count):
+        return fold
+    share = 1.0
+    if count > r:
+        before, after = (power - np.sum(t * (2 * cross - inner @ t), axis=0) for t in (prior, fold))
+        # each channel in the unit of its own variance, as in the ridge
+        units = np.where(power > 0, 1 / np.where(power > 0, power, 1), 0)
+        unknown = max(float(before @ units), EXPLAINED)
+        share = min(1.0, max(float(after @ units) / unknown / (1 - r / count), 0.0))
+    return ridge_solve(inner, cross, RIDGE + SHRINK * r / max(count, 1.0) * share, prior)
+
+
+def norm_variance(
+    kept: Float[np.ndarray, "d d"],
+    whole: Float[np.ndarray, "d d"],
+    moments: Float[np.ndarray, "d d"],
+) -> float:
+    """The variance of one norm relative to another, over normally distributed vectors.
+
+    Both are square roots of quadratic forms, scaled so that they agree in the mean.
+    """
+    powers = [max(float(np.sum(matrix * moments)), 1e-300) for matrix in (kept, whole)]
+    product = (kept / powers[0] - whole / powers[1]) @ moments
+    return float(np.sum(product * product.T)) / 2  # twice that, and a quarter by the square root
 
 
 def rotation(
@@ -246,16 +294,36 @@ def rotation(
     """The projection of a given rank that changes the consumers' results least, as two factors.
 
     With S the moments and C C' the Gram matrix, the truncated SVD of `S^(1/2) C`, with `S^(1/2)`
-    inverted on either side.
+    inverted on either side. Each channel is measured in the unit of its own power.
     """
-    values, vectors = np.linalg.eigh(moments)
+    units = units_of(moments)
+    gram = gram * units * units[:, None]
+    values, vectors = np.linalg.eigh(moments / units / units[:, None])
     scale = np.sqrt(np.maximum(values, 0))
     # directions without variance have no inverse, and do not reach the consumers
     alive = scale > 1e-7 * scale.max(initial=0)
     inverse = np.where(alive, 1 / np.where(alive, scale, 1), 0)
     half, back = (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
     directions = top(half @ gram @ half, size)
-    return back @ directions, directions.T @ half
+    return back @ directions / units[:, None], directions.T @ half * units
+
+
+def orthogonal_rotation(
+    moments: Float[np.ndarray, "d d"], gram: Float[np.ndarray, "d d"], size: int
+) -> tuple[Float[np.ndarray, "d r"], Float[np.ndarray, "r d"]]:
+    """An orthogonal projection of a given rank that changes the consumers' results little.
+
+    The better of two: the leading directions of the moments, and those of their product with the
+    Gram matrix of the kernels, made symmetric.
+    """
+
+    def lost(directions: np.ndarray) -> float:
+        rest = np.eye(len(moments)) - directions @ directions.T
+        return float(np.einsum("ij,ji->", rest @ moments @ rest, gram))
+
+    candidates = [top(moments, size), top(moments @ gram + gram @ moments, size)]
+    directions = min(candidates, key=lost)
+    return directions, directions.T
 
 
 def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]:
@@ -269,9 +337,13 @@ def pair_rotation(
     """Projections of both sides of a product of activations that change it least at a given rank.
 
     With S and R the sides' second moments, the truncated SVD of `S^(1/2) R^(1/2)`, its singular
-    values shared evenly.
+    values shared evenly. Each channel has the same power on both sides, since their product does
+    not change where one is divided by what the other is multiplied by.
     """
-    first, second = root(left), root(right)
+    units = np.sqrt(units_of(left) / units_of(right))
+    units = np.exp2(np.round(np.log2(units)))
+    first = root(left / units / units[:, None])
+    second = root(right * units * units[:, None])
     u, values, vt = np.linalg.svd(first @ second)
     # one sign for both sides: the product of the two factors must not change
     signs = peak_signs(u)
@@ -279,6 +351,6 @@ def pair_rotation(
     left_factor = (u * signs)[:, :size] * share
     right_factor = (vt.T * signs)[:, :size] * share
     return (
-        np.linalg.pinv(first, rcond=1e-7) @ left_factor,
-        np.linalg.pinv(second, rcond=1e-7) @ right_factor,
+        np.linalg.pinv(first, rcond=1e-7) @ left_factor / units[:, None],
+        np.linalg.pinv(second, rcond=1e-7) @ right_factor * units[:, None],
     )

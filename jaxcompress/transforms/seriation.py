@@ -22,10 +22,11 @@ from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from jaxcompress.arrays.signs import fix_signs
+from jaxcompress.checks import checked, choice, path_pattern
 from jaxcompress.moments.moments import Moments
 from jaxcompress.networks.axes import Axis, Structure
-from jaxcompress.networks.trace import Network, structure_of
-from jaxcompress.transforms.axis_selection import selecting
+from jaxcompress.networks.maps import selecting
+from jaxcompress.networks.trace import Network, network, structure_of, traced
 from jaxcompress.transforms.axis_statistics import second_moments_of
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
@@ -85,7 +86,8 @@ def by_spectrum(apart: Float[np.ndarray, "d d"]) -> Int[np.ndarray, " d"]:
     far = np.where(np.eye(len(apart), dtype=bool), np.inf, apart)
     nearest_few = np.sort(far, axis=1)[:, : min(8, len(apart) - 1)]
     # the constant connects the graph: with separate parts the second eigenvector gives no order
-    near = np.exp(-apart / np.maximum(np.median(nearest_few), 1e-300)) + 1e-9
+    typical = np.median(nearest_few)
+    near = np.exp(-apart / typical) + 1e-9 if typical > 0 else (apart == 0) + 1e-9
     np.fill_diagonal(near, 0)
     degree = 1 / np.sqrt(near.sum(1))
     laplacian = np.eye(len(near)) - near * degree[:, None] * degree[None, :]
@@ -145,13 +147,14 @@ def best_reversal(path: Int[np.ndarray, " d"], apart: Float[np.ndarray, "d d"], 
     gains = old - new
     best = int(gains.argmax())
     # a gain of rounding size would be reversed again and again
-    shortens = gains[best] > 1e-12 * max(float(old[best]), 1e-300)
+    shortens = gains[best] > 1e-12 * float(old[best])
     return int(last[best]) + 1 if shortens else start
 
 
 SEARCHES = {"tour": by_tour, "leaves": by_leaves, "spectral": by_spectrum}
 
 
+@checked(net=traced, method=choice(*METHODS), axes=path_pattern)
 def seriate(net: Network | Structure, method: str = "tour", *, axes: str = "**") -> Seriate:
     """Permute hidden axes so that neighbouring channels are similar; the function stays the same.
 
@@ -185,14 +188,10 @@ def seriate(net: Network | Structure, method: str = "tour", *, axes: str = "**")
         >>> jc.seriate(net)(params, moments)["shift"].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
     """
-    structure = structure_of("seriate", net)
-    if method not in METHODS:
-        raise ValueError(
-            f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}"
-        )
-    return Seriate(structure, method, axes)
+    return Seriate(structure_of(net), method, axes)
 
 
+@checked(net=network)
 def roughness(net: Network, params: PyTree, moments: Moments | None = None) -> dict[str, float]:
     """How much neighbouring channels of each hidden axis differ, in units of any two channels.
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcompress.arrays.layout import MatrixAxes
-from jaxcompress.arrays.spline import SplineArray, check_basis
+from jaxcompress.arrays.spline import BASES, SplineArray
+from jaxcompress.checks import checked, choice
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.budget import Budget
 from jaxcompress.transforms.leafwise import LeafTransform
@@ -49,6 +50,7 @@ class Spline(LeafTransform):
         return SplineArray.fit(matrix, min(knots, n), basis=self.basis)
 
 
+@checked(basis=choice(*BASES))
 def spline(keep: Keep, *, basis: str = "step", matrix_axes: Roles = None) -> LeafTransform:
     """Read each weight as one function of one variable and sample it more coarsely.
 
@@ -73,5 +75,4 @@ def spline(keep: Keep, *, basis: str = "step", matrix_axes: Roles = None) -> Lea
         >>> jc.spline(keep=1/4)(jnp.ones((16, 8)))
         SplineArray((16, 8) float32, 2 step knots a period, 32 stored = 1/4)
     """
-    check_basis(basis)
     return Spline(check_keep(keep), basis, check_matrix_axes(matrix_axes))

@@ -21,7 +21,7 @@ from jaxcompress.arrays.atoms import DesignedAtoms, check_grid, check_rule
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.permutation import leaf_seed
 from jaxcompress.arrays.vocabulary import VocabularyArray
-from jaxcompress.checks import whole_number, whole_numbers
+from jaxcompress.checks import array, checked, seeds, whole, whole_numbers
 from jaxcompress.transforms.base import InputMetric
 from jaxcompress.transforms.budget import Budget
 from jaxcompress.transforms.dictionary_learning import learned_in_turns, principal_atoms
@@ -145,6 +145,7 @@ class Vocabulary(LeafTransform):
         return numbers - 2 * self.lookups * n
 
 
+@checked(channels=whole(), lookups=whole(), seed=seeds)
 def vocabulary(
     keep: Keep,
     *,
@@ -193,15 +194,20 @@ def vocabulary(
     """
     if isinstance(atoms, str) and atoms != "learned":
         check_rule(atoms, (1,))
-    given = atoms if isinstance(atoms, str) or callable(atoms) else ArraySetting(np.asarray(atoms))
+    given: Atoms | ArraySetting
+    if isinstance(atoms, str) or callable(atoms):
+        given = atoms
+    else:
+        what = "a name, a function of the grid, or a matrix"
+        given = ArraySetting(array("vocabulary: atoms", atoms, 2, what=what))
     form = Vocabulary(
         check_keep(keep),
         given,
         None if grid is None else whole_numbers("grid", grid, None),
-        None if lookups is None else whole_number("lookups", lookups),
+        lookups,
         seed,
         check_matrix_axes(matrix_axes),
-        whole_number("channels", channels),
+        channels,
     )
     if form.channels > 1 and not form.designed:
         raise ValueError(

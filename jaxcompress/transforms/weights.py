@@ -6,7 +6,10 @@ The layout of a weight (a dense kernel, attention heads, a convolution) is read 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,10 @@ from jaxtyping import Float, PyTree
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.projection import weigh
+from jaxcompress.checks import array
 from jaxcompress.transforms.base import InputMetric
+
+log = logging.getLogger(__name__)
 
 
 class Unreachable(ValueError):
@@ -40,6 +46,39 @@ class Unreachable(ValueError):
             else f"it cannot make {m} x {n} smaller"
         )
         return Unreachable(self.least, f"{where}: {self}; {way_out}")
+
+
+class Sweep:
+    """Leaves that a sweep selects, and no one named: one that a form cannot reach stays dense.
+
+    It is named in the log. Where nothing could be compacted at all, that is an error.
+    """
+
+    def __init__(self) -> None:
+        self.unreachable: list[Unreachable] = []
+        self.any_compacted = False
+
+    @contextlib.contextmanager
+    def leaf(self, *, by_name: bool) -> Iterator[None]:
+        """Compact one leaf; what is raised within for one that is picked by name is raised."""
+        try:
+            yield
+        except Unreachable as error:
+            if by_name:
+                raise
+            self.unreachable.append(error)
+
+    def compacted(self, leaf: PyTree) -> PyTree:
+        """Note that a leaf has its form."""
+        self.any_compacted = True
+        return leaf
+
+    def finish(self) -> None:
+        """Name what stays dense in the log; refuse a sweep that left all leaves dense."""
+        if self.unreachable and not self.any_compacted:
+            raise self.unreachable[0]
+        for error in self.unreachable:
+            log.warning("%s; it stays dense", error)
 
 
 def why_not(leaf: PyTree, axes: MatrixAxes | None) -> str | None:
@@ -104,21 +143,48 @@ def check_metric(
     """Second moments that fit a matrix, as float64."""
     if metric is None:
         return None
-    metric = np.asarray(metric, np.float64)
     m = matrix.shape[-2]
-    diagonal = metric.shape == (m,)
-    full = metric.shape[-2:] == (m, m) and metric.shape[:-2] in ((), matrix.shape[:-2])
+    values = array(f"{where}: its moments", metric, finite=False).astype(np.float64)
+    diagonal = values.shape == (m,)
+    full = values.shape[-2:] == (m, m) and values.shape[:-2] in ((), matrix.shape[:-2])
     if not diagonal and not full:
         raise ValueError(
-            f"{where}: its moments have shape {metric.shape}, expected {(m, m)}: "
+            f"{where}: its moments have shape {values.shape}, expected {(m, m)}: "
             f"jc.second_moments of the layer's inputs, or how often each of {m} rows is looked up; "
             "a transform that changes the width has to return moments of the new width"
         )
-    if not np.isfinite(metric).all():
+    if not np.isfinite(values).all():
         raise ValueError(
             f"{where}: its moments contain NaN or infinity: compute them from finite inputs"
         )
-    return metric
+    if why := _why_no_moments(values):
+        raise ValueError(
+            f"{where}: its moments {why}, which second moments never are: give the mean of x x', "
+            "as jc.second_moments does"
+        )
+    return values
+
+
+ROUNDING = 1e-5
+"""Of moments gathered in float32, as a share of their trace."""
+
+
+def _why_no_moments(values: Float[np.ndarray, "*lead m m"] | Float[np.ndarray, " m"]) -> str | None:
+    """Why finite values are no second moments, or None where they can be."""
+    if values.ndim == 1:
+        return "are negative somewhere" if (values < 0).any() else None
+    trace = np.trace(values, axis1=-2, axis2=-1)[..., None, None]
+    bound = ROUNDING * np.abs(trace)
+    if (np.abs(values - np.swapaxes(values, -1, -2)) > bound).any():
+        return "are not symmetric"
+    if (np.diagonal(values, axis1=-2, axis2=-1) < -bound[..., 0]).any():
+        return "have a negative diagonal"
+    shift = (bound + np.finfo(np.float64).tiny) * np.eye(values.shape[-1])
+    try:
+        np.linalg.cholesky(values + shift)
+    except np.linalg.LinAlgError:
+        return "have a negative eigenvalue"
+    return None
 
 
 def whole_units(numbers: int, unit: int, what: str) -> int:

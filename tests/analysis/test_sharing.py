@@ -48,6 +48,14 @@ def test_sketches_look_at_one_matrix_in_any_layout():
         sketches(jc.hashed(1 / 4, layout="circular")(jnp.ones((64, 64))), x, y)
 
 
+def test_inputs_may_be_lists():
+    array, x = jc.hashed(1 / 2)(jnp.ones((4, 3))), [1.0, 2.0, -1.0, 0.5]
+    assert sketches(array, x, x) == sketches(array, np.array(x), np.array(x))
+    spreads = [relative_variance(lambda seed: jc.hashed(1 / 2, seed=seed), of, 3, draws=2)
+               for of in (x, np.array(x))]  # fmt: skip
+    assert spreads[0] == spreads[1]
+
+
 def test_a_whole_table_loses_nothing():
     x, y = np.asarray(matrix(2, 8))
     found = sketches(jc.hashed(1)(jnp.ones((8, 5))), x, y)
@@ -89,7 +97,7 @@ def test_random_collisions_cost_what_the_count_says_and_designed_ones_less():
     assert found["cosines"][1] < 0.05
     assert found["windows"][1] < 1e-9
     with pytest.raises(ValueError, match="nothing but zeros"):
-        cost_of_sharing(jnp.zeros((4, 4)), {})
+        cost_of_sharing(jnp.zeros((4, 4)), {"hashed": jc.hashed(1 / 8)})
     weighted = cost_of_sharing(smooth, {"cosines": jc.vocabulary(1 / 8)}, jnp.eye(64))
     assert weighted["cosines"][1] == pytest.approx(found["cosines"][1], rel=1e-3)
 

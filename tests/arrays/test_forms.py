@@ -154,6 +154,17 @@ def test_factored_edge_cases():
     )
 
 
+@pytest.mark.parametrize(("m", "n"), [(40, 3), (3, 40), (5, 5), (1, 4)])
+def test_a_rank_costs_its_lines_its_mixing_and_a_bit_for_each(m, n):
+    dense = np.random.default_rng(0).normal(size=(m, n)).astype(np.float32)
+    for rank in range(1, min(m, n) + 1):
+        array = jc.arrays.FactoredArray.fit(dense, rank)
+        bits = min(m, n) if m >= n else m
+        choice = bits / 32 if rank < min(m, n) else 0
+        assert jc.arrays.FactoredArray.numbers(m, n, rank) == rank * (m + n - rank) + choice
+        assert array.stored_numbers == np.ceil(rank * (m + n - rank) + choice)
+
+
 def test_cosines_are_scipys_and_orthonormal():
     np.testing.assert_allclose(
         cosines((9,), np.arange(9)[:, None]),
@@ -190,6 +201,8 @@ def test_designed_atoms_store_nothing_and_cost_the_formula():
 def test_stacks_come_first():
     with pytest.raises(ValueError, match="a stack comes first"):
         jc.MatrixAxes(0, 2).resolve(3)
+    with pytest.raises(ValueError, match="does not fit an array of 1 dimensions"):
+        jc.MatrixAxes(-2, -1).resolve(1)
     assert jc.MatrixAxes(1, 2).resolve(3) == jc.MatrixAxes(-2, -1)
     stacked = jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(1, 2))(matrix(2, 4, 6))
     with pytest.raises(ValueError, match=r"use \.mT"):

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 from laws import matrix, moments, weighted_error
 
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import DesignedAtoms, coordinates, spread
+from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.static import StaticArray
 
 
@@ -106,3 +108,36 @@ def test_what_cannot_be_is_said():
             jnp.ones((2, 3)), StaticArray(np.array([[0, 1, 2], [1, 2, 3]])), dims=(4, 3)
         )
     )
+
+
+def test_the_first_row_is_the_one_that_lowers_the_error_most():
+    """By its power, since atoms have unequal lengths and inputs unequal powers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 7)) * np.logspace(-1, 1, 7)
+    metric, target = x.T @ x / 40, rng.normal(size=(7, 5)) / np.logspace(-1, 1, 7)[:, None]
+    array = LookupArray.fit(target, 1, metric=metric)
+    along = metric @ target
+    least = np.sum(target * along, 0) - (along**2 / np.diag(metric)[:, None]).max(0)
+    gap = target - np.asarray(array.materialize(), np.float64)
+    np.testing.assert_allclose(np.sum(gap * (metric @ gap), 0), least, rtol=1e-4)
+
+
+def test_atoms_of_a_table_of_words_are_never_made():
+    """A look-up makes the rows that it takes; a fit is a cosine transform of the columns."""
+    table = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    array = jc.vocabulary(keep=1 / 4)(table)
+    waves = scipy.fft.dct(table.astype(np.float64), axis=0, norm="ortho")
+    np.testing.assert_allclose(array.codes, waves[:750], atol=1e-5)
+    waves[750:] = 0
+    np.testing.assert_allclose(
+        array.materialize(), scipy.fft.idct(waves, axis=0, norm="ortho"), atol=1e-4
+    )
+    rows = jnp.array([0, 5, 2999])
+    np.testing.assert_allclose(array.take(rows), array.materialize()[rows], atol=1e-4)
+    look, dense = flops(lambda a: a.take(rows), array), 2 * 3000 * 750 * 4
+    assert look < dense / 100
+    assert flops(lambda a, x: x @ a, array, jnp.ones((1, 3000))) < dense / 4
+    often = np.zeros(3000)
+    often[:40] = np.arange(40)
+    seen = np.asarray(jc.vocabulary(keep=0.9)(table, often).materialize())
+    np.testing.assert_allclose(seen[1:40], table[1:40], atol=1e-2)

@@ -43,6 +43,7 @@ from jaxcompress.cli import installed_model
 from jaxcompress.documents import Settings, job, learning
 from jaxcompress.documents import pruning as cuts
 from jaxcompress.documents.encoder import Encoder, read_encoder
+from jaxcompress.documents.estimate import TRAINING_TOKENS
 from jaxcompress.documents.reading import Document, passages
 from jaxcompress.documents.report import clock
 from jaxcompress.documents.retrieval import compare, fidelity, ranks
@@ -84,7 +85,7 @@ def lessons(large: Encoder, texts: list[str]) -> tuple[learning.TeacherOutputs, 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
     file = cache_folder() / f"minilm_states_{digest}.npy"
     start, taken = time.perf_counter(), file.with_suffix(".seconds")
-    chosen = cuts.sample_texts(large, texts, learning.TRAINING_TOKENS, 0)
+    chosen = cuts.sample_texts(large, texts, TRAINING_TOKENS, 0)
     found = learning.teacher_outputs(large, [texts[index] for index in chosen], file, progress=True)
     if not taken.exists():
         taken.write_text(str(time.perf_counter() - start))

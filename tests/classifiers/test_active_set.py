@@ -128,6 +128,22 @@ def test_bounds_contain_the_truth(evaluations):
             assert row.confident[0] - 1e-9 <= row.accuracy <= row.confident[1] + 1e-9
 
 
+@pytest.mark.parametrize(("count", "confidence"), [(1, 0.95), (3, 0.95), (4, 0.8)])
+def test_the_risks_of_all_bounds_add_up_to_that_of_the_ranking(monkeypatch, count, confidence):
+    """The union bound: that any of the bounds fails is no likelier than the sum of their risks."""
+    risks = []
+    estimate = jaxcompress.classifiers.estimation.estimate
+
+    def recorded(evaluation, risk):
+        risks.append(risk)
+        return estimate(evaluation, risk)
+
+    monkeypatch.setattr("jaxcompress.classifiers.ranking.estimate", recorded)
+    judge(dict(itertools.islice(ADVERSARIES.items(), count)), confidence=confidence)
+    assert len(risks) == count
+    assert sum(risks) == pytest.approx(1 - confidence)
+
+
 def test_everything_seen_is_the_truth():
     for row in judge(evaluations=1.0).rows:
         assert row.certain == row.confident == pytest.approx((TRUTH[row.name],) * 2)
@@ -336,7 +352,7 @@ def test_refusals():
             jc.classifiers.active_set(*given, progress=False, **options)
 
     for tolerance in (0, -1.0, float("nan"), float("inf"), True, "1"):
-        refused("tolerance must be a positive number", NET, PARAMS, (X, Y), tolerance)
+        refused(r"tolerance must be in \(0, inf\)", NET, PARAMS, (X, Y), tolerance)
     refused(r"expected whole numbers of shape \(3000,\)", NET, PARAMS, (X, Y[:5]), 1.0)
     refused(r"expected whole numbers of shape \(3000,\)", NET, PARAMS, (X, Y[:, None]), 1.0)
     refused("labels are float64", NET, PARAMS, (X, Y * 1.0), 1.0)

@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_points():
         (lambda key, x: x.astype(int), {}, TypeError, "expected floats"),
         (relus, {"domain": (1, 0)}, ValueError, "finite low < high"),
         (relus, {"examples": 0}, ValueError, "examples must be a whole number of at least 1"),
-        (relus, {"steps": -1}, ValueError, "steps must not be negative"),
+        (relus, {"steps": -1}, ValueError, "steps must be a whole number of at least 0"),
         (lambda key, x: x / 0, {}, ValueError, "not finite"),
     ],
 )

@@ -153,6 +153,49 @@ def test_ordinary_points_are_seldom_remote():
         assert len(report.of("wrong interpolation")) <= 0.01 * 2_000 + 3 * np.sqrt(0.01 * 2_000)
 
 
+def p_value(ordinary, value):
+    return (1 + np.sum(np.asarray(ordinary) >= value)) / (1 + len(ordinary))
+
+
+def remoteness_by_hand(x, y, point, label, k):
+    """Both questions by their definitions, with all distances and loops."""
+
+    def to(place, members, own=None):
+        near = np.linalg.norm(x[members] - place, axis=1)
+        return np.sort(near[members != own])[: min(k, max(len(members) - 1, 1))][-1]
+
+    everything = np.arange(len(x))
+
+    def relative(place, own=None):
+        order = np.argsort(np.linalg.norm(x - place, axis=1))
+        near = order[order != own][:k]
+        return to(place, everything, own) / np.median([to(x[i], everything, i) for i in near])
+
+    def ratio(place, label, own=None):
+        others = [to(place, np.flatnonzero(y == other)) for other in set(y) - {label}]
+        return to(place, np.flatnonzero(y == label), own) / min(others)
+
+    from_data = p_value([relative(x[i], i) for i in everything], relative(point))
+    from_class = p_value([ratio(x[i], y[i], i) for i in everything], ratio(point, label))
+    return min(1, 2 * min(from_data, from_class))
+
+
+def test_remoteness_is_what_its_definition_says():
+    """Two p-values, from all data and from the class, doubled for the two of them."""
+    rng = np.random.default_rng(1)
+    x, y, k = rng.normal(size=(40, 2)), np.arange(40) % 3, 3
+    x[y == 2] += 1
+    test_x = np.concatenate([rng.normal(size=(9, 2)), [[4.0, 4.0], [-2.5, -2.5], [2.0, -2.0]]])
+    test_y = 1 + np.arange(12) % 2
+    by_hand = [remoteness_by_hand(x, y, *example, k) for example in zip(test_x, test_y)]
+    assert len(set(by_hand)) > 5
+    level = float(np.median(by_hand))
+    report = explain(zeros, (x, y), (test_x, test_y), k=k, steps=2, level=level)
+    np.testing.assert_allclose([verdict.remoteness for verdict in report.verdicts], by_hand)
+    remote = [verdict.cause == "wrong interpolation" for verdict in report.verdicts]
+    assert remote == [value <= level for value in by_hand]
+
+
 def test_a_class_never_seen_is_remote():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2))
@@ -175,6 +218,17 @@ def test_a_part_of_a_class_is_missed_among_others(d):
         each.to_true is not None and each.to_true.distance > each.distances[0]
         for each in report.verdicts
     )
+
+
+def test_points_like_the_others_are_rarely_called_remote():
+    """At a level of 10 %, whichever of the two questions asks: both distances may be remote."""
+    rng, count = np.random.default_rng(0), 800
+    x, test_x = rng.normal(size=(2, count, 3))
+    y = rng.integers(0, 2, count)
+    report = explain(zeros, (x, y), (test_x, np.ones(count, int)), steps=1)
+    remote = np.mean([verdict.remoteness <= 0.1 for verdict in report.verdicts])
+    assert len(report.verdicts) == count
+    assert 0.05 < remote <= 0.1 + 2 * (0.1 * 0.9 / count) ** 0.5
 
 
 def test_classes_of_one_point_have_no_scale():
@@ -332,6 +386,7 @@ REFUSED = [
     (zeros, {"level": 1.0}, ValueError, "level is a share"),
     (zeros, {"embed": lambda inputs: inputs[:, 0]}, ValueError, r"embed gave \(1024,\)"),
     (zeros, {"embed": lambda inputs: np.nan * inputs}, ValueError, "embed gave NaN"),
+    (zeros, {"train": (X[:, 0], Y)}, ValueError, "train needs inputs"),
 ]
 
 

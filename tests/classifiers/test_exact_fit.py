@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxcompress as jc
+from jaxcompress.classifiers.queries import LabelledPoints
 
 KINDS = {
     "two classes": lambda x: np.int32(np.hypot(x[:, 0], x[:, 1]) < 0.6),
@@ -43,6 +44,32 @@ def test_full_agreement(name):
     assert np.array_equal(np.argmax(apply(fitted.params, found.points), 1), found.targets)
 
 
+def test_weights_grow_where_the_student_disagrees():
+    """One point against a hundred: agreement comes once its weight is above the others' pull.
+
+    The student is a threshold, `x > -b`. Its gradient at the bound b = 0.1, beyond which the one
+    point is lost, is that of a hundred points at x = 2 against that of one: 100 s(-2.1) / s(0).
+    """
+    points = LabelledPoints(
+        points=np.array([[-0.1]] + [[2.0]] * 100, np.float32),
+        labels=np.array([0] + [1] * 100),
+        weights=np.ones(101),
+        soft=None,
+        queries=101,
+        complete=True,
+    )
+
+    def threshold(params, x):
+        return jnp.concatenate([jnp.zeros_like(x), x + params["b"]], 1)
+
+    ratio = 100 / (1 + np.exp(2.1)) / 0.5
+    assert 3.0**2 < ratio < 3.0**3  # three rounds
+    options = dict(steps=0, rounds=6, polish=9, growth=3.0, progress=False)
+    fitted = jc.classifiers.fit_exactly(threshold, {"b": jnp.full(1, 3.0)}, points, **options)
+    assert fitted.exact
+    assert fitted.steps.tolist() == [0, 0, 9, 18, 27]
+
+
 def test_too_few_units_say_so_and_keep_the_best():
     found = realized(KINDS["two classes"])
     fitted = jc.classifiers.fit_exactly(
@@ -65,10 +92,25 @@ def test_compact_parameters():
     assert fitted.agreement.max() > max(0.9, fitted.agreement[0])
 
 
+def test_the_smallest_settings_are_accepted():
+    fitted = jc.classifiers.fit_exactly(
+        apply,
+        fresh(1),
+        realized(KINDS["two classes"], 1 / 4),
+        steps=0,
+        rounds=0,
+        polish=1,
+        growth=1.0,
+        progress=False,
+    )
+    assert fitted.steps.tolist() == [0, 0]
+
+
 ERRORS = {
     "too few logits": (dict(params=fresh(4, classes=1)), ValueError, "one for each class"),
     "growth": (dict(growth=0.5), ValueError, "growth"),
     "rounds": (dict(rounds=-1), ValueError, "rounds"),
+    "polish": (dict(polish=0), ValueError, "polish"),
     "batch_size": (dict(batch_size=10**6), ValueError, "batch_size"),
     "integers": (dict(params={"up": jnp.ones((2, 4), int)}), TypeError, "only float leaves"),
 }

@@ -242,6 +242,16 @@ def test_few_cells_are_asked_that_no_border_touches(d):
         assert least < found.queries <= 8**d + (1.15 if d == 2 else 1.04) * least
 
 
+COUNTS = {(half, 2): (72, 55), (ball, 2): (135, 109), (tail, 2): (102, 87), (half, 3): (2020, 1745)}
+"""Queries and points at 32 cells a side from two coarse ones; one query more is a change."""
+
+
+@pytest.mark.parametrize(("classify", "d"), COUNTS)
+def test_queries_are_counted_to_the_last_one(classify, d):
+    found = realized(classify, d, coarse=2, jnd=1 / 32)
+    assert (found.queries, len(found.points)) == COUNTS[classify, d]
+
+
 def test_calls_grow_with_the_levels_not_with_the_cells():
     """A border is followed from many places at once."""
     calls = []

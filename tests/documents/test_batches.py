@@ -58,6 +58,7 @@ def test_texts_are_cut_with_their_special_tokens_in_place():
         "[SEP]",
     ]
     assert len(short) == 3
+    assert encode(tokenizer, ["bag \ud800"], 6)[0].tolist() == tokenizer.encode("bag \ufffd").ids
     assert tokenizer.truncation is None
 
 

@@ -18,8 +18,11 @@ from jaxcompress.documents.distillation import (
     similarity_loss,
     state_loss,
 )
+from jaxcompress.documents.encoder import network
+from jaxcompress.documents.learning import embedded
 from jaxcompress.documents.retrieval import fidelity
-from jaxcompress.models.bert import Bert, BertConfig, pool
+from jaxcompress.models.bert import Bert, BertConfig
+from jaxcompress.models.pooling import Projection
 from jaxcompress.training.stream import fit_stream
 
 RNG = np.random.default_rng(0)
@@ -85,7 +88,7 @@ def test_hidden_states_teach_more_than_embeddings_alone():
 
     found = {}
     for weight in (0.0, 1.0):
-        loss = distillation_loss(net, teacher, pool=partial(pool, MODEL.config), states=weight)
+        loss = distillation_loss(net, teacher, pool=partial(embedded, MODEL.config), states=weight)
         state = fit_stream(
             loss,
             small,
@@ -96,6 +99,20 @@ def test_hidden_states_teach_more_than_embeddings_alone():
         )
         found[weight] = error(state.params)
     assert found[1.0] < 0.8 * found[0.0] < error(small)
+
+
+def test_hidden_states_have_the_embeddings_of_the_encoder():
+    """By its head, poolings and projections included, dense or compact."""
+    head = {"pooling": "mean+max", "projections": (Projection(6, "tanh"),)}
+    config = dataclasses.replace(MODEL.config, **head)
+    inputs = buckets(TEXTS[:4], tokens=64)[0].inputs
+    params = Bert(config).init(jax.random.key(0), *inputs)["params"]
+    change = jc.at("head/**/kernel", jc.hashed(keep=1 / 2))
+    for tree in (params, change(params)):
+        h = network(config, hidden=True)(tree, *inputs)
+        expected = network(config)(tree, *inputs)
+        np.testing.assert_allclose(embedded(config, tree, h, inputs[1]), expected, atol=1e-5)
+        assert expected.shape[1] == config.embedding_size == 6
 
 
 def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped():

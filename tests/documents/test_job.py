@@ -14,16 +14,16 @@ from jaxcompress.cli import main
 from jaxcompress.documents import Settings, compress_for, job, learning
 from jaxcompress.documents import pruning as cuts
 from jaxcompress.documents.encoder import read_encoder, read_index
+from jaxcompress.documents.estimate import Effort
 from jaxcompress.documents.reading import read_documents
-from jaxcompress.models.bert import tensors_of
+from jaxcompress.models.families import tensors_of
 
 
 def deep():
     rng = np.random.default_rng(0)
     config = dataclasses.replace(SMALL, num_hidden_layers=3)
     return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for _, name, shape, _ in tensors_of(config)
+        spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in tensors_of(config)
     }
 
 
@@ -46,10 +46,14 @@ def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
         "0.02",
         "--out",
         small,
-        "--quiet",
     )
     assert run(*arguments) == 0
-    printed = capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    # the estimate first, then every stage by name
+    assert re.search(r"about \d+ minutes: pruning [\d.]+, outputs ", shown)
+    assert [
+        name for name in ("pruning:", "outputs:", "index:", "judging:") if name not in shown
+    ] == []
     for words in (
         "stored numbers",
         "fidelity",
@@ -74,6 +78,11 @@ def test_documents_in_a_small_encoder_out(model, documents, tmp_path, capsys):
     assert found.startswith("1.000")
     assert len(re.findall(r"^\d\.\d{3}  ", found, flags=re.MULTILINE)) == 2
     assert sorted(each.name for each in tmp_path.iterdir()) == ["documents", "model", "small"]
+    assert run("export", small, tmp_path / "plain") == 0
+    plain = read_encoder(tmp_path / "plain", 12)
+    texts = ["bag face", "dead"]
+    vectors = (encoder.embed(texts, progress=False) for encoder in (plain, cut))
+    np.testing.assert_allclose(*vectors, atol=1e-4)
 
 
 def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
@@ -111,8 +120,24 @@ def test_an_interrupted_run_goes_on(model, documents, tmp_path, monkeypatch):
     )
     again, _ = go("again")
     jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
-    other, _ = go("again", dataclasses.replace(settings, keep=0.4, minutes=0.0))
+    # the large encoder embeds no more passages than are judged, however many there are
+    embedded = []
+    embed = job.Encoder.embed
+
+    def counted(self, texts, **options):
+        embedded.append((self.config.vocab_size, len(texts), options.get("description")))
+        return embed(self, texts, **options)
+
+    monkeypatch.setattr(job, "bounded", lambda speed, work: Effort(100, 200, 300, judged=15))
+    monkeypatch.setattr(job.Encoder, "embed", counted)
+    other, report = go("again", dataclasses.replace(settings, keep=0.4, minutes=0.0))
     assert jc.stored_numbers(other.params) < jc.stored_numbers(again.params)
+    assert report.judged == (15, 40)
+    whole = encoder.config.vocab_size
+    assert {entry[1:] for entry in embedded if entry[0] == whole} == {
+        (15, "judged passages"),
+        (10, "short texts"),
+    }
 
 
 def test_the_layer_that_is_missed_least_goes(model, tmp_path):
@@ -144,6 +169,20 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     np.testing.assert_allclose(
         linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02
     )
+
+
+def test_the_mean_word_moves_to_the_positions(model):
+    """The sum of a word and a position is the same; the words that occur have the mean zero."""
+    encoder = read_encoder(model, 12)
+    counts = np.arange(float(encoder.config.vocab_size))
+    moved = encoder.replace(params=cuts.centred(encoder.params, counts))
+    texts = ["bag face dead", "deaf head", "abc"]
+    np.testing.assert_allclose(
+        moved.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5
+    )
+    words = moved.params["words"]["embedding"]
+    np.testing.assert_allclose(counts @ words / counts.sum(), 0, atol=1e-5)
+    assert np.abs(counts @ encoder.params["words"]["embedding"] / counts.sum()).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ from jaxcompress.models.bert import (
     BertConfig,
     bypass,
     layer_states,
-    load_bert,
-    load_tokenizer,
     without_layers,
 )
+from jaxcompress.models.hugging_face import load_bert, load_tokenizer
 
 IDS, MASK = pad([[2, 7, 9, 11, 3], [2, 50, 3], [2, 30, 31, 32, 33, 34, 35, 3]])
 
@@ -167,7 +166,12 @@ def test_how_to_pool_is_read(tmp_path):
     assert h.shape == (3, 8, 16)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "modules.json").write_text(
-        json.dumps([{"type": "sentence_transformers.models.Transformer"}])
+        json.dumps(
+            [
+                {"type": "sentence_transformers.models.Transformer", "path": ""},
+                {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+            ]
+        )
     )
     for mode, expected in {
         "cls_token": h[:, 0],
@@ -182,9 +186,9 @@ def test_how_to_pool_is_read(tmp_path):
         )
         np.testing.assert_allclose(embed(*load_bert(tmp_path)), expected, atol=1e-6)
     (tmp_path / "1_Pooling" / "config.json").write_text(
-        json.dumps({"pooling_mode_max_tokens": True})
+        json.dumps({"pooling_mode_median_tokens": True})
     )
-    with pytest.raises(ValueError, match="only the mean or cls"):
+    with pytest.raises(ValueError, match="pools by pooling_mode_median_tokens: only cls, max"):
         load_bert(tmp_path)
 
 
@@ -217,7 +221,7 @@ def broken(key: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
         ),
         (None, {"num_hidden_layers": 3}, "lacks the tensor 'encoder.layer.2"),
         (None, {"num_attention_heads": 5}, "no multiple of num_attention_heads 5"),
-        (None, {"model_type": "roberta"}, "model_type is 'roberta'"),
+        (None, {"model_type": "mpnet"}, "the model is a 'mpnet', and only bert, roberta"),
         (
             None,
             {"position_embedding_type": "relative_key"},
@@ -246,7 +250,7 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         load_bert(tmp_path)
-    (tmp_path / "config.json").write_text('{"hidden_size": 3}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 3}')
     with pytest.raises(ValueError, match="lacks vocab_size, num_hidden_layers"):
         load_bert(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):

@@ -9,6 +9,7 @@ from jax import lax
 from laws import matrix
 
 import jaxcompress as jc
+from jaxcompress.arrays.layout import to_rows
 from jaxcompress.moments import accumulators
 
 
@@ -143,7 +144,7 @@ def test_samples_take_a_share_of_every_example():
         assert 0 < gap < 0.25
     again = jc.calibrate(net, model.params, jc.Calibration(batches, sample=1 / 2), progress=False)
     np.testing.assert_array_equal(again.sites[key].cov, half.sites[key].cov)
-    with pytest.raises(ValueError, match=r"sample=2 is not in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample must be in \(0, 1\]"):
         jc.calibrate(net, model.params, jc.Calibration(batches, sample=2), progress=False)
 
 
@@ -222,7 +223,7 @@ def test_an_axis_draws_itself(tmp_path):
         ([np.ones(5)], r"batch 0, input 0 has shape \(5,\), traced with \(2, 5\)"),
         ([(np.ones((4, 5)), np.ones(4))], "batch 0 has 2 inputs, the network takes 1"),
         (
-            [np.array([[1e30], [-1e30]], np.float32) * np.ones((2, 5), np.float32)],
+            [np.array([[3e38], [-3e38]], np.float32) * np.ones((2, 5), np.float32)],
             "batch 0 gives NaN or infinity at w",
         ),
     ],
@@ -435,3 +436,15 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
     assert found[0].count == found[1].count
     np.testing.assert_allclose(found[0].mean, found[1].mean, atol=1e-5)
     np.testing.assert_allclose(found[0].cov, found[1].cov, atol=1e-5)
+    # all windows, zeros at the borders and steps between them included: what they give is measured
+    whole = jc.calibrate(net, params, [x], progress=False).sites["w#0"]
+    results = lax.conv_general_dilated(
+        x, params["w"], **options, dimension_numbers=(layout, kernel, layout)
+    )
+    rows = np.moveaxis(np.asarray(results, np.float64), layout.index("C"), -1).reshape(-1, 6)
+    weights = to_rows(np.asarray(params["w"], np.float64), net.structure.sites["w#0"].inputs["w"])
+    assert whole.count == len(rows)
+    np.testing.assert_allclose(whole.mean @ weights, rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+        weights.T @ whole.cov @ weights, np.cov(rows.T, bias=True), atol=1e-4
+    )

@@ -173,6 +173,26 @@ def test_padding_is_not_felt():
         assert gain.count == 20 * 3 * 3
 
 
+def test_masked_places_are_not_felt_where_a_valid_output_depends_on_them():
+    """One output counts; its derivative at the other places is not zero."""
+    rng = np.random.default_rng(1)
+    shapes = {"a": (5, 4), "b": (4, 1)}
+    params = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    x = rng.normal(size=(1, 3, 5)).astype(np.float32)
+    mask = np.array([[1.0, 0.0, 0.0]], np.float32)
+
+    def rest(h, b):
+        return jnp.tanh(h + h.mean(1, keepdims=True)) @ b
+
+    net = jc.trace(lambda p, x, mask: rest(x @ p["a"], p["b"]), params, x, mask)
+    data = jc.Calibration([(x, mask)], mask=lambda x, mask: mask)
+    gains = jc.calibrate(net, params, data, sensitivity=True, progress=False).gains
+    inputs = jnp.asarray(x @ params["a"])
+    felt = np.asarray(jax.grad(lambda h: rest(h, params["b"])[0, 0, 0])(inputs)[0], np.float64)
+    assert np.abs(felt[1:]).max() > 0.05
+    np.testing.assert_allclose(gains["a#0"].cov, np.outer(felt[0], felt[0]), rtol=1e-4, atol=1e-6)
+
+
 def test_a_derivative_that_is_nan_is_left_out_and_told(caplog):
     keys = jax.random.split(jax.random.key(0), 2)
     params = {"a": jax.random.normal(keys[0], (5, 16)), "b": jax.random.normal(keys[1], (16, 3))}

@@ -144,7 +144,7 @@ def test_students_learn_what_the_teacher_says_of_new_inputs():
 
 def test_refusals():
     for wrong in (dict(temperature=0.0), dict(hard=1.5), dict(states=-1.0)):
-        with pytest.raises(ValueError, match="distillation: "):
+        with pytest.raises(ValueError, match="distillation"):
             jc.training.distillation_loss(mlp, **wrong)
     with pytest.raises(ValueError, match="a batch is"):
         jc.training.distillation_loss(mlp, hard=0.5)(STUDENT, (X, SAID), None)

@@ -46,7 +46,6 @@ def test_what_it_is_zero_for():
         "w1": t[:, None] + t,
         "b1": t,
         "w2": t[:, None] * jnp.ones(3),
-        "b2": jnp.zeros(3),
     }
     assert (
         float(jc.training.variation(NET, line, degree=2))

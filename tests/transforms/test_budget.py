@@ -197,8 +197,6 @@ def test_refusals():
             jc.budget(total)
     with pytest.raises(ValueError, match="predicts no error"):
         jc.rotate_and_prune(net, jc.budget(1 / 2), method="magnitude")(params, moments)
-    with pytest.raises(ValueError, match="plan divides a budget"):
-        jc.rotate_and_prune(net, 1 / 2).plan(params, moments)
 
 
 def test_compress_is_one_percentage():
@@ -340,9 +338,9 @@ def test_sizes_are_divisible():
     plan = jc.rotate_and_prune(net, jc.budget(0.4), multiple=16).plan(params, moments)
     assert 0.3 < plan.stored[1] / plan.stored[0] <= 0.4
     for multiple in (0, 1.5, True, {"w0*": "8"}):
-        with pytest.raises(ValueError, match="multiple must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             jc.rotate_and_prune(net, keep=0.5, multiple=multiple)
-    with pytest.raises(ValueError, match=r"multiple: the patterns \['up'\] match no leaf"):
+    with pytest.raises(ValueError, match="multiple: the pattern 'up' decides nothing"):
         jc.rotate_and_prune(net, keep=0.5, multiple={"up": 8})
 
 
@@ -403,7 +401,7 @@ def test_an_active_set_is_a_metric():
 def test_metrics_that_are_none():
     net, params, _, moments = trained_mlp()
     with pytest.raises(
-        TypeError, match="a function from candidates by name to their scores, got float"
+        TypeError, match=r"a function from candidates by name to their scores, got 0\.9"
     ):
         jc.budget(0.5, metric=0.9)
     for value in (float("nan"), np.ones(2), "a", 1j, None):
@@ -423,3 +421,31 @@ def test_plans_are_made_outside_of_jit():
     for shrink in (jc.rotate_and_prune(net, jc.budget(0.5)), jc.factored(jc.budget(0.5))):
         with pytest.raises(TypeError, match=r"call it outside jax\.jit"):
             jax.jit(lambda params, shrink=shrink: shrink.plan(params, moments).error)(params)
+
+
+@pytest.mark.parametrize("kind", ["a matrix", "a pair"])
+def test_gains_make_predicted_errors_those_of_the_outputs(kind):
+    """Of a last matrix, and of a last product of activations, they are exact."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (6, 8), "k": (5, 8), "w": (8, 7)}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
+
+    def apply(p, x, z):
+        if kind == "a matrix":
+            return 3 * (jnp.tanh(x @ p["q"]) @ p["w"])
+        return 3 * jnp.einsum("id,jd->ij", x @ p["q"], z @ p["k"])
+
+    used = {name: params[name] for name in (("q", "w") if kind == "a matrix" else ("q", "k"))}
+    inputs = tuple(rng.normal(size=(30, m)).astype(np.float32) for m in (6, 5))
+    net = jc.trace(apply, used, *inputs)
+    moments = jc.calibrate(net, used, [inputs], sensitivity=True, progress=False)
+    shrink = {
+        "a matrix": jc.at("w", jc.factored(jc.budget(0.7))),
+        "a pair": jc.rotate_and_prune(net, jc.budget(0.6)),
+    }[kind]
+    before, after = (net(p, *inputs) for p in (used, shrink(used, moments)))
+    error = float(np.mean((np.asarray(before) - np.asarray(after)) ** 2))
+    assert error > 0.01
+    assert shrink.plan(used, moments).error == pytest.approx(error, rel=1e-3)

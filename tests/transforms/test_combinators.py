@@ -73,7 +73,10 @@ def test_partition_labels_each_leaf_once():
     labels = {"a": "small", "b": {"kernel": "same", "value": "small", "ids": "same"}}
     assert compact(jc.partition(table, labels)(PARAMS)) == ["a/kernel", "b/value"]
     assert compact(
-        jc.partition(table, lambda params: jax.tree.map(lambda _: "small", params))(PARAMS)
+        jc.partition(
+            {"small": jc.hashed(keep=1 / 4)},
+            lambda params: jax.tree.map(lambda _: "small", params),
+        )(PARAMS)
     ) == [
         "a/kernel",
         "b/kernel",
@@ -81,6 +84,8 @@ def test_partition_labels_each_leaf_once():
     ]
     with pytest.raises(ValueError, match=r"labels \['same', 'small'\].*'other'"):
         jc.partition(table, {"a": "other", "b": "same"})(PARAMS)
+    with pytest.raises(ValueError, match=r"no leaf has the labels \['small'\]"):
+        jc.partition(table, "same")(PARAMS)
     with pytest.raises(ValueError, match="do not fit"):
         jc.partition(table, {"a": "same"})(PARAMS)
 
@@ -89,7 +94,7 @@ def test_a_mapping_gives_each_leaf_its_keep():
     small = jc.at("**/kernel", jc.hashed(keep={"a/*": 1 / 2, "**": 1 / 4}))(PARAMS)
     assert small["a"]["kernel"].stored_numbers == 24
     assert small["b"]["kernel"].stored_numbers == 12
-    with pytest.raises(ValueError, match=r"\['c/\*'\] match no leaf"):
+    with pytest.raises(ValueError, match=r"the pattern 'c/\*' decides nothing"):
         jc.hashed(keep={"c/*": 1 / 2, "**": 1 / 4})(PARAMS)
 
 

@@ -1,5 +1,7 @@
 """reconstruct: least-squares kernels for the small network's own inputs, in every model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,62 @@ def test_kernels_and_biases_are_the_least_squares_solutions_layer_after_layer():
     np.testing.assert_allclose(after.sites["w2#0"].mean, met.mean(0), atol=1e-4)
     np.testing.assert_allclose(after.sites["w2#0"].cov, np.cov(met.T, bias=True), atol=1e-3)
     assert error(net, params, better, (x,)) < error(net, params, plain, (x,))
+
+
+def test_a_bias_that_is_subtracted_is_solved_with_its_sign():
+    params = mlp_params((5, 12, 8, 3))
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+
+    def apply(p, x, sign):
+        h = jax.nn.relu(x @ p["w0"] + p["b0"])
+        h = h @ p["w1"] + p["b1"] if sign > 0 else h @ p["w1"] - p["b1"]
+        return jax.nn.relu(h) @ p["w2"]
+
+    biases = []
+    for sign in (1, -1):
+        given = {**params, "b1": sign * params["b1"]}
+        net = jc.trace(functools.partial(apply, sign=sign), given, x)
+        moments = jc.calibrate(net, given, [x], progress=False)
+        cut = jc.rotate_and_prune(net, 1 / 2, axes="w0")
+        small = jc.chain(cut, jc.reconstruct(net, [x], progress=False))(given, moments)
+        biases.append(sign * np.asarray(small["b1"]))
+    assert np.abs(biases[0] - np.asarray(params["b1"])).max() > 1e-3
+    np.testing.assert_allclose(biases[1], biases[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", ["zeros", "repeated", "one sample", "mixed scales", "tiny"])
+def test_it_is_no_worse_than_nothing_nor_than_zeros(inputs):
+    params = mlp_params((4, 12, 6, 3))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    x = {
+        "zeros": 0 * x,
+        "repeated": x[:, :1] * np.ones(4, np.float32),
+        "one sample": x[:1],
+        "mixed scales": x,
+        "tiny": x * np.float32(2.0**-60),
+    }[inputs]
+    units = np.logspace(-9, 9, 12) if inputs == "mixed scales" else np.ones(12)
+    units = jnp.asarray(units, jnp.float32)
+    given = {**params, "w0": params["w0"] * units, "b0": params["b0"] * units}
+    given["w1"] = params["w1"] / units[:, None]
+    if inputs == "tiny":
+        given = {**given, "b0": given["b0"] * 2.0**-60, "b1": given["b1"] * 2.0**-60}
+    net = jc.trace(mlp, given, x)
+    moments = jc.calibrate(net, given, [x], progress=False)
+    cut = jc.rotate_and_prune(net, 1 / 4, axes="w0")
+    plain = cut(given, moments)
+    better = jc.chain(cut, jc.reconstruct(net, [x], progress=False))(given, moments)
+
+    def results(p):
+        p = {name: np.asarray(leaf, np.float64) for name, leaf in p.items()}
+        return affine(p, 1, relu(affine(p, 0, np.asarray(x, np.float64))))
+
+    whole = results(given)
+    size = np.abs(whole).max()
+    errors = [np.sum(((results(p) - whole) / size) ** 2) for p in (plain, better)]
+    zeros = np.sum(((whole - whole.mean(0)) / size) ** 2)
+    assert errors[1] <= min(errors[0], zeros) * (1 + 1e-3) + 1e-8
 
 
 def test_without_a_change_nothing_changes():

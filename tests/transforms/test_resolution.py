@@ -151,6 +151,49 @@ def test_a_dual_weighs_channels(basis):
     np.testing.assert_allclose(down @ values, best, atol=1e-8)
 
 
+def test_averages_weigh_channels_by_what_their_consumers_make_of_them():
+    rng = np.random.default_rng(0)
+    params = {
+        "up": jnp.asarray(rng.normal(size=(3, 6)), jnp.float32),
+        "down": jnp.asarray(rng.normal(size=(6, 2)) * np.logspace(0, 1, 6)[:, None], jnp.float32),
+    }
+
+    def apply(p, x):
+        return (x @ p["up"]) @ p["down"]
+
+    x = rng.normal(size=(50, 3)).astype(np.float32)
+    net = jc.trace(apply, params, x)
+    small = jc.coarsen(net, 2)(params, jc.calibrate(net, params, [x], progress=False))
+    power = np.sum(np.asarray(params["down"]) ** 2, 1)
+    weighed = (np.asarray(params["up"]) * power).reshape(3, 3, 2).sum(-1)
+    np.testing.assert_allclose(small["up"], weighed / power.reshape(3, 2).sum(-1), rtol=1e-5)
+
+
+def test_averages_under_a_norm_keep_the_power_of_averages():
+    """The norm of averages is one again: their smaller variance goes into the scale."""
+    rng = np.random.default_rng(0)
+    params = {
+        "up": jnp.asarray(rng.normal(size=(40, 32)), jnp.float32),
+        "scale": jnp.asarray(rng.uniform(1, 2, 32), jnp.float32),
+        "down": jnp.asarray(rng.normal(size=(32, 2)), jnp.float32),
+    }
+
+    def apply(p, x):
+        h = x @ p["up"]
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-6) * p["scale"]
+        return h @ p["down"]
+
+    x = rng.normal(size=(400, 40)).astype(np.float32)
+    net = jc.trace(apply, params, x)
+    moments = jc.calibrate(net, params, [x], progress=False)
+    small = jc.coarsen(net, 2)(params, moments)
+    assert small["up"].shape == (40, 16)
+    second = moments.sites["down#0"].second
+    averages = second.reshape(16, 2, 16, 2).mean((1, 3))
+    met = jc.calibrate(net, small, [x], progress=False).sites["down#0"].second
+    np.testing.assert_allclose(np.trace(met), np.trace(averages), rtol=0.05)
+
+
 @pytest.mark.parametrize("basis", BASES)
 def test_any_basis_keeps_a_linear_function(basis):
     model, net = network("linear_mlp")
@@ -256,7 +299,7 @@ def test_bad_arguments():
     params = mlp_params((5, 8, 6, 3))
     net = jc.trace(mlp, params, np.ones((2, 5), np.float32))
     for factor in (0.5, np.nan, np.inf, "two", True, {"w0": 0}):
-        with pytest.raises(ValueError, match="refine's factor must be a number from 1 on"):
+        with pytest.raises(ValueError, match=r"refine's factor.* must be in \[1, inf\)"):
             jc.refine(net, factor)
     with pytest.raises(ValueError, match=r"the patterns \['w7'\] match no"):
         jc.coarsen(net, {"w7": 2})
