@@ -919,6 +919,10 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("texts", [[], [""]], "text"),
         Wrong("texts", ["a b", None, 3, [3], [None]], "texts", TypeError),
     ],
+    "write_hugging_face": [
+        Wrong("encoder", [None, 3, PARAMS], "encoder must be", TypeError),
+        Wrong("folder", [None, 3, X], "folder must be a path", TypeError),
+    ],
     "read_encoder": [
         Wrong("folder", [None, 3, X], "folder must be a path", TypeError),
         Wrong("", [{"folder": "/nowhere", "length": n} for n in COUNTS], "length must be a whole"),
@@ -992,6 +996,7 @@ TABLE: dict[str, list[Wrong]] = {
 }
 
 EXCEPTIONS = {
+    "primitives_without_rule": "it takes no arguments",
     "CompactArray": "a base: JAX rebuilds arrays with None and labels, so they check nothing",
     "ClusteredArray": "see CompactArray; its fit is in the table",
     "DesignedAtoms": "see CompactArray; jc.vocabulary checks",
