@@ -461,7 +461,6 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("keep", [jc.budget(1 / 2, of="channels")], "numbers"),
     ],
     "RotateAndPrune.plan": [
-        Wrong("keep", [1 / 2], "plan divides a budget"),
         Wrong("params", NOT_PARAMS, FIT),
         *MEASURED,
     ],
