@@ -841,7 +841,7 @@ TABLE: dict[str, list[Wrong]] = {
             [3, (1, 0), ([0, 0],), ([0, NAN], [1, 1]), "01", None, ([0], [1, 1])],
             "domain",
         ),
-        Wrong("jnd", (0, -1, NAN, INF, "a", None, 1j, [1, 1, 1], True), "jnd"),
+        Wrong("jnd", (0, -1, NAN, "a", None, 1j, [1, 1, 1], True), "jnd"),
         Wrong("jnd", [1e-30], "jnd"),
         Wrong("budget", (*COUNTS[:-1], 1), "budget"),
         Wrong("coarse", (*COUNTS, None, (1, 2, 3)), "coarse"),
