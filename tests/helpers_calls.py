@@ -461,6 +461,9 @@ CALLS = {
             **QUIET,
         },
     ),
+    "write_hugging_face": Call(
+        jc.documents.write_hugging_face, lambda: {"folder": "/nowhere/at/all", "encoder": None}
+    ),
     "read_encoder": Call(jc.documents.read_encoder, dict),
     "read_index": Call(jc.documents.read_index, dict),
     "search": Call(jc.documents.search, lambda: {"question": np.ones(3), "passages": X}),

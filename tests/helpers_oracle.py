@@ -90,6 +90,8 @@ def small_and_full(net, params, seed=0, only=None):
         )  # a mean over repeated channels is that of the small ones; a plain sum is not
         if (only is not None and axis.key not in only) or (normed and axis.size % 2):
             continue
+        if normed and axis.tied:  # channels repeated for the mean count twice in what is tied
+            continue
         size = axis.size // 2 if normed else int(rng.integers(1, axis.size))
         by_fibre = bool(axis.fibres) and not normed and rng.random() < 0.7
         back = (

@@ -57,7 +57,6 @@ LEAF = {
         lambda: jc.hashed(keep={"up": 1 / 2, "**": 1 / 4}),
         lambda: jc.hashed(keep={"**": 1 / 4, "up": 1 / 2}),
         lambda: jc.hashed(keep={"call": 1 / 2}),
-        lambda: jc.hashed(keep={"up": jc.budget(1 / 2)}),
         lambda: jc.hashed(jc.budget(1 / 2)),
         lambda: jc.hashed(jc.budget(1 / 3)),
         lambda: jc.hashed(jc.budget(1 / 2, of="channels")),

@@ -118,6 +118,7 @@ def check_network():
 
 
 @pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_forms_and_networks_under_a_flag(flag):
     with contextlib.ExitStack() as stack:
         stack.enter_context(FLAGS[flag]())

@@ -59,7 +59,8 @@ def leafwise():
         "matrices": jc.at(jc.matrices, jc.factored(1 / 2)),
         "budget": jc.vocabulary(jc.budget(1 / 2)),
         "partition": jc.partition(
-            {"small": half, "same": jc.identity()}, lambda p: jax.tree.map(lambda _: "same", p)
+            {"small": half, "same": jc.identity()},
+            lambda p: {**jax.tree.map(lambda _: "same", p), "a": "small"},
         ),
         "select_rows": jc.select_rows("a", [0, 2]),
         "initialize": functools.partial(jc.initialize, jax.random.key(1), jc.at("a", half)),

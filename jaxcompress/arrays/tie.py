@@ -104,7 +104,8 @@ def tie(params: PyTree, ties: Mapping[str, str]) -> Tied:
         raise TypeError(f"tie: ties maps paths to paths, got {shown(ties)}")
     named, treedef = flatten(params)
     known = {name: leaf for name, leaf in named if leaf is not None}
-    if bad := [name for name, leaf in known.items() if not hasattr(leaf, "dtype")]:
+    ends = {*ties, *ties.values()} & known.keys()
+    if bad := [name for name in sorted(ends) if not hasattr(known[name], "dtype")]:
         raise ValueError(f"tie: {bad[0] or 'params'} is no array: {shown(known[bad[0]])}")
     pairs: list[tuple[str, str, bool]] = []
     for target, source in ties.items():

@@ -200,7 +200,7 @@ def jnd_kind(what: str, dimensions: tuple[int, ...]) -> Kind:
             return value
         expected = f"positive, {what},"
         differences = array(name, value, dimensions, finite=False, what=expected)
-        positive = (differences > 0) & np.isfinite(differences)
+        positive = differences > 0  # infinity asks for no refinement; NaN is not positive
         if differences.dtype == bool or not positive.all():
             raise ValueError(f"{name} must be {expected} got {shown(value)}")
         return value

@@ -272,6 +272,7 @@ def _draft_of(target: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@checked(folder=path_kind, encoder=instance(Encoder, "a jc.documents.Encoder"))
 def write_hugging_face(folder: str | os.PathLike[str], encoder: Encoder) -> None:
     """Write an encoder as a plain BERT that sentence-transformers and transformers read.
 

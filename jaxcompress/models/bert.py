@@ -70,7 +70,7 @@ class BertConfig:
                 f"{self.num_attention_heads}"
             )
         check_activation("hidden_act", self.hidden_act)
-        unknown = set(self.pooling.split("+")) - set(POOLINGS)
+        unknown = set(str(self.pooling).split("+")) - set(POOLINGS)
         if unknown and self.pooling != "none":
             raise ValueError(
                 f"pooling {self.pooling!r} is unknown: expected one of {', '.join(POOLINGS)} or "

@@ -406,7 +406,7 @@ def ragged_dot_general(step: Step, analysis: Analysis) -> None:
         if index < len(batch[0]):
             mark(out.dims[index], Kind.ELEMENTWISE)
         if value is weight:
-            out.scaled[index] = frozenset()
+            out.scaled[index] = PLAIN
     analysis.role(all_slots(weight, kept), "produce")
     analysis.role(all_slots(weight, batch[1]), "batch")
     pairs = list(zip(contracting[0], contracting[1], strict=True))

@@ -35,13 +35,10 @@ class Scope:
     Attributes:
         prefix: the path of the subtree that is given.
         by_name: whether its leaves were picked by name, so that none may be skipped.
-        in_array: whether the subtree is a child of a compact array: its moments are of its rows,
-            whatever roles a transform gives its dimensions.
     """
 
     prefix: str = ""
     by_name: bool = False
-    in_array: bool = False
 
 
 class Transform:

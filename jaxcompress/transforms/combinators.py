@@ -133,7 +133,7 @@ class At(Transform):
             matched.append(name)
             path, by_name = join(scope.prefix, name), is_literal(self.pattern)
             with sweep.leaf(by_name=by_name):
-                result = self.transform._apply(leaf, metric, Scope(path, by_name, scope.in_array))
+                result = self.transform._apply(leaf, metric, Scope(path, by_name))
                 return result if result is leaf else sweep.compacted(result)
             return leaf
         if not isinstance(leaf, CompactArray) or callable(self.pattern):
@@ -141,7 +141,7 @@ class At(Transform):
         children = [child for child in leaf.child_names if self._reaches(name, leaf, child)]
         if not children:
             return leaf
-        metrics, scope = child_moments(leaf, metric), dataclasses.replace(scope, in_array=True)
+        metrics = child_moments(leaf, metric)
         changes = {
             child: self._visit(
                 join(name, child), getattr(leaf, child), metrics.get(child), scope, matched, sweep

@@ -43,14 +43,15 @@ def initialize(key: Key[Array, ""], transform: Transform, params: PyTree) -> PyT
         0.1
     """
     check_transform("initialize", transform)
-    for name, leaf in named_leaves(params):
-        for part in jax.tree.leaves(leaf):
-            if is_array(part) and not isinstance(part, Tracer):
-                array(name or "params", part)
     leaves, treedef = jax.tree.flatten(params, is_leaf=is_compact)
     dense = [leaf.materialize() if is_compact(leaf) else leaf for leaf in leaves]
     noise = [_noise(jax.random.fold_in(key, index), leaf) for index, leaf in enumerate(dense)]
     fitted = treedef.flatten_up_to(transform(jax.tree.unflatten(treedef, noise)))
+    for small, (name, leaf) in zip(fitted, named_leaves(params), strict=True):
+        parts = jax.tree.leaves(leaf) if is_compact(small) else []
+        for part in parts:
+            if is_array(part) and not isinstance(part, Tracer):
+                array(name or "params", part)
     rows = zip(fitted, leaves, dense, strict=True)
     return jax.tree.unflatten(treedef, [_rescaled(*row) for row in rows])
 
@@ -58,7 +59,7 @@ def initialize(key: Key[Array, ""], transform: Transform, params: PyTree) -> PyT
 def _noise(key: Key[Array, ""], leaf: PyTree) -> PyTree:
     """Standard normal numbers in place of a float leaf."""
     if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jax.random.normal(key, leaf.shape, leaf.dtype)
+        return jax.random.normal(key, leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
     return leaf
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
-from jaxcompress.arrays.layout import MATRIX, MatrixAxes
+from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import Selector, join, named_leaves
 from jaxcompress.moments.moments import Moments
 from jaxcompress.transforms.allocation import Counts
@@ -238,8 +238,6 @@ class LeafTransform(Transform):
             keep, roles = keeps.get(path), axes.get(path)
             problem = why_not(leaf, roles) or ("no keep is given for it" if keep is None else None)
             if keep is not None and problem is None:
-                if scope.in_array and roles not in (None, MATRIX):
-                    metric = None
                 with sweep.leaf(by_name=scope.by_name):
                     return sweep.compacted(self._compact_leaf(path, leaf, metric, keep, roles))
                 return leaf
@@ -271,6 +269,8 @@ class LeafTransform(Transform):
     ) -> PyTree:
         """One weight in the transform's form; dense where the form would cost more than dense."""
         where = path or "the leaf"
+        if roles is not None and not self.uses_moments:
+            metric = None  # moments are of the network's roles, and these may be others
         matrix, given, axes = read_matrix(where, leaf, metric, roles)
         checked = given if self.uses_moments else None
         try:

@@ -59,6 +59,7 @@ def test_a_tied_network_is_the_same_and_gradients_add_up():
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_every_transform_changes_both_ends_alike():
     apply, params, ids, ties = language()
     tied, expand = jc.tie(params, ties)

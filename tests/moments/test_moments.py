@@ -303,6 +303,7 @@ def test_masks_of_every_origin(kind):
     assert moments.sites["b#0"].count in (20, 60)
 
 
+@pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_a_kernel_tied_with_its_transpose():
     params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 16)), jnp.float32)}
     net = jc.trace(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["w"].T, params, jnp.ones((5, 6)))

@@ -113,6 +113,7 @@ def test_a_small_change_of_a_kernel_moves_the_outputs_by_what_is_predicted(name)
 
 
 @pytest.mark.parametrize("name", ["linear_mlp", "fused_qkv", "encoder_by_hand"])
+@pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_gains_follow_the_maps(name):
     """Sizes fit after every map, and on a linear axis a cut network feels what its moments say."""
     model, net = network(name)

@@ -79,7 +79,7 @@ def test_the_recipes_meet_every_rule():
         "add_any",
         "copy_p",
     }  # a name in some version
-    older |= {"random_split", "random_wrap", "random_unwrap"}
+    older |= {"random_clone", "random_split", "random_wrap", "random_unwrap"}
     placed = {
         "device_put",
         "sharding_constraint",

@@ -152,6 +152,7 @@ ALIKE += [
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ALIKE])
+@pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_outputs_come_nearer_in_every_model(name):
     plain, better = gain(name)
     assert np.isfinite(better)
