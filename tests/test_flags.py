@@ -1,6 +1,7 @@
 """A few laws under the flags of JAX with which users look for their own mistakes."""
 
 import contextlib
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,21 @@ def x64():
     return enable_x64(True)
 
 
+@contextlib.contextmanager
+def leaks():
+    """The search for leaks, among objects that are made from here on."""
+    gc.collect()
+    gc.freeze()  # each of its thousands of collections would walk all that earlier tests keep
+    try:
+        with jax.checking_leaks():
+            yield
+    finally:
+        gc.unfreeze()
+
+
 FLAGS = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "leaks": jax.checking_leaks,
+    "leaks": leaks,
     "x64": x64,
     "nans": lambda: jax.debug_nans(True),
 }
