@@ -118,9 +118,9 @@ class Writer:
         }
 
     def _record(self, leaf: PyTree, path: Path) -> Json:
-        found = record_of(leaf)
-        assert found is not None
-        name, entry = found
+        known = record_of(leaf)
+        assert known is not None
+        name, entry = known
         try:
             fields = entry.fields(leaf)
         except ValueError as error:

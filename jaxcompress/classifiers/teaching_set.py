@@ -161,10 +161,7 @@ def teaching_set(
             f"rounds={rounds}, size={size}"
         )
     rng = np.random.default_rng(seed)
-    if start is None:
-        chosen = _balanced_sample(targets, size // rounds, rng)
-    else:
-        chosen = _checked_start(start, len(x), size)
+    chosen = _first_members(targets, start, size, rounds, rng)
     sizes = np.linspace(len(chosen), size, rounds).astype(int)
     round_of, divergence, agreement = np.zeros(len(chosen), np.int32), [], []
     total = len(x) * (rounds - 1)
@@ -226,6 +223,19 @@ def _balanced_sample(
         members = np.flatnonzero(labels == label)
         rank[members] = np.arange(len(members))
     return order[np.argsort(rank, kind="stable")[:size]]
+
+
+def _first_members(
+    targets: Float[np.ndarray, "n classes"],
+    start: Int[ArrayLike, " m"] | None,
+    size: int,
+    rounds: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " m"]:
+    """The members of the first round: those given, or as many of each class."""
+    if start is None:
+        return _balanced_sample(targets, size // rounds, rng)
+    return _checked_start(start, len(targets), size)
 
 
 def _checked_start(start: Int[ArrayLike, " m"], count: int, size: int) -> Int[np.ndarray, " m"]:

@@ -192,13 +192,12 @@ def compress_for(
             large, texts, *outputs, settings, effort, folder, progress=progress
         )
     cut = kernel_numbers(small) < kernel_numbers(trimmed)
-    options = {"cut": cut, "effort": effort, "progress": progress}
     with stage("learning"):
         learned = small, outputs[1], training, numbers, settings, folder
-        small, losses = train_and_store(*learned, **options)
+        small, losses = train_and_store(*learned, cut=cut, effort=effort, progress=progress)
     with stage("index"):
-        every = [passage.text for passage in texts.passages]
-        index = small.embed(every, progress=progress, description="index")
+        passage_texts = all_texts[: len(texts.passages)]
+        index = small.embed(passage_texts, progress=progress, description="index")
     with stage("judging"):
         report = judge(large, small, texts, judged, known, index, losses, progress=progress)
     write_encoder(out, small, texts.passages, index, settings=dataclasses.asdict(settings))

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tqdm.auto import tqdm
@@ -124,11 +125,7 @@ def gradient_statistics(
             parts = [jax.tree.map(jnp.add, parts[0], sums)] if parts else [sums]
             bar.update(len(index))
     total, units, squares, lengths = (np.asarray(value, np.float64) for value in parts[0])
-    if not np.isfinite(total).all():
-        raise ValueError(
-            "gradient_statistics: a gradient is not finite: check the parameters and the data for "
-            "NaN"
-        )
+    _check_finite("gradient_statistics: a gradient", total)
     pairs = count * (count - 1)
     return GradientStatistics(
         examples=count,
@@ -222,12 +219,7 @@ def curvature(
     check_params("curvature", params)
     count = check_length("curvature", data)
     size = min(batch_size, count)
-    batches = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf)[: count // size * size].reshape(
-            -1, size, *np.shape(leaf)[1:]
-        ),
-        data,
-    )
+    batches = jax.tree.map(partial(_batched, count // size, size), data)
     flat, unravel = ravel_pytree(params)
     start_key, *sign_keys = jax.random.split(key, 1 + signs)
     with tqdm(desc="curvature", unit=" products", disable=not progress, leave=False) as bar:
@@ -239,11 +231,7 @@ def curvature(
                 image = np.asarray(
                     hessian_product(loss, unravel, flat, batches, vector), np.float64
                 )
-            if not np.isfinite(image).all():
-                raise ValueError(
-                    "curvature: the Hessian is not finite: check the parameters and the data for "
-                    "NaN"
-                )
+            _check_finite("curvature: the Hessian", image)
             return image
 
         start = np.asarray(jax.random.normal(start_key, flat.shape), np.float64)
@@ -311,3 +299,14 @@ def extreme_eigenvalues(
     first = farthest(0.0)
     second = farthest(first)
     return min(first, second), max(first, second)
+
+
+def _check_finite(what: str, values: np.ndarray) -> None:
+    """Refuse what came out of data or parameters with NaN."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} is not finite: check the parameters and the data for NaN")
+
+
+def _batched(count: int, size: int, leaf: ArrayLike) -> jax.Array:
+    """The first batches of a leaf of data, (count, size, ...)."""
+    return jnp.asarray(leaf)[: count * size].reshape(-1, size, *np.shape(leaf)[1:])

@@ -170,23 +170,20 @@ def multigrid(
     total = cascade.ends[-1]
     check_fit("multigrid", params, data, batch_size)
     check_resumable(params, state, total)
-    net.structure.check_names([name for name, _ in named_leaves(params)])
-    if state is not None:
-        check_optimizer_state("multigrid", optimizer, state)
+    _check_trees(net, params, optimizer, state)
     stop = total if until is None else min(until, total)
     data = jax.tree.map(jnp.asarray, data)
     current = cascade.start(params) if state is None else copied(state)
     kinds = accumulators(optimizer, current.params) if len(cascade.levels) > 1 else []
-    steps = callback_steps or default_callback_steps(total)
-    loop = Loop("multigrid", loss, optimizer, batch_size, seed, steps)
-    with tqdm(
-        total=total, initial=int(current.step), desc=description, disable=not progress, leave=False
-    ) as bar:
+    callback_steps = callback_steps or default_callback_steps(total)
+    loop = Loop("multigrid", loss, optimizer, batch_size, seed, callback_steps)
+    shown = {"desc": description, "disable": not progress, "leave": False}
+    with tqdm(total=total, initial=int(current.step), **shown) as bar:
         while (done := int(current.step)) < stop:
             level = cascade.level_of(done)
             current, flops = cascade.enter(current, level, kinds)
-            end = min(cascade.ends[level], stop)
             observe = partial(_observe, bar, callback, cascade.levels[level][0])
+            end = min(cascade.ends[level], stop)
             current = _train_level(loop, current, data, end, flops, observe)
     return dataclasses.replace(current, losses=jnp.asarray(current.losses))
 
@@ -195,6 +192,18 @@ def check_resumable(params: PyTree, state: MultigridState | None, total: int) ->
     """Refuse compact parameters and a state that is not one of this run."""
     check_dense(params)
     check_state(state, total)
+
+
+def _check_trees(
+    net: Network,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    state: MultigridState | None,
+) -> None:
+    """Refuse parameters of another network, and another optimizer's state."""
+    net.structure.check_names([name for name, _ in named_leaves(params)])
+    if state is not None:
+        check_optimizer_state("multigrid", optimizer, state)
 
 
 def _train_level(
