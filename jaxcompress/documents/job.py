@@ -28,7 +28,7 @@ from jaxtyping import Float, Int, PyTree
 
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.checkpoint import load, save
+from jaxcompress.checkpoint import load, save, write_atomically
 from jaxcompress.checks import (
     check_fields,
     checked,
@@ -250,7 +250,8 @@ def planned(
     file = folder / "effort.json"
     if not file.exists():
         # a resumed run must draw the samples of the first, whatever its own speed
-        file.write_text(json.dumps(dataclasses.asdict(bounded(speed, job))))
+        chosen = dataclasses.asdict(bounded(speed, job))
+        write_atomically(file, json.dumps(chosen).encode())
     effort = Effort(**json.loads(file.read_text()))
     return effort, estimated(speed, job, effort)
 
@@ -401,5 +402,5 @@ def work_folder(out: Path, large: Encoder, texts: Sequence[str], settings: Setti
     if not mark.exists() or mark.read_text() != digest.hexdigest():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        mark.write_text(digest.hexdigest())
+        write_atomically(mark, digest.hexdigest().encode())
     return folder

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcompress.arrays.base import materialize
-from jaxcompress.checkpoint import load, save
+from jaxcompress.checkpoint import load, save, write_atomically
 from jaxcompress.documents.batches import Batch, States, buckets, hidden_states
 from jaxcompress.documents.distillation import batches_with, distillation_loss
 from jaxcompress.documents.encoder import Encoder, network
@@ -119,7 +119,8 @@ def distill(
     if not steps_file.exists():
         # fixed once, so that a resumed run has the schedule of the first
         seconds = seconds_per_step(loss, student.params, batches, stream)
-        steps_file.write_text(json.dumps(max(round(60 * minutes / seconds), 1)))
+        steps = max(round(60 * minutes / seconds), 1)
+        write_atomically(steps_file, json.dumps(steps).encode())
     steps = json.loads(steps_file.read_text())
     options = {"steps": steps, "seed": seed, "progress": progress, "description": description}
     cycle = optax.cosine_onecycle_schedule(steps, rate, pct_start=0.05)
