@@ -99,6 +99,15 @@ def is_within(test: Test) -> bool:
     return not test.name.startswith(SLOW)
 
 
+def parts_of_the_suite(rooms: Iterable[str]) -> dict[str, list[str]]:
+    """What is covered in one process: each room's tests and examples, and the tests of all rooms."""
+    parts = {room: [f"tests/{room}", f"jaxcompress/{room}"] for room in rooms}
+    whole = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/test_*.py"))]
+    parts["all rooms"] = [path for path in whole if path not in SLOW]
+    parts["all rooms"] += ["tests/checkpoint", "tests/models"]
+    return parts
+
+
 # --- the sample ----------------------------------------------------------------------------------
 
 
@@ -427,9 +436,8 @@ def main() -> None:
     if args.command == "cover":
         from helpers_coverage import cover
 
-        for room in args.rooms:
-            paths = [f"tests/{room}", f"jaxcompress/{room}"]
-            cover(args.coverage / f"{room}.json", [str(ROOT / path) for path in paths])
+        for name, paths in parts_of_the_suite(args.rooms).items():
+            cover(args.coverage / f"{name}.json", [str(ROOT / path) for path in paths])
         return
     tests = [test for test in read_coverage(args.coverage) if is_within(test)]
     budget = Budget(total=args.seconds)
