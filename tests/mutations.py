@@ -309,10 +309,9 @@ def prepare() -> None:
     """Import everything but the package, and no device: what a forked process need not do."""
     import warnings
 
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    import conftest  # sets what JAX reads from the environment
+
+    conftest.set_xla_flags()
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a changed file may keep its size and time
     sys.dont_write_bytecode = True
 
