@@ -334,7 +334,6 @@ def test_axes_that_nothing_produces_are_refused():
     assert "constant along it" in net.refused["v:0"].reason
 
 
-@pytest.mark.filterwarnings("ignore:.* is selected, not :UserWarning")
 def test_axes_that_inputs_and_outputs_show_are_refused():
     """Though a parameter produces them and another one consumes them."""
 
@@ -357,6 +356,7 @@ def test_axes_that_inputs_and_outputs_show_are_refused():
     assert last.refused["down:1"].reason == "it is visible in the outputs"
 
 
+@pytest.mark.filterwarnings("ignore:.* is selected, not :UserWarning")
 def test_integer_and_complex_leaves():
     def apply(p, x):
         return jax.nn.relu(x @ p["A"] + p["a"]) @ (p["q"].astype(jnp.float32) * 0.1)
