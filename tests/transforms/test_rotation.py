@@ -226,6 +226,9 @@ def test_bad_arguments():
         jc.rotate_and_prune(net, 1 / 2)(jc.at("w0", jc.factored(1 / 2))(params))
     with pytest.raises(ValueError, match="not the traced parameters"):
         jc.rotate_and_prune(net, 1 / 2)({"w0": params["w0"]})
+    more = {**params, **dict.fromkeys(("z", "y", "x", "v", "u"), params["w0"])}
+    with pytest.raises(ValueError, match=re.escape("['u', 'v', 'x', 'y', 'z'] differ")):
+        jc.rotate_and_prune(net, 1 / 2)(more)
 
 
 def test_illegal_maps_are_refused_with_their_reason():
@@ -246,16 +249,27 @@ def test_illegal_maps_are_refused_with_their_reason():
         jc.rotate_and_prune(net, 1 / 2, axes="params/layers_2/kernel")(model.params)
 
 
-def test_heads_that_the_shapes_do_not_determine_are_cut_only_when_named():
+def test_heads_that_the_shapes_do_not_determine_are_cut_only_when_named(caplog):
     """In a fused product the number of heads cannot be read off the parameters."""
     model, net, inputs, moments = calibrated("encoder_by_hand", 32)
     heads = [axis.key for axis in net.axes if axis.size == 3]
-    small = jc.rotate_and_prune(net, 2 / 3)(model.params, moments)
+    with caplog.at_level("INFO"):
+        small = jc.rotate_and_prune(net, 2 / 3)(model.params, moments)
+    assert f"{heads[0]} is not changed: its size cannot be read off" in caplog.text
     assert error(net, model.params, small, inputs) < 2
     cut = jc.rotate_and_prune(net, 2 / 3, axes=heads[0])(model.params, moments)
     sized = net.resized({heads[0]: 2})
     assert np.isfinite(error(sized, cut, cut, inputs))
     assert sized(cut, *inputs).shape == net(model.params, *inputs).shape
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_weights_alone_decide_without_moments_and_that_is_said(measured, caplog):
+    _, net, _, moments = calibrated("linear_mlp", 32)
+    model, _ = network("linear_mlp")
+    with caplog.at_level("INFO"):
+        jc.rotate_and_prune(net, 1 / 2)(model.params, moments if measured else None)
+    assert ("it uses the weights alone" in caplog.text) is not measured
 
 
 def test_recalibration_in_a_chain():
