@@ -100,7 +100,7 @@ def is_within(test: Test) -> bool:
 
 
 def parts_of_the_suite(rooms: Iterable[str]) -> dict[str, list[str]]:
-    """What is covered in one process: each room's tests and examples, and the tests of all rooms."""
+    """What one process covers: a room's tests and examples, or the tests of all rooms."""
     parts = {room: [f"tests/{room}", f"jaxcompress/{room}"] for room in rooms}
     whole = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/test_*.py"))]
     parts["all rooms"] = [path for path in whole if path not in SLOW]
