@@ -11,9 +11,9 @@ from helpers import calibrated, mlp, mlp_params, network
 from helpers_models import MODELS
 
 import jaxcompress as jc
-from jaxcompress.transforms.leafwise import MOST_OPTIONS
 from jaxcompress.networks.axes import Layout
 from jaxcompress.transforms.allocation import AxisCounts, Counts, JointCounts, allocate, divide
+from jaxcompress.transforms.leafwise import MOST_OPTIONS
 
 
 def trained_mlp(widths=(8, 64, 96, 4), seed=0):
