@@ -249,6 +249,35 @@ def test_illegal_maps_are_refused_with_their_reason():
         jc.rotate_and_prune(net, 1 / 2, axes="params/layers_2/kernel")(model.params)
 
 
+PAIRS = {
+    "nonlinear": lambda p, x: jax.nn.relu(x @ p["q"]) @ jax.nn.relu(x @ p["k"]).T @ p["out"],
+    "scaled": lambda p, x: (x @ p["q"] * p["g"]) @ (x @ p["k"]).T @ p["out"],
+    "consumed": lambda p, x: (x @ p["q"]) @ (x @ p["k"]).T @ p["out"] + x @ p["q"] @ p["d"],
+    "of one parameter": lambda p, x: (x @ p["q"]) @ (jnp.roll(x, 1, 0) @ p["q"]).T @ p["out"],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_two_sides_of_a_product_rotate_where_nothing_else_uses_it(name):
+    shapes = {"q": (5, 4), "k": (5, 4), "g": (4,), "d": (4, 3), "out": (6, 3)}
+    params = {name: matrix(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
+    x = matrix(6, 5, seed=9)
+    net = jc.trace(PAIRS[name], params, x)
+    axis = next(axis for axis in net.axes if axis.pair)
+    why = "products of activations, or one parameter" if name == "of one parameter" else "use it"
+    with pytest.raises(ValueError, match=f"{axis.key} cannot be rotated: .*{why}"):
+        jc.rotate_and_prune(net, 1 / 2, axes=axis.key, method="rotate")(params)
+
+
+def test_the_two_sides_of_a_product_rotate():
+    params = {name: matrix(5, 4, seed=n) for n, name in enumerate("qk")}
+    params["out"] = matrix(6, 3, seed=2)
+    x = matrix(6, 5, seed=9)
+    net = jc.trace(lambda p, x: (x @ p["q"]) @ (x @ p["k"]).T @ p["out"], params, x)
+    small = jc.rotate_and_prune(net, 1 / 2, method="rotate")(params)
+    assert small["q"].shape == small["k"].shape == (5, 2)
+
+
 def test_heads_that_the_shapes_do_not_determine_are_cut_only_when_named(caplog):
     """In a fused product the number of heads cannot be read off the parameters."""
     model, net, inputs, moments = calibrated("encoder_by_hand", 32)
