@@ -171,6 +171,17 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     )
 
 
+def test_budgets_are_tried_on_the_layers_that_stay(tmp_path):
+    path = folder(tmp_path, config={"num_hidden_layers": 3}, weights=deep())
+    make().save(str(path / "tokenizer.json"))
+    encoder = read_encoder(path, 12)
+    numbers = jc.stored_numbers(encoder.params)
+    settings = jc.documents.Settings(keep=1 / 4, work=0.3, minutes=0)
+    job.check_budgets(encoder, numbers / 4, 1, settings)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        job.check_budgets(encoder, numbers / 500, 1, settings)
+
+
 def test_the_mean_word_moves_to_the_positions(model):
     """The sum of a word and a position is the same; the words that occur have the mean zero."""
     encoder = read_encoder(model, 12)
