@@ -159,7 +159,9 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     np.testing.assert_allclose(
         small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5
     )
-    assert cuts.resized(encoder, small.params).config == small.config
+    again = cuts.resized(encoder, small.params)
+    assert again.config == small.config
+    assert again.params is small.params
     # a linear map in place of a layer: the one that is already linear goes, and nothing is missed
     linear = cuts.fewer_layers(encoder, texts, 2, linear=True, progress=False)
     assert linear.config.linear_layers == (1,)

@@ -349,7 +349,7 @@ ORDERED = {
     "argmax": (lambda h: jax.nn.one_hot(jnp.argmax(h, -1), 8), "its argmax is taken"),
     "softmax": (jax.nn.softmax, "its max is taken"),
     "rev": (lambda h: h + h[..., ::-1], "it is put in reverse order"),
-    "strided": (lambda h: jnp.repeat(h[..., ::2], 2, -1), "every 2th of its positions is taken"),
+    "strided": (lambda h: jnp.repeat(h[..., ::2], 2, -1), "one position in 2 is taken"),
 }
 """Functions along an axis in which the places of its channels matter, and what is said of them."""
 
