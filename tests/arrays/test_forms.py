@@ -261,3 +261,25 @@ def test_a_stack_without_lines_in_common_is_refused():
     with pytest.raises(ValueError, match=r"w: no 2 lines that the 2 matrices .* share span all"):
         jc.at("w", form)(tree)
     assert form(tree)["w"] is tree["w"]  # a sweep leaves it dense, and says so
+
+
+@pytest.mark.parametrize("rows", [[3, 0, -1], (2,), np.array([[1, 7], [5, 5]]), 4])
+def test_rows_may_be_lists_and_numbers(rows):
+    kernel = matrix(8, 6)
+    for form in (jc.hashed(1 / 2), jc.factored(1 / 2), jc.vocabulary(1 / 2)):
+        array = form(kernel)
+        np.testing.assert_allclose(
+            array.take(rows), np.asarray(jc.materialize(array))[np.asarray(rows)], atol=1e-5
+        )
+        np.testing.assert_array_equal(jc.take(array, rows), array.take(rows))
+
+
+def test_random_atoms_have_random_signs():
+    """As many positive as negative ones at every point, and in every atom."""
+    atoms = np.asarray(jc.vocabulary(1 / 2, atoms="random")(matrix(256, 64)).atoms.materialize())
+    atoms = atoms[1:]  # all cosines are one at the first point
+    for axis in (0, 1):
+        share = (atoms > 0).mean(axis)
+        assert abs(share.mean() - 0.5) < 0.02
+        assert share.min() > 0.25
+        assert share.max() < 0.75
