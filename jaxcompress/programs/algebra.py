@@ -392,8 +392,7 @@ def place_of(dim: Dim | None, place: int, sizes: Sizes) -> int:
             )
         return place
     if root.split == "product":
-        lead, *others = parts(root, "product")
-        inner = product(others)
+        inner = product(parts(root, "product")[1:])
         whole, within = divmod(place, inner.size)
         return whole * size_of(inner, sizes) + place_of(inner, within, sizes)
     old = new = 0
