@@ -231,7 +231,9 @@ CALLS = {
     "load": Call(jc.load, dict),
     "load_recipe": Call(jc.load_recipe, dict),
     "matmul": Call(jc.matmul, lambda: {"x": X, "w": W}),
+    "linearize": on_net(jc.linearize, batches=[X], keep=3 / 4, **QUIET),
     "merge": on_net(jc.merge, threshold=0.9),
+    "merge_linear": on_net(jc.merge_linear, measured=False),
     "multigrid": Call(
         jc.multigrid,
         lambda: {

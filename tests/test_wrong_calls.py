@@ -361,6 +361,18 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("split", (-1, *NUMBERS), r"split must be in \[0, inf\)"),
         Wrong("seed", SEEDS, "seed must be a whole number"),
     ],
+    "linearize": [
+        *ON_NET,
+        *AXES,
+        *BATCHES,
+        AGAIN,
+        MEASURED[-1],
+        Wrong("keep", SHARES, r"keep must be in \(0, 1\]"),
+        Wrong("keep", [{pattern: 1 / 2} for pattern in UNMATCHED], "keep: the pattern"),
+        Wrong("", [{"keep": None}, {"tolerance": 0.1}], "either keep or tolerance"),
+        Wrong("", [{"keep": None, "tolerance": value} for value in (-1, 1, *NUMBERS)], "tolerance"),
+    ],
+    "merge_linear": [*ON_NET, *AXES],
     "merge": [
         *ON_NET,
         *AXES,
