@@ -199,6 +199,10 @@ CALLS = {
         lambda params=PARAMS, **o: jc.at(jc.matrices, jc.factored(jc.budget(**o)))(params),
         lambda: {"total": 1 / 2},
     ),
+    "bypass": Call(
+        jc.transforms.bypass,
+        lambda: {"net": net(), "params": PARAMS, "batches": [X], "leaves": "mid"},
+    ),
     "calibrate": Call(
         jc.calibrate, lambda: {"net": net(), "params": PARAMS, "batches": [X], **QUIET}
     ),

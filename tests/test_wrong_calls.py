@@ -361,6 +361,14 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("split", (-1, *NUMBERS), r"split must be in \[0, inf\)"),
         Wrong("seed", SEEDS, "seed must be a whole number"),
     ],
+    "bypass": [
+        *ON_NET,
+        *BATCHES,
+        AGAIN,
+        Wrong("leaves", UNMATCHED, "bypass matches no leaf"),
+        Wrong("leaves", (None, 3, (), ["mid"]), "bypass expects a pattern", TypeError),
+        Wrong("leaves", ["up", "**"], "is not behind a single value"),
+    ],
     "linearize": [
         *ON_NET,
         *AXES,
@@ -372,7 +380,7 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("", [{"keep": None}, {"tolerance": 0.1}], "either keep or tolerance"),
         Wrong("", [{"keep": None, "tolerance": value} for value in (-1, 1, *NUMBERS)], "tolerance"),
     ],
-    "merge_linear": [*ON_NET, *AXES],
+    "merge_linear": [NET, Wrong("params", NOT_PARAMS, FIT), *AXES],
     "merge": [
         *ON_NET,
         *AXES,

@@ -215,7 +215,10 @@ def gather(
     return total
 
 
-Pairs: TypeAlias = Callable[[PyTree, tuple[PyTree, ...], jax.Array], tuple[Rows, Rows]]
+Inputs: TypeAlias = tuple[PyTree, ...]
+"""What a network is called with, beside its parameters."""
+
+Pairs: TypeAlias = Callable[[PyTree, Inputs, int | jax.Array], tuple[Rows, Rows]]
 """From parameters, the inputs of a batch and its number to vectors at the same positions."""
 
 

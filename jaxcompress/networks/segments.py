@@ -47,13 +47,17 @@ class Segment:
         """The program's outputs, given the value that comes out."""
         return self._run(leaves, inputs, self.traced.program.outputs, {id(self.after): after})
 
-    def kept(self) -> list[str]:
-        """The leaves that are needed outside of the segment, in order."""
+    def leaves(self) -> list[str]:
+        """The leaves that the program uses, in order."""
+        used = leaves_read(self.traced, self.traced.program.steps)
+        return [name for name in self.traced.leaves if name in used]
+
+    def gone(self) -> list[str]:
+        """The leaves that only the steps between the two values use, in order."""
         program = self.traced.program
-        steps = [*steps_for(program, [self.before], ()), *self._rest()]
-        read = {id(value) for step in steps for value in step.inputs}
-        read |= {id(value) for value in (*program.outputs, self.before)}
-        return [name for name, value in self.traced.leaves.items() if id(value) in read]
+        outside = [*steps_for(program, [self.before], ()), *self._rest()]
+        needed = leaves_read(self.traced, outside)
+        return [name for name in self.leaves() if name not in needed]
 
     def _rest(self) -> list[Step]:
         program = self.traced.program
@@ -81,6 +85,14 @@ def steps_for(program: Program, outputs: Sequence[Value], known: Collection[int]
             steps.append(step)
             wanted |= {id(value) for value in step.inputs} - set(known)
     return steps[::-1]
+
+
+def leaves_read(traced: TracedProgram, steps: Sequence[Step]) -> set[str]:
+    """The leaves that some steps, or the outputs, read."""
+    read = {id(value) for value in traced.program.outputs}
+    for step in steps:
+        read.update(map(id, step.inputs))
+    return {name for name, value in traced.leaves.items() if id(value) in read}
 
 
 def segment(traced: TracedProgram, inside: Collection[str]) -> Segment:

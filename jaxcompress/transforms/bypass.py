@@ -28,11 +28,12 @@ from jaxcompress.arrays.base import is_compact, materialize
 from jaxcompress.arrays.paths import Pattern, check_matched, check_pattern, named_leaves, select
 from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.checks import checked
-from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import Rows, joint
+from jaxcompress.moments.calibration import Calibration, check_parameters
+from jaxcompress.moments.cross_moments import Inputs, Rows, joint
 from jaxcompress.moments.masks import vector_weights
 from jaxcompress.networks.segments import segment
 from jaxcompress.networks.trace import Network, network, trace
+from jaxcompress.transforms.host_leaves import to_host
 from jaxcompress.transforms.linear_units import unexplained
 from jaxcompress.transforms.selection import RIDGE, SHRINK
 
@@ -68,7 +69,7 @@ def bypass(
 
     The block is the smallest part of the program with all uses of these parameters that lies
     between two values through which all else is computed: a residual block, or a whole layer with
-    its norms. Everything between the two values goes.
+    its norms. It must have no other parameters.
 
     Args:
         net: from `jc.trace`.
@@ -81,8 +82,9 @@ def bypass(
         The new network, its parameters, and the share of the block's output that the map misses.
 
     Raises:
-        ValueError: for a pattern that matches no leaf, a block that is not between two such values,
-            a network with `state_outputs`, or parameters that are compact or of other sizes.
+        ValueError: for a pattern that matches no leaf, a block that is not between two such values
+            or has other parameters, a network with `state_outputs`, or parameters that are compact
+            or of other sizes.
         TypeError: for an iterator of batches.
 
     Source:
@@ -115,24 +117,32 @@ def bypass(
         part = segment(net.traced_program(params, *example), inside)
     except ValueError as error:
         raise ValueError(f"bypass: {error}") from None
+    rest = dict(named_leaves(params))
+    for name in part.leaves():
+        to_host(name, rest[name])  # refuses NaN and infinity by name
+    gone = part.gone()
+    if others := sorted(set(gone) - inside):
+        raise ValueError(
+            f"bypass: the block also has {', '.join(others)}: name them, too, since they go with it"
+        )
 
-    def pairs(params: PyTree, inputs: tuple[PyTree, ...], batch: jax.Array) -> tuple[Rows, Rows]:
+    def pairs(params: PyTree, inputs: Inputs, batch: int | jax.Array) -> tuple[Rows, Rows]:
         return ends(net, params, inputs, inside, data)
 
     halves = joint(net, params, data, pairs)
     m = part.before.shape[-1]
     both = halves[0] + halves[1]
-    ridge = RIDGE + SHRINK * m / max(both.count, 1.0)
+    missed = unexplained(*halves, m, np.eye(part.after.shape[-1]))
+    # from few positions noise is fitted as well, where the block is not affine
+    ridge = RIDGE + SHRINK * m / max(both.count, 1.0) * min(max(missed, 0.0), 1.0)
     kernel = ridge_solve(both.cov[:m, :m], both.cov[:m, m:], ridge)
     bias = both.mean[m:] - both.mean[:m] @ kernel
-    rest = dict(named_leaves(params))
     key = next(str(i) for i in itertools.count() if f"{BYPASS}/{i}/kernel" not in rest)
-    kept = {name: rest[name] for name in part.kept()}
+    kept = {name: leaf for name, leaf in rest.items() if name not in gone}
     dtype = part.after.dtype
     kept[f"{BYPASS}/{key}/kernel"] = jnp.asarray(kernel, dtype)
     kept[f"{BYPASS}/{key}/bias"] = jnp.asarray(bias, dtype)
     small = nested(kept)
-    missed = unexplained(*halves, m, np.eye(len(bias)))
     log.info("bypass of %s: %.1f %% of the variance is missed", leaves, 100 * missed)
     apply = bypassing(net, inside, key)
     return Bypassed(trace(apply, small, *example), small, missed)
@@ -141,6 +151,7 @@ def bypass(
 def chosen(net: Network, params: PyTree, leaves: Pattern) -> frozenset[str]:
     """The leaves that a pattern picks."""
     check_pattern("bypass", leaves)
+    check_parameters(net, params)
     if net.state_outputs:
         raise ValueError("bypass: a network with state_outputs cannot be written anew")
     given = dict(named_leaves(params))

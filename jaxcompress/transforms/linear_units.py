@@ -28,7 +28,7 @@ from jaxcompress.arrays.layout import from_rows, to_rows
 from jaxcompress.arrays.projection import ridge_solve
 from jaxcompress.arrays.signs import fix_signs
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import Rows, joint, record
+from jaxcompress.moments.cross_moments import Inputs, Rows, joint, record
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis, Site
 from jaxcompress.networks.maps import AxisMap
@@ -125,7 +125,7 @@ def linear_part(
         return regime
     keys = (place.producer, place.consumer)
 
-    def pairs(params: PyTree, inputs: tuple[PyTree, ...], batch: jax.Array) -> tuple[Rows, Rows]:
+    def pairs(params: PyTree, inputs: Inputs, batch: int | jax.Array) -> tuple[Rows, Rows]:
         recorded = record(net, params, inputs, keys, data.mask, 1.0, batch)
         return recorded[keys[0]], recorded[keys[1]]
 

@@ -115,8 +115,8 @@ def balanced(producers: Float[np.ndarray, "d n"], consumers: Float[np.ndarray, "
         >>> part.rank, np.allclose(one, up.T @ down)
         (1, True)
     """
-    left = np.linalg.qr(unit_columns(producers).T, mode="r")
-    right = np.linalg.qr(unit_columns(consumers).T, mode="r")
+    left = np.asarray(np.linalg.qr(unit_columns(producers).T, mode="r"))
+    right = np.asarray(np.linalg.qr(unit_columns(consumers).T, mode="r"))
     u, values, vt = np.linalg.svd(left @ right.T)
     signs = peak_signs(u[:, : len(values)])
     most = max(*producers.shape, consumers.shape[1])
