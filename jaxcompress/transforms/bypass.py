@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from jaxcompress.arrays.base import is_compact, materialize
 from jaxcompress.arrays.paths import Pattern, check_matched, check_pattern, named_leaves, select
@@ -31,6 +31,7 @@ from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration, check_parameters
 from jaxcompress.moments.cross_moments import Inputs, Rows, joint
 from jaxcompress.moments.masks import vector_weights
+from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.segments import segment
 from jaxcompress.networks.trace import Network, network, trace
 from jaxcompress.transforms.host_leaves import to_host
@@ -130,22 +131,32 @@ def bypass(
         return ends(net, params, inputs, inside, data)
 
     halves = joint(net, params, data, pairs)
-    m = part.before.shape[-1]
+    kernel, bias, missed = affine_map(halves, part.before.shape[-1])
+    taken = next(str(i) for i in itertools.count() if f"{BYPASS}/{i}/kernel" not in rest)
+    kept = {name: leaf for name, leaf in rest.items() if name not in gone}
+    kept[f"{BYPASS}/{taken}/kernel"] = jnp.asarray(kernel, part.after.dtype)
+    kept[f"{BYPASS}/{taken}/bias"] = jnp.asarray(bias, part.after.dtype)
+    small = nested(kept)
+    log.info("bypass of %s: %.1f %% of the variance is missed", leaves, 100 * missed)
+    apply = bypassing(net, inside, taken)
+    return Bypassed(trace(apply, small, *example), small, missed)
+
+
+def affine_map(
+    halves: tuple[Statistic, Statistic], m: int
+) -> tuple[Float[np.ndarray, "m n"], Float[np.ndarray, " n"], float]:
+    """The kernel and the bias from m inputs to the results, and the share that they miss.
+
+    Args:
+        halves: joint moments of inputs and results on two halves of the data.
+        m: the number of inputs.
+    """
     both = halves[0] + halves[1]
-    missed = unexplained(*halves, m, np.eye(part.after.shape[-1]))
+    missed = unexplained(*halves, m, np.eye(len(both.mean) - m))
     # from few positions noise is fitted as well, where the block is not affine
     ridge = RIDGE + SHRINK * m / max(both.count, 1.0) * min(max(missed, 0.0), 1.0)
     kernel = ridge_solve(both.cov[:m, :m], both.cov[:m, m:], ridge)
-    bias = both.mean[m:] - both.mean[:m] @ kernel
-    key = next(str(i) for i in itertools.count() if f"{BYPASS}/{i}/kernel" not in rest)
-    kept = {name: leaf for name, leaf in rest.items() if name not in gone}
-    dtype = part.after.dtype
-    kept[f"{BYPASS}/{key}/kernel"] = jnp.asarray(kernel, dtype)
-    kept[f"{BYPASS}/{key}/bias"] = jnp.asarray(bias, dtype)
-    small = nested(kept)
-    log.info("bypass of %s: %.1f %% of the variance is missed", leaves, 100 * missed)
-    apply = bypassing(net, inside, key)
-    return Bypassed(trace(apply, small, *example), small, missed)
+    return kernel, both.mean[m:] - both.mean[:m] @ kernel, missed
 
 
 def chosen(net: Network, params: PyTree, leaves: Pattern) -> frozenset[str]:

@@ -257,6 +257,8 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 # --- MiniLM --------------------------------------------------------------------------------------
 
 LENGTH, TOKENS = 128, 20_000
+JUDGED = 30
+"""Documents by which the layers are chosen that go."""
 
 
 @cache
@@ -286,23 +288,37 @@ def states() -> list[np.ndarray]:
     return cuts.token_states(encoder(), texts())
 
 
-def smaller(key: dict[str, Any]) -> Encoder:
-    """The encoder with one given layer replaced or dropped, or with the best of so many."""
-    large, linear = encoder(), key["how"] == "linear"
-    if key["layer"] is None:
-        return cuts.fewer_layers(large, texts(), 6 - key["count"], linear=linear, progress=False)
+def without(large: Encoder, layer: int, how: str, tokens: list[np.ndarray]) -> Encoder:
+    """An encoder with a layer dropped, or replaced by a linear map of the states of tokens."""
     change = (
-        bypass(large.config, large.params, key["layer"], *states()[key["layer"] :][:2])
-        if linear
-        else without_layers(large.config, large.params, [key["layer"]])
+        bypass(large.config, large.params, layer, *tokens[layer : layer + 2])
+        if how == "linear"
+        else without_layers(large.config, large.params, [layer])
     )
     return large.replace(config=change[0], params=change[1])
+
+
+def smaller(key: dict[str, Any]) -> Encoder:
+    """The encoder without a given layer, or without so many that some documents miss least."""
+    small, how = encoder(), key["how"]
+    if key["layer"] is not None:
+        return without(small, key["layer"], how, states() if how == "linear" else [])
+    judged = texts()[:JUDGED]
+    known = small.embed(judged, progress=False)
+    for turn in range(key["count"]):
+        tokens = [] if how == "drop" else cuts.token_states(small, texts()) if turn else states()
+        trials = [
+            without(small, layer, how, tokens) for layer in cuts.nonlinear_layers(small.config)
+        ]
+        scores = [fidelity(known, trial.embed(judged, progress=False)) for trial in trials]
+        small = trials[int(np.argmax(scores))]
+    return small
 
 
 def replace(key: dict[str, Any]) -> dict[str, Any]:
     """One cell of MiniLM with layers dropped or replaced."""
     start = time.perf_counter()
-    row = asked(smaller(key), both=key["layer"] is None)
+    row = asked(smaller(key), both=key["layer"] is None and key["how"] == "linear")
     return row | {"seconds": round(time.perf_counter() - start, 1)}
 
 
