@@ -153,8 +153,11 @@ class Linearize(DataTransform):
         if not parts:
             reasons = "; ".join(f"{key}: {why}" for key, why in [*left_out.items()][:3])
             raise ValueError(f"linearize: no axis has a place for a linear map: {reasons}")
-        after = before
-        for key, part in parts.items():
+        after, order = before, list(self.net.structure.sites)
+        # the last layers first: directions are of inputs that are not widened yet
+        for key, part in sorted(
+            parts.items(), key=lambda item: order.index(item[1].place.producer), reverse=True
+        ):
             after = widened(after, axis_of(self.net, key), part)
         gains = moments is not None and bool(moments.gains)
         fresh = calibrate(

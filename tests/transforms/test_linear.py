@@ -152,6 +152,29 @@ def test_it_shares_a_budget_and_names_what_it_leaves():
         jc.linearize(net, [X], 1 / 2, axes="mid", progress=False)(params)
 
 
+def test_linear_units_that_nothing_consumes_change_nothing():
+    """One layer after another, whose names are in the other order."""
+    rng = np.random.default_rng(4)
+    shapes = {"z": (3, 9), "zb": (9,), "b": (9, 8), "bb": (8,), "a": (8, 4), "ab": (4,)}
+    params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["z"] + p["zb"])
+        return jnp.tanh(h @ p["b"] + p["bb"]) @ p["a"] + p["ab"]
+
+    net = jc.trace(apply, params, X)
+    transform = jc.linearize(net, [X], keep=1 / 2, progress=False)
+    offered = transform.offered(params, None)
+    wide = offered.after.params()
+    assert {part.count for part in offered.parts.values()} == {3, 4}
+    assert wide["b"].shape == (12, 12)
+    assert error(net, params, wide, (X,)) < 1e-6
+    small, moments = transform.apply(params)
+    assert small["b"].shape == (4, 4)
+    solved = jc.reconstruct(net, [X], progress=False)(small, moments)
+    assert error(net, params, solved, (X,)) < 1.05 * error(net, params, small, (X,))
+
+
 def test_what_a_mask_leaves_out_does_not_count():
     """Rows without weight change nothing, whatever they hold."""
     net, params = problem(on=8)
