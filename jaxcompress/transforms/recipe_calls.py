@@ -24,7 +24,9 @@ from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import Labels, at, chain, identity, partition
 from jaxcompress.transforms.factored import factored
 from jaxcompress.transforms.hashed import hashed
+from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.merge_linear import merge_linear
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine, thin
@@ -51,7 +53,9 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
         factored,
         hashed,
         identity,
+        linearize,
         merge,
+        merge_linear,
         partition,
         recalibrate,
         reconstruct,
