@@ -31,6 +31,7 @@ from jaxcompress.arrays.tie import tie
 from jaxcompress.checkpoint import load, save
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.networks.trace import trace
+from jaxcompress.networks.unrolled import unrolled
 from jaxcompress.programs.rules import register
 from jaxcompress.training.fit import fit
 from jaxcompress.training.multigrid import multigrid
@@ -117,5 +118,6 @@ __all__ = [
     "trace",
     "training",
     "transforms",
+    "unrolled",
     "vocabulary",
 ]

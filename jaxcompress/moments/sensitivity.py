@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.moments.accumulators import Accumulator, Gathered
 from jaxcompress.moments.masks import VectorWeights, vector_weights
+from jaxcompress.moments.outputs import weighted_outputs
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site
 from jaxcompress.networks.trace import Network
@@ -248,21 +248,7 @@ class OutputSensitivity:
         vectors = vector_weights(traced, inputs, self.mask)
         tags = GradientTags(traced, vectors, probes, widths)
         outputs = self.net.replay(params, *inputs, tap=tags)
-        leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
-        weighted = []
-        for (path, leaf), value in zip(leaves, traced.program.outputs, strict=True):
-            if self._is_state(leaf_name(path)) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                continue
-            weights = vectors.weights("an output", leaf.shape, value.dims)
-            is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-            for part in (leaf.real, leaf.imag) if is_complex else (leaf,):
-                weighted.append((part, weights))
-        return weighted
-
-    def _is_state(self, name: str) -> bool:
-        return any(
-            name == state or name.startswith(f"{state}/") for state in self.net.state_outputs
-        )
+        return weighted_outputs(self.net, traced, vectors, outputs)
 
 
 def _signed_sum(key: jax.Array, output: jax.Array, weights: jax.Array) -> jax.Array:

@@ -101,7 +101,7 @@ class Value:
         centred: dimensions along which its mean was subtracted.
         norms: dimensions whose norm it is a power of.
         total: the sum that it is or depends on, and how: "sum", "mean", or "square" of a mean.
-        sites: keys of the contractions whose output it is, unchanged but for its layout.
+        sites: keys of the contractions whose sum it is, but for its layout and parameters added.
     """
 
     __slots__ = (
@@ -171,14 +171,20 @@ class Value:
 
 
 class Constant(Value):
-    """A literal, or an array that the function closes over."""
+    """A literal, or an array that the function closes over.
 
-    __slots__ = ("array",)
+    Attributes:
+        array: its entries.
+        zeros: whether they are all zero, as those of a state before the first turn.
+    """
+
+    __slots__ = ("array", "zeros")
 
     def __init__(self, array: ArrayLike):
         dtype = getattr(array, "dtype", None)
         super().__init__(np.shape(array), np.asarray(array).dtype if dtype is None else dtype)
         self.array = array
+        self.zeros = bool(self.shape) and not np.any(np.asarray(array))
 
 
 @dataclasses.dataclass(eq=False)

@@ -69,12 +69,12 @@ def bias_of(state: NetworkState, site: Site) -> tuple[str, int] | None:
     (bias,) = biases
     # zeros at the borders of an image were not measured, so the mean is not the same everywhere
     padded = site.window and len(statistic(state, site).dims) < len(site.dims)
-    if padded or not is_used_once(state, site) or not _is_aligned(state.structure, site, bias):
+    if padded or not is_used_once(state, site) or not is_aligned(state.structure, site, bias):
         return None
     return bias, sign
 
 
-def _is_aligned(structure: Structure, site: Site, bias: str) -> bool:
+def is_aligned(structure: Structure, site: Site, bias: str) -> bool:
     """Whether a bias has the axes of a kernel's outputs, in the kernel's order."""
     (kernel,) = site.leaves
     inputs = site.inputs.get(kernel) or tuple(slot.dimension for slot in site.slots)
