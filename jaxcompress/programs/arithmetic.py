@@ -31,7 +31,7 @@ from jaxcompress.programs.norms import (
     scaled_by,
     spoil,
 )
-from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Part, Scaling, Step, Value
 from jaxcompress.programs.records import Bias
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
@@ -236,17 +236,17 @@ def add(step: Step, analysis: Analysis) -> None:
         out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
 
 
-def sites_of_sum(step: Step, analysis: Analysis) -> frozenset[str]:
+def sites_of_sum(step: Step, analysis: Analysis) -> frozenset[Part]:
     """The contractions whose sum an addition is, noted where there are several.
 
     Their results are used for it alone, in the same turns of the same loops.
     """
     (out,) = step.outputs
-    terms: list[frozenset[str]] = []
+    terms: list[frozenset[Part]] = []
     for place, value in enumerate(step.inputs):
         if not value.data:
             continue
-        loops = [analysis.contractions[site].loops for site in value.sites]
+        loops = [analysis.contractions[part.site].loops for part in value.sites]
         inside = all(turns == analysis.loops for turns in loops)
         negative = step.name == "sub" and place == 1
         bare = value.shape == out.shape and analysis.uses[id(value)] == 1
@@ -304,7 +304,7 @@ def note_bias(
     alone = not bias.shared and analysis.uses[id(bias)] <= 1
     layers = tuple(turns for turns, names in analysis.stacked if names & bias.leaves)
     axes = {find(dim) for dim in dims if dim is not None}
-    for site in product.sites:
+    for site in (part.site for part in product.sites if part.stop is None):
         contraction = analysis.contractions[site]
         known = analysis.biases.get(site)
         if known is not None and known.alone >= alone:

@@ -31,7 +31,7 @@ from jaxcompress.programs.algebra import (
     several,
 )
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Slot, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Part, Scaling, Slot, Step, Value
 from jaxcompress.programs.rules import (
     Analysis,
     Contraction,
@@ -330,7 +330,7 @@ def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
     shared = tuple((position, activations.dims[position]) for position in batch[1 - side])
     produced = (*kept, *batch[side])
     key = consume(step, analysis, activations, weight, pairs, shared, produced=produced)
-    out.sites = frozenset({key})
+    out.sites = frozenset({Part(key)})
 
 
 def _of_constant(step: Step, analysis: Analysis) -> None:
@@ -467,7 +467,7 @@ def convolution(step: Step, analysis: Analysis) -> None:
     contracted = [(x_features, k_in)]
     key = consume(step, analysis, x, kernel, contracted, batch, tuple(window), (k_out,))
     step.note = (key, shared)
-    out.sites = frozenset({key})
+    out.sites = frozenset({Part(key)})
 
 
 def _freeze_windows(step: Step, analysis: Analysis) -> None:

@@ -24,6 +24,7 @@ from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import (
     Constant,
     Operand,
+    Part,
     Program,
     Scaling,
     Slot,
@@ -47,7 +48,7 @@ class Analysis:
         contractions: contractions with parameters by key, in the order of the program.
         pairs: contractions of two activations by key.
         biases: for each contraction the bias added to its product or to a sum with it.
-        sums: keys of contractions whose results are added up, a set for each addition.
+        sums: the contractions whose results are added up, a set for each addition.
         made: by its id the step that makes a value, or the value of an outer program that it is.
         scales: for each consuming slot the scalings of its inputs.
         uses: how often each value is used, by its id.
@@ -70,7 +71,7 @@ class Analysis:
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}
         self.biases: dict[str, Bias] = {}
-        self.sums: list[frozenset[str]] = []
+        self.sums: list[frozenset[Part]] = []
         self.made: dict[int, Step | Value] = {}
         self.scales: dict[Slot, set[Scaling]] = {}
         self.uses: Counter[int] = Counter()

@@ -129,13 +129,30 @@ class Problems:
     def _sums(self, complete: list[str]) -> list[list[str]]:
         """The contractions in sets whose results are added up, most of them of one."""
         owner = {key: {key} for key in complete}
-        for keys in self.traced.analysis.sums:
+        for keys in self._added():
             rows = {self._rows(key) for key in keys if key in owner}
             single = all(len(self.structure.sites[key].outputs) == 1 for key in keys)
             if len(rows) == 1 and single:
                 merge(owner, [key for key in keys if key in owner])
         order = {key: place for place, key in enumerate(self.traced.analysis.contractions)}
         return [sorted(keys, key=order.__getitem__) for keys in distinct(owner)]
+
+    def _added(self) -> list[set[str]]:
+        """The contractions whose results are added up, whole or in corresponding parts."""
+        whole: list[set[str]] = []
+        covered: dict[frozenset[str], set[tuple[int, int | None]]] = {}
+        for parts in self.traced.analysis.sums:
+            ranges = {(part.start, part.stop) for part in parts}
+            keys = frozenset(part.site for part in parts)
+            if ranges == {(0, None)}:
+                whole.append(set(keys))
+            elif len(ranges) == 1:
+                covered.setdefault(keys, set()).update(ranges)
+        for keys, ranges in covered.items():
+            size = self.traced.analysis.contractions[min(keys)].produced[0].size
+            if sum((stop or 0) - start for start, stop in ranges) == size:
+                whole.append(set(keys))
+        return whole
 
     def _rows(self, key: str) -> tuple[Dim, ...]:
         """The dimensions of a contraction's input that are no part of its vectors, in order."""
