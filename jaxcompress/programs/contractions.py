@@ -246,6 +246,8 @@ def dot_general(step: Step, analysis: Analysis) -> None:
     contracting, batch = step.params["dimension_numbers"]
     for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
         analysis.unify(step, left.dims[mine], right.dims[theirs])
+    starts = [loop_start(*side) for side in zip(step.inputs, contracting, strict=True)]
+    step.outputs[0].data |= any(starts) and (left.from_params or right.from_params)
     _product_facts(step)
     summed = [dim for position in contracting[0] if (dim := left.dims[position]) is not None]
     kept = [dim for dim in step.outputs[0].dims if dim is not None]

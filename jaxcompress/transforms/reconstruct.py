@@ -81,28 +81,42 @@ class Reconstruct(DataTransform):
         return progress
 
     def _settle(self, progress: Solved, original: Original, groups: list[Group]) -> Solved:
-        """Solve groups over and over, each kept only if the outputs come nearer."""
+        """Solve groups over and over; of all networks on the way, the one with the best outputs.
+
+        A kernel that is solved changes its own inputs and those of others, so what gets worse may
+        be made up for later in the round. A round that does not end better is run again with every
+        group kept only where it helps at once, and is the last.
+        """
         error_of = output_error(self.net, self.data)
         gatherers = [gatherer(self.net, self.data, group[0].turns) for group in groups]
-        error = before = error_of(original.params, progress.params)
-        kept: set[str] = set()
-        for _ in self._bar(range(ROUNDS if before > ROUNDING else 0)):
-            last = error
+        best = Judged(error_of(original.params, progress.params), progress)
+        if best.error <= ROUNDING:
+            return progress
+
+        def sweep(start: Judged, guarded: bool) -> Judged:
+            present = lowest = start
             for group, gather in zip(groups, gatherers, strict=True):
-                candidate = progress.after(group, original, gather)
-                its_error = error_of(original.params, candidate.params)
-                if its_error < error:
-                    progress, error = candidate, its_error
-                    kept |= sites_of(group)
-            if error > GAIN * last:
+                solved = present.network.after(group, original, gather)
+                judged = Judged(error_of(original.params, solved.params), solved)
+                present = min(present, judged, key=error_in) if guarded else judged
+                lowest = min(lowest, judged, key=error_in)
+            return lowest
+
+        for _ in self._bar(range(ROUNDS)):
+            last = best
+            best = sweep(last, guarded=False)
+            if best is last:
+                best = sweep(last, guarded=True)
                 break
-        stay = sorted(set().union(*map(sites_of, groups)) - kept)
-        if before > ROUNDING and stay:
+            if best.error > GAIN * last.error:
+                break
+        if best.network is progress:
+            keys = ", ".join(sorted(set().union(*map(sites_of, groups))))
             log.warning(
                 "reconstruct keeps the kernels of %s: solved anew, they gave no better outputs",
-                ", ".join(stay),
+                keys,
             )
-        return progress
+        return best.network
 
     def _bar(self, steps: Collection[T]) -> Iterable[T]:
         return tqdm(steps, desc="reconstruct", disable=not self.progress, leave=False)
@@ -178,6 +192,28 @@ def grouped(
             vectors = [[changes[key][0] if key else None for key in turn] for turn in problem.turns]
             groups.setdefault(tuple(map(tuple, vectors)), []).append(problem)
     return list(groups.values())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """A network and the error of its outputs.
+
+    Attributes:
+        error: relative and squared; infinite where it is no number.
+        network: some of whose problems are solved.
+    """
+
+    error: float
+    network: Solved
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.error):
+            object.__setattr__(self, "error", np.inf)
+
+
+def error_in(judged: Judged) -> float:
+    """What networks are compared by."""
+    return judged.error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
