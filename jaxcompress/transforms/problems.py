@@ -208,7 +208,7 @@ class Problems:
         width = sum(map(len, known[0].columns.values()))
         if any(sum(map(len, kernel.columns.values())) != width for kernel in known):
             return None
-        columns, sign = self._bias(sums, known) or ({}, 0)
+        columns, sign = self._bias(sums, known)
         looped = any(self._runs_in_a_loop(key) for keys in sums for key in keys)
         recurrent = looped or len(turns) > 1
         return Problem(known, tuple(turns), width, columns, sign, recurrent)
@@ -236,29 +236,27 @@ class Problems:
         contraction = self.traced.analysis.contractions[key]
         return any(turns not in contraction.layers for turns in contraction.loops)
 
-    def _bias(
-        self, sums: list[list[str]], kernels: tuple[Kernel, ...]
-    ) -> tuple[Columns, int] | None:
-        """The bias that can absorb a change of the sum's mean: its columns, and its sign."""
+    def _bias(self, sums: list[list[str]], kernels: tuple[Kernel, ...]) -> tuple[Columns, int]:
+        """The columns and the sign of the bias that can absorb a change of the sum's mean."""
         analysis = self.traced.analysis
         biases = [next((key for key in keys if key in analysis.biases), None) for keys in sums]
         noted = [analysis.biases[key] for key in biases if key is not None]
         leaves = {frozenset(bias.value.leaves) for bias in noted}
         if len(noted) < len(sums) or len(leaves) != 1 or len({bias.sign for bias in noted}) != 1:
-            return None
+            return {}, 0
         uses = [analysis.uses[id(self.traced.leaves[name])] for name in next(iter(leaves))]
         alone = all(bias.alone for bias in noted) if len(sums) == 1 else set(uses) == {len(sums)}
         key = biases[0]
         if not alone or key is None or self._is_padded(key):
-            return None
+            return {}, 0
         site = self.structure.sites[key]
         if len(site.outputs) == 1:
             columns = bias_columns(self.traced, self.structure, site, self.sizes)
-            return None if columns is None else (columns, noted[0].sign)
+            return ({}, 0) if columns is None else (columns, noted[0].sign)
         (bias, *others) = sorted(noted[0].value.leaves)
         (kernel, *more) = kernels[0].columns
         if others or more or len(kernels) > 1 or not is_aligned(self.structure, site, bias):
-            return None
+            return {}, 0
         return {bias: kernels[0].columns[kernel]}, noted[0].sign
 
     def _is_padded(self, key: str) -> bool:

@@ -13,36 +13,35 @@ the data for each layer, through both networks up to it, and O(m^3) a kernel of 
 host. It needs no labels and no gradients.
 
 In a loop over time a kernel's solution changes its own inputs. There the problems are solved again
-in the network that they gave, towards the original's results at the same time, and a solution is
-kept only where the outputs on these data come nearer: never worse than before.
+in the network that they gave, on the states of all rounds together, towards the original's results
+at the same time. The network with the best outputs on these data is kept: never worse than before.
 
 Source: asymmetric layer-wise reconstruction (He et al. 2017, arXiv:1707.06168; Luo et al. 2017,
-arXiv:1707.06342); own states with the teacher's targets, as in DAgger (Ross et al. 2011).
+arXiv:1707.06342); own states with the original's targets, the data of all rounds together, as in
+DAgger (Ross et al. 2011, arXiv:1011.0686).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import CrossMoments, changed_inputs, gatherer
+from jaxcompress.moments.cross_moments import changed_inputs, gatherer
 from jaxcompress.moments.moments import Moments
-from jaxcompress.moments.output_error import output_error
-from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
-from jaxcompress.transforms.kernel_solution import Original, is_of_low_rank, solve
+from jaxcompress.transforms.kernel_solution import Original, is_of_low_rank
 from jaxcompress.transforms.network_state import NetworkState
 from jaxcompress.transforms.problems import Problem, Problems
 from jaxcompress.transforms.recalibrate import DataTransform
+from jaxcompress.transforms.rounds import Group, Rounds, Solved, is_recurrent, sites_of
 
 log = logging.getLogger(__name__)
 
@@ -77,44 +76,31 @@ class Reconstruct(DataTransform):
         """Solve groups one after the other: later layers correct the errors of earlier ones."""
         for group in self._bar(groups):
             gather = gatherer(self.net, self.data, group[0].turns)
-            progress = progress.after(group, original, gather)
+            progress = progress.after(group, original, gather(original.params, progress.params))
         return progress
 
     def _settle(self, progress: Solved, original: Original, groups: list[Group]) -> Solved:
         """Solve groups over and over; of all networks on the way, the one with the best outputs.
 
-        A kernel that is solved changes its own inputs and those of others, so what gets worse may
-        be made up for later in the round. A round that does not end better is run again with every
-        group kept only where it helps at once, and is the last.
+        A round that does not end better is run again with every group kept only where it helps at
+        once, and is the last.
         """
-        error_of = output_error(self.net, self.data)
-        gatherers = [gatherer(self.net, self.data, group[0].turns) for group in groups]
-        best = Judged(error_of(original.params, progress.params), progress)
-        if best.error <= ROUNDING:
+        rounds = Rounds.of(self.net, self.data, original, groups)
+        start = best = rounds.judged(progress)
+        if start.error <= ROUNDING:
             return progress
-
-        def sweep(start: Judged, guarded: bool) -> Judged:
-            present = lowest = start
-            for group, gather in zip(groups, gatherers, strict=True):
-                solved = present.network.after(group, original, gather)
-                judged = Judged(error_of(original.params, solved.params), solved)
-                present = min(present, judged, key=error_in) if guarded else judged
-                lowest = min(lowest, judged, key=error_in)
-            return lowest
-
         for _ in self._bar(range(ROUNDS)):
             last = best
-            best = sweep(last, guarded=False)
+            best = rounds.next(last)
             if best is last:
-                best = sweep(last, guarded=True)
+                best = rounds.next(last, guarded=True)
                 break
             if best.error > GAIN * last.error:
                 break
-        if best.network is progress:
-            keys = ", ".join(sorted(set().union(*map(sites_of, groups))))
+        if best is start:
             log.warning(
                 "reconstruct keeps the kernels of %s: solved anew, they gave no better outputs",
-                keys,
+                ", ".join(sorted(set().union(*map(sites_of, groups)))),
             )
         return best.network
 
@@ -149,23 +135,6 @@ class Reconstruct(DataTransform):
         return grouped(problems, changes, low_rank)
 
 
-Group = list[Problem]
-"""Problems whose vectors are the same, so that one pass over the data serves all."""
-
-Gather = Callable[[PyTree, PyTree], CrossMoments]
-"""From the original parameters and smaller ones to the joint moments of a group's inputs."""
-
-
-def sites_of(group: Group) -> set[str]:
-    """The keys of all contractions of a group."""
-    return set().union(*(problem.sites for problem in group))
-
-
-def is_recurrent(group: Group) -> bool:
-    """Whether solving a group changes what it takes in itself."""
-    return any(problem.recurrent for problem in group)
-
-
 def grouped(
     problems: Iterable[Problem],
     changes: Mapping[str, tuple[object, bool]],
@@ -194,84 +163,6 @@ def grouped(
     return list(groups.values())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judged:
-    """A network and the error of its outputs.
-
-    Attributes:
-        error: relative and squared; infinite where it is no number.
-        network: some of whose problems are solved.
-    """
-
-    error: float
-    network: Solved
-
-    def __post_init__(self) -> None:
-        if np.isnan(self.error):
-            object.__setattr__(self, "error", np.inf)
-
-
-def error_in(judged: Judged) -> float:
-    """What networks are compared by."""
-    return judged.error
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solved:
-    """A network some of whose problems are solved.
-
-    Attributes:
-        state: its parameters.
-        statistics: by contraction, gathered anew where they were solved.
-        shifts: of each bias from that of the original, by the contraction that it makes up for.
-    """
-
-    state: NetworkState
-    statistics: Mapping[str, Statistic]
-    shifts: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def params(self) -> PyTree:
-        """The parameters as a tree."""
-        return self.state.params()
-
-    def after(self, group: Group, original: Original, gather: Gather) -> Solved:
-        """The network with the problems of one more group solved."""
-        paired, progress = gather(original.params, self.params), self
-        for problem in group:
-            progress = progress._with(problem, original, paired)
-        return progress
-
-    def _with(self, problem: Problem, original: Original, paired: CrossMoments) -> Solved:
-        solution = solve(self.state, problem, original, paired)
-        leaves, shifts = dict(solution.kernels), dict(self.shifts)
-        for name, shift in solution.shifts.items():
-            bias = original.target(name)
-            # contractions that are added up may share a bias, which gets the sum of their shifts
-            shifts[name] = {**shifts.get(name, {}), problem.sites[0]: shift.reshape(bias.shape)}
-            leaves[name] = bias + np.sum(list(shifts[name].values()), axis=0)
-        return Solved(
-            self.state.edited(leaves, solution.low_rank),
-            {**self.statistics, **_statistics(self.statistics, problem, paired)},
-            shifts,
-        )
-
-
-def _statistics(
-    known: Mapping[str, Statistic], problem: Problem, paired: CrossMoments
-) -> dict[str, Statistic]:
-    """The statistics of a problem's contractions; those of several turns stay as they are."""
-    fresh, start = {}, 0
-    for key in problem.turns[0] if len(problem.turns) == 1 else ():
-        assert key is not None, "one turn has a contraction of every kernel"
-        own = slice(start, start + known[key].mean.shape[-1])
-        fresh[key] = dataclasses.replace(
-            known[key], count=paired.count, mean=paired.after[own], cov=paired.cov[own, own]
-        )
-        start = own.stop
-    return fresh
-
-
 @checked(net=network)
 def reconstruct(
     net: Network,
@@ -282,9 +173,10 @@ def reconstruct(
     """Solve every kernel anew, layer after layer, towards the original network's results.
 
     Put it after `rotate_and_prune` or `factored` in a chain. The original is the network with which
-    the moments were gathered. Kernels of low rank keep their rank. Kernels that have no
-    least-squares problem of their own stay: shared, stacked in a loop, grouped, compact in another
-    form, or with more inputs than were measured.
+    the moments were gathered. Kernels of low rank keep their rank. Kernels whose products are added
+    up are solved together, and those of a loop over time in a few rounds, since the state feeds
+    back. Kernels that have no least-squares problem stay: used in different ways, stacked, grouped,
+    compact in another form, or with more inputs than were measured.
 
     Args:
         net: from `jc.trace`.
