@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.base import is_compact, materialize
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.layout import from_rows
 from jaxcompress.arrays.paths import named_leaves
@@ -58,7 +58,8 @@ class Original:
 
     def target(self, name: str, inputs: tuple[int, ...] = ()) -> np.ndarray:
         """A leaf with all maps applied, except along the dimensions that are its inputs."""
-        leaves, sizes = {name: np.asarray(self.leaves[name], np.float64)}, dict(self.sizes)
+        whole = np.asarray(materialize(self.leaves[name]), np.float64)
+        leaves, sizes = {name: whole}, dict(self.sizes)
         layouts = list(self.structure.layouts[name])
         for place in inputs:
             layouts[place] = Layout("", leaves[name].shape[place])

@@ -38,11 +38,13 @@ class Kernel:
         inputs: for each leaf its contracted dimensions.
         columns: for each leaf the product's column of each of its outputs.
         solvable: whether it may change.
+        ordered: whether the columns are known to be the product's, and are not only told apart.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     columns: Columns
     solvable: bool
+    ordered: bool = True
 
     def matrix(self, leaves: Mapping[str, np.ndarray], width: int) -> Float[np.ndarray, "m n"]:
         """The kernel as one matrix of the product's columns."""
@@ -215,10 +217,13 @@ class Problems:
 
     def _kernel(self, key: str, alone: bool) -> Kernel | None:
         site, solvable = self.structure.sites[key], self._is_solvable(key)
+        if alone and len(site.inputs) == 1:
+            return Kernel(site.inputs, self._own_columns(site), solvable)
         columns = kernel_columns(self.traced, self.structure, site, self.sizes)
-        if columns is None and alone:  # in the order of the leaves, which no other product shares
-            columns = self._own_columns(site)
-        return None if columns is None else Kernel(site.inputs, columns, solvable)
+        if columns is None:
+            own = Kernel(site.inputs, self._own_columns(site), solvable, ordered=False)
+            return own if alone else None
+        return Kernel(site.inputs, columns, solvable)
 
     def _own_columns(self, site: Site) -> Columns:
         """The outputs of a kernel's leaves one after the other."""
@@ -247,7 +252,8 @@ class Problems:
         uses = [analysis.uses[id(self.traced.leaves[name])] for name in next(iter(leaves))]
         alone = all(bias.alone for bias in noted) if len(sums) == 1 else set(uses) == {len(sums)}
         key = biases[0]
-        if not alone or key is None or self._is_padded(key):
+        ordered = all(kernel.ordered for kernel in kernels)
+        if not (alone and ordered) or key is None or self._is_padded(key):
             return {}, 0
         site = self.structure.sites[key]
         if len(site.outputs) == 1:

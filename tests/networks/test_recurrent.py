@@ -133,3 +133,15 @@ def test_kernels_whose_products_are_added_up_are_solved_together():
     best = np.linalg.lstsq(design, np.asarray(apply(params, x, y), np.float64), rcond=None)[0]
     for name, part in zip("bde", np.split(best, [4, 9]), strict=True):
         np.testing.assert_allclose(small[name], part.reshape(small[name].shape), atol=5e-3)
+
+
+def test_a_kernel_is_solved_beside_one_that_stays():
+    model, net, moments = traced("two_kernels")
+    hashed = jc.at("turn", jc.hashed(3 / 4))
+    plain = hashed(model.params, moments)
+    better = jc.reconstruct(net, [model.inputs], progress=False)(plain, moments)
+    assert isinstance(better["turn"], jc.arrays.HashedArray)
+    np.testing.assert_array_equal(better["turn"].materialize(), plain["turn"].materialize())
+    assert np.abs(better["enter"] - plain["enter"]).max() > 1e-3
+    before, after = (error(net, model.params, p, model.inputs) for p in (plain, better))
+    assert after < before
