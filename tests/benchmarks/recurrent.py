@@ -19,6 +19,7 @@ is trained from scratch for as many epochs as training and fine-tuning together.
 
     python tests/benchmarks/recurrent.py --seeds 0   # one seed, about 40 minutes on two cores
     python tests/benchmarks/recurrent.py --speed     # the forward pass at several widths
+    python tests/benchmarks/recurrent.py --rounds    # on which states kernels are solved
 
 Trained parameters stay in the cache folder, finished cells in the results file (`--out`).
 """
@@ -26,7 +27,9 @@ Trained parameters stay in the cache folder, finished cells in the results file 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +44,8 @@ from fashion import cache_folder
 from mnist import Digits, load
 
 import jaxcompress as jc
+from jaxcompress.moments.output_error import output_error
+from jaxcompress.transforms.rounds import Judged, Rounds
 
 UNITS, ROWS, CLASSES = 128, 28, 10
 SHARES = (1 / 8, 1 / 16)
@@ -148,8 +153,7 @@ class Case:
 
     def cut(self, column: str, share: float) -> Any:
         """The parameters of a column at a share of the numbers."""
-        plain = dict(self.moments.__dict__, gains={})
-        moments = type(self.moments)(**plain)
+        moments = dataclasses.replace(self.moments, gains={})
         count = share * numbers(UNITS)
         keep = units_within(count) / UNITS
         again = jc.reconstruct(self.net, self.batches)
@@ -256,6 +260,42 @@ def measure(key: dict[str, Any], case: Case, train: Digits, test: Digits) -> dic
     return row | {"seconds": round(time.time() - start)}
 
 
+class LastRound(Rounds):
+    """Rounds each of which is solved on its own states alone."""
+
+    def next(self, start: Judged, *, guarded: bool = False) -> Judged:
+        self.seen.clear()
+        return super().next(start, guarded=guarded)
+
+
+def rounds(case: Case, held_out: Digits) -> list[dict[str, Any]]:
+    """What the logits are off by on images that calibrated nothing, as cut and as solved.
+
+    The cut's fold is the solution for the original's states.
+    """
+    module = sys.modules[jc.reconstruct(case.net, case.batches).__module__]
+    moments = dataclasses.replace(case.moments, gains={})
+    error = output_error(case.net, jc.Calibration([held_out.pixels]))
+    rows = []
+    for units in (64, *(units_within(share * numbers(UNITS)) for share in SHARES)):
+        cut, after = jc.rotate_and_prune(case.net, units / UNITS).apply(case.params, moments)
+        networks = {"the original's": cut}
+        for name, kind in (("the last round's", LastRound), ("all rounds'", Rounds)):
+            module.Rounds = kind
+            networks[name] = jc.reconstruct(case.net, case.batches)(cut, after)
+        rows += [
+            {
+                "seed": case.seed,
+                "kept": units,
+                "states": name,
+                "error": round(error(case.params, network), 4),
+                "accuracy": accuracy(case.net, network, held_out),
+            }
+            for name, network in networks.items()
+        ]
+    return rows
+
+
 def speed(widths: tuple[int, ...] = (128, 96, 64, 48, 40, 37, 32, 23, 16)) -> list[dict[str, Any]]:
     """The time of a forward pass of 100 images at several widths, medians of interleaved runs."""
     run = jax.jit(logits)
@@ -279,7 +319,7 @@ def speed(widths: tuple[int, ...] = (128, 96, 64, 48, 40, 37, 32, 23, 16)) -> li
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Points lost by each column at each share, as cut and after fine-tuning."""
-    full = {row["seed"]: row["accuracy"] for row in rows if "accuracy" in row}
+    full = {row["seed"]: row["accuracy"] for row in rows if "network" in row}
     shares = [f"{when}, 1/{round(1 / share)}" for share in SHARES for when in ("cut", "tuned")]
     lines = [f"| points lost | {' | '.join(shares)} |", "|---" * (len(shares) + 1) + "|"]
     for column in COLUMNS:
@@ -290,6 +330,25 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {column} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def rounds_table(rows: list[dict[str, Any]]) -> str:
+    """The error of the logits, and the accuracy, by the states that kernels were solved for."""
+    rows = [row for row in rows if "states" in row]
+    lines = ["| units kept | states | error of the logits | accuracy, % |", "|---|---|---|---|"]
+    for kept, states in dict.fromkeys((row["kept"], row["states"]) for row in rows):
+        cell = [row for row in rows if (row["kept"], row["states"]) == (kept, states)]
+        error, right = (np.mean([row[name] for row in cell]) for name in ("error", "accuracy"))
+        lines.append(f"| {kept} | {states} | {error:.3f} | {right:.2f} |")
+    return "\n".join(lines)
+
+
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """The time of a forward pass, relative to the full network."""
+    rows = [row for row in rows if "speed" in row]
+    heads = " | ".join(str(row["units"]) for row in rows)
+    times = " | ".join(f"{row['speed']:.2f}" for row in rows)
+    return f"| units | {heads} |\n{'|---' * (len(rows) + 1)}|\n| time | {times} |"
 
 
 def lost(
@@ -310,6 +369,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=COLUMNS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--again", action="store_true", help="measure the columns afresh")
+    parser.add_argument("--rounds", action="store_true", help="measure the states alone")
     parser.add_argument("--speed", action="store_true", help="measure the forward pass alone")
     given = parser.parse_args()
     results = cells.read(given.out)
@@ -320,6 +380,11 @@ def main() -> None:
     train, test = load()
     for seed in given.seeds:
         case = Case(seed, train)
+        if given.rounds:
+            others = [row for row in results if "states" not in row or row["seed"] != seed]
+            results = others + rounds(case, Digits(*(part[-10_000:] for part in train)))
+            cells.write(given.out, results)
+            continue
         full = [{"seed": seed, "network": f"LSTM {UNITS}"}]
         cells.finished(
             given.out,
