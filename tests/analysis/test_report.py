@@ -41,6 +41,8 @@ def test_report():
     assert "rank" in text
     assert f"{report.numbers[1]:,}" in text.splitlines()[-1]
     assert report._repr_html_().count("<tr>") == 5
+    assert f"1/{592 / report.numbers[1]:.3g}" in text.splitlines()[-1]
+    assert "unchanged" in str(jc.report(PARAMS, PARAMS)).splitlines()[-1]
     with pytest.raises(ValueError, match="leaves of one tree"):
         jc.report(PARAMS, {"a": 1})
 
