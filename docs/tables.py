@@ -238,6 +238,11 @@ def recurrent() -> str:
     return benchmark("recurrent").table(results("recurrent"))
 
 
+@named("recurrent, states")
+def recurrent_states() -> str:
+    return benchmark("recurrent").rounds_table(results("recurrent"))
+
+
 @named("recurrent, speed")
 def recurrent_speed() -> str:
     return benchmark("recurrent").speed_table(results("recurrent"))
