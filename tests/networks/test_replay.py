@@ -385,7 +385,7 @@ def test_refusals_say_why():
     words = {
         "embed:0": "picked by an index",
         "a:1": "closes over",
-        "b:1": "2th",
+        "b:1": "one position in 2",
         "c:1": "softmax",
         "d:1": "in order",
     }
