@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
@@ -221,7 +222,7 @@ class Replay:
             arrays.update(zip(map(id, step.outputs), results, strict=True))
         return [read(value) for value in program.outputs]
 
-    def constant(self, value: Constant) -> jax.Array:
+    def constant(self, value: Constant) -> ArrayLike:
         """An array that the function closes over; zeros at their present size."""
         if value.zeros and self.shape(value) != value.shape:
             return jnp.zeros(self.shape(value), value.dtype)

@@ -260,10 +260,10 @@ class Problems:
             columns = bias_columns(self.traced, self.structure, site, self.sizes)
             return ({}, 0) if columns is None else (columns, noted[0].sign)
         (bias, *others) = sorted(noted[0].value.leaves)
-        (kernel, *more) = kernels[0].columns
-        if others or more or len(kernels) > 1 or not is_aligned(self.structure, site, bias):
+        parts = [columns for kernel in kernels for columns in kernel.columns.values()]
+        if others or len(parts) > 1 or not is_aligned(self.structure, site, bias):
             return {}, 0
-        return {bias: kernels[0].columns[kernel]}, noted[0].sign
+        return {bias: parts[0]}, noted[0].sign
 
     def _is_padded(self, key: str) -> bool:
         """Whether a window met zeros at borders, so that the mean is not the same everywhere."""
