@@ -233,6 +233,21 @@ def denil() -> str:
     return benchmark("denil").table(rows)
 
 
+@named("recurrent")
+def recurrent() -> str:
+    return benchmark("recurrent").table(results("recurrent"))
+
+
+@named("recurrent, states")
+def recurrent_states() -> str:
+    return benchmark("recurrent").rounds_table(results("recurrent"))
+
+
+@named("recurrent, speed")
+def recurrent_speed() -> str:
+    return benchmark("recurrent").speed_table(results("recurrent"))
+
+
 @named("digits")
 def digits() -> str:
     return benchmark("tour_splits").table(results("tour_splits"))

@@ -32,6 +32,7 @@ from jaxcompress.arrays.tie import tie
 from jaxcompress.checkpoint import load, save
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.networks.trace import trace
+from jaxcompress.networks.unrolled import unrolled
 from jaxcompress.programs.rules import register
 from jaxcompress.training.fit import fit
 from jaxcompress.training.multigrid import multigrid
@@ -122,5 +123,6 @@ __all__ = [
     "trace",
     "training",
     "transforms",
+    "unrolled",
     "vocabulary",
 ]

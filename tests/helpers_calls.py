@@ -285,6 +285,7 @@ CALLS = {
         several(jc.trace, "apply", "params", "inputs"),
         lambda: {"apply": apply, "params": PARAMS, "inputs": X},
     ),
+    "unrolled": Call(jc.unrolled, lambda: {"net": net()}),
     "vocabulary": applied(jc.vocabulary, params=KERNEL, keep=1 / 2),
     # objects that the functions above make, by their methods
     "Network": Call(

@@ -431,6 +431,7 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("state_outputs", [3, "x", {"a": 3}], "state_outputs", TypeError),
         Wrong("inputs", ["x"], "input 0 is a str, no array", TypeError),
     ],
+    "unrolled": [NET],
     "Network": [
         Wrong("params", NOT_PARAMS, FIT),
         Wrong("inputs", ["x", normal(20, 4), None], "inputs"),

@@ -132,6 +132,10 @@ class Accumulator:
         """The result unchanged: moments are of the operands."""
         return result
 
+    def sampled_as(self, key: str) -> str:
+        """The name that seeds the places of a sample of one contraction's vectors."""
+        return key
+
     # --- inside --------------------------------------------------------------------------------
 
     def totals(self) -> Totals:
@@ -172,7 +176,8 @@ class Accumulator:
             self.sums[key] = self._lookups(key, x, value.dims[:-1], contraction.rows)
             return
         if contraction.window:
-            self.sums[key] = self.reduce(key, *self._windows(key, operands, contraction, step))
+            windows = self._windows(self.sampled_as(key), operands, contraction, step)
+            self.sums[key] = self.reduce(key, *windows)
             return
         batch = [position for position, dim in contraction.batch if self._of_parameters(dim)]
         vectors = (id(value), contraction.positions, tuple(batch), contraction.layers)
@@ -180,7 +185,8 @@ class Accumulator:
         if first != key:
             self.duplicates[key] = first
             return
-        rows = self.vectors.take(key, x, value.dims, contraction.positions, batch)
+        name = self.sampled_as(key)
+        rows = self.vectors.take(name, x, value.dims, contraction.positions, batch)
         self.sums[key] = self.reduce(key, *rows)
 
     def _add_pair(self, key: str, operands: list[Operand], step: Step) -> None:

@@ -1,15 +1,18 @@
-"""Joint moments of one contraction's inputs in two versions of a network, on the same data.
+"""Joint moments of what a product takes in, in two versions of a network, on the same data.
 
 With inputs x in the original and x' in the smaller network, the covariances of x' with itself and
 with x are gathered in one pass: all that a least-squares fit of the smaller kernel to the original
-outputs needs. Costs both forward passes and m' (m' + m) products a vector.
+outputs needs. Where the results of several contractions are added up their inputs are one vector,
+side by side; what the same kernels take in again, in another turn, are more vectors. Costs both
+forward passes and m' (m' + m) products a vector.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
 import jax
@@ -27,13 +30,16 @@ from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
 from jaxcompress.programs.program import Operand, Step, Value
 
+Turn = tuple[str | None, ...]
+"""The contractions whose results are added up, one for each kernel; None for a kernel without."""
+
 Rows = tuple[Float[Array, "rows m"], Float[Array, " rows"]]
 """Vectors and their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossMoments:
-    """Joint moments of what a contraction takes in, in two versions of a network.
+    """Joint moments of what a product takes in, in two versions of a network.
 
     Attributes:
         count: the number of vectors.
@@ -108,6 +114,10 @@ class Recorder(Accumulator):
         self._first.clear()  # contractions of the same vectors are all recorded
         super().observe(key, operands, step)
 
+    def sampled_as(self, key: str) -> str:
+        """One name for all: vectors that are put side by side are of the same places."""
+        return self.keys[0]
+
     def reduce(self, key: str, rows: Float[Array, "*batch rows m"], weights: jax.Array) -> Rows:
         """The vectors and weights as they are."""
         return rows, weights
@@ -135,15 +145,13 @@ def record(
     return recorded
 
 
-def groups(
-    net: Network,
-    before: PyTree,
-    after: PyTree,
-    inputs: tuple[PyTree, ...],
-    keys: tuple[str, ...],
-    always: Container[str] = (),
-) -> list[tuple[str, ...]]:
-    """Contractions whose inputs changed, in program order, those of the same inputs in one group.
+def changed_inputs(
+    net: Network, before: PyTree, after: PyTree, inputs: tuple[PyTree, ...], keys: tuple[str, ...]
+) -> dict[str, tuple[Hashable, bool]]:
+    """For each contraction what identifies its vectors, and whether they changed.
+
+    In program order; contractions of one operand in one layout have the same vectors. Those in a
+    loop of unknown length have none, and are left out.
 
     Args:
         net: the network.
@@ -151,7 +159,6 @@ def groups(
         after: the smaller ones.
         inputs: one batch.
         keys: the contractions to look at.
-        always: contractions that are included even where their inputs did not change.
     """
     order: dict[str, tuple[Value, Hashable]] = {}
 
@@ -164,12 +171,11 @@ def groups(
         return {key: _gap(ours[key][0], theirs[key][0]) for key in theirs}
 
     changed = gaps(before, after, inputs)
-    grouped: dict[Hashable, list[str]] = {}
-    for key, (value, layout) in order.items():
-        # contractions in a loop of unknown length have no vectors and are not in `changed`
-        if key in changed and (changed[key] > 0 or key in always):
-            grouped.setdefault((id(value), layout), []).append(key)
-    return [tuple(group) for group in grouped.values()]
+    return {
+        key: ((id(value), layout), bool(changed[key] > 0))
+        for key, (value, layout) in order.items()
+        if key in changed
+    }
 
 
 def _gap(ours: jax.Array, theirs: jax.Array) -> jax.Array | float:
@@ -177,42 +183,64 @@ def _gap(ours: jax.Array, theirs: jax.Array) -> jax.Array | float:
     return jnp.abs(ours - theirs).max() if ours.shape == theirs.shape else jnp.inf
 
 
-def gather(
-    net: Network, before: PyTree, after: PyTree, data: Calibration, key: str
-) -> CrossMoments:
-    """The joint moments of one contraction's inputs, over all batches.
+def gatherer(
+    net: Network, data: Calibration, turns: tuple[Turn, ...]
+) -> Callable[[PyTree, PyTree], CrossMoments]:
+    """A function to the joint moments of what a product takes in, over all batches.
 
     Args:
         net: the network.
-        before: the original parameters.
-        after: the smaller ones.
         data: what is run.
-        key: of the contraction.
+        turns: the contractions of each turn.
 
-    Raises:
-        ValueError: for no batches.
+    Returns:
+        A function of the original parameters and of the smaller ones.
     """
+    keys = tuple(dict.fromkeys(key for turn in turns for key in turn if key is not None))
 
     @jax.jit
     def products(
         before: PyTree, after: PyTree, inputs: tuple[PyTree, ...], batch: int
     ) -> tuple[jax.Array, ...]:
         options = (data.mask, data.sample, batch)
-        x, weights = record(net, before, inputs, (key,), *options)[key]
-        y, _ = record(net, after, inputs, (key,), *options)[key]
+        x, weights = side_by_side(record(net, before, inputs, keys, *options), turns)
+        y, _ = side_by_side(record(net, after, inputs, keys, *options), turns)
         return _cross_moments(x, y, weights)
 
-    total: CrossMoments | None = None
-    for number, inputs in enumerate(data.values(net)):
-        count, *parts = products(before, after, inputs, number)
-        x, y, mean, met, cov, cross = (np.asarray(part, np.float64) for part in parts)
-        moments = CrossMoments(
-            float(count), x * mean, y * met, cov * y * y[:, None], cross * x * y[:, None]
-        )
-        total = moments if total is None else total + moments
-    if total is None:
-        raise ValueError("there are no batches: give an iterable of at least one")
-    return total
+    def gather(before: PyTree, after: PyTree) -> CrossMoments:
+        total: CrossMoments | None = None
+        for number, inputs in enumerate(data.values(net)):
+            count, *parts = products(before, after, inputs, number)
+            x, y, mean, met, cov, cross = (np.asarray(part, np.float64) for part in parts)
+            moments = CrossMoments(
+                float(count), x * mean, y * met, cov * y * y[:, None], cross * x * y[:, None]
+            )
+            total = moments if total is None else total + moments
+        if total is None:
+            raise ValueError("there are no batches: give an iterable of at least one")
+        return total
+
+    return gather
+
+
+def side_by_side(recorded: dict[str, Rows], turns: tuple[Turn, ...]) -> Rows:
+    """The vectors of a turn's contractions as one vector each, those of all turns in one list."""
+    widths = [
+        next(recorded[key][0].shape[-1] for key in column if key is not None)
+        for column in zip(*turns, strict=True)
+    ]
+    rows, weights = [], []
+    for turn in turns:
+        present = [recorded[key] for key in turn if key is not None]
+        count = len(present[0][1])
+        parts = [
+            jnp.zeros((count, width)) if key is None else recorded[key][0]
+            for key, width in zip(turn, widths, strict=True)
+        ]
+        rows.append(jnp.concatenate(parts, axis=-1))
+        # nothing is added up in a branch that was not taken
+        weights.append(functools.reduce(jnp.minimum, [weight for _, weight in present]))
+    return jnp.concatenate(rows), jnp.concatenate(weights)
 
 
 Inputs: TypeAlias = tuple[PyTree, ...]

@@ -15,9 +15,19 @@ from jaxtyping import Float, PyTree
 
 from jaxcompress.checkpoint.records import record
 from jaxcompress.moments.statistics import AxisMoments, Statistic
-from jaxcompress.networks.axes import Axis, Structure
+from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.maps import AxisMap
 from jaxcompress.programs.program import Slot
+
+
+def gain_key(site: Site, leaf: str) -> str:
+    """Where the gain at a contraction is kept for a leaf: a leaf alone has the contraction's key.
+
+    Args:
+        site: the contraction.
+        leaf: one of its leaves.
+    """
+    return site.key if len(site.leaves) == 1 else f"{site.key}/{leaf}"
 
 
 @record
@@ -31,7 +41,7 @@ class Moments:
         pairs: two for each contraction of activations with activations.
         counts: for each embedding how often each of its rows was looked up.
         gains: for each contraction the second moments of the outputs' gradient at its result
-            (moments/sensitivity.py); empty unless asked for.
+            (moments/sensitivity.py), by `gain_key`; empty unless asked for.
         reference: the parameters that were calibrated.
         changes: the maps that have been applied to axes since, in their order.
 
@@ -164,13 +174,21 @@ class Moments:
     def gain_by_leaf(self) -> dict[str, float]:
         """For every kernel the mean squared gradient of the outputs at one of its results."""
         means: dict[str, float] = {}
-        for key, gain in self.gains.items():
-            if key not in self.structure.sites:
+        for key, leaf in self._gain_keys().items():
+            gain = self.gains.get(key)
+            if gain is None:
                 continue
             mean = gain.cov.mean() if gain.diagonal else np.trace(gain.cov) / len(gain.cov)
-            for leaf in self.structure.sites[key].leaves:
-                means[leaf] = means.get(leaf, 0.0) + float(mean)
+            means[leaf] = means.get(leaf, 0.0) + float(mean)
         return means
+
+    def _gain_keys(self) -> dict[str, str]:
+        """For every key that a gain can have its leaf."""
+        return {
+            gain_key(site, leaf): leaf
+            for site in self.structure.sites.values()
+            for leaf in site.leaves
+        }
 
     def mapped(self, axis: Axis, change: AxisMap) -> Moments:
         """The moments after a map on one axis: exact there, first order downstream.
@@ -203,8 +221,8 @@ class Moments:
         """
         if not axis.pair:
             return np.swapaxes(change.consume, -1, -2)
-        leaves = () if key in self.structure.pairs else self.structure.sites[key].leaves
-        own = _own_matrix(change, [slot for slot in change.other if slot.leaf in leaves])
+        leaf = self._gain_keys().get(key)
+        own = _own_matrix(change, [slot for slot in change.other if slot.leaf == leaf])
         return np.swapaxes(np.linalg.pinv(own), -1, -2)
 
     def __add__(self, other: Moments) -> Moments:

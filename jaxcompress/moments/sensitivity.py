@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcompress.arrays.paths import leaf_name
 from jaxcompress.moments.accumulators import Accumulator, Gathered
 from jaxcompress.moments.masks import VectorWeights, vector_weights
+from jaxcompress.moments.moments import gain_key
+from jaxcompress.moments.outputs import weighted_outputs
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Layout, Site
+from jaxcompress.networks.columns import kernel_columns
 from jaxcompress.networks.trace import Network
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
@@ -150,6 +152,7 @@ class OutputSensitivity:
         self.invalid: set[str] = set()
         self.outputs = 0.0
         self._probes: dict[str, jax.Array] | None = None
+        self._traced: TracedProgram | None = None
         self._gather = jax.jit(self._gradients)
 
     def add(self, params: PyTree, inputs: tuple[PyTree, ...], batch: int) -> None:
@@ -160,6 +163,7 @@ class OutputSensitivity:
         """
         if self._probes is None:
             self._probes = self._make_probes(params, inputs)
+            self._traced = self.net.traced_program(params, *inputs)
         gradients, count = self._gather(params, inputs, self._probes, jax.random.key(batch))
         for key, value in gradients.items():
             self.sums[key] = self.sums.get(key, 0) + np.asarray(value, np.float64)
@@ -176,17 +180,41 @@ class OutputSensitivity:
     def gains(self, params: PyTree) -> dict[str, Statistic]:
         """For each contraction G per output, in the axes that its kernel produces."""
         sizes = self.net.sizes(params)
+        gains: dict[str, Statistic] = {}
+        for key in self.sums.keys() - self.invalid:
+            site = self.net.structure.sites.get(key)
+            if site is not None and len(site.leaves) > 1:
+                gains |= self._gains_of_leaves(site, sizes)
+                continue
+            gain = self._gain(key, sizes)
+            if gain is not None:
+                gains[key] = gain
+        return {key: gains[key] for key in sorted(gains)}
+
+    def _gains_of_leaves(self, site: Site, sizes: Mapping[str, int]) -> dict[str, Statistic]:
+        """G of each leaf that a kernel is put together from, such as a gate's; or none of them."""
+        assert self._traced is not None
+        columns = None
+        if not site.layers and set(site.inputs) == set(site.leaves):
+            columns = kernel_columns(self._traced, self.net.structure, site, sizes)
         gains = {}
-        for key in self.sums:
-            if key not in self.invalid:
-                gain = self._gain(key, sizes)
-                if gain is not None:
-                    gains[key] = gain
+        for name, places in (columns or {}).items():
+            layouts = enumerate(self.net.structure.layouts[name])
+            dims = [layout for place, layout in layouts if place not in site.inputs[name]]
+            mean = self._mean(site.key)
+            for axis in range(mean.ndim):
+                mean = np.take(mean, places, axis)
+            resized = tuple(dim.resized(sizes) for dim in dims)
+            zeros = np.zeros(len(places))
+            gains[gain_key(site, name)] = Statistic((), resized, self.outputs, zeros, mean)
         return gains
+
+    def _mean(self, key: str) -> np.ndarray:
+        return self.sums[key] / max(self.outputs, 1e-30)
 
     def _gain(self, key: str, sizes: Mapping[str, int]) -> Statistic | None:
         """One contraction's G; None where its outputs are not the dimensions of one kernel."""
-        total, structure = self.sums[key], self.net.structure
+        mean, structure = self._mean(key), self.net.structure
         site = structure.sites.get(key)
         dims: tuple[Layout, ...] | None = ()
         if site is not None:
@@ -194,16 +222,15 @@ class OutputSensitivity:
         if dims is None:
             return None
         dims = tuple(dim.resized(sizes) for dim in dims)
-        if math.prod(dim.size for dim in dims) != len(total):
+        if math.prod(dim.size for dim in dims) != len(mean):
             return None
         if site is not None:
             order = transposition(dims, tuple(dim.resized(sizes) for dim in site.outputs))
             if order is None:
                 return None
-            for axis in range(total.ndim):
-                total = np.take(total, order, axis)
-        mean = total / max(self.outputs, 1e-30)
-        return Statistic((), dims, self.outputs, np.zeros(len(total)), mean)
+            for axis in range(mean.ndim):
+                mean = np.take(mean, order, axis)
+        return Statistic((), dims, self.outputs, np.zeros(len(mean)), mean)
 
     def _make_probes(self, params: PyTree, inputs: tuple[PyTree, ...]) -> dict[str, Probe]:
         widths: dict[str, int] = {}
@@ -248,21 +275,7 @@ class OutputSensitivity:
         vectors = vector_weights(traced, inputs, self.mask)
         tags = GradientTags(traced, vectors, probes, widths)
         outputs = self.net.replay(params, *inputs, tap=tags)
-        leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
-        weighted = []
-        for (path, leaf), value in zip(leaves, traced.program.outputs, strict=True):
-            if self._is_state(leaf_name(path)) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                continue
-            weights = vectors.weights("an output", leaf.shape, value.dims)
-            is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-            for part in (leaf.real, leaf.imag) if is_complex else (leaf,):
-                weighted.append((part, weights))
-        return weighted
-
-    def _is_state(self, name: str) -> bool:
-        return any(
-            name == state or name.startswith(f"{state}/") for state in self.net.state_outputs
-        )
+        return weighted_outputs(self.net, traced, vectors, outputs)
 
 
 def _signed_sum(key: jax.Array, output: jax.Array, weights: jax.Array) -> jax.Array:

@@ -2,5 +2,6 @@
 
 from jaxcompress.networks.axes import Axis, Refused, Structure
 from jaxcompress.networks.trace import Network, trace
+from jaxcompress.networks.unrolled import unrolled
 
-__all__ = ["Axis", "Network", "Refused", "Structure", "trace"]
+__all__ = ["Axis", "Network", "Refused", "Structure", "trace", "unrolled"]

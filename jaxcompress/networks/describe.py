@@ -14,7 +14,7 @@ from jaxcompress.networks.axes import AXES, REFUSED, Axis, PairSite, Refused, Si
 from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim, Kind, Reason, atoms, find
-from jaxcompress.programs.program import MIXED, PLAIN, Slot
+from jaxcompress.programs.program import MIXED, PLAIN, Slot, Value
 from jaxcompress.programs.rules import Contraction, Pair
 from jaxcompress.tables import Table
 
@@ -156,7 +156,10 @@ def atoms_of(dims: Iterable[Dim | None]) -> set[Dim]:
 def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
     """A contraction of activations with a parameter as plain data."""
     analysis, names = traced.analysis, traced.names
-    bias, sign = analysis.biases.get(contraction.key, (frozenset(), 0))
+    bias = analysis.biases.get(contraction.key)
+    known_bias = (
+        (tuple(sorted(slots_in(bias.value))), bias.sign) if bias and bias.alone else ((), 0)
+    )
     scales = set().union(*(analysis.scales.get(slot, set()) for slot in contraction.consumed))
     scaling = next(iter(scales), PLAIN)
     known = len(scales) < 2 and MIXED not in scales and scaling.normed >= bool(scaling.scales)
@@ -168,12 +171,17 @@ def site_of(traced: TracedProgram, contraction: Contraction) -> Site:
         inputs=inputs_of(traced, contraction),
         batch=tuple(layout_of(dim, names) for _, dim in contraction.batch),
         layers=tuple(names.get(find(turns), "") for turns in contraction.layers),
-        bias=(tuple(sorted(bias)), sign),
+        bias=known_bias,
         scaled=tuple(sorted(scaling.scales)) if known else None,
         shifted=tuple(sorted(scaling.shifts)),
         normed=known and scaling.normed,
         outputs=tuple(layout_of(dim, names) for dim in contraction.produced),
     )
+
+
+def slots_in(value: Value) -> frozenset[Slot]:
+    """The parameter slots that a value comes from."""
+    return frozenset().union(*value.slots)
 
 
 def pair_site_of(traced: TracedProgram, pair: Pair) -> PairSite:

@@ -218,6 +218,7 @@ class Network:
         *inputs: PyTree,
         note: Callable[[Step, Value, str], None] | None = None,
         tap: Tap | None = None,
+        unroll: bool = False,
     ) -> PyTree:
         """The outputs of `apply`, step by step and not compiled: what a call compiles.
 
@@ -226,14 +227,15 @@ class Network:
             *inputs: as in a call.
             note: called with (step, value, how) wherever a compact array is used.
             tap: receives the operands and the result of every contraction.
+            unroll: whether loops over time are written out; a tap sees them as they are.
         """
         traced = self.traced_program(params, *inputs)
         leaves = jax.tree.leaves(params, is_leaf=is_compact)
         sizes = self.sizes(params)
-        if not sizes and tap is None and not any(map(is_compact, leaves)):
+        if not (sizes or tap or unroll or any(map(is_compact, leaves))):
             return self.apply(params, *inputs)
         dims = {name: dim for dim, name in traced.names.items()}
-        replay = Replay({dims[key]: size for key, size in sizes.items()}, tap, note)
+        replay = Replay({dims[key]: size for key, size in sizes.items()}, tap, note, unroll)
         values = [jnp.asarray(value) for value in jax.tree.leaves(inputs)]
         outputs = replay.run(traced.program, [*leaves, *values])
         return materialize(jax.tree.unflatten(traced.out_tree, outputs))

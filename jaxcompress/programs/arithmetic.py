@@ -31,7 +31,8 @@ from jaxcompress.programs.norms import (
     scaled_by,
     spoil,
 )
-from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Part, Scaling, Step, Value
+from jaxcompress.programs.records import Bias
 from jaxcompress.programs.rules import Analysis, Replay, bind, register
 
 
@@ -230,8 +231,32 @@ def add(step: Step, analysis: Analysis) -> None:
     for value, other in ((left, right), (right, left)):
         if value.from_params and other.data:
             add_shift(out, analysis, value, other, sign)
+    out.sites = sites_of_sum(step, analysis)
     if is_zero(right):
         out.sites, out.summed, out.squares = left.sites, left.summed, left.squares
+
+
+def sites_of_sum(step: Step, analysis: Analysis) -> frozenset[Part]:
+    """The contractions whose sum an addition is, noted where there are several.
+
+    Their results are used for it alone, in the same turns of the same loops.
+    """
+    (out,) = step.outputs
+    terms: list[frozenset[Part]] = []
+    for place, value in enumerate(step.inputs):
+        if not value.data:
+            continue
+        loops = [analysis.contractions[part.site].loops for part in value.sites]
+        inside = all(turns == analysis.loops for turns in loops)
+        negative = step.name == "sub" and place == 1
+        bare = value.shape == out.shape and analysis.uses[id(value)] == 1
+        terms.append(value.sites if inside and bare and not negative else frozenset())
+    if not all(terms):
+        return frozenset()
+    sites = frozenset().union(*terms)
+    if len(sites) > 1:
+        analysis.sums.append(sites)
+    return sites
 
 
 @register("complex")
@@ -271,18 +296,21 @@ def note_bias(
 ) -> None:
     """Note that a parameter is a contraction's bias.
 
-    It must be used here alone, and vary along every dimension that the contraction produces.
+    It must vary along every dimension that the contraction produces, and the product be used here
+    alone. One that is used here alone, too, goes before one that is not.
     """
-    if not bias.direct or bias.shared:
+    if not bias.direct or analysis.uses[id(product)] > 1:
         return
-    if analysis.uses[id(bias)] > 1 or analysis.uses[id(product)] > 1:
-        return
+    alone = not bias.shared and analysis.uses[id(bias)] <= 1
     layers = tuple(turns for turns, names in analysis.stacked if names & bias.leaves)
     axes = {find(dim) for dim in dims if dim is not None}
-    for site in product.sites:
+    for site in (part.site for part in product.sites if part.stop is None):
         contraction = analysis.contractions[site]
+        known = analysis.biases.get(site)
+        if known is not None and known.alone >= alone:
+            continue
         if axes == set(map(find, contraction.produced)) and layers == contraction.layers:
-            analysis.biases[site] = (frozenset().union(*bias.slots), sign)
+            analysis.biases[site] = Bias(bias, sign, alone)
 
 
 def fold_literals(step: Step, function: Callable[[np.ndarray, np.ndarray], ArrayLike]) -> None:

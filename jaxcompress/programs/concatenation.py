@@ -12,6 +12,7 @@ from jaxcompress.programs.algebra import (
     Misaligned,
     concat,
     cut,
+    find,
     mark,
     place_of,
     several,
@@ -24,7 +25,7 @@ from jaxcompress.programs.facts import (
     is_zero,
     merge_facts,
 )
-from jaxcompress.programs.program import Operand, Slot, Step
+from jaxcompress.programs.program import Operand, Part, Slot, Step, Value
 from jaxcompress.programs.reshaping import carry_over
 from jaxcompress.programs.rules import Analysis, Replay, bind_with, register
 
@@ -171,9 +172,24 @@ def split(step: Step, analysis: Analysis) -> None:
         for index in range(len(source.shape)):
             copy_facts(out, index, source, index)
         dim = source.dims[axis]
+        out.sites = parts_of(analysis, source, axis, start, start + size)
         if dim is not None:
             out.dims[axis] = segment(step, analysis, dim, start, start + size)
         start += size
+
+
+def parts_of(
+    analysis: Analysis, source: Value, axis: int, start: int, stop: int
+) -> frozenset[Part]:
+    """The contractions whose sum a segment of a value is, where it is along what they produce."""
+    dim = source.dims[axis]
+    whole = all(part.stop is None for part in source.sites)
+    if dim is None or not whole or analysis.uses[id(source)] > 1:
+        return frozenset()
+    produced = [analysis.contractions[part.site].produced for part in source.sites]
+    if any(len(dims) != 1 or find(dims[0]) is not find(dim) for dims in produced):
+        return frozenset()
+    return frozenset(Part(part.site, int(start), int(stop)) for part in source.sites)
 
 
 def replay_pad(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:

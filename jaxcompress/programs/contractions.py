@@ -21,7 +21,7 @@ from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs import compat
 from jaxcompress.programs.algebra import Dim, Kind, mark, pair, several
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
-from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Slot, Step, Value
+from jaxcompress.programs.program import MIXED, PLAIN, Operand, Part, Scaling, Slot, Step, Value
 from jaxcompress.programs.rules import Analysis, Contraction, Pair, Replay, bind, register
 
 
@@ -33,8 +33,8 @@ def all_slots(value: Value, positions: Iterable[int]) -> frozenset[Slot]:
 def _freeze_constant(
     step: Step, analysis: Analysis, activations: Value, positions: Iterable[int]
 ) -> None:
-    """Freeze contracted axes along which the activations are constant."""
-    for position in positions:
+    """Freeze contracted axes along which the activations are constant, and not zero."""
+    for position in () if is_zero(activations) else positions:
         if activations.constant[position] and several(activations.shape[position]):
             why = "the activations are constant along it"
             analysis.freeze(step, activations.dims[position], why)
@@ -76,6 +76,7 @@ def consume(
     leaf = min((name for name, _ in slots), default="?")
     key = step.note if isinstance(step.note, str) else analysis.count(leaf, analysis.contractions)
     step.note = key
+    analysis.biases.pop(key, None)  # of a loop's first turn
     analysis.contractions[key] = Contraction(
         key,
         step.inputs.index(activations),
@@ -86,6 +87,9 @@ def consume(
         tuple(index for index, theirs in enumerate(flat) if theirs in window),
         tuple(turns for turns, leaves in analysis.stacked if leaves & {name for name, _ in slots}),
         produced=tuple(dim for position in produced if (dim := weight.dims[position]) is not None),
+        step=step,
+        free=produced,
+        loops=analysis.loops,
     )
     return key
 
@@ -223,6 +227,8 @@ def dot_general(step: Step, analysis: Analysis) -> None:
     contracting, batch = step.params["dimension_numbers"]
     for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
         analysis.unify(step, left.dims[mine], right.dims[theirs])
+    starts = [loop_start(*side) for side in zip(step.inputs, contracting, strict=True)]
+    step.outputs[0].data |= any(starts) and (left.from_params or right.from_params)
     _product_facts(step)
     summed = [dim for position in contracting[0] if (dim := left.dims[position]) is not None]
     kept = [dim for dim in step.outputs[0].dims if dim is not None]
@@ -294,7 +300,7 @@ def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
     weight, activations = step.inputs[side], step.inputs[1 - side]
     contracting, batch = step.params["dimension_numbers"]
     (out,) = step.outputs
-    if not activations.data and not loop_start(activations):
+    if not activations.data and not loop_start(activations, contracting[1 - side]):
         # a constant: the product is made of parameters, and nothing was measured
         for position in contracting[side]:
             _note_sum(analysis, weight.dims[position])
@@ -307,7 +313,7 @@ def _of_weight(step: Step, analysis: Analysis, side: int) -> None:
     shared = tuple((position, activations.dims[position]) for position in batch[1 - side])
     produced = (*kept, *batch[side])
     key = consume(step, analysis, activations, weight, pairs, shared, produced=produced)
-    out.sites = frozenset({key})
+    out.sites = frozenset({Part(key)})
 
 
 def _of_constant(step: Step, analysis: Analysis) -> None:
@@ -332,13 +338,10 @@ PRODUCTS: dict[tuple[str, str], Callable[[Step, Analysis], None]] = {
 """The rule of a product, by the origins of its left and right sides."""
 
 
-def loop_start(value: Value) -> bool:
+def loop_start(value: Value, contracted: Sequence[int]) -> bool:
     """Whether a constant takes the place of activations: zeros that a loop starts from."""
-    return (
-        value.literal is not None
-        and not any(dim is not None and dim.reasons for dim in value.dims)
-        and is_zero(value)
-    )
+    dims = [value.dims[position] for position in contracted]
+    return is_zero(value) and not any(dim is not None and dim.reasons for dim in dims)
 
 
 def all_leaves(value: Value) -> set[str]:

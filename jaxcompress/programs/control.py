@@ -41,6 +41,7 @@ T = TypeVar("T")
 def transfer(analysis: Analysis, source: Value, target: Value) -> None:
     """Give a value all facts of another one of the same shape."""
     copy_value(target, source)
+    analysis.made[id(target)] = source
     target.shared = source.shared or analysis.uses[id(source)] > 1
 
 
@@ -117,7 +118,7 @@ def nested(replay: Replay, turns: Dim | None = None, index: jax.Array | None = N
     """
     if replay.tap is None:
         return replay
-    return Replay(replay.sizes, replay.tap.nested(turns, index), replay.note)
+    return Replay(replay.sizes, replay.tap.nested(turns, index), replay.note, replay.unroll)
 
 
 def zeros_like(shapes: PyTree) -> PyTree:
@@ -140,6 +141,12 @@ def split_operands(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], l
     return [*values[:constants]], [*values[constants:end]], [*values[end:]]
 
 
+def runs_over_time(step: Step) -> bool:
+    """Whether a scan has turns, and runs over no parameters, such as layers."""
+    stacked = split_operands(step, step.inputs)[2]
+    return step.params["length"] != 0 and not any(value.from_params for value in stacked)
+
+
 def slices_children(operand: Operand) -> bool:
     """Whether slices of an operand's children are slices of the operand, along the first dimension.
 
@@ -158,10 +165,31 @@ def slices_children(operand: Operand) -> bool:
     return shape == operand.shape[1:]
 
 
+def unrolled_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
+    """Run the body of a scan turn after turn, each a part of the program of its own."""
+    body = step.programs["body"]
+    constants, values, stacked = split_operands(step, operands)
+    _, carries, _ = split_operands(step, body.inputs)
+    count = len(stacked[0]) if stacked else step.params["length"]
+    turns: dict[int, list[Operand]] = {}
+    for turn in reversed(range(count)) if step.params["reverse"] else range(count):
+        slices = [jax.lax.index_in_dim(operand, turn, keepdims=False) for operand in stacked]
+        outputs = replay.run(body, [*constants, *values, *slices])
+        results = dense_outputs(step, replay, body, outputs)
+        values = [
+            jnp.asarray(result, value.dtype)
+            for result, value in zip(results, carries, strict=False)
+        ]
+        turns[turn] = results[len(values) :]
+    return [*values, *map(jnp.stack, zip(*(turns[turn] for turn in range(count)), strict=True))]
+
+
 def replay_scan(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Scan the body at the present sizes, with a tap's sums as another carry."""
     body, tap = step.programs["body"], replay.tap
     constants, init, stacked = split_operands(step, operands)
+    if replay.unroll and tap is None and runs_over_time(step):
+        return unrolled_scan(step, operands, replay)
     _, carries, slices = split_operands(step, body.inputs)
     init = [
         jnp.asarray(replay.dense(step, operand, value), value.dtype)
@@ -268,7 +296,7 @@ def split_while(step: Step, values: Sequence[T]) -> tuple[list[T], list[T], list
 def replay_while(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
     """Loop at the present sizes. No derivative passes a loop of unknown length."""
     # the condition only decides when to stop: its contractions are not measured
-    silent = Replay(replay.sizes, None, replay.note)
+    silent = Replay(replay.sizes, None, replay.note, replay.unroll)
     derivatives = replay.tap is not None and replay.tap.derivatives
     inside = silent if derivatives else replay
     tested, fixed, init = split_while(step, operands)

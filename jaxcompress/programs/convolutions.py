@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxcompress.programs.algebra import Dim, Kind, Misaligned, factor, find, mark, product
 from jaxcompress.programs.contractions import consume, tapped_results
 from jaxcompress.programs.facts import copy_facts, merge_facts
-from jaxcompress.programs.program import Operand, Step
+from jaxcompress.programs.program import Operand, Part, Step
 from jaxcompress.programs.rules import Analysis, Replay, bind_with, register
 
 
@@ -61,7 +61,7 @@ def convolution(step: Step, analysis: Analysis) -> None:
     contracted = [(x_features, k_in)]
     key = consume(step, analysis, x, kernel, contracted, batch, tuple(window), (k_out,))
     step.note = (key, shared)
-    out.sites = frozenset({key})
+    out.sites = frozenset({Part(key)})
 
 
 def _freeze_windows(step: Step, analysis: Analysis) -> None:

@@ -50,6 +50,20 @@ class Scaling(NamedTuple):
     alone: bool = False
 
 
+class Part(NamedTuple):
+    """The result of a contraction, or a part of it along the one dimension that it produces.
+
+    Attributes:
+        site: the contraction's key.
+        start: where the part begins.
+        stop: where it ends; None for all of it.
+    """
+
+    site: str
+    start: int = 0
+    stop: int | None = None
+
+
 PLAIN = Scaling()
 MIXED = Scaling(frozenset({Slot("", -1)}))
 """Values with different scalings were joined, so that no scale can be folded."""
@@ -101,7 +115,7 @@ class Value:
         centred: dimensions along which its mean was subtracted.
         norms: dimensions whose norm it is a power of.
         total: the sum that it is or depends on, and how: "sum", "mean", or "square" of a mean.
-        sites: keys of the contractions whose output it is, unchanged but for its layout.
+        sites: the contractions whose sum it is, but for its layout and parameters added.
     """
 
     __slots__ = (
@@ -154,7 +168,7 @@ class Value:
         self.centred: tuple[Dim, ...] = ()
         self.norms: tuple[Dim, ...] = ()
         self.total: tuple[Total, str] | None = None
-        self.sites: frozenset[str] = frozenset()
+        self.sites: frozenset[Part] = frozenset()
 
     @property
     def from_params(self) -> bool:
@@ -171,14 +185,20 @@ class Value:
 
 
 class Constant(Value):
-    """A literal, or an array that the function closes over."""
+    """A literal, or an array that the function closes over.
 
-    __slots__ = ("array",)
+    Attributes:
+        array: its entries.
+        zeros: whether they are all zero, as those of a state before the first turn.
+    """
+
+    __slots__ = ("array", "zeros")
 
     def __init__(self, array: ArrayLike):
         dtype = getattr(array, "dtype", None)
         super().__init__(np.shape(array), np.asarray(array).dtype if dtype is None else dtype)
         self.array = array
+        self.zeros = bool(self.shape) and not np.any(np.asarray(array))
 
 
 @dataclasses.dataclass(eq=False)

@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Int, PyTree
 
 from jaxcompress.programs.algebra import Dim
-from jaxcompress.programs.program import Operand, Slot, Step
+from jaxcompress.programs.program import Operand, Slot, Step, Value
 
 
 @dataclasses.dataclass
@@ -33,6 +33,9 @@ class Contraction:
         layers: the loops that run over layers of the parameter.
         rows: for a look-up the number of rows, None for a product.
         produced: the parameter's other dimensions, those of the product.
+        step: the equation.
+        free: the positions in it that the product has.
+        loops: the axes of the loops that it runs in.
     """
 
     key: str
@@ -45,12 +48,30 @@ class Contraction:
     layers: tuple[Dim, ...] = ()
     rows: int | None = None
     produced: tuple[Dim, ...] = ()
+    step: Step | None = None
+    free: tuple[int, ...] = ()
+    loops: tuple[Dim, ...] = ()
 
     @property
     def consumed(self) -> frozenset[Slot]:
         """The slots contracted with the activations, without those of a window."""
         kept = (slots for index, slots in enumerate(self.slots) if index not in self.window)
         return frozenset().union(*kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """A parameter that is added to a product, or to a sum of products.
+
+    Attributes:
+        value: the parameter as it is added.
+        sign: -1 where it is subtracted.
+        alone: whether it is used nowhere else.
+    """
+
+    value: Value
+    sign: int
+    alone: bool
 
 
 @dataclasses.dataclass

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.programs import compat
@@ -23,6 +25,7 @@ from jaxcompress.programs.facts import is_zero, merge_facts, varies
 from jaxcompress.programs.program import (
     Constant,
     Operand,
+    Part,
     Program,
     Scaling,
     Slot,
@@ -30,7 +33,7 @@ from jaxcompress.programs.program import (
     Total,
     Value,
 )
-from jaxcompress.programs.records import Contraction, Pair, Tap
+from jaxcompress.programs.records import Bias, Contraction, Pair, Tap
 
 
 class Analysis:
@@ -45,7 +48,9 @@ class Analysis:
             "scale", "indirect scale", "batch", "look-up".
         contractions: contractions with parameters by key, in the order of the program.
         pairs: contractions of two activations by key.
-        biases: for each contraction the slots of a bias added to its product, with its sign.
+        biases: for each contraction the bias added to its product or to a sum with it.
+        sums: the contractions whose results are added up, a set for each addition.
+        made: by its id the step that makes a value, or the value of an outer program that it is.
         scales: for each consuming slot the scalings of its inputs.
         uses: how often each value is used, by its id.
         loops: the axes of the loops around the present step.
@@ -66,7 +71,9 @@ class Analysis:
         self.roles: dict[Slot, set[str]] = {}
         self.contractions: dict[str, Contraction] = {}
         self.pairs: dict[str, Pair] = {}
-        self.biases: dict[str, tuple[frozenset[Slot], int]] = {}
+        self.biases: dict[str, Bias] = {}
+        self.sums: list[frozenset[Part]] = []
+        self.made: dict[int, Step | Value] = {}
         self.scales: dict[Slot, set[Scaling]] = {}
         self.uses: Counter[int] = Counter()
         self.loops: tuple[Dim, ...] = ()
@@ -93,6 +100,7 @@ class Analysis:
             for value in step.outputs:
                 # a loop's body is analysed twice: no facts of the first turn may remain
                 value.reset()
+                self.made[id(value)] = step
             RULES.get(step.name, UNKNOWN).analyse(step, self)
             self.values += [(self.loops, tuple(value.dims)) for value in step.outputs]
         for value in program.outputs:
@@ -116,9 +124,9 @@ class Analysis:
 
     def constant(self, value: Constant) -> None:
         """The facts of a literal, or of an array that the function closes over."""
-        value.constant = [size == 1 for size in value.shape]
-        if not value.shape:
-            value.literal = value.array
+        value.constant = [size == 1 or value.zeros for size in value.shape]
+        if not value.shape or value.zeros:
+            value.literal = 0.0 if value.zeros else value.array
         why = Reason(
             "constant",
             f"it is combined with an array of shape {value.shape} that the function closes over, "
@@ -127,7 +135,8 @@ class Analysis:
         for index, size in enumerate(value.shape):
             if several(size) and value.dims[index] is None:
                 value.dims[index] = Dim(size)
-                mark(value.dims[index], Kind.OPAQUE, why)
+                if not value.zeros:
+                    mark(value.dims[index], Kind.OPAQUE, why)
 
     def reason(self, step: Step, sentence: str) -> Reason:
         """A reason that names the step's primitive and its place in the source."""
@@ -170,6 +179,7 @@ class Replay:
         sizes: of the atoms that changed.
         tap: receives the operands and the result of every contraction, or None.
         note: called with (step, value, how) wherever a compact array is used, or None.
+        unroll: whether loops over time are run turn after turn, without a tap.
     """
 
     def __init__(
@@ -177,10 +187,12 @@ class Replay:
         sizes: Sizes,
         tap: Tap | None = None,
         note: Callable[[Step, Value, str], None] | None = None,
+        unroll: bool = False,
     ):
         self.sizes = sizes
         self.tap = tap
         self.note = note
+        self.unroll = unroll
 
     def size(self, dim: Dim | None) -> int:
         """The present size of a dimension."""
@@ -200,7 +212,7 @@ class Replay:
         }
 
         def read(value: Value) -> Operand:
-            return value.array if isinstance(value, Constant) else arrays[id(value)]
+            return self.constant(value) if isinstance(value, Constant) else arrays[id(value)]
 
         for step in program.steps:
             rule = RULES.get(step.name, UNKNOWN)
@@ -209,6 +221,12 @@ class Replay:
                 results = rule.replay(step, [read(value) for value in step.inputs], self)
             arrays.update(zip(map(id, step.outputs), results, strict=True))
         return [read(value) for value in program.outputs]
+
+    def constant(self, value: Constant) -> ArrayLike:
+        """An array that the function closes over; zeros at their present size."""
+        if value.zeros and self.shape(value) != value.shape:
+            return jnp.zeros(self.shape(value), value.dtype)
+        return value.array
 
     def dense(self, step: Step, operand: Operand, value: Value) -> jax.Array:
         """An operand as an array; a compact one is materialised, which is noted."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcompress.arrays.layout import from_rows, to_rows
+from jaxcompress.moments.moments import gain_key
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import Axis, Site, Structure
 from jaxcompress.networks.layout import Layout
@@ -69,12 +70,12 @@ def bias_of(state: NetworkState, site: Site) -> tuple[str, int] | None:
     (bias,) = biases
     # zeros at the borders of an image were not measured, so the mean is not the same everywhere
     padded = site.window and len(statistic(state, site).dims) < len(site.dims)
-    if padded or not is_used_once(state, site) or not _is_aligned(state.structure, site, bias):
+    if padded or not is_used_once(state, site) or not is_aligned(state.structure, site, bias):
         return None
     return bias, sign
 
 
-def _is_aligned(structure: Structure, site: Site, bias: str) -> bool:
+def is_aligned(structure: Structure, site: Site, bias: str) -> bool:
     """Whether a bias has the axes of a kernel's outputs, in the kernel's order."""
     (kernel,) = site.leaves
     inputs = site.inputs.get(kernel) or tuple(slot.dimension for slot in site.slots)
@@ -110,14 +111,15 @@ def weighted_kernel(state: NetworkState, name: str, sites: list[Site]) -> np.nda
     kernel = state.leaves[name]
     if state.moments is None or not state.moments.gains:
         return kernel
-    known = [site for site in sites if site.key in state.moments.gains]
+    gains = state.moments.gains
+    known = [site for site in sites if gain_key(site, name) in gains]
     if not known:
         power = _power(state, name)
         return kernel * math.sqrt(_median_power(state) / power) if power > 0 else kernel
     # uses that contract other dimensions have gains of other shapes, which cannot be added
     order = known[0].inputs[name]
-    gains = [state.moments.gains[s.key].cov for s in known if s.inputs[name] == order]
-    gain = np.sum(gains, axis=0)
+    alike = [site for site in known if site.inputs[name] == order]
+    gain = np.sum([gains[gain_key(site, name)].cov for site in alike], axis=0)
     matrix = to_rows(kernel, order)
     matrix = matrix * np.sqrt(gain) if gain.ndim == 1 else matrix @ factor_of(gain)
     return from_rows(matrix, order, kernel.shape)
@@ -140,10 +142,11 @@ def _median_power(state: NetworkState) -> float:
     """The median over contractions with known gains of their `_power`."""
     assert state.moments is not None
     powers = []
-    for key, gain in state.moments.gains.items():
-        if key not in state.moments.sites:
+    for site in state.structure.sites.values():
+        if site.key not in state.moments.sites or not is_solvable(state, site):
             continue
-        site = state.structure.sites[key]
-        if is_solvable(state, site) and site.leaves[0] in state.leaves:
-            powers.append(_power(state, site.leaves[0], gain.cov))
+        for leaf in site.leaves:
+            gain = state.moments.gains.get(gain_key(site, leaf))
+            if gain is not None and leaf in state.leaves:
+                powers.append(_power(state, leaf, gain.cov))
     return float(np.median(powers)) if powers else 1.0

@@ -6,46 +6,55 @@ solution of
 
     x' W' + b' = x W + b        x' the inputs in the small network, x those in the original
 
-by ridge regression with the present kernel as its prior. A kernel of low rank becomes the best of
-its rank: that solution, projected in the metric of x' (reduced-rank regression, Izenman 1975).
-Costs a pass over the data for each layer, through both networks up to it, and O(m^3) a kernel of
-m inputs on the host. It needs no labels and no gradients.
+by ridge regression with the present kernel as its prior. Kernels whose products are added up have
+one problem, their inputs side by side. A kernel of low rank becomes the best of its rank: that
+solution, projected in the metric of x' (reduced-rank regression, Izenman 1975). Costs a pass over
+the data for each layer, through both networks up to it, and O(m^3) a kernel of m inputs on the
+host. It needs no labels and no gradients.
+
+In a loop over time a kernel's solution changes its own inputs. There the problems are solved again
+in the network that they gave, on the states of all rounds together, towards the original's results
+at the same time. The network with the best outputs on these data is kept: never worse than before.
 
 Source: asymmetric layer-wise reconstruction (He et al. 2017, arXiv:1707.06168; Luo et al. 2017,
-arXiv:1707.06342).
+arXiv:1707.06342); own states with the original's targets, the data of all rounds together, as in
+DAgger (Ross et al. 2011, arXiv:1011.0686).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
-import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxcompress.arrays.base import is_compact
-from jaxcompress.arrays.factored import FactoredArray
-from jaxcompress.arrays.layout import from_rows, to_rows
-from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.arrays.projection import best_factor, ridge_solve
 from jaxcompress.checks import checked
 from jaxcompress.moments.calibration import Calibration
-from jaxcompress.moments.cross_moments import CrossMoments, gather, groups
+from jaxcompress.moments.cross_moments import changed_inputs, gatherer
 from jaxcompress.moments.moments import Moments
-from jaxcompress.networks.axes import Axis, Site, Structure
-from jaxcompress.networks.layout import Layout
-from jaxcompress.networks.maps import AxisMap, apply_map
 from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
-from jaxcompress.transforms.consumers import bias_of, is_solvable
-from jaxcompress.transforms.folds import BiasShift
+from jaxcompress.transforms.kernel_solution import Original, is_of_low_rank
 from jaxcompress.transforms.network_state import NetworkState
+from jaxcompress.transforms.problems import Problem, Problems
 from jaxcompress.transforms.recalibrate import DataTransform
-from jaxcompress.transforms.selection import RIDGE, SHRINK
+from jaxcompress.transforms.rounds import Group, Rounds, Solved, is_recurrent, sites_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ROUNDS = 3
+"""How often the problems of a loop are solved, each time with the states of the last time."""
+
+GAIN = 0.98
+"""A round that leaves more than this share of the outputs' error is the last."""
+
+ROUNDING = 1e-10
+"""An error of the outputs, relative and squared, that float32 alone makes."""
 
 
 class Reconstruct(DataTransform):
@@ -59,146 +68,99 @@ class Reconstruct(DataTransform):
         state = NetworkState.of(self.net.structure, params, moments)
         original = Original.of(self.net, moments)
         order = self.order(state, original)
-        # contractions that are added up share a bias, which gets the sum of their shifts
-        shifts: dict[str, list[np.ndarray]] = {}
-        statistics = dict(moments.sites)
-        for group in tqdm(order, desc="reconstruct", disable=not self.progress, leave=False):
-            # in the network as solved so far: later layers correct the errors of earlier ones
-            paired = gather(self.net, original.params, state.params(), self.data, group[0])
-            for key in group:
-                solution = solve(state, self.net.structure.sites[key], original, paired)
-                leaves = dict(solution.kernels)
-                if solution.shift is not None:
-                    name, shift = solution.shift
-                    shifts.setdefault(name, []).append(shift)
-                    bias = original.target(name)
-                    leaves[name] = bias + np.sum(shifts[name], axis=0).reshape(bias.shape)
-                state = state.edited(leaves, solution.low_rank)
-                statistics[key] = dataclasses.replace(
-                    statistics[key], count=paired.count, mean=paired.after, cov=paired.cov
-                )
-        return state.params(), dataclasses.replace(moments, sites=statistics)
+        solve = self._settle if any(map(is_recurrent, order)) else self._solve_in_order
+        progress = solve(Solved(state, moments.sites), original, order)
+        return progress.params, dataclasses.replace(moments, sites=progress.statistics)
 
-    def order(self, state: NetworkState, original: Original) -> list[tuple[str, ...]]:
-        """The contractions to solve for, in order; those of a group have the same inputs."""
+    def _solve_in_order(self, progress: Solved, original: Original, groups: list[Group]) -> Solved:
+        """Solve groups one after the other: later layers correct the errors of earlier ones."""
+        for group in self._bar(groups):
+            gather = gatherer(self.net, self.data, group[0].turns)
+            progress = progress.after(group, original, gather(original.params, progress.params))
+        return progress
+
+    def _settle(self, progress: Solved, original: Original, groups: list[Group]) -> Solved:
+        """Solve groups over and over; of all networks on the way, the one with the best outputs.
+
+        A round that does not end better is run again with every group kept only where it helps at
+        once, and is the last.
+        """
+        rounds = Rounds.of(self.net, self.data, original, groups)
+        start = best = rounds.judged(progress)
+        if start.error <= ROUNDING:
+            return progress
+        for _ in self._bar(range(ROUNDS)):
+            last = best
+            best = rounds.next(last)
+            if best is last:
+                best = rounds.next(last, guarded=True)
+                break
+            if best.error > GAIN * last.error:
+                break
+        if best is start:
+            log.warning(
+                "reconstruct keeps the kernels of %s: solved anew, they gave no better outputs",
+                ", ".join(sorted(set().union(*map(sites_of, groups)))),
+            )
+        return best.network
+
+    def _bar(self, steps: Collection[T]) -> Iterable[T]:
+        return tqdm(steps, desc="reconstruct", disable=not self.progress, leave=False)
+
+    def order(self, state: NetworkState, original: Original) -> list[Group]:
+        """The problems to solve, in order; those of a group have the same inputs."""
         assert state.moments is not None
+        values = next(self.data.values(self.net), None)
+        if values is None:
+            raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
         sites = [self.net.structure.sites[key] for key in state.moments.sites]
         low_rank: set[str] = set()
         for site in sites:
             low_rank |= {n for n in site.leaves if is_of_low_rank(state, site, n, original)}
-        allowed = low_rank | set(state.leaves)
-        solvable = {
-            site.key: site
-            for site in sites
-            if is_solvable(state, site) and set(site.leaves) <= allowed
-        }
-        if skipped := sorted({site.key for site in sites} - set(solvable)):
+        params = state.params()
+        problems = Problems(
+            traced=self.net.traced_program(params, *values),
+            structure=self.net.structure,
+            sizes=state.sizes,
+            measured=state.moments.sites,
+            allowed=low_rank | set(state.leaves),
+        ).all()
+        solvable = {key for problem in problems for key in problem.sites}
+        if skipped := sorted({site.key for site in sites} - solvable):
             log.info(
                 "reconstruct leaves %s: shared, stacked, grouped, compact or too wide",
                 ", ".join(skipped),
             )
-        values = next(self.data.values(self.net), None)
-        if values is None:
-            raise ValueError("reconstruct: there are no batches: give an iterable of at least one")
-        # a kernel that became low-rank is solved even where its inputs did not change
-        always = {key for key, site in solvable.items() if low_rank & set(site.leaves)}
-        params = state.params()
-        return groups(self.net, original.params, params, values, tuple(solvable), always)
+        changes = changed_inputs(self.net, original.params, params, values, tuple(solvable))
+        return grouped(problems, changes, low_rank)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Original:
-    """The network with which moments were gathered, and the maps of its axes since then.
+def grouped(
+    problems: Iterable[Problem],
+    changes: Mapping[str, tuple[object, bool]],
+    always: Collection[str],
+) -> list[Group]:
+    """Problems in program order, those of the same vectors in one group.
 
-    Attributes:
-        structure: the network's axes.
-        params: its parameters.
-        leaves: the same by name.
-        sizes: of its axes, where they differ from the traced ones.
-        changes: the maps, in order.
+    Args:
+        problems: all of them.
+        changes: for each contraction what identifies its vectors, and whether they changed.
+        always: leaves that are solved for even where their inputs did not change.
     """
+    place = {key: number for number, key in enumerate(changes)}
 
-    structure: Structure
-    params: PyTree
-    leaves: Mapping[str, PyTree]
-    sizes: Mapping[str, int]
-    changes: tuple[tuple[Axis, AxisMap], ...]
+    def last(problem: Problem) -> int:
+        """Where all inputs of the first turn are known."""
+        return max(place[key] for key in problem.turns[0] if key is not None)
 
-    @classmethod
-    def of(cls, net: Network, moments: Moments) -> Original:
-        """The network that moments refer to."""
-        params = moments.reference
-        leaves = dict(named_leaves(params))
-        return cls(net.structure, params, leaves, net.sizes(params), moments.changes)
-
-    def target(self, name: str, inputs: tuple[int, ...] = ()) -> np.ndarray:
-        """A leaf with all maps applied, except along the dimensions that are its inputs."""
-        leaves, sizes = {name: np.asarray(self.leaves[name], np.float64)}, dict(self.sizes)
-        layouts = list(self.structure.layouts[name])
-        for place in inputs:
-            layouts[place] = Layout("", leaves[name].shape[place])
-        structure = dataclasses.replace(self.structure, layouts={name: tuple(layouts)})
-        for axis, change in self.changes:
-            apply_map(structure, leaves, sizes, axis, change)
-            sizes[axis.key] = change.size
-        return leaves[name]
-
-
-def is_of_low_rank(state: NetworkState, site: Site, name: str, original: Original) -> bool:
-    """Whether a kernel is factored along what a site contracts, and was dense in the original."""
-    leaf = state.given[name]
-    if not isinstance(leaf, FactoredArray) or leaf.stack_shape or is_compact(original.leaves[name]):
-        return False
-    order = site.inputs.get(name, ())
-    order += tuple(place for place in range(leaf.ndim) if place not in order)
-    axes = leaf.matrix_axes.inputs + leaf.matrix_axes.outputs
-    return axes == tuple(place - leaf.ndim for place in order)
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """The least-squares solution of one contraction.
-
-    Attributes:
-        kernels: dense kernels by name.
-        low_rank: factored kernels by name.
-        shift: of its bias from that of the original, or None.
-    """
-
-    kernels: Mapping[str, np.ndarray]
-    low_rank: Mapping[str, FactoredArray]
-    shift: BiasShift | None
-
-
-def solve(state: NetworkState, site: Site, original: Original, paired: CrossMoments) -> Solution:
-    """Solve one contraction's kernels and bias towards the original's results."""
-    bias = bias_of(state, site)
-    covariance, cross = paired.cov, paired.cross
-    if bias is None:  # no bias absorbs the mean
-        covariance = covariance + np.outer(paired.after, paired.after)
-        cross = cross + np.outer(paired.after, paired.before)
-    # in the units of the inputs, since those that do not vary in the data keep their prior
-    ridge = RIDGE + SHRINK * len(covariance) / max(paired.count, 1.0)
-    metric = covariance + ridge * np.diag(np.diag(covariance))
-    kernels, low_rank, shift = {}, {}, None
-    for name, order in site.inputs.items():
-        full = to_rows(original.target(name, order), order)
-        factored = None if name in state.leaves else state.given[name]
-        present = state.leaves[name] if factored is None else factored.materialize()
-        prior = to_rows(np.asarray(present, np.float64), order)
-        wanted = cross @ full
-        solved = ridge_solve(covariance, wanted, ridge, prior)
-        power = float(np.sum(solved * (covariance @ solved)))
-        solved *= best_factor(power, float(np.sum(solved * wanted)))
-        if factored is None:
-            kernels[name] = from_rows(solved, order, present.shape)
-        else:
-            low_rank[name] = factored.refit(solved, metric)
-            solved = np.asarray(low_rank[name].matrix(), np.float64)
-        if bias is not None:
-            leaf, sign = bias
-            shift = leaf, sign * (paired.before @ full - paired.after @ solved)
-    return Solution(kernels, low_rank, shift)
+    recorded = [problem for problem in problems if set(problem.sites) <= place.keys()]
+    groups: dict[object, Group] = {}
+    for problem in sorted(recorded, key=last):
+        leaves = set().union(*(kernel.inputs for kernel in problem.kernels))
+        if leaves & set(always) or any(changes[key][1] for key in problem.sites):
+            vectors = [[changes[key][0] if key else None for key in turn] for turn in problem.turns]
+            groups.setdefault(tuple(map(tuple, vectors)), []).append(problem)
+    return list(groups.values())
 
 
 @checked(net=network)
@@ -211,9 +173,10 @@ def reconstruct(
     """Solve every kernel anew, layer after layer, towards the original network's results.
 
     Put it after `rotate_and_prune` or `factored` in a chain. The original is the network with which
-    the moments were gathered. Kernels of low rank keep their rank. Kernels that have no
-    least-squares problem of their own stay: shared, stacked in a loop, grouped, compact in another
-    form, or with more inputs than were measured.
+    the moments were gathered. Kernels of low rank keep their rank. Kernels whose products are added
+    up are solved together, and those of a loop over time in a few rounds, since the state feeds
+    back. Kernels that have no least-squares problem stay: used in different ways, stacked, grouped,
+    compact in another form, or with more inputs than were measured.
 
     Args:
         net: from `jc.trace`.
