@@ -30,6 +30,7 @@ from jaxcompress.arrays.static import static_field
 from jaxcompress.arrays.tie import tie
 from jaxcompress.checkpoint import load, save
 from jaxcompress.moments.calibration import Calibration, calibrate
+from jaxcompress.moments.norm_inputs import inputs_from_norms
 from jaxcompress.networks.trace import trace
 from jaxcompress.programs.rules import register
 from jaxcompress.training.fit import fit
@@ -83,6 +84,7 @@ __all__ = [
     "hashed",
     "identity",
     "initialize",
+    "inputs_from_norms",
     "load",
     "load_recipe",
     "materialize",
