@@ -42,6 +42,7 @@ from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.merge import merge
@@ -81,6 +82,7 @@ __all__ = [
     "factored",
     "fit",
     "fit_stream",
+    "fold_batchnorm",
     "hashed",
     "identity",
     "initialize",

@@ -143,7 +143,8 @@ def equinox_batch() -> Normed:
 def haiku_net() -> Normed:
     def call(x):
         x = hk.Conv2D(6, 3)(x)
-        x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(x, is_training=False))
+        norm = hk.BatchNorm(True, True, 0.9)
+        x = jax.nn.relu(norm(x, is_training=hk.running_init()))
         return hk.Linear(OUTPUTS)(x.mean((1, 2)))
 
     net = hk.transform_with_state(call)

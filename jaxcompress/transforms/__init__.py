@@ -6,6 +6,7 @@ from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
@@ -35,6 +36,7 @@ __all__ = [
     "coarsen",
     "compress",
     "factored",
+    "fold_batchnorm",
     "hashed",
     "identity",
     "initialize",

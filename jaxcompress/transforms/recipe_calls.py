@@ -23,6 +23,7 @@ from jaxcompress.transforms.budget import Budget, budget
 from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import Labels, at, chain, identity, partition
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.recalibrate import recalibrate
@@ -49,6 +50,7 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
         clustered,
         coarsen,
         factored,
+        fold_batchnorm,
         hashed,
         identity,
         merge,
