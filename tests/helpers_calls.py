@@ -58,6 +58,20 @@ def moments():
     return jc.calibrate(net(), PARAMS, [X], progress=False)
 
 
+NORMED = {"up": normal(3, 8), "mean": normal(8), "var": normal(8) ** 2 + 0.1, "down": normal(8, 2)}
+
+
+def normed_apply(params, x):
+    hidden = (x @ params["up"] - params["mean"]) / jnp.sqrt(params["var"] + 1e-5)
+    return jax.nn.relu(hidden) @ params["down"]
+
+
+@functools.cache
+def normed():
+    """A network with a batch norm."""
+    return jc.trace(normed_apply, NORMED, X)
+
+
 @functools.cache
 def other_net():
     """A network with the same names and other sizes."""
@@ -227,6 +241,10 @@ CALLS = {
     "initialize": Call(
         jc.initialize,
         lambda: {"key": jax.random.key(0), "transform": jc.hashed(1 / 2), "params": KERNEL},
+    ),
+    "inputs_from_norms": Call(
+        jc.inputs_from_norms,
+        lambda: {"net": normed(), "params": NORMED, "count": 1, "steps": 1, **QUIET},
     ),
     "load": Call(jc.load, dict),
     "load_recipe": Call(jc.load_recipe, dict),
@@ -495,6 +513,9 @@ CALLS = {
     ),
     "plots.hidden_axes": Call(jc.plots.hidden_axes, dict),
     "plots.margins": Call(jc.plots.margins, dict),
+    "plots.moments_compared": Call(
+        jc.plots.moments_compared, lambda: {"first": moments(), "second": moments()}
+    ),
     "plots.realized_along": Call(jc.plots.realized_along, dict),
     "plots.realized_images": Call(
         jc.plots.realized_images, lambda: {"realized": realized_along(), "image": (1, 3)}

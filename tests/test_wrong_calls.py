@@ -369,6 +369,17 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("moments", [None], "merge compares activations"),
     ],
     "seriate": [*ON_NET, *AXES, *MEASURED, Wrong("method", NAMES, "method=.* is unknown")],
+    "inputs_from_norms": [
+        NET,
+        Wrong("params", NOT_PARAMS, FIT),
+        Wrong("", [{"net": Made(right.net), "params": PARAMS}], "no batch norm"),
+        Wrong("count", COUNTS, "count must be a whole number of at least 1"),
+        Wrong("steps", COUNTS, "steps must be a whole number of at least 1"),
+        Wrong("rate", (0, -1, *NUMBERS), r"rate must be in \(0, inf\)"),
+        Wrong("seed", SEEDS, "seed must be a whole number"),
+        Wrong("start", NOT_BATCHES, "batch|inputs"),
+        Wrong("start", NOT_ITERABLE[1:], "start", TypeError),
+    ],
     "recalibrate": [NET, *BATCHES, AGAIN, Wrong("params", NOT_PARAMS, FIT)],
     "reconstruct": [
         NET,
@@ -951,6 +962,10 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("report", [None, 3], "report", TypeError),
         Wrong("count", (*COUNTS, None), "count must be a whole number of at least 1"),
         Wrong("near", (*COUNTS, None), "near must be a whole number of at least 1"),
+    ],
+    "plots.moments_compared": [
+        Wrong("first", [None, 3, X], "first must be moments of jc.calibrate", TypeError),
+        Wrong("second", [Made(right.other_moments)], "no contraction in common"),
     ],
     "plots.errors_by_cause": [
         Wrong("report", [None, 3], "report", TypeError),

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.checks import checked, number, whole
+from jaxcompress.checks import checked, iterable, number, seeds, whole
 from jaxcompress.moments.calibration import Calibration, check_batch, check_parameters, length
 from jaxcompress.networks.batch_norms import check_norms, locate_norms, numbers_of
 from jaxcompress.networks.trace import Network, network
@@ -59,10 +59,11 @@ class Expected(NamedTuple):
 
 @checked(
     net=network,
+    start=iterable,
     count=whole(),
     steps=whole(),
     rate=number("(0, inf)", "Adam's learning rate"),
-    seed=whole(0),
+    seed=seeds,
 )
 def inputs_from_norms(
     net: Network,

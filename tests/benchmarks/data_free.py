@@ -2,14 +2,14 @@
 
 The trained ConvNets of channels.py are cut on every hidden axis at once, without fine-tuning.
 "ours" makes inputs from the norms' statistics (`jc.inputs_from_norms`), and from there on does what
-it does with data: moments, a budget of channels, `reconstruct`. "equal" cuts the same share in every
-layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales of
-the norms (network slimming, Liu et al. 2017; the hidden layer, which has no norm, by L1), random
+it does with data: moments, a budget of channels, `reconstruct`. "equal" cuts the same share in
+each layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales
+of the norms (network slimming, Liu et al. 2017; the hidden layer, which has no norm, by L1), random
 channels, and model folding (Wang et al. 2025, arXiv:2502.10216: k-means of channels, their weights
 averaged), as it is, with its correction of scales (Fold-AR), and with new statistics from inputs
 made by gradient descent (Fold-DIR; it gets the same inputs as we do).
 
-With 20,000 training images, no labels: ours again, and GRAIL (Tang et al. 2026, arXiv:2602.23795:
+With 4,000 training images, no labels: ours again, and GRAIL (Tang et al. 2026, arXiv:2602.23795:
 the second moments of all channels, a ridge regression of them on those that are kept, folded into
 the consumers), with magnitude, Wanda and folding as its selectors.
 
@@ -48,7 +48,7 @@ TARGETS = {0.7: 2.0, 0.5: 8.0}
 """Points that a cut without data may lose."""
 
 EPSILON, RIDGE = 1e-5, 1e-3
-EXAMPLES = 256
+IMAGES, EXAMPLES = 4_000, 128
 
 
 # --- rivals: a pair of matrices for every hidden axis ---------------------------------------------
@@ -202,8 +202,7 @@ class Case:
         self.params = channels.trained(name, seed, data, again=False)
         self.net = jc.trace(self.subject.apply, self.params, jnp.zeros((EXAMPLES, 784)))
         self.layers = Layers.of(self.params)
-        images = data.pixels[: channels.CALIBRATION]
-        batches = np.split(images, channels.CALIBRATION // channels.PER_BATCH)
+        batches = np.split(data.pixels[:IMAGES], IMAGES // channels.PER_BATCH)
         self.images = [channels.to_unit(batch) for batch in batches]
         self.before = channels.accuracy(self.net, self.params, judge)
 
@@ -259,20 +258,7 @@ class Case:
 
     def renewed(self, small: Any) -> Any:
         """New statistics of the norms from the inputs made, as Fold-DIR has them."""
-        names = self.layers.names
-        widths = tuple(small["params"][name]["kernel"].shape[-1] for name in names[:-1])
-        module = self.subject.make(widths)
-        batches = [
-            module.apply(small, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-            for x in self.made.batches
-        ]
-        decay = 0.9  # what the module mixes in is a tenth of the batch's statistics
-
-        def batch_statistic(old: jax.Array, *new: jax.Array) -> jax.Array:
-            return (sum(new) / len(new) - decay * old) / (1 - decay)
-
-        statistics = jax.tree.map(batch_statistic, small["batch_stats"], *batches)
-        return {"params": small["params"], "batch_stats": statistics}
+        return jc.recalibrate(self.net, self.made, norms=True, progress=False)(small)
 
     def cut(self, method: str, keep: float) -> Any:
         """The small parameters by one method."""
