@@ -377,6 +377,7 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("steps", COUNTS, "steps must be a whole number of at least 1"),
         Wrong("rate", (0, -1, *NUMBERS), r"rate must be in \(0, inf\)"),
         Wrong("seed", SEEDS, "seed must be a whole number"),
+        Wrong("bounds", [(1, 0), (0, 0), 3, (0, 1, 2), (0, NAN), "01"], "bounds must be the least"),
         Wrong("start", NOT_BATCHES, "batch|inputs"),
         Wrong("start", NOT_ITERABLE[1:], "start", TypeError),
     ],

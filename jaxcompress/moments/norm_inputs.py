@@ -8,7 +8,8 @@ with s its standard deviation over the batch and t the expected one,
 
 which is the squared Wasserstein distance of two normal distributions. What flows for these inputs
 is a sample of what flows for data, as far as norms tell: moments of it are a quadrature, and folds,
-budgets and reconstructions work as on data. Costs a forward and a backward pass for each step.
+budgets and reconstructions work as on data. Where convolutions slide the inputs are smooth
+(smooth_inputs.py). Costs a forward and a backward pass for each step.
 
 Sources: Cai et al. 2020 (ZeroQ, arXiv:2001.00281); Yin et al. 2020 (DeepInversion,
 arXiv:1912.08795).
@@ -24,13 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
 from jaxcompress.arrays.base import is_compact
 from jaxcompress.arrays.paths import named_leaves
-from jaxcompress.checks import checked, iterable, number, seeds, whole
+from jaxcompress.checks import checked, iterable, number, seeds, shown, whole
 from jaxcompress.moments.calibration import Calibration, check_batch, check_parameters, length
+from jaxcompress.moments.smooth_inputs import spaces
 from jaxcompress.networks.batch_norms import check_norms, locate_norms, numbers_of
 from jaxcompress.networks.trace import Network, network
 from jaxcompress.programs.affine import position_of
@@ -69,6 +72,7 @@ def inputs_from_norms(
     net: Network,
     params: PyTree,
     *,
+    bounds: tuple[float, float] | None = None,
     start: Iterable[PyTree] | None = None,
     count: int = 4,
     steps: int = 200,
@@ -85,8 +89,11 @@ def inputs_from_norms(
         net: from `jc.trace`, at inference, traced with a batch of the size to be made: statistics
             are matched batch by batch, so 64 examples or more.
         params: the traced tree, with the norms' statistics.
-        start: batches to begin from, of any size; by default noise of mean 0 and variance 1. Inputs
-            that are no floats stay as they are here.
+        bounds: the least and the largest value of inputs, such as (0, 1) for pixels, where they are
+            known. They help much.
+        start: batches to begin from, of any size; by default noise, of mean 0 and variance 1 or
+            between the bounds, smooth where convolutions slide. Inputs that are no floats stay as
+            they are here.
         count: the number of batches, where `start` is not given.
         steps: of Adam, for each batch.
         rate: its learning rate, which falls to zero as a cosine.
@@ -120,13 +127,17 @@ def inputs_from_norms(
     """
     check_parameters(net, params)
     check_norms("inputs_from_norms", net)
-    batches = _noise(net, count, seed) if start is None else start
-    move = _mover(net, steps, rate)
+    _check_bounds(bounds)
+    batches = _constant(net, count, bounds[0] if bounds else 0.0) if start is None else start
+    rng = np.random.default_rng(seed)
+    move = _mover(net, steps, rate, bounds)
     expected = expectations(net, params)
     made, distances = [], {}
     bar = {"desc": "inputs from norms", "total": length(batches), "leave": False}
     for turn, batch in enumerate(tqdm(batches, **bar, disable=not progress)):
-        values, distances = move(params, expected, check_batch(net, turn, batch))
+        origin = check_batch(net, turn, batch)
+        noise = [rng.normal(size=np.shape(leaf)) * (start is None) for leaf in floats(origin)]
+        values, distances = move(params, expected, origin, noise)
         alone = len(values) == 1 and not isinstance(values[0], tuple)
         made.append(values[0] if alone else values)
     if not made:
@@ -135,8 +146,8 @@ def inputs_from_norms(
     return Calibration(made)
 
 
-def _noise(net: Network, count: int, seed: int) -> list[tuple[PyTree, ...]]:
-    """Batches of normal noise in the traced shapes."""
+def _constant(net: Network, count: int, value: float) -> list[tuple[PyTree, ...]]:
+    """Batches of one number in the traced shapes, to which noise is added."""
     for name, leaf in named_leaves(net.inputs):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -144,13 +155,18 @@ def _noise(net: Network, count: int, seed: int) -> list[tuple[PyTree, ...]]:
                 "and only floats can be moved: give start=, batches to begin from, whose integers "
                 "stay as they are"
             )
-    leaves, tree = jax.tree.flatten(net.inputs)
-    rng = np.random.default_rng(seed)
-    batches = []
-    for _ in range(count):
-        noise = [jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
-        batches.append(jax.tree.unflatten(tree, noise))
-    return batches
+    filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), net.inputs)
+    return [filled] * count
+
+
+def _check_bounds(bounds: tuple[float, float] | None) -> None:
+    if bounds is None:
+        return
+    if np.shape(bounds) != (2,) or not np.isrealobj(bounds) or not bounds[0] < bounds[1]:
+        raise ValueError(
+            f"inputs_from_norms: bounds must be the least and the largest value of inputs, such as "
+            f"(0, 1), got {shown(bounds)}"
+        )
 
 
 # --- what norms expect, and what they take in -----------------------------------------------------
@@ -265,42 +281,59 @@ Moved = tuple[tuple[PyTree, ...], dict[str, jax.Array]]
 """A batch of inputs, and each norm's squared distances."""
 
 
-def _mover(net: Network, steps: int, rate: float) -> Callable[..., Moved]:
-    """A compiled function of parameters, expectations and a batch, which moves the batch."""
+def _mover(
+    net: Network, steps: int, rate: float, bounds: tuple[float, float] | None
+) -> Callable[..., Moved]:
+    """A compiled function of parameters, expectations, a batch and noise, which moves the batch."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    low, high = bounds or (0.0, 1.0)
 
     @jax.jit
-    def move(params: PyTree, expected: dict[str, Expected], batch: tuple[PyTree, ...]) -> Moved:
-        def distances(moved: list[jax.Array]) -> dict[str, jax.Array]:
-            return norm_distances(net, params, expected, joined(batch, moved))
+    def move(
+        params: PyTree, expected: dict[str, Expected], origin: PyTree, noise: list[jax.Array]
+    ) -> Moved:
+        given, traced = floats(origin), net.traced_program(params, *origin)
+        where = zip(spaces(traced), jax.tree.leaves(origin), strict=True)
+        own = [space for space, leaf in where if is_float(leaf)]
 
-        def loss(moved: list[jax.Array]) -> jax.Array:
-            return jnp.stack([part.mean() for part in distances(moved).values()]).mean()
+        def batch(z: list[jax.Array]) -> tuple[PyTree, ...]:
+            values = []
+            for x, part, space in zip(given, z, own, strict=True):
+                value = x + (high - low) * space.smooth(part)
+                values.append(value if bounds is None else jnp.clip(value, low, high))
+            return joined(origin, values)
+
+        def distances(z: list[jax.Array]) -> dict[str, jax.Array]:
+            return norm_distances(net, params, expected, batch(z))
+
+        def loss(z: list[jax.Array]) -> jax.Array:
+            return jnp.stack([part.mean() for part in distances(z).values()]).mean()
 
         def step(state: PyTree, _: None) -> tuple[PyTree, None]:
-            moved, memory = state
-            updates, memory = optimizer.update(jax.grad(loss)(moved), memory)
-            return (optax.apply_updates(moved, updates), memory), None
+            z, memory = state
+            updates, memory = optimizer.update(jax.grad(loss)(z), memory)
+            return (optax.apply_updates(z, updates), memory), None
 
-        moved = floats(batch)
-        (moved, _), _ = jax.lax.scan(step, (moved, optimizer.init(moved)), None, length=steps)
-        return joined(batch, moved), distances(moved)
+        z = [part.astype(x.dtype) for part, x in zip(noise, given, strict=True)]
+        (z, _), _ = jax.lax.scan(step, (z, optimizer.init(z)), None, length=steps)
+        return batch(z), distances(z)
 
     return move
 
 
+def is_float(leaf: ArrayLike) -> bool:
+    """Whether a leaf can be moved."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
 def floats(batch: PyTree) -> list[jax.Array]:
     """The leaves of a batch that are floats."""
-    leaves = map(jnp.asarray, jax.tree.leaves(batch))
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch) if is_float(leaf)]
 
 
 def joined(batch: PyTree, moved: list[jax.Array]) -> PyTree:
     """A batch with others in the place of the leaves that are floats."""
     leaves, tree = jax.tree.flatten(batch)
     remaining = iter(moved)
-    kept = [
-        next(remaining) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
-        for leaf in leaves
-    ]
+    kept = [next(remaining) if is_float(leaf) else leaf for leaf in leaves]
     return jax.tree.unflatten(tree, kept)

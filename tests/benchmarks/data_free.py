@@ -209,7 +209,9 @@ class Case:
     @functools.cached_property
     def made(self) -> jc.Calibration:
         """Inputs from the norms alone."""
-        return jc.inputs_from_norms(self.net, self.params, seed=self.seed, progress=False)
+        return jc.inputs_from_norms(
+            self.net, self.params, bounds=(0, 1), seed=self.seed, progress=False
+        )
 
     @functools.cached_property
     def made_moments(self) -> Any:

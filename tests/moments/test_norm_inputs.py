@@ -8,6 +8,7 @@ from helpers_norms import NORMED
 
 import jaxcompress as jc
 from jaxcompress.moments.norm_inputs import expectations, norm_distances, norm_inputs
+from jaxcompress.moments.smooth_inputs import Space, spaces
 
 EPSILON = 1e-5
 
@@ -107,3 +108,25 @@ def test_what_norms_cannot_tell_is_refused_or_said(data, caplog):
 
     with pytest.raises(ValueError, match=r"inputs_from_norms: no batch norm.*inference mode"):
         made(jc.trace(train, params, data[:16]), params)
+
+
+def test_inputs_of_convolutions_are_smooth_and_inside_their_bounds():
+    """Space is found inside flat inputs, and one over the frequency squared is its spectrum."""
+
+    def flat(params, x):
+        return NORMED["linen_convnet"]().apply(params, x.reshape(-1, 8, 8, 3))
+
+    case = NORMED["linen_convnet"]()
+    x = jnp.zeros((300, 192))
+    traced = jc.trace(flat, case.params, x).traced_program(case.params, x)
+    (space,) = spaces(traced)
+    assert space == Space((300, 8, 8, 3), (1, 2))
+    noise = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    images = np.asarray(space.smooth(jnp.asarray(noise))).reshape(300, 8, 8, 3)
+    np.testing.assert_allclose((images**2).mean(), 1, rtol=0.05)
+    power = np.abs(np.fft.fft(images.mean(2), axis=1)).mean((0, 2)) ** 2
+    np.testing.assert_allclose(power[1] / power[2], 4, rtol=0.2)
+    params = trained_like(np.zeros((2, 6), np.float32), (5,))
+    net = jc.trace(perceptron, params, jnp.zeros((8, 6)))
+    (moved,) = made(net, params, steps=1, bounds=(2, 3)).batches
+    assert (moved.min(), moved.max()) == (2, 3)
