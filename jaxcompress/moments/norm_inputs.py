@@ -75,7 +75,7 @@ def inputs_from_norms(
     bounds: tuple[float, float] | None = None,
     start: Iterable[PyTree] | None = None,
     count: int = 4,
-    steps: int = 200,
+    steps: int = 100,
     rate: float = 0.05,
     seed: int = 0,
     progress: bool = True,

@@ -9,12 +9,12 @@ channels, and model folding (Wang et al. 2025, arXiv:2502.10216: k-means of chan
 averaged), as it is, with its correction of scales (Fold-AR), and with new statistics from inputs
 made by gradient descent (Fold-DIR; it gets the same inputs as we do).
 
-With 4,000 training images, no labels: ours again, and GRAIL (Tang et al. 2026, arXiv:2602.23795:
+With 2,000 training images, no labels: ours again, and GRAIL (Tang et al. 2026, arXiv:2602.23795:
 the second moments of all channels, a ridge regression of them on those that are kept, folded into
 the consumers), with magnitude, Wanda and folding as its selectors.
 
-The 10,000 test images judge, and nothing was chosen by them: settings of `inputs_from_norms` were
-chosen on the last 10,000 training images, one seed.
+The 10,000 test images judge, and nothing was chosen by them: the ways and settings of
+`inputs_from_norms` were compared on a ConvNet of scikit-learn's digits.
 
     python tests/benchmarks/data_free.py              # everything; 3 seeds
     python tests/benchmarks/data_free.py --held-out   # judged by training images, seed 0, no file
@@ -48,7 +48,7 @@ TARGETS = {0.7: 2.0, 0.5: 8.0}
 """Points that a cut without data may lose."""
 
 EPSILON, RIDGE = 1e-5, 1e-3
-IMAGES, EXAMPLES = 4_000, 128
+IMAGES, EXAMPLES = 2_000, 128
 
 
 # --- rivals: a pair of matrices for every hidden axis ---------------------------------------------
