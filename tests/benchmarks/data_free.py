@@ -38,9 +38,9 @@ import jax.numpy as jnp
 import numpy as np
 from cells import finished, read
 from mnist import Digits
-from sklearn.cluster import KMeans
 
 import jaxcompress as jc
+from jaxcompress.classifiers.k_means import k_means
 
 NETWORKS = ("ConvNet", "wider ConvNet")
 KEEPS = (0.7, 0.5)
@@ -129,6 +129,19 @@ def normalised(params: Any) -> Any:
     return new
 
 
+def best_clusters(rows: np.ndarray, count: int, seed: int, tries: int = 10) -> np.ndarray:
+    """The best of several k-means."""
+
+    def spread(labels: np.ndarray) -> float:
+        members = np.eye(count)[labels]
+        means = members.T @ rows / np.maximum(members.sum(0), 1)[:, None]
+        return float(np.sum((rows - means[labels]) ** 2))
+
+    rng, equal = np.random.default_rng(seed), np.ones(len(rows))
+    found = (k_means(rows, equal, count, rounds=100, rng=rng) for _ in range(tries))
+    return min(found, key=spread)
+
+
 def clusters(params: Any, index: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Channels by k-means of all weights that they have; and the mean cosine of each cluster."""
     layers = Layers.of(params)
@@ -140,7 +153,7 @@ def clusters(params: Any, index: int, count: int, seed: int) -> tuple[np.ndarray
     kernel = params["params"][reader]["kernel"]
     read = np.moveaxis(kernel.reshape(-1, size, kernel.shape[-1]), 1, 0).reshape(size, -1)
     rows = np.concatenate([np.reshape(part, (-1, size)).T for part in own] + [read], axis=1)
-    labels = KMeans(count, n_init=10, random_state=seed).fit(rows).labels_
+    labels = best_clusters(rows, count, seed)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = unit @ unit.T
     means = np.zeros(count)
@@ -158,7 +171,7 @@ def folded(params: Any, sizes: list[int], seed: int, *, repair: bool = False) ->
     for index, count in enumerate(sizes):
         labels, cosine = clusters(params, index, count, seed)
         members = np.eye(count, dtype=np.float32)[labels]
-        number = members.sum(0)
+        number = np.maximum(members.sum(0), 1)
         maps[index] = members / number, members.T
         factors[index] = np.sqrt(number / (1 + (number - 1) * np.clip(cosine, 0, 1)))
     small = mapped(params, maps)
@@ -177,7 +190,7 @@ def grail(params: Any, sizes: list[int], seed: int, grams: list[np.ndarray], sel
         if selector == "folding":
             labels, _ = clusters(base, index, count, seed)
             members = np.eye(count)[labels]
-            produce = members / members.sum(0)
+            produce = members / np.maximum(members.sum(0), 1)
         elif selector == "magnitude":
             produce, _ = largest(norms_of(params, index, 2), count)
         else:
