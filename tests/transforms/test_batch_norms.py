@@ -221,3 +221,21 @@ def test_wrong_cuts_are_refused():
     params["one"]["var"] = params["one"]["var"] - 2
     with pytest.raises(ValueError, match="it holds no running statistics"):
         jc.prune_batchnorm(net, 1 / 2)(params)
+
+
+def test_units_that_are_always_active_follow_from_others():
+    """Law: linear units of few inputs depend on each other, and a cut of the surplus is exact."""
+    _, params, _ = perceptron(jax.nn.relu)
+
+    def apply(p, x):
+        h = jax.nn.relu(in_order(p["one"], x @ p["up"]))
+        return in_order(p["two"], h @ p["down"])
+
+    params["up"] = params["up"][:3]
+    params["one"]["shift"] = params["one"]["shift"].at[:5].set(9.0)
+    x = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
+    net = jc.trace(apply, params, x)
+    prune = jc.prune_batchnorm(net, tolerance=1e-6)
+    small = prune(params)
+    assert small["down"].shape == (6, 3)  # three of the five, and the others
+    np.testing.assert_allclose(net(small, x), apply(params, x), rtol=1e-3, atol=1e-3)
