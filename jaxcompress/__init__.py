@@ -21,9 +21,10 @@ from jaxcompress import (
     transforms,
 )
 from jaxcompress.analysis.report import report
-from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers, take
+from jaxcompress.arrays.base import CompactArray, materialize, stored_numbers
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.products import matmul, take
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.spline import as_function
 from jaxcompress.arrays.static import static_field

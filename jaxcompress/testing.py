@@ -25,9 +25,10 @@ from jax import export as jax_export
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
-from jaxcompress.arrays.base import CompactArray, is_compact, matmul, stored_numbers
+from jaxcompress.arrays.base import CompactArray, is_compact, stored_numbers
 from jaxcompress.arrays.device import to_device
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.arrays.products import matmul
 from jaxcompress.checkpoint import load, save
 from jaxcompress.transforms.base import Transform
 from jaxcompress.transforms.combinators import chain, identity

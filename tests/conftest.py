@@ -29,7 +29,13 @@ CHEAP_CODE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_spl
 
 def pytest_configure(config):
     """Workers and programs that tests start inherit XLA's flags, where this XLA has them."""
-    if "PYTEST_XDIST_WORKER" in os.environ or "XLA_FLAGS" in os.environ:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        set_xla_flags()
+
+
+def set_xla_flags() -> None:
+    """Compile cheaply, unless flags are given or this XLA does not have these."""
+    if "XLA_FLAGS" in os.environ:
         return
     # XLA ends the process at a flag that it does not have, so another process asks
     flags = os.environ | {"XLA_FLAGS": CHEAP_CODE}

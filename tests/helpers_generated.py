@@ -471,19 +471,19 @@ def bits_over_time(m):
 
 @operation
 def noise(m):
-    """Random numbers, the same for all channels."""
+    """Random numbers, the same for all positions and channels of an example."""
     h = m.tensor()
     return h + jax.random.normal(
-        jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (*h.shape[:2], 1)
+        jax.random.fold_in(jax.random.key(0), m.tokens[0, 0]), (len(h), 1, 1)
     )
 
 
 @operation
 def dropout(m):
-    """Whole positions are dropped; or nothing, since draws along channels follow their number."""
+    """Whole examples are dropped; or nothing, since a draw along an axis follows its size."""
     h, whole = m.tensor(), m.flag()
     key = m.buffer("key", KEY) if m.flag() else m.key
-    shape, keep = ((*h.shape[:2], 1), 0.7) if whole else (h.shape, 1.0)
+    shape, keep = ((len(h), 1, 1), 0.7) if whole else (h.shape, 1.0)
     return jnp.where(jax.random.bernoulli(key, keep, shape), h / keep, 0.0)
 
 

@@ -197,6 +197,9 @@ def test_flags_that_the_function_branches_on_are_named():
 
         with pytest.raises(TypeError, match=f"may be one of {place}: close over it"):
             jc.trace(run, params, X, *inputs)
+    # without flags the error of JAX stays, which names the value
+    with pytest.raises(jax.errors.TracerBoolConversionError, match="boolean conversion"):
+        jc.trace(lambda p, x: apply(p, x) if x.sum() > 0 else x, BASE, X)
     # flags that are computed with are arrays
     net = jc.trace(lambda p, x, train: jnp.where(train, apply(p, x), 0), BASE, X, True)
     small = jc.rotate_and_prune(net, 1 / 2)(

@@ -17,10 +17,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
-from jaxcompress.arrays.base import CompactArray, materialize, matmul, stored_numbers
+from jaxcompress.arrays.base import CompactArray, materialize, stored_numbers
 from jaxcompress.arrays.layout import MATRIX, MatrixAxes
 from jaxcompress.arrays.leaves import byte_count, describe, is_numeric
 from jaxcompress.arrays.paths import named_leaves
+from jaxcompress.arrays.products import matmul
 from jaxcompress.arrays.projection import weigh
 from jaxcompress.checks import arrays_in, checked, explained, function
 from jaxcompress.moments.moments import Moments

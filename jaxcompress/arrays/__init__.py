@@ -1,20 +1,14 @@
 """Compact arrays: pytree nodes that store fewer numbers than the dense array they mean."""
 
 from jaxcompress.arrays.atoms import DesignedAtoms
-from jaxcompress.arrays.base import (
-    CompactArray,
-    is_compact,
-    materialize,
-    matmul,
-    stored_numbers,
-    take,
-)
+from jaxcompress.arrays.base import CompactArray, is_compact, materialize, stored_numbers
 from jaxcompress.arrays.clustered import ClusteredArray
 from jaxcompress.arrays.factored import FactoredArray
 from jaxcompress.arrays.hashed import HashedArray
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.lookups import LookupArray
 from jaxcompress.arrays.paths import matrices
+from jaxcompress.arrays.products import matmul, take
 from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.spline import SplineArray, as_function
 from jaxcompress.arrays.static import StaticArray, static_field

@@ -1,4 +1,4 @@
-"""Where axes are produced and consumed: matrix products and convolutions.
+"""Where axes are produced and consumed: matrix products.
 
 A contraction of activations with a parameter consumes the contracted axes and produces the
 parameter's free ones; of two activations it is a pair; of two parameters it is both, inside one
@@ -19,29 +19,10 @@ import jax.numpy as jnp
 
 from jaxcompress.arrays.base import CompactArray, is_compact
 from jaxcompress.programs import compat
-from jaxcompress.programs.algebra import (
-    Dim,
-    Kind,
-    Misaligned,
-    factor,
-    find,
-    mark,
-    pair,
-    product,
-    several,
-)
+from jaxcompress.programs.algebra import Dim, Kind, mark, pair, several
 from jaxcompress.programs.facts import copy_facts, is_zero, merge_facts
 from jaxcompress.programs.program import MIXED, PLAIN, Operand, Scaling, Slot, Step, Value
-from jaxcompress.programs.rules import (
-    Analysis,
-    Contraction,
-    Pair,
-    Replay,
-    bind,
-    bind_with,
-    register,
-    unknown,
-)
+from jaxcompress.programs.rules import Analysis, Contraction, Pair, Replay, bind, register
 
 
 def all_slots(value: Value, positions: Iterable[int]) -> frozenset[Slot]:
@@ -363,153 +344,3 @@ def loop_start(value: Value) -> bool:
 def all_leaves(value: Value) -> set[str]:
     """The parameter leaves that a value came from."""
     return {slot.leaf for slot in itertools.chain.from_iterable(value.slots)}
-
-
-# --- products by groups --------------------------------------------------------------------------
-
-
-def replay_ragged(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
-    """The product of every group of rows, reported to the tap as one product of all rows."""
-    if replay.tap is not None and step.note is not None:
-        replay.tap.observe(step.note, operands, step)
-    return tapped_results(step.note, step, bind(step, operands, replay), replay)
-
-
-@register("ragged_dot_general", replay=replay_ragged)
-def ragged_dot_general(step: Step, analysis: Analysis) -> None:
-    """Rows in consecutive groups times a matrix for each group, as in a mixture of experts.
-
-    Contracted and shared dimensions are one axis; the groups are opaque. Other kinds of this
-    primitive, which are its derivatives, have no rule.
-    """
-    rows, weight = step.inputs[:2]
-    numbers = step.params["ragged_dot_dimension_numbers"]
-    contracting, batch = numbers.dot_dimension_numbers
-    groups = numbers.rhs_group_dimensions
-    if not (rows.data and weight.from_params and groups):
-        unknown(step, analysis)
-        return
-    merge_facts(step)
-    (out,) = step.outputs
-    for mine, theirs in (*zip(*contracting, strict=True), *zip(*batch, strict=True)):
-        analysis.unify(step, rows.dims[mine], weight.dims[theirs])
-    for index in numbers.lhs_ragged_dimensions:
-        analysis.freeze(step, rows.dims[index], "it is divided into groups")
-    for index in groups:
-        analysis.freeze(step, weight.dims[index], "each position multiplies a group of rows")
-    kept = free(len(weight.shape), contracting[1], (*batch[1], *groups))
-    order = [
-        (rows, index) for index in (*batch[0], *free(len(rows.shape), contracting[0], batch[0]))
-    ]
-    for index, (value, position) in enumerate([*order, *((weight, index) for index in kept)]):
-        copy_facts(out, index, value, position)
-        if index < len(batch[0]):
-            mark(out.dims[index], Kind.ELEMENTWISE)
-        if value is weight:
-            out.scaled[index] = PLAIN
-    analysis.role(all_slots(weight, kept), "produce")
-    analysis.role(all_slots(weight, batch[1]), "batch")
-    pairs = list(zip(contracting[0], contracting[1], strict=True))
-    shared = tuple((position, rows.dims[position]) for position in batch[0])
-    # a bias is one for all groups: none carries the mean of every group's product
-    consume(step, analysis, rows, weight, pairs, shared, produced=(*kept, *batch[1]))
-
-
-# --- convolutions --------------------------------------------------------------------------------
-
-
-def replay_conv(step: Step, operands: list[Operand], replay: Replay) -> list[Operand]:
-    """A convolution with the present number of groups."""
-    if replay.tap is not None and step.note is not None and step.note[0] is not None:
-        replay.tap.observe(step.note[0], operands, step)
-    groups = step.params["feature_group_count"]
-    if groups > 1 and step.note is not None and step.note[1] is not None:
-        groups = replay.size(step.note[1])
-    results = bind_with(step, operands, replay, feature_group_count=groups)
-    return tapped_results(step.note[0] if step.note else None, step, results, replay)
-
-
-@register("conv_general_dilated", replay=replay_conv)
-def convolution(step: Step, analysis: Analysis) -> None:
-    """Features are contracted and produced, positions opaque; groups are a factor of both."""
-    merge_facts(step)
-    x, kernel = step.inputs
-    (out,) = step.outputs
-    numbers = step.params["dimension_numbers"]
-    x_batch, x_features = numbers.lhs_spec[:2]
-    k_out, k_in, *window = numbers.rhs_spec
-    o_batch, o_features = numbers.out_spec[:2]
-    copy_facts(out, o_batch, x, x_batch)
-    _freeze_windows(step, analysis)
-    copy_facts(out, o_features, kernel, k_out)
-    out.constant[o_features] = False
-    if step.params["batch_group_count"] > 1 or not kernel.from_params:
-        for dim in (x.dims[x_batch], x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
-            analysis.freeze(
-                step,
-                dim,
-                "this kind of convolution has no rule: its kernel is no parameter, "
-                "or it groups the batch",
-            )
-        return
-    # a loop's body is analysed twice: the second time the contraction keeps its key
-    step.note = step.note[0] if step.note else None
-    shared = _shared_groups(step, analysis)
-    if shared is not None and find(shared).size == x.shape[x_features]:
-        # depthwise: the kernel sums over positions only, so it scales features and mixes none
-        analysis.role(kernel.slots[k_out], "batch")
-        out.slots[o_features] = x.slots[x_features] | kernel.slots[k_out]
-        step.note = (None, shared)
-        return
-    analysis.role(kernel.slots[k_out], "produce")
-    batch = () if shared is None else ((x_features, shared),)
-    contracted = [(x_features, k_in)]
-    key = consume(step, analysis, x, kernel, contracted, batch, tuple(window), (k_out,))
-    step.note = (key, shared)
-    out.sites = frozenset({key})
-
-
-def _freeze_windows(step: Step, analysis: Analysis) -> None:
-    """Make the positions of the input, the output and the kernel opaque."""
-    x, kernel = step.inputs
-    (out,) = step.outputs
-    numbers = step.params["dimension_numbers"]
-    for source, target in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True):
-        analysis.freeze(step, x.dims[source], "a window slides along it")
-        out.dims[target] = analysis.fresh(out.shape[target])
-        analysis.freeze(step, out.dims[target], "a window slides along it")
-    for position in numbers.rhs_spec[2:]:
-        analysis.freeze(step, kernel.dims[position], "it is the extent of a window")
-
-
-def _shared_groups(step: Step, analysis: Analysis) -> Dim | None:
-    """Relate the input's features to the kernel's; returns the axis of the groups, if any."""
-    x, kernel = step.inputs
-    numbers, groups = step.params["dimension_numbers"], step.params["feature_group_count"]
-    x_features, (k_out, k_in) = numbers.lhs_spec[1], numbers.rhs_spec[:2]
-    if groups == 1:
-        analysis.unify(step, x.dims[x_features], kernel.dims[k_in])
-        return None
-    try:
-        shared = _grouped(step, analysis, groups, x_features, k_in, k_out)
-    except Misaligned as problem:
-        for dim in (x.dims[x_features], kernel.dims[k_in], kernel.dims[k_out]):
-            analysis.freeze(step, dim, f"its groups cut across its parts: {problem}")
-        return None
-    mark(shared, Kind.ELEMENTWISE)
-    return shared
-
-
-def _grouped(
-    step: Step, analysis: Analysis, groups: int, x_features: int, k_in: int, k_out: int
-) -> Dim:
-    """Split features in and out into groups x rest; returns the groups' axis."""
-    x, kernel = step.inputs
-    features, outputs = x.dims[x_features], kernel.dims[k_out]
-    if features is None or outputs is None:
-        raise Misaligned("one feature in several groups")
-    ours, theirs = factor(features, groups), factor(outputs, groups)
-    analysis.unify(step, ours[0], theirs[0])
-    if len(ours) > 1:
-        analysis.unify(step, product(ours[1:]), kernel.dims[k_in])
-    return ours[0]

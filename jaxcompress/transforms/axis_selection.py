@@ -117,8 +117,6 @@ def _site_system(
     flat = inputs.flat
     where = lines(flat, axis.key)  # (d, positions)
     fibres = [flat.index(key)[where[0]] for key in axis.fibres]
-    if any((index < 0).any() for index in fibres):
-        return None
     # positions sorted by fibre, so that a reshape separates the fibres
     by_fibre = np.lexsort(fibres[::-1]) if fibres else np.arange(where.shape[1])
     where = where[:, by_fibre].reshape(len(where), state.fibres(axis), -1).swapaxes(0, 1)

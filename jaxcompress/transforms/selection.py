@@ -321,13 +321,13 @@ def orthogonal_rotation(
         rest = np.eye(len(moments)) - directions @ directions.T
         return float(np.einsum("ij,ji->", rest @ moments @ rest, gram))
 
-    candidates = [top(moments, size), top(moments @ gram + gram @ moments, size)]
+    candidates = [top(moments, size), top(moments @ gram, size)]
     directions = min(candidates, key=lost)
     return directions, directions.T
 
 
 def top(matrix: Float[np.ndarray, "d d"], size: int) -> Float[np.ndarray, "d r"]:
-    """The leading eigenvectors of a symmetric matrix, with fixed signs."""
+    """The leading eigenvectors of the symmetric part of a matrix, with fixed signs."""
     return fix_signs(np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1][:, :size])
 
 

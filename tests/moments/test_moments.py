@@ -449,3 +449,17 @@ def test_some_windows_are_those_of_all(name, monkeypatch):
     np.testing.assert_allclose(
         weights.T @ whole.cov @ weights, np.cov(rows.T, bias=True), atol=1e-4
     )
+
+
+def test_inputs_that_are_no_floats_are_not_searched_for_nan():
+    """A random key has no value as a number; words and flags have none that is NaN."""
+    params = {"table": matrix(6, 4), "out": matrix(4, 2)}
+
+    def apply(p, ids, key, flag):
+        scale = 1 + 0 * jax.random.uniform(key)
+        return jnp.where(flag, p["table"][ids] * scale, 0) @ p["out"]
+
+    inputs = np.array([[0, 3], [5, 1]]), jax.random.key(3), np.array(True)
+    net = jc.trace(apply, params, *inputs)
+    moments = jc.calibrate(net, params, [inputs], progress=False)
+    assert moments["table:1"].count == 4

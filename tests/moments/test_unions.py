@@ -1,10 +1,13 @@
 """Moments of a union are those of all vectors together, whatever was added up separately."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxcompress as jc
 from jaxcompress.moments.cross_moments import CrossMoments
 from jaxcompress.moments.moments import Moments
+from jaxcompress.moments.sensitivity import transposition
 from jaxcompress.moments.statistics import Statistic
 from jaxcompress.networks.axes import AXES, REFUSED, Axis, Structure
 from jaxcompress.networks.layout import Layout
@@ -88,3 +91,42 @@ def test_joint_moments_of_two_sets():
         np.testing.assert_allclose(
             getattr(union, name), getattr(whole, name), rtol=1e-10, err_msg=name
         )
+
+
+def test_gains_of_two_sets():
+    """The signs of a single output do not matter, so that the sums are equal."""
+    rng = np.random.default_rng(0)
+    params = {"up": rng.normal(size=(3, 4)), "down": rng.normal(size=(4, 1))}
+    params = {name: kernel.astype(np.float32) for name, kernel in params.items()}
+    sets = [rng.normal(size=(rows, 3)).astype(np.float32) for rows in (5, 9)]
+    net = jc.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, sets[0])
+
+    def gains(*batches):
+        return jc.calibrate(net, params, batches, sensitivity=True, progress=False)
+
+    union, whole = (gains(sets[0]) + gains(sets[1])).gains, gains(*sets).gains
+    for key in ("up#0", "down#0"):
+        assert union[key].count == whole[key].count == 14
+        np.testing.assert_allclose(union[key].cov, whole[key].cov, rtol=1e-5, err_msg=key)
+
+
+HEADS, SIZE, MODEL, ONE = Layout("heads", 2), Layout("size", 3), Layout("model", 4), Layout("", 1)
+PRODUCT = Layout("", 6, "product", (HEADS, SIZE))
+SEGMENTS = Layout("", 5, "concat", (HEADS, SIZE))
+ORDERS = {
+    "as they are": ((HEADS, SIZE), (HEADS, SIZE), [0, 1, 2, 3, 4, 5]),
+    "a product of both": ((HEADS, SIZE), (PRODUCT,), [0, 1, 2, 3, 4, 5]),
+    "exchanged": ((SIZE, HEADS), (HEADS, SIZE), [0, 3, 1, 4, 2, 5]),
+    "exchanged, with a size of one": ((SIZE, ONE, HEADS), (PRODUCT,), [0, 3, 1, 4, 2, 5]),
+    "other axes": ((HEADS, SIZE), (HEADS, MODEL), None),
+    "fewer axes": ((HEADS,), (SIZE, HEADS), None),
+    "twice the same": ((HEADS, SIZE, HEADS), (HEADS, HEADS, SIZE), None),
+    "segments in the kernel": ((SEGMENTS,), (SIZE, HEADS), None),
+    "segments in the product": ((SIZE, HEADS), (SEGMENTS,), None),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_where_a_kernels_outputs_lie_in_its_product(name):
+    kernel, result, order = ORDERS[name]
+    assert transposition(kernel, result) == order

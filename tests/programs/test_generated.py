@@ -2,7 +2,7 @@
 
 200 by default, 2,000 with other seeds by a script that goes on after failures and lists them:
 
-    python tests/programs/test_generated.py --count 2000 --seed 1
+    PYTHONPATH=tests python tests/programs/test_generated.py --count 2000 --seed 1
 """
 
 import argparse

@@ -334,6 +334,28 @@ def test_axes_that_nothing_produces_are_refused():
     assert "constant along it" in net.refused["v:0"].reason
 
 
+def test_axes_that_inputs_and_outputs_show_are_refused():
+    """Though a parameter produces them and another one consumes them."""
+
+    def apply(p, x):
+        stream = x + jnp.tanh(x @ p["up"]) @ p["down"]
+        return stream + jnp.tanh(stream @ p["next"]) @ p["last"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"up": (3, 4), "down": (4, 3), "next": (3, 5), "last": (5, 3)}
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    x = rng.normal(size=(2, 3))
+    net = jc.trace(apply, params, x)
+    assert net.axes.keys() == ["up:1", "next:1"]
+    assert net.refused["down:1"].reason == "it is visible in the inputs"
+    first = jc.trace(lambda p, x: apply(p, x) @ p["out"], params | {"out": np.ones((3, 2))}, x)
+    assert first.refused["down:1"].reason == "it is visible in the inputs"
+    last = jc.trace(
+        lambda p, x: apply(p, x @ p["in"]), params | {"in": np.ones((6, 3))}, x.repeat(2, 1)
+    )
+    assert last.refused["down:1"].reason == "it is visible in the outputs"
+
+
 @pytest.mark.filterwarnings("ignore:.* is selected, not :UserWarning")
 def test_integer_and_complex_leaves():
     def apply(p, x):

@@ -13,6 +13,7 @@ from helpers_models import MODELS
 import jaxcompress as jc
 from jaxcompress.networks.axes import Layout
 from jaxcompress.transforms.allocation import AxisCounts, Counts, JointCounts, allocate, divide
+from jaxcompress.transforms.leafwise import MOST_OPTIONS, SAMPLED
 
 
 def trained_mlp(widths=(8, 64, 96, 4), seed=0):
@@ -281,6 +282,16 @@ def test_curves_are_the_errors_of_the_fits():
             )
             gap = matrix - np.asarray(array.materialize(), np.float64)
             np.testing.assert_allclose(errors[index], np.sum(gap * (metric @ gap)), rtol=tolerance)
+
+
+def test_curves_of_large_matrices_have_a_bounded_number_of_options():
+    """A budget tries every option of every leaf; their steps grow with the size."""
+    matrix = np.random.default_rng(0).normal(size=(40, 30))
+    keeps, _ = jc.hashed(1.0).curve(matrix, None, "w")
+    assert 100 < len(keeps) <= MOST_OPTIONS + 1 < matrix.size
+    np.testing.assert_allclose(keeps[0], min(SAMPLED), rtol=0.1)
+    gaps = np.diff(keeps * matrix.size)
+    assert gaps[0] < gaps[len(gaps) // 2] < gaps[-2]
 
 
 def test_a_chain_of_budgets_multiplies():

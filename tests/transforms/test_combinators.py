@@ -96,6 +96,11 @@ def test_a_mapping_gives_each_leaf_its_keep():
     assert small["b"]["kernel"].stored_numbers == 12
     with pytest.raises(ValueError, match=r"the pattern 'c/\*' decides nothing"):
         jc.hashed(keep={"c/*": 1 / 2, "**": 1 / 4})(PARAMS)
+    with pytest.raises(ValueError, match=r"the pattern 'b/\*' decides nothing"):
+        jc.at("a/*", jc.hashed(keep={"b/*": 1 / 2, "**": 1 / 4}))(PARAMS)
+    apart = {"one": jc.hashed(keep={"b/*": 1 / 2, "**": 1 / 4}), "other": jc.identity()}
+    with pytest.raises(ValueError, match=r"the pattern 'b/\*' decides nothing"):
+        jc.partition(apart, {"a": "one", "b": "other"})(PARAMS)
 
 
 def test_recipes_print_and_compare():
@@ -197,6 +202,20 @@ def test_bad_input_is_refused_by_name(case):
     call, kind, message = BAD[case]
     with pytest.raises(kind, match=f"(?s){message}"):
         call()
+
+
+def test_initialize_draws_compact_leaves_anew_and_keeps_those_that_are_not_chosen():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {name: {"kernel": jax.random.normal(k, (16, 12))} for name, k in zip("abc", keys)}
+    params = jc.at(("a/kernel", "b/kernel"), jc.hashed(1 / 4, seed=5))(params)
+    fresh = jc.initialize(jax.random.key(1), jc.at("a/kernel", jc.hashed(1 / 2)), params)
+    assert fresh["b"]["kernel"] is params["b"]["kernel"]
+    assert fresh["c"]["kernel"] is params["c"]["kernel"]
+    before, after = (tree["a"]["kernel"] for tree in (params, fresh))
+    assert after.stored_numbers == 96
+    powers = [float(jnp.mean(node.materialize() ** 2)) for node in (before, after)]
+    np.testing.assert_allclose(*powers, rtol=1e-5)
+    assert abs(np.corrcoef(before.materialize().ravel(), after.materialize().ravel())[0, 1]) < 0.2
 
 
 def test_initialize_has_the_given_variance():

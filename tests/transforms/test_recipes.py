@@ -176,6 +176,18 @@ DAMAGED = {
         {"call": "hashed", "keep": {"call": "Fraction", "value": "1e999999999"}},
         "'1e999999999' is no fraction",
     ),
+    "dtype": (
+        {
+            "call": "vocabulary",
+            "keep": 1,
+            "atoms": {"call": "array", "dtype": "float99", "values": []},
+        },
+        "unknown dtype 'float99'",
+    ),
+    "dtype of another kind": (
+        {"call": "vocabulary", "keep": 1, "atoms": {"call": "array", "dtype": 32, "values": []}},
+        "unknown dtype '32'",
+    ),
     "labels": (
         {"call": "partition", "transforms": {"a": {"call": "identity"}}, "labels": [1]},
         "partition.labels is a tree with a int",

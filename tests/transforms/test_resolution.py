@@ -63,6 +63,17 @@ def test_gradients_pass_a_change_of_resolution():
     np.testing.assert_allclose(full, coarse, rtol=1e-4)  # <D' g, p> = <g, D p>
 
 
+@pytest.mark.parametrize(("width", "split"), [(32, 0.5), (128, 0.1)])
+def test_a_split_is_relative_to_what_reads_the_channels(width, split):
+    """Of the perturbation the part that changes the sum of two copies is taken away: a half."""
+    rng = np.random.default_rng(0)
+    params = {"up": rng.normal(size=(3, width)), "down": rng.normal(size=(width, 40))}
+    net = jc.trace(lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"], params, np.ones((2, 3)))
+    whole, apart = jc.refine(net, 2)(params), jc.refine(net, 2, split=split)(params)
+    change = np.std(apart["down"] - whole["down"]) / np.std(whole["down"])
+    np.testing.assert_allclose(change, split / np.sqrt(2), rtol=0.1)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSING])
 def test_split_channels_differ_in_what_reads_them_alone(name):
     model, net = network(name)

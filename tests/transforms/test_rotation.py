@@ -226,6 +226,9 @@ def test_bad_arguments():
         jc.rotate_and_prune(net, 1 / 2)(jc.at("w0", jc.factored(1 / 2))(params))
     with pytest.raises(ValueError, match="not the traced parameters"):
         jc.rotate_and_prune(net, 1 / 2)({"w0": params["w0"]})
+    more = {**params, **dict.fromkeys(("z", "y", "x", "v", "u"), params["w0"])}
+    with pytest.raises(ValueError, match=re.escape("['u', 'v', 'x', 'y', 'z'] differ")):
+        jc.rotate_and_prune(net, 1 / 2)(more)
 
 
 def test_illegal_maps_are_refused_with_their_reason():
@@ -246,16 +249,56 @@ def test_illegal_maps_are_refused_with_their_reason():
         jc.rotate_and_prune(net, 1 / 2, axes="params/layers_2/kernel")(model.params)
 
 
-def test_heads_that_the_shapes_do_not_determine_are_cut_only_when_named():
+PAIRS = {
+    "nonlinear": lambda p, x: jax.nn.relu(x @ p["q"]) @ jax.nn.relu(x @ p["k"]).T @ p["out"],
+    "scaled": lambda p, x: (x @ p["q"] * p["g"]) @ (x @ p["k"]).T @ p["out"],
+    "consumed": lambda p, x: (x @ p["q"]) @ (x @ p["k"]).T @ p["out"] + x @ p["q"] @ p["d"],
+    "of one parameter": lambda p, x: (x @ p["q"]) @ (jnp.roll(x, 1, 0) @ p["q"]).T @ p["out"],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_two_sides_of_a_product_rotate_where_nothing_else_uses_it(name):
+    shapes = {"q": (5, 4), "k": (5, 4), "g": (4,), "d": (4, 3), "out": (6, 3)}
+    params = {name: matrix(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
+    x = matrix(6, 5, seed=9)
+    net = jc.trace(PAIRS[name], params, x)
+    axis = next(axis for axis in net.axes if axis.pair)
+    why = "products of activations, or one parameter" if name == "of one parameter" else "use it"
+    with pytest.raises(ValueError, match=f"{axis.key} cannot be rotated: .*{why}"):
+        jc.rotate_and_prune(net, 1 / 2, axes=axis.key, method="rotate")(params)
+
+
+def test_the_two_sides_of_a_product_rotate():
+    params = {name: matrix(5, 4, seed=n) for n, name in enumerate("qk")}
+    params["out"] = matrix(6, 3, seed=2)
+    x = matrix(6, 5, seed=9)
+    net = jc.trace(lambda p, x: (x @ p["q"]) @ (x @ p["k"]).T @ p["out"], params, x)
+    small = jc.rotate_and_prune(net, 1 / 2, method="rotate")(params)
+    assert small["q"].shape == small["k"].shape == (5, 2)
+
+
+def test_heads_that_the_shapes_do_not_determine_are_cut_only_when_named(caplog):
     """In a fused product the number of heads cannot be read off the parameters."""
     model, net, inputs, moments = calibrated("encoder_by_hand", 32)
     heads = [axis.key for axis in net.axes if axis.size == 3]
-    small = jc.rotate_and_prune(net, 2 / 3)(model.params, moments)
+    with caplog.at_level("INFO"):
+        small = jc.rotate_and_prune(net, 2 / 3)(model.params, moments)
+    assert f"{heads[0]} is not changed: its size cannot be read off" in caplog.text
     assert error(net, model.params, small, inputs) < 2
     cut = jc.rotate_and_prune(net, 2 / 3, axes=heads[0])(model.params, moments)
     sized = net.resized({heads[0]: 2})
     assert np.isfinite(error(sized, cut, cut, inputs))
     assert sized(cut, *inputs).shape == net(model.params, *inputs).shape
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_weights_alone_decide_without_moments_and_that_is_said(measured, caplog):
+    _, net, _, moments = calibrated("linear_mlp", 32)
+    model, _ = network("linear_mlp")
+    with caplog.at_level("INFO"):
+        jc.rotate_and_prune(net, 1 / 2)(model.params, moments if measured else None)
+    assert ("it uses the weights alone" in caplog.text) is not measured
 
 
 def test_recalibration_in_a_chain():
