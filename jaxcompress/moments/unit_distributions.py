@@ -212,9 +212,9 @@ def _applied(step: Step, operands: list[Units | None]) -> Units | None:
         number = scalar(value)
         if own is None and number is None:
             return None
-        arrays.append(own.samples if own is not None else jnp.full(shape, number, value.dtype))
-    casts = [array.astype(value.dtype) for array, value in zip(arrays, step.inputs, strict=True)]
-    (samples,) = compat.bind(step.primitive, casts, step.params)
+        array = own.samples if own is not None else jnp.full(shape, number or 0.0)
+        arrays.append(array.astype(value.dtype))
+    (samples,) = compat.bind(step.primitive, arrays, step.params)
     return dataclasses.replace(units, samples=samples)
 
 

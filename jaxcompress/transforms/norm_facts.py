@@ -131,11 +131,11 @@ class NormFacts:
         if rows is None:
             return dependent
         basis: list[int] = []
-        for unit in np.flatnonzero(linear):
+        for unit in np.flatnonzero(linear).tolist():
             if basis and _combination(rows, basis, unit) is not None:
                 dependent[unit] = True
             else:
-                basis.append(int(unit))
+                basis.append(unit)
         return dependent
 
     def predictions(
@@ -144,13 +144,13 @@ class NormFacts:
         """All units from the kept ones: dependent linear ones exactly, others not at all."""
         fold = np.eye(len(kept))[kept]
         rows, linear = self._directions(state, axis), self.linear(axis)
-        basis = np.flatnonzero(linear & kept)
-        if rows is None or not len(basis):
+        basis = np.flatnonzero(linear & kept).tolist()
+        if rows is None or not basis:
             return fold
         slopes = self.of_axis(axis)[0].units.slope
         place = np.cumsum(kept) - 1
-        for unit in np.flatnonzero(linear & ~kept):
-            shares = _combination(rows, list(basis), unit)
+        for unit in np.flatnonzero(linear & ~kept).tolist():
+            shares = _combination(rows, basis, unit)
             if shares is not None:
                 fold[place[basis], unit] = shares * slopes[unit] / slopes[basis]
         return fold

@@ -153,6 +153,7 @@ class PruneBatchnorm(NormTransform, AxisTransform):
 
     def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
         """The units of one axis that are kept; the others' means go into the consumers."""
+        assert not isinstance(self.keep, Budget), "a budget is settled before any change"
         keep = PerLeaf(self.keep, "keep").get(axis.key)
         present = state.size(axis)
         size = present if keep is None else max(round(keep * present), 1)

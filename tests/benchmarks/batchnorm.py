@@ -37,7 +37,7 @@ SHARE = 0.08
 """Of the stored numbers that part one keeps."""
 KEEP = 0.3
 """Of the channels that part two keeps."""
-EPOCHS, RATE = {"perceptron": 12, "ConvNet": 4}, {"perceptron": 1e-3, "ConvNet": 3e-3}
+EPOCHS, RATE = {"perceptron": 12, "ConvNet": 2}, {"perceptron": 1e-3, "ConvNet": 3e-3}
 TUNING, BATCH = 10, 128
 CALIBRATION, PER_BATCH, SAMPLE = 20_000, 500, 1 / 8
 PERCEPTRON = ("random", "l1", "slimming", "norms", "norms, DCT", "data, reconstructed")
