@@ -18,6 +18,7 @@ Costs O(d) quadratures and one decomposition an axis.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 from jaxtyping import PyTree
@@ -162,18 +163,30 @@ class PruneBatchnorm(NormTransform, AxisTransform):
         state.check_dense(axis)
         facts = self.facts
         assert facts is not None, "settled before any change"
-        if self.method == "slimming":
-            if axis.key not in facts.scales:
-                self.skip(axis, "no norm has a scale along it")
-                return None
-            return AxisChange(largest(np.abs(facts.scales[axis.key]).mean(0)[None], size))
-        if why := facts.why_not(state, axis):
-            self.skip(axis, why)
+        if self.why_not(facts, state, axis):  # `check_effect` has said so
             return None
+        if self.method == "slimming":
+            return AxisChange(largest(np.abs(facts.scales[axis.key]).mean(0)[None], size))
         change = largest(facts.errors(state, axis)[None], size)
         fold = facts.predictions(state, axis, change.produce[0].any(1))
         complete = dataclasses.replace(change, consume=fold[None])
         return AxisChange(complete, facts.adapted(state, axis, fold, rescale=self.rescale))
+
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse axes of which norms tell nothing, and warn of single ones."""
+        assert self.facts is not None, "settled before any change"
+        reasons = {axis.key: self.why_not(self.facts, state, axis) for axis in axes}
+        left = [f"{key} ({why})" for key, why in reasons.items() if why]
+        if len(left) == len(axes):
+            raise ValueError(f"prune_batchnorm: norms explain none of the axes: {'; '.join(left)}")
+        if left:
+            warnings.warn(f"prune_batchnorm leaves {'; '.join(left)}", stacklevel=6)
+
+    def why_not(self, facts: NormFacts, state: NetworkState, axis: Axis) -> str | None:
+        """Why the norms do not tell how to cut an axis, or None."""
+        if self.method == "slimming":
+            return None if axis.key in facts.scales else "no norm has a scale along it"
+        return facts.why_not(state, axis)
 
     def explained(self, facts: NormFacts, state: NetworkState) -> list[Axis]:
         """The axes whose units norms explain."""
@@ -219,7 +232,7 @@ def prune_batchnorm(
     Returns:
         A transform. `transform.units(params)` prints the probability that each unit is active, and
         what it is worth; `transform.plan(params)` the sizes and the errors predicted. Axes that no
-        norm explains stay as they are.
+        norm explains stay as they are, and a warning names them.
 
     Raises:
         ValueError: for a network without norms that use running statistics, a keep or a tolerance

@@ -188,13 +188,16 @@ def test_a_cut_of_a_convnet():
     case, net = traced("linen_convnet")
     prune = jc.prune_batchnorm(net, 1 / 2)
     plan = prune.plan(case.params)
-    small, slim = prune(case.params), jc.prune_batchnorm(net, 1 / 2, method="slimming")(case.params)
+    with pytest.warns(UserWarning, match=r"prune_batchnorm leaves params/hidden/kernel:1 \(no "):
+        small = prune(case.params)
+    with pytest.warns(UserWarning, match="no norm has a scale along it"):
+        slim = jc.prune_batchnorm(net, 1 / 2, method="slimming")(case.params)
     for params in (small, slim):
         assert net(params, *case.inputs).shape == (4, 5)
     rows = {share.key: share.keep for share in plan.shares}
     assert jc.stored_numbers(small) == plan.stored[1]
     assert set(rows.values()) == {1 / 2}
-    half = jc.prune_batchnorm(net, jc.budget(3 / 4))
+    half = jc.prune_batchnorm(net, jc.budget(3 / 4), axes="params/Conv_*/kernel")
     assert jc.stored_numbers(half(case.params)) <= 3 / 4 * jc.stored_numbers(case.params)
 
 
@@ -218,6 +221,9 @@ def test_wrong_cuts_are_refused():
     _, params, net = perceptron(jax.nn.relu)
     with pytest.raises(ValueError, match="either keep or tolerance"):
         jc.prune_batchnorm(net)
+    case, other = traced("linen_convnet")
+    with pytest.raises(ValueError, match="norms explain none of the axes: params/hidden"):
+        jc.prune_batchnorm(other, 1 / 2, axes="params/hidden/kernel")(case.params)
     params["one"]["var"] = params["one"]["var"] - 2
     with pytest.raises(ValueError, match="it holds no running statistics"):
         jc.prune_batchnorm(net, 1 / 2)(params)
