@@ -47,6 +47,7 @@ from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -100,6 +101,7 @@ __all__ = [
     "partition",
     "plots",
     "programs",
+    "prune_batchnorm",
     "recalibrate",
     "reconstruct",
     "refine",

@@ -163,6 +163,30 @@ def on_net(constructor, measured=True, **right):
     return Call(run, lambda: {"net": net(), "moments": moments() if measured else None, **right})
 
 
+NORMED = {"mean": normal(8), "var": normal(8) ** 2 + 1, "scale": normal(8)} | PARAMS
+
+
+def normed(params, x):
+    """The same with a batch norm before the first activation."""
+    hidden = x @ params["up"] + params["bias"]
+    hidden = (hidden - params["mean"]) / jnp.sqrt(params["var"] + 1e-5) * params["scale"]
+    return jax.nn.relu(jax.nn.relu(hidden) @ params["mid"]) @ params["down"]
+
+
+@functools.cache
+def normed_net():
+    return jc.trace(normed, NORMED, X)
+
+
+def on_normed(constructor, **right):
+    """A transform that batch norms guide, made and called."""
+
+    def run(params=NORMED, **options):
+        return constructor(**options)(params)
+
+    return Call(run, lambda: {"net": normed_net(), **right})
+
+
 def several(function, *names):
     """A function of positional arguments, called by their names."""
 
@@ -237,6 +261,7 @@ CALLS = {
             **QUIET,
         },
     ),
+    "fold_batchnorm": on_normed(jc.fold_batchnorm),
     "hashed": applied(jc.hashed, params=KERNEL, keep=1 / 2),
     "initialize": Call(
         jc.initialize,
@@ -270,6 +295,7 @@ CALLS = {
             "labels": {"kernel": "small", "bias": "same"},
         },
     ),
+    "prune_batchnorm": on_normed(jc.prune_batchnorm, keep=1 / 2),
     "recalibrate": on_net(jc.recalibrate, batches=[X], **QUIET),
     "reconstruct": on_net(jc.reconstruct, batches=[X], **QUIET),
     "refine": on_net(jc.refine, measured=False, factor=2),

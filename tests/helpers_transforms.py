@@ -117,6 +117,14 @@ AXES = {
         lambda: jc.rotate_and_prune(NET, 1 / 2, multiple={"up:1": 2}),
     ],
     "fold_batchnorm": [lambda: jc.fold_batchnorm(NORMED)],
+    "prune_batchnorm": [
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2),
+        lambda: jc.prune_batchnorm(NORMED, TOTAL),
+        lambda: jc.prune_batchnorm(NORMED, {"up:1": 1 / 2}),
+        lambda: jc.prune_batchnorm(NORMED, tolerance=0.1),
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2, method="slimming"),
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2, rescale=False),
+    ],
     "merge": [lambda: jc.merge(NET), lambda: jc.merge(NET, 0.9), lambda: jc.merge(NET, axes="up")],
     "seriate": [lambda: jc.seriate(NET), lambda: jc.seriate(NET, "leaves", axes="up")],
     "coarsen": [
@@ -136,6 +144,7 @@ DATA = {
     "recalibrate": [
         lambda: jc.recalibrate(NET, [X]),
         lambda: jc.recalibrate(NET, [X], progress=False),
+        lambda: jc.recalibrate(NORMED, [X], norms=True),
     ],
     "reconstruct": [
         lambda: jc.reconstruct(NET, [X]),

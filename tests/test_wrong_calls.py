@@ -181,6 +181,7 @@ BATCHES = [
     Wrong("batches", NOT_BATCHES, "batch|inputs"),
     Wrong("batches", NOT_ITERABLE, "batches", TypeError),
 ]
+WITHOUT_NORMS = Wrong("net", [Made(right.net)], "no batch norm with running statistics")
 AGAIN = Wrong("batches", [Made(lambda: iter([X]))], "give a list, not an iterator", TypeError)
 METRIC = Wrong("metric", [np.full((3, 3), NAN), np.eye(2), np.full((3, 3), "a"), 3.0], "moments")
 TRAINING = [
@@ -342,6 +343,24 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("multiple", [{"nothing": 2}, {"up:1": 2, "nothing": 2}], "multiple: the pattern"),
         Wrong("multiple", [{}], "multiple is an empty mapping"),
     ],
+    "fold_batchnorm": [
+        NET,
+        WITHOUT_NORMS,
+        Wrong("params", [PARAMS, 3, None], "other|traced"),
+        Wrong("params", [changed(right.NORMED, var=-right.NORMED["var"])], "running statistics"),
+    ],
+    "prune_batchnorm": [
+        NET,
+        WITHOUT_NORMS,
+        *AXES,
+        Wrong("params", [changed(right.NORMED, var=-right.NORMED["var"])], "running statistics"),
+        Wrong("keep", SHARES, r"keep must be in \(0, 1\]"),
+        Wrong("keep", [{"nothing": 1 / 2}], "keep: the pattern"),
+        Wrong("", [{"keep": None}, {"tolerance": 0.1}], "either keep or tolerance"),
+        Wrong("", [{"keep": None, "tolerance": v} for v in (-1, 1, 2)], "tolerance must be in"),
+        Wrong("method", NAMES, "method=.* is unknown"),
+        Wrong("rescale", [None, 1, "yes"], "rescale must be True or False", TypeError),
+    ],
     "coarsen": [
         *ON_NET,
         *AXES,
@@ -381,7 +400,14 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("start", NOT_BATCHES, "batch|inputs"),
         Wrong("start", NOT_ITERABLE[1:], "start", TypeError),
     ],
-    "recalibrate": [NET, *BATCHES, AGAIN, Wrong("params", NOT_PARAMS, FIT)],
+    "recalibrate": [
+        NET,
+        *BATCHES,
+        AGAIN,
+        Wrong("params", NOT_PARAMS, FIT),
+        Wrong("norms", [None, 1, "yes"], "norms must be True or False", TypeError),
+        Wrong("norms", [True], "no batch norm with running statistics"),
+    ],
     "reconstruct": [
         NET,
         *BATCHES,

@@ -43,6 +43,8 @@ class Units:
         normal: the deviation of that variable, of each channel.
         channel: the dimension of the channels.
         root: which normal variables these are functions of.
+        kernel: whose products these variables are, normalised; None where there is no single one,
+            or where a pooling came between.
     """
 
     samples: Float[Array, "nodes d"]
@@ -51,6 +53,7 @@ class Units:
     normal: Float[np.ndarray, " d"]
     channel: Dim
     root: object
+    kernel: str | None = None
 
     @classmethod
     def of_normal(
@@ -72,12 +75,17 @@ class Units:
         return self.weights @ (np.asarray(self.samples, np.float64) - self.mean) ** 2
 
     @property
-    def nonlinear(self) -> Float[np.ndarray, " d"]:
-        """The variance that a linear function of the normal variable leaves unexplained."""
+    def slope(self) -> Float[np.ndarray, " d"]:
+        """The linear function of the standard normal variable that is nearest."""
         centred = np.asarray(self.samples, np.float64) - self.mean
         nodes = NODES - self.weights @ NODES
-        slope = (self.weights * nodes) @ centred
-        return np.maximum(self.variance - slope**2 / (self.weights @ nodes**2), 0)
+        return (self.weights * nodes) @ centred / (self.weights @ nodes**2)
+
+    @property
+    def nonlinear(self) -> Float[np.ndarray, " d"]:
+        """The variance that a linear function of the normal variable leaves unexplained."""
+        nodes = NODES - self.weights @ NODES
+        return np.maximum(self.variance - self.slope**2 * (self.weights @ nodes**2), 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +150,10 @@ def _propagate(
             located, numbers = norms[id(out)]
             share = numbers.variance / (numbers.variance + located.norm.epsilon)
             deviation = numbers.scale * np.sqrt(share)
-            known[id(out)] = Units.of_normal(numbers.shift, deviation, located.channel)
+            units = Units.of_normal(numbers.shift, deviation, located.channel)
+            kernel = located.norm.kernel
+            name = None if kernel is None else kernel.leaf
+            known[id(out)] = dataclasses.replace(units, kernel=name)
             return
     if step.name in compat.CUSTOM:
         body = step.programs["body"]
@@ -201,9 +212,9 @@ def _applied(step: Step, operands: list[Units | None]) -> Units | None:
         number = scalar(value)
         if own is None and number is None:
             return None
-        arrays.append(own.samples if own is not None else jnp.full(shape, number, value.dtype))
-    casts = [array.astype(value.dtype) for array, value in zip(arrays, step.inputs, strict=True)]
-    (samples,) = compat.bind(step.primitive, casts, step.params)
+        array = own.samples if own is not None else jnp.full(shape, number or 0.0)
+        arrays.append(array.astype(value.dtype))
+    (samples,) = compat.bind(step.primitive, arrays, step.params)
     return dataclasses.replace(units, samples=samples)
 
 
@@ -217,10 +228,12 @@ def _pooled(step: Step, units: Units) -> Units:
     if step.name.endswith("max"):
         cumulative = np.cumsum(units.weights) ** math.sqrt(count)
         weights = np.diff(cumulative, prepend=0.0)
-        return dataclasses.replace(units, weights=weights / weights.sum(), root=object())
+        return dataclasses.replace(
+            units, weights=weights / weights.sum(), root=object(), kernel=None
+        )
     mean = jnp.asarray(units.mean, units.samples.dtype)
     samples = count * (mean + (units.samples - mean) / count**0.25)
-    return dataclasses.replace(units, samples=samples, root=object())
+    return dataclasses.replace(units, samples=samples, root=object(), kernel=None)
 
 
 def coverage(step: Step) -> Float[np.ndarray, ...] | None:

@@ -11,6 +11,7 @@ from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -43,6 +44,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "partition",
+    "prune_batchnorm",
     "recalibrate",
     "reconstruct",
     "refine",

@@ -18,35 +18,29 @@ Costs O(d) quadratures and one decomposition an axis.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
 from jaxcompress.arrays.base import stored_numbers
 from jaxcompress.checks import checked, choice, instance, number, path_pattern
 from jaxcompress.moments.moments import Moments
-from jaxcompress.moments.unit_distributions import Intake, unit_distributions
-from jaxcompress.networks.axes import Axis, Site
-from jaxcompress.networks.batch_norms import BatchNorm, NormNumbers, check_norms, numbers_of
+from jaxcompress.networks.axes import Axis
+from jaxcompress.networks.batch_norms import check_norms
 from jaxcompress.networks.trace import Network, network
 from jaxcompress.tables import Table
 from jaxcompress.transforms.axis_selection import largest
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
-from jaxcompress.transforms.consumers import bias_leaf, sites_of
-from jaxcompress.transforms.folds import result_shift
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
+from jaxcompress.transforms.norm_facts import RARELY, NormFacts
 from jaxcompress.transforms.norm_transform import NormTransform
 from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
 from jaxcompress.transforms.rotation import axis_item, axis_items, least_option
 
 METHODS = ("units", "slimming")
-RARELY = 1e-3
-"""The probability below which a unit is almost never active."""
-LEAST = 1e-3
-"""The least share of a variance that a norm is told is left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +68,6 @@ class Unit:
         return (self.axis, str(self.index), *(f"{number:.3g}" for number in numbers))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Facts:
-    """What the norms tell of a network at given parameters.
-
-    Attributes:
-        intakes: what each contraction takes in, by key.
-        norms: the norm that follows a kernel directly, by the kernel's name, and its units.
-        scales: the scales of all norms along an axis, by its key.
-    """
-
-    intakes: Mapping[str, Intake]
-    norms: Mapping[str, tuple[BatchNorm, NormNumbers]]
-    scales: Mapping[str, list[Float[np.ndarray, " d"]]]
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class PruneBatchnorm(NormTransform, AxisTransform):
     """See `prune_batchnorm`."""
@@ -98,7 +77,7 @@ class PruneBatchnorm(NormTransform, AxisTransform):
     axes: str = "**"
     method: str = "units"
     rescale: bool = True
-    facts: Facts | None = dataclasses.field(default=None, compare=False)
+    facts: NormFacts | None = dataclasses.field(default=None, compare=False)
 
     def hidden(self) -> tuple[str, ...]:
         """Fields that are no arguments, and the keep where a tolerance replaces it."""
@@ -135,10 +114,10 @@ class PruneBatchnorm(NormTransform, AxisTransform):
 
     def units(self, params: PyTree) -> Table[Unit]:
         """Every unit of the axes that norms explain, a table that prints."""
-        known, state = self._known(params), self.start(params, None)
+        facts, state = NormFacts.of(self.net, params), self.start(params, None)
         rows = []
-        for axis in known._explained(state):
-            errors, intakes = known.errors(state, axis), known._intakes(axis)
+        for axis in self.explained(facts, state):
+            errors, intakes = facts.errors(state, axis), facts.of_axis(axis)
             columns = [
                 np.mean([intake.units.active for intake in intakes], 0),
                 np.mean([intake.units.mean for intake in intakes], 0),
@@ -152,22 +131,22 @@ class PruneBatchnorm(NormTransform, AxisTransform):
 
     def items(self, params: PyTree, moments: Moments | None) -> Items:
         """The axes that a budget is divided among, with the sizes that they can be cut to."""
-        known, state = self._known(params), self.start(params, None)
-        axes = [axis for axis in known._explained(state) if state.size(axis) > 1]
+        facts, state = NormFacts.of(self.net, params), self.start(params, None)
+        axes = [axis for axis in self.explained(facts, state) if state.size(axis) > 1]
         rows = []
         for axis in axes:
             state.check_dense(axis)
-            errors = known.errors(state, axis)
+            errors = facts.errors(state, axis)
             curve = np.append(np.cumsum(np.sort(errors))[::-1], 0.0)
             sizes = np.arange(1, state.size(axis) + 1)
-            rows.append(axis_item(axis.key, curve, sizes, known._described(axis)))
+            rows.append(axis_item(axis.key, curve, sizes, described(facts, axis)))
         return axis_items(state, axes, tuple(rows))
 
     def settled(self, params: PyTree, moments: Moments | None) -> PruneBatchnorm:
         """The transform with what the norms tell, and a keep for each axis."""
         planned = self.tolerance is not None or isinstance(self.keep, Budget)
         known = self.divided(self.plan(params, moments)) if planned else self
-        return known._known(params)
+        return dataclasses.replace(known, facts=NormFacts.of(self.net, params))
 
     def divided(self, plan: Plan) -> PruneBatchnorm:
         """The transform with the keeps of a plan."""
@@ -175,134 +154,50 @@ class PruneBatchnorm(NormTransform, AxisTransform):
 
     def change(self, state: NetworkState, axis: Axis) -> AxisChange | None:
         """The units of one axis that are kept; the others' means go into the consumers."""
+        assert not isinstance(self.keep, Budget), "a budget is settled before any change"
         keep = PerLeaf(self.keep, "keep").get(axis.key)
         present = state.size(axis)
         size = present if keep is None else max(round(keep * present), 1)
         if size == present or not self.can_resize(state, axis, size):
             return None
         state.check_dense(axis)
-        facts = self._facts()
+        facts = self.facts
+        assert facts is not None, "settled before any change"
+        if self.why_not(facts, state, axis):  # `check_effect` has said so
+            return None
         if self.method == "slimming":
-            if axis.key not in facts.scales:
-                self.skip(axis, "no norm has a scale along it")
-                return None
             return AxisChange(largest(np.abs(facts.scales[axis.key]).mean(0)[None], size))
-        if why := self._why_not(state, axis):
-            self.skip(axis, why)
-            return None
-        change = largest(self.errors(state, axis)[None], size)
-        dropped = 1 - change.produce[0].sum(1)
-        return AxisChange(change, self._adapted(state, axis, dropped))
+        change = largest(facts.errors(state, axis)[None], size)
+        fold = facts.predictions(state, axis, change.produce[0].any(1))
+        complete = dataclasses.replace(change, consume=fold[None])
+        return AxisChange(complete, facts.adapted(state, axis, fold, rescale=self.rescale))
 
-    # --- what the norms tell -------------------------------------------------------------------
-
-    def _known(self, params: PyTree) -> PruneBatchnorm:
-        located = self.located()
-        numbers = [numbers_of(self.net, norm, params) for norm in located]
-        norms, scales = {}, {}
-        for norm, own in zip(located, numbers, strict=True):
-            if norm.norm.kernel is not None:
-                norms[norm.norm.kernel.leaf] = (norm.norm, own)
-            if norm.norm.scale is not None:
-                scales.setdefault(norm.norm.axis, []).append(own.scale)
-        facts = Facts(unit_distributions(self.net, params), norms, scales)
-        return dataclasses.replace(self, facts=facts)
-
-    def _facts(self) -> Facts:
+    def check_effect(self, state: NetworkState, axes: list[Axis]) -> None:
+        """Refuse axes of which norms tell nothing, and warn of single ones."""
         assert self.facts is not None, "settled before any change"
-        return self.facts
+        reasons = {axis.key: self.why_not(self.facts, state, axis) for axis in axes}
+        left = [f"{key} ({why})" for key, why in reasons.items() if why]
+        if len(left) == len(axes):
+            raise ValueError(f"prune_batchnorm: norms explain none of the axes: {'; '.join(left)}")
+        if left:
+            warnings.warn(f"prune_batchnorm leaves {'; '.join(left)}", stacklevel=6)
 
-    def _intakes(self, axis: Axis) -> list[Intake]:
-        sites = sites_of(self.structure, axis)
-        return [self._facts().intakes[site.key] for site in sites]
+    def why_not(self, facts: NormFacts, state: NetworkState, axis: Axis) -> str | None:
+        """Why the norms do not tell how to cut an axis, or None."""
+        if self.method == "slimming":
+            return None if axis.key in facts.scales else "no norm has a scale along it"
+        return facts.why_not(state, axis)
 
-    def _why_not(self, state: NetworkState, axis: Axis) -> str | None:
-        """Why the norms do not tell what an axis's units do, or None."""
-        sites = sites_of(self.structure, axis)
-        if not sites or axis.pair or state.fibres(axis) > 1:
-            return "its consumers are no plain contractions"
-        for site in sites:
-            intake = self._facts().intakes.get(site.key)
-            if intake is None or len(intake.units.active) != state.size(axis):
-                return f"no batch norm tells what {site.key} takes in"
-            if len(site.leaves) != 1 or site.layers:
-                return f"{site.key} is no product with one kernel"
-        return None
+    def explained(self, facts: NormFacts, state: NetworkState) -> list[Axis]:
+        """The axes whose units norms explain."""
+        return [axis for axis in self.chosen() if facts.why_not(state, axis) is None]
 
-    def _explained(self, state: NetworkState) -> list[Axis]:
-        return [axis for axis in self.chosen() if self._why_not(state, axis) is None]
 
-    def _described(self, axis: Axis) -> str:
-        active = np.mean([intake.units.active for intake in self._intakes(axis)], 0)
-        never, always = int((active < RARELY).sum()), int((active > 1 - RARELY).sum())
-        return f"select and fold means: {never} almost never active, {always} almost always"
-
-    # --- what a cut costs and changes -----------------------------------------------------------
-
-    def errors(self, state: NetworkState, axis: Axis) -> Float[np.ndarray, " d"]:
-        """The share of the consumers' variance that each unit supplies, their average."""
-        sites = sites_of(self.structure, axis)
-        shares = []
-        for site in sites:
-            supplied = self._supplied(state, axis, site)
-            total = supplied.sum(0)
-            shares.append((supplied / np.where(total > 0, total, 1)).mean(1))
-        return np.mean(shares, 0)
-
-    def _supplied(self, state: NetworkState, axis: Axis, site: Site) -> Float[np.ndarray, "d p"]:
-        """The variance of each result of a consumer that comes from each unit."""
-        intake = self._facts().intakes[site.key]
-        (kernel,) = site.leaves
-        power = state.leaves[kernel] ** 2
-        if intake.coverage is not None and intake.coverage.ndim == power.ndim:
-            power = power * intake.coverage
-        inputs = site.inputs.get(kernel) or tuple(slot.dimension for slot in site.slots)
-        slot = next(slot for slot in site.slots if slot in axis.consumers)
-        rows = state.unfold(axis, slot, power)[0]
-        others = [place for place in range(power.ndim) if place != slot.dimension]
-        rows = rows.reshape(len(rows), *(power.shape[place] for place in others), -1)
-        summed = [1 + index for index, place in enumerate(others) if place in inputs]
-        rows = rows.sum((*summed, -1)).reshape(len(rows), -1)
-        lost = intake.units.variance
-        if self._absorber(state, site) is None:
-            lost = lost + intake.units.mean**2
-        return lost[:, None] * rows
-
-    def _absorber(self, state: NetworkState, site: Site) -> tuple[str, float] | None:
-        """The leaf that takes a change of a consumer's mean result, and what multiplies it."""
-        (kernel,) = site.leaves
-        norm, numbers = self._facts().norms.get(kernel, (None, None))
-        if norm is None or numbers is None:
-            return bias_leaf(state, site)
-        if norm.obstacle:
-            return None
-        if norm.bias is not None:
-            return norm.bias, 1.0
-        return None if norm.mean is None else (norm.mean, -1 / numbers.units.get(norm.mean, 1.0))
-
-    def _adapted(
-        self, state: NetworkState, axis: Axis, dropped: Float[np.ndarray, " d"]
-    ) -> dict[str, np.ndarray]:
-        """New biases, means and variances of the norms after an axis's consumers."""
-        leaves: dict[str, np.ndarray] = {}
-        for site in sites_of(self.structure, axis):
-            intake, (kernel,) = self._facts().intakes[site.key], site.leaves
-            values = state.leaves[kernel]
-            if intake.coverage is not None and intake.coverage.ndim == values.ndim:
-                values = values * intake.coverage
-            absorber = self._absorber(state, site)
-            if absorber is not None:
-                shift = result_shift(state, axis, site, values, (intake.units.mean * dropped)[None])
-                leaf = leaves.get(absorber[0], state.leaves[absorber[0]])
-                leaves[absorber[0]] = leaf + absorber[1] * shift.reshape(leaf.shape)
-            norm, _ = self._facts().norms.get(kernel, (None, None))
-            if self.rescale and norm is not None and not norm.obstacle:
-                supplied = self._supplied(state, axis, site)
-                total = supplied.sum(0)
-                left = 1 - dropped @ supplied / np.where(total > 0, total, 1)
-                variance = leaves.get(norm.variance, state.leaves[norm.variance])
-                leaves[norm.variance] = variance * np.maximum(left, LEAST).reshape(variance.shape)
-        return leaves
+def described(facts: NormFacts, axis: Axis) -> str:
+    """How an axis is cut, for a plan."""
+    active = np.mean([intake.units.active for intake in facts.of_axis(axis)], 0)
+    never, always = int((active < RARELY).sum()), int((active > 1 - RARELY).sum())
+    return f"select and fold means: {never} almost never active, {always} almost always"
 
 
 @checked(
@@ -337,7 +232,7 @@ def prune_batchnorm(
     Returns:
         A transform. `transform.units(params)` prints the probability that each unit is active, and
         what it is worth; `transform.plan(params)` the sizes and the errors predicted. Axes that no
-        norm explains stay as they are.
+        norm explains stay as they are, and a warning names them.
 
     Raises:
         ValueError: for a network without norms that use running statistics, a keep or a tolerance

@@ -26,6 +26,7 @@ from jaxcompress.transforms.factored import factored
 from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine, thin
@@ -55,6 +56,7 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
         identity,
         merge,
         partition,
+        prune_batchnorm,
         recalibrate,
         reconstruct,
         refine,

@@ -2,9 +2,9 @@
 
 Part one is a perceptron 784-500-300-10 with batch norm on MNIST, of which 92 % of the numbers are
 removed: accuracy before and after ten epochs of fine-tuning with the whole network as the teacher,
-the same for every column. Part two is the wider ConvNet of the channels table on Fashion-MNIST
-(`channels.py`): 70 % of the channels of its three normalised layers, without fine-tuning. "data"
-means 20,000 training images without labels; 10,000 test images judge.
+the same for every column. Part two is a ConvNet of three normalised layers on Fashion-MNIST: 70 %
+of its channels, without fine-tuning. "data" means 20,000 training images without labels; 10,000
+test images judge.
 
     python tests/benchmarks/batchnorm.py             # about 40 minutes on two cores
     python tests/benchmarks/batchnorm.py --seeds 1
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import cells
-import channels
 import fashion
 import flax.linen as nn
 import jax
@@ -38,7 +37,8 @@ SHARE = 0.08
 """Of the stored numbers that part one keeps."""
 KEEP = 0.3
 """Of the channels that part two keeps."""
-EPOCHS, TUNING, BATCH, RATE = 12, 10, 128, 1e-3
+EPOCHS, RATE = {"perceptron": 12, "ConvNet": 2}, {"perceptron": 1e-3, "ConvNet": 3e-3}
+TUNING, BATCH = 10, 128
 CALIBRATION, PER_BATCH, SAMPLE = 20_000, 500, 1 / 8
 PERCEPTRON = ("random", "l1", "slimming", "norms", "norms, DCT", "data, reconstructed")
 CONVNET = {
@@ -74,41 +74,60 @@ class Perceptron(nn.Module):
         return nn.Dense(10)(x)
 
 
-def inference(params: Any, x: jax.Array) -> jax.Array:
-    return Perceptron().apply(params, x)
+class ConvNet(nn.Module):
+    """Three convolutions with batch norm and relu, every hidden axis normalised."""
+
+    widths: tuple[int, ...] = (32, 64, 64)
+    strides: tuple[int, ...] = (2, 2, 1)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = x.reshape(-1, 28, 28, 1)
+        for width, stride in zip(self.widths, self.strides, strict=True):
+            x = nn.Conv(width, (3, 3), (stride, stride), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-def training(params: Any, x: jax.Array) -> Any:
-    return Perceptron().apply(params, x, train=True, mutable=["batch_stats"])
-
-
+SUBJECTS = {"perceptron": Perceptron(), "ConvNet": ConvNet()}
 X = jnp.zeros((BATCH, 784))
 
 
 @functools.cache
-def networks() -> tuple[Any, jc.networks.Network, jc.networks.Network]:
-    """Fresh parameters' shapes, and the network in inference and in training."""
-    shapes = jax.eval_shape(Perceptron().init, jax.random.key(0), X)
+def networks(name: str) -> tuple[jc.networks.Network, jc.networks.Network]:
+    """A network in inference and in training."""
+    module = SUBJECTS[name]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X)
+
+    def training(params: Any, x: jax.Array) -> Any:
+        return module.apply(params, x, train=True, mutable=["batch_stats"])
+
     mirrored = {"1/batch_stats": "batch_stats"}
     return (
-        shapes,
-        jc.trace(inference, shapes, X),
+        jc.trace(module.apply, shapes, X),
         jc.trace(training, shapes, X, state_outputs=mirrored),
     )
 
 
 def fit(
-    params: Any, data: Digits, *, epochs: int, rate: float, seed: int, teacher: Any = None
+    name: str,
+    params: Any,
+    data: Digits,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int,
+    teacher: Any = None,
 ) -> Any:
-    """Train a perceptron of any widths, with the soft targets of a teacher where there is one."""
-    run = networks()[2]
+    """Train a network of any widths, with the soft targets of a teacher where there is one."""
+    run = networks(name)[1]
     steps = len(data.labels) // BATCH
     schedule = optax.cosine_onecycle_schedule(epochs * steps, rate, pct_start=0.1)
     optimizer = optax.adam(schedule)
     pixels, labels = jnp.asarray(data.pixels), jnp.asarray(data.labels)
     soft = None
     if teacher is not None:
-        logits = jax.jit(lambda part: inference(teacher, to_unit(part)))
+        logits = jax.jit(lambda part: SUBJECTS[name].apply(teacher, to_unit(part)))
         soft = jnp.concatenate([logits(part) for part in jnp.split(pixels, 20)])
 
     def loss(weights: Any, statistics: Any, batch: jax.Array) -> tuple[jax.Array, Any]:
@@ -136,13 +155,13 @@ def fit(
     return {"params": carry[0], "batch_stats": carry[1]}
 
 
-def whole(seed: int, data: Digits) -> Any:
-    """The trained perceptron, from the cache folder when it is there."""
-    path = fashion.cache_folder() / "batchnorm" / f"perceptron-{seed}.safetensors"
+def whole(name: str, seed: int, data: Digits) -> Any:
+    """A trained network, from the cache folder when it is there."""
+    path = fashion.cache_folder() / "batchnorm" / f"{name}-{seed}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        params = Perceptron().init(jax.random.key(seed), X)
-        jc.save(path, fit(params, data, epochs=EPOCHS, rate=RATE, seed=seed))
+        params, epochs = SUBJECTS[name].init(jax.random.key(seed), X), EPOCHS[name]
+        jc.save(path, fit(name, params, data, epochs=epochs, rate=RATE[name], seed=seed))
     return jc.load(path)
 
 
@@ -159,7 +178,7 @@ def equal_keep(params: Any) -> float:
 
 def removed(method: str, params: Any, data: Digits, seed: int) -> Any:
     """The parameters after one column's cut."""
-    net, keep = networks()[1], equal_keep(params)
+    net, keep = networks("perceptron")[0], equal_keep(params)
     if method in ("random", "l1"):
         return jc.rotate_and_prune(net, keep, method=method, seed=seed)(params)
     if method == "slimming":
@@ -183,11 +202,12 @@ def batches_of(data: Digits) -> list[jax.Array]:
 
 
 def perceptron_cell(method: str, seed: int, data: Digits, judge: Digits) -> dict[str, Any]:
-    params, net = whole(seed, data), networks()[1]
+    params, net = whole("perceptron", seed, data), networks("perceptron")[0]
     start = time.perf_counter()
     small = removed(method, params, data, seed)
     seconds = time.perf_counter() - start
-    tuned = fit(small, data, epochs=TUNING, rate=RATE, seed=seed + 100, teacher=params)
+    options = {"epochs": TUNING, "rate": RATE["perceptron"], "seed": seed + 100}
+    tuned = fit("perceptron", small, data, teacher=params, **options)
     stored = [float(jc.stored_numbers(tree)) for tree in (params, small)]
     return {
         "whole": accuracy(net, params, judge),
@@ -201,16 +221,12 @@ def perceptron_cell(method: str, seed: int, data: Digits, judge: Digits) -> dict
 # --- the ConvNet (A11) ---------------------------------------------------------------------------
 
 
-def convnet(params: Any, x: jax.Array) -> jax.Array:
-    return channels.wider().apply(params, x)
-
-
 class Case:
     """One trained ConvNet with its data."""
 
     def __init__(self, seed: int, data: Digits, judge: Digits):
-        self.params = channels.trained("wider ConvNet", seed, data, False)
-        self.net = jc.trace(convnet, self.params, jnp.zeros((BATCH, 784)))
+        self.params = whole("ConvNet", seed, data)
+        self.net = networks("ConvNet")[0]
         self.batches, self.judge, self.seed = batches_of(data), judge, seed
         self.before = accuracy(self.net, self.params, judge)
 
@@ -221,18 +237,18 @@ class Case:
 
     def cut(self, method: str) -> Any:
         """The small parameters of one column."""
-        axes, (how, *after) = "params/Conv_*/kernel:3", method.split(", ")
+        how, *after = method.split(", ")
         divided = jc.budget(KEEP, of="channels")
         if how in ("random", "l1"):
-            cut = jc.rotate_and_prune(self.net, KEEP, axes=axes, method=how, seed=self.seed)
+            cut = jc.rotate_and_prune(self.net, KEEP, method=how, seed=self.seed)
         elif how == "slimming":
-            cut = jc.prune_batchnorm(self.net, KEEP, axes=axes, method=how)
+            cut = jc.prune_batchnorm(self.net, KEEP, method=how)
         elif how == "norms":
             plain = method in ("norms", "norms, variances as they were")
             keep, rescale = KEEP if plain else divided, "variances as they were" not in after
-            cut = jc.prune_batchnorm(self.net, keep, axes=axes, rescale=rescale)
+            cut = jc.prune_batchnorm(self.net, keep, rescale=rescale)
         else:
-            cut = jc.rotate_and_prune(self.net, divided, axes=axes)
+            cut = jc.rotate_and_prune(self.net, divided)
         if "renewed" in after:
             renew = jc.recalibrate(self.net, self.batches[:10], norms=True, progress=False)
             cut = jc.chain(cut, renew)

@@ -3,11 +3,13 @@
 The trained ConvNets of channels.py are cut on every hidden axis at once, without fine-tuning.
 "ours" makes inputs from the norms' statistics (`jc.inputs_from_norms`), and from there on does what
 it does with data: moments, a budget of channels, `reconstruct`. "equal" cuts the same share in
-each layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales
+each each layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales
 of the norms (network slimming, Liu et al. 2017; the hidden layer, which has no norm, by L1), random
 channels, and model folding (Wang et al. 2025, arXiv:2502.10216: k-means of channels, their weights
 averaged), as it is, with its correction of scales (Fold-AR), and with new statistics from inputs
 made by gradient descent (Fold-DIR; it gets the same inputs as we do).
+
+"Closed form" is `jc.prune_batchnorm`, which computes mean and variance of every unit.
 
 With 2,000 training images, no labels: ours again, and GRAIL (Tang et al. 2026, arXiv:2602.23795:
 the second moments of all channels, a ridge regression of them on those that are kept, folded into
@@ -284,6 +286,7 @@ class Case:
             "ours, no reconstruction": lambda: self.ours(
                 keep, images=False, equal=True, reconstruct=False
             ),
+            "closed form": lambda: jc.prune_batchnorm(self.net, keep)(params),
             "weights alone": lambda: self.weights_alone(keep),
             "l1": lambda: self.by_scores(keep, lambda i: norms_of(params, i, 1)),
             "slimming": lambda: self.by_scores(keep, lambda i: scales_of(params, i)),
@@ -343,7 +346,15 @@ def _grams(params: Any, pixels: jax.Array) -> list[jax.Array]:
 
 SELECTORS = ("magnitude", "Wanda", "folding")
 FREE = (
-    *("ours", "ours, equal", "ours, no reconstruction", "weights alone", "l1", "slimming"),
+    *(
+        "ours",
+        "ours, equal",
+        "ours, no reconstruction",
+        "closed form",
+        "weights alone",
+        "l1",
+        "slimming",
+    ),
     *("random", "folding", "folding, AR", "folding, DIR"),
 )
 WITH_IMAGES = (
