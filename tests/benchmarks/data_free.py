@@ -3,7 +3,7 @@
 The trained ConvNets of channels.py are cut on every hidden axis at once, without fine-tuning.
 "ours" makes inputs from the norms' statistics (`jc.inputs_from_norms`), and from there on does what
 it does with data: moments, a budget of channels, `reconstruct`. "equal" cuts the same share in
-each each layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales
+each layer, as all rivals do, at the same sizes: the largest L1 norms of kernels, the largest scales
 of the norms (network slimming, Liu et al. 2017; the hidden layer, which has no norm, by L1), random
 channels, and model folding (Wang et al. 2025, arXiv:2502.10216: k-means of channels, their weights
 averaged), as it is, with its correction of scales (Fold-AR), and with new statistics from inputs
