@@ -284,39 +284,51 @@ Moved = tuple[tuple[PyTree, ...], dict[str, jax.Array]]
 def _mover(
     net: Network, steps: int, rate: float, bounds: tuple[float, float] | None
 ) -> Callable[..., Moved]:
-    """A compiled function of parameters, expectations, a batch and noise, which moves the batch."""
+    """A function of parameters, expectations, a batch and noise, which moves the batch."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     low, high = bounds or (0.0, 1.0)
 
+    def batch(params: PyTree, origin: PyTree, z: list[jax.Array]) -> tuple[PyTree, ...]:
+        where = spaces(net.traced_program(params, *origin))
+        own = [s for s, x in zip(where, jax.tree.leaves(origin), strict=True) if is_float(x)]
+        values = []
+        for x, part, space in zip(floats(origin), z, own, strict=True):
+            value = x + (high - low) * space.smooth(part)
+            values.append(value if bounds is None else jnp.clip(value, low, high))
+        return joined(origin, values)
+
     @jax.jit
-    def move(
-        params: PyTree, expected: dict[str, Expected], origin: PyTree, noise: list[jax.Array]
+    def finish(
+        params: PyTree, expected: dict[str, Expected], origin: PyTree, z: list[jax.Array]
     ) -> Moved:
-        given, traced = floats(origin), net.traced_program(params, *origin)
-        where = zip(spaces(traced), jax.tree.leaves(origin), strict=True)
-        own = [space for space, leaf in where if is_float(leaf)]
+        inputs = batch(params, origin, z)
+        return inputs, norm_distances(net, params, expected, inputs)
 
-        def batch(z: list[jax.Array]) -> tuple[PyTree, ...]:
-            values = []
-            for x, part, space in zip(given, z, own, strict=True):
-                value = x + (high - low) * space.smooth(part)
-                values.append(value if bounds is None else jnp.clip(value, low, high))
-            return joined(origin, values)
-
-        def distances(z: list[jax.Array]) -> dict[str, jax.Array]:
-            return norm_distances(net, params, expected, batch(z))
-
+    @jax.jit
+    def step(
+        params: PyTree,
+        expected: dict[str, Expected],
+        origin: PyTree,
+        z: list[jax.Array],
+        memory: PyTree,
+    ) -> tuple[list[jax.Array], PyTree]:
         def loss(z: list[jax.Array]) -> jax.Array:
-            return jnp.stack([part.mean() for part in distances(z).values()]).mean()
+            distances = finish(params, expected, origin, z)[1]
+            return jnp.stack([part.mean() for part in distances.values()]).mean()
 
-        def step(state: PyTree, _: None) -> tuple[PyTree, None]:
-            z, memory = state
-            updates, memory = optimizer.update(jax.grad(loss)(z), memory)
-            return (optax.apply_updates(z, updates), memory), None
+        updates, memory = optimizer.update(jax.grad(loss)(z), memory)
+        return optax.apply_updates(z, updates), memory
 
-        z = [part.astype(x.dtype) for part, x in zip(noise, given, strict=True)]
-        (z, _), _ = jax.lax.scan(step, (z, optimizer.init(z)), None, length=steps)
-        return batch(z), distances(z)
+    def move(
+        params: PyTree, expected: dict[str, Expected], origin: PyTree, noise: list[np.ndarray]
+    ) -> Moved:
+        pairs = zip(noise, floats(origin), strict=True)
+        z = [jnp.asarray(part, x.dtype) for part, x in pairs]
+        memory = optimizer.init(z)
+        # not in a compiled loop, where XLA's convolutions on a CPU take many times as long
+        for _ in range(steps):
+            z, memory = step(params, expected, origin, z, memory)
+        return finish(params, expected, origin, z)
 
     return move
 
