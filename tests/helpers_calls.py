@@ -58,20 +58,6 @@ def moments():
     return jc.calibrate(net(), PARAMS, [X], progress=False)
 
 
-NORMED = {"up": normal(3, 8), "mean": normal(8), "var": normal(8) ** 2 + 0.1, "down": normal(8, 2)}
-
-
-def normed_apply(params, x):
-    hidden = (x @ params["up"] - params["mean"]) / jnp.sqrt(params["var"] + 1e-5)
-    return jax.nn.relu(hidden) @ params["down"]
-
-
-@functools.cache
-def normed():
-    """A network with a batch norm."""
-    return jc.trace(normed_apply, NORMED, X)
-
-
 @functools.cache
 def other_net():
     """A network with the same names and other sizes."""
@@ -269,7 +255,7 @@ CALLS = {
     ),
     "inputs_from_norms": Call(
         jc.inputs_from_norms,
-        lambda: {"net": normed(), "params": NORMED, "count": 1, "steps": 1, **QUIET},
+        lambda: {"net": normed_net(), "params": NORMED, "count": 1, "steps": 1, **QUIET},
     ),
     "load": Call(jc.load, dict),
     "load_recipe": Call(jc.load_recipe, dict),
