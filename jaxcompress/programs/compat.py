@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeGuard, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 from jax.extend import core
@@ -59,11 +59,6 @@ def scan_operands(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on: trees of operands
     return len(consts), len(carry)
-
-
-def is_literal(atom: core.Var | core.Literal) -> TypeGuard[core.Literal]:
-    """Whether an operand of an equation is a number, not a variable."""
-    return isinstance(atom, core.Literal)
 
 
 def bind(primitive: core.Primitive, operands: list[PyTree], params: dict[str, Any]) -> list[PyTree]:

@@ -136,8 +136,8 @@ def slice_(step: Step, analysis: Analysis) -> None:
             out.dims[index] = segment(step, analysis, dim, start, limit)
             continue
         out.dims[index] = analysis.fresh(out.shape[index])
-        analysis.freeze(step, dim, f"every {stride}th of its positions is taken")
-        analysis.freeze(step, out.dims[index], f"it is every {stride}th position of another axis")
+        analysis.freeze(step, dim, f"one position in {stride} is taken")
+        analysis.freeze(step, out.dims[index], f"it is one position in {stride} of another axis")
 
 
 def segment(step: Step, analysis: Analysis, dim: Dim, start: int, limit: int) -> Dim | None:

@@ -199,6 +199,34 @@ def test_states_are_matched_through_the_map():
     np.testing.assert_allclose(state_loss(0 * student, teacher, mask, basis), 1, rtol=1e-5)
 
 
+def test_the_loss_is_the_sum_of_its_parts():
+    """And zero for a student that is the teacher."""
+    student, teacher = RNG.standard_normal((2, 4, 3, 8)).astype(np.float32)
+    mask, ids = np.ones((4, 3), bool), np.zeros((4, 3), int)
+    pooled, target = (
+        (x := states.mean(1)) / np.linalg.norm(x, axis=1, keepdims=True)
+        for states in (student, teacher)
+    )
+
+    def pool(params, hidden, mask):
+        return (x := hidden.mean(1)) / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+    def apply(params, ids, mask):
+        return params
+
+    key, batch = jax.random.key(0), (ids, mask, target, np.ones(4, np.float32))
+    plain = embedding_loss(pooled, target) + 2 / 0.1 * similarity_loss(
+        pooled, target, temperature=0.1
+    )
+    options = dict(temperature=0.1, similarity=2.0)
+    loss = distillation_loss(apply, **options)
+    np.testing.assert_allclose(loss(pooled, batch, key), plain, rtol=1e-5)
+    assert loss(target, batch, key) == 0
+    deep = distillation_loss(apply, pool=pool, states=0.5, **options)
+    expected = plain + 0.5 * state_loss(student, teacher, mask)
+    np.testing.assert_allclose(deep(student, (*batch, teacher), key), expected, rtol=1e-5)
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="no batches"):
         batches_with([], np.ones((3, 2)))

@@ -76,7 +76,10 @@ def test_a_folder_is_written_whole_or_not_at_all(whole, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_encoder(tmp_path / "small", whole, bad=object())
     assert not (tmp_path / "small").exists()
+    (tmp_path / ".small.draft").mkdir()  # of a run that was killed
+    (tmp_path / ".small.draft" / "old").write_text("half")
     write_encoder(tmp_path / "small", whole, note=1)
+    assert not (tmp_path / "small" / "old").exists()
     write_encoder(tmp_path / "small", whole, note=2)
     assert json.loads((tmp_path / "small" / "config.json").read_text())["note"] == 2
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "small", "whole"]
@@ -85,6 +88,10 @@ def test_a_folder_is_written_whole_or_not_at_all(whole, tmp_path):
 def test_what_does_not_fit_is_named(whole, tmp_path):
     with pytest.raises(ValueError, match="length must be between 3 and the model's 12"):
         read_encoder(tmp_path / "whole", length=99)
+    with pytest.raises(ValueError, match="length must be between 3 and the model's 12"):
+        read_encoder(tmp_path / "whole", length=2)
+    for length in (3, 12):
+        assert read_encoder(tmp_path / "whole", length=length).length == length
     with pytest.raises(ValueError, match="holds no compact encoder"):
         read_index(tmp_path / "whole")
     write_encoder(tmp_path / "small", whole)

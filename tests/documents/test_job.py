@@ -159,7 +159,9 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     np.testing.assert_allclose(
         small.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=1e-5
     )
-    assert cuts.resized(encoder, small.params).config == small.config
+    again = cuts.resized(encoder, small.params)
+    assert again.config == small.config
+    assert again.params is small.params
     # a linear map in place of a layer: the one that is already linear goes, and nothing is missed
     linear = cuts.fewer_layers(encoder, texts, 2, linear=True, progress=False)
     assert linear.config.linear_layers == (1,)
@@ -169,6 +171,17 @@ def test_the_layer_that_is_missed_least_goes(model, tmp_path):
     np.testing.assert_allclose(
         linear.embed(texts, progress=False), encoder.embed(texts, progress=False), atol=0.02
     )
+
+
+def test_budgets_are_tried_on_the_layers_that_stay(tmp_path):
+    path = folder(tmp_path, config={"num_hidden_layers": 3}, weights=deep())
+    make().save(str(path / "tokenizer.json"))
+    encoder = read_encoder(path, 12)
+    numbers = jc.stored_numbers(encoder.params)
+    settings = jc.documents.Settings(keep=1 / 4, work=0.3, minutes=0)
+    job.check_budgets(encoder, numbers / 4, 1, settings)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        job.check_budgets(encoder, numbers / 500, 1, settings)
 
 
 def test_the_mean_word_moves_to_the_positions(model):

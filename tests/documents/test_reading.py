@@ -171,6 +171,8 @@ def test_the_standard_library_is_a_corpus():
     texts = [document.text for document in found]
     assert len(found) > 3000
     assert len(set(texts)) == len(texts)
+    packages = [document.name.split(".")[0] for document in found]
+    assert list(dict.fromkeys(packages)) == sorted(set(packages))  # whatever order the disk has
     assert any(
         document.name == "heapq.heappush" or document.name == "textwrap.dedent"
         for document in found

@@ -48,6 +48,15 @@ def test_special_tokens_keep_their_places(processor):
     assert small.padding["pad_id"] == small.token_to_id("[PAD]")
 
 
+def test_the_padding_moves_with_its_piece():
+    whole = make()
+    whole.enable_padding(pad_id=whole.token_to_id("face"), pad_token="face", length=6)
+    small = restrict_tokenizer(whole, pieces_to_keep(whole, piece_counts(whole, ["face"])))
+    assert small.token_to_id("face") != whole.token_to_id("face")
+    assert small.padding["pad_id"] == small.token_to_id("face")
+    assert small.encode("bad").ids[-1] == small.token_to_id("face")
+
+
 def test_embeddings_are_equal_to_the_bit():
     whole, text = make(), "bad dead face"
     kept = pieces_to_keep(whole, piece_counts(whole, [text]))

@@ -235,6 +235,12 @@ EXACT = {
     "the product subtracted": (lambda p, x: p["b"] - encode(p, x) @ p["W"], CONSTANT),
     "the product negated": (lambda p, x: -(encode(p, x) @ p["W"]) + p["b"], CONSTANT),
     "a mean subtracted": (lambda p, x: encode(p, x) @ p["W"] - p["b"], CONSTANT),
+    "a fraction of the mean subtracted before a norm": (
+        lambda p, x: (
+            (lambda h: rms(h - h.mean(-1, keepdims=True) / h.shape[-1]))(x @ p["A"]) @ p["W"]
+        ),
+        LOW,
+    ),
     "the product used twice": (
         lambda p, x: (lambda y: jnp.tanh(y.T + p["b"][:, None]).T + jnp.sin(y))(
             encode(p, x) @ p["W"]
@@ -332,6 +338,57 @@ def test_axes_that_nothing_produces_are_refused():
     net = jc.trace(apply, {"w": noise(3, 4), "v": noise(8, 4, 5)}, X)
     assert all(axis.key != "v:0" for axis in net.axes)
     assert "constant along it" in net.refused["v:0"].reason
+
+
+CENTRED = {
+    "the mean": (lambda h: h - h.mean(-1, keepdims=True), True),
+    "the sum over the size": (lambda h: h - h.sum(-1, keepdims=True) / 8, True),
+    "the sum": (lambda h: h - h.sum(-1, keepdims=True), False),
+    "the mean over the size": (lambda h: h - h.mean(-1, keepdims=True) / 8, False),
+    "twice the mean": (lambda h: h - 2 * h.mean(-1, keepdims=True), False),
+    "the mean of squares": (lambda h: h - (h**2).mean(-1, keepdims=True), False),
+    "the mean of another value": (lambda h: h - jnp.sin(h).mean(-1, keepdims=True), False),
+}
+"""What is subtracted before a root-mean-square norm, and whether that is centring."""
+
+
+@pytest.mark.parametrize("name", CENTRED)
+def test_only_the_mean_centres(name):
+    centre, is_centred = CENTRED[name]
+    net = jc.trace(lambda p, x: rms(centre(x @ p["A"])) @ p["W"], LOW, X)
+    assert net.axes["A:1"].centred is is_centred
+
+
+ORDERED = {
+    "fft": (lambda h: jnp.fft.fft(h).real, "a Fourier transform mixes its positions"),
+    "sort": (jnp.sort, "it is sorted"),
+    "cumsum": (lambda h: jnp.cumsum(h, -1), "it is summed up in order"),
+    "cummax": (lambda h: lax.cummax(h, axis=1), "it is summed up in order"),
+    "top_k": (lambda h: lax.top_k(h, 8)[0], "its largest entries are picked"),
+    "argmax": (lambda h: jax.nn.one_hot(jnp.argmax(h, -1), 8), "its argmax is taken"),
+    "softmax": (jax.nn.softmax, "its max is taken"),
+    "rev": (lambda h: h + h[..., ::-1], "it is put in reverse order"),
+    "strided": (lambda h: jnp.repeat(h[..., ::2], 2, -1), "one position in 2 is taken"),
+}
+"""Functions along an axis in which the places of its channels matter, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", ORDERED)
+@pytest.mark.parametrize("time", [False, True])
+def test_axes_whose_order_matters_are_refused(name, time):
+    """Though the same function along another axis leaves them as they are."""
+    function, why = ORDERED[name]
+    params, x = {"A": noise(3, 8), "W": noise(8, 2)}, noise(8, 4, 3)
+
+    def apply(p, x):
+        h = x @ p["A"]
+        return (function(h.T).T if time else function(h)) @ p["W"]
+
+    net = jc.trace(jax.vmap(apply, (None, 1)), params, x)
+    if time:
+        assert net.axes.keys() == ["A:1"]
+    else:
+        assert why in net.refused["A:1"].reason
 
 
 def test_axes_that_inputs_and_outputs_show_are_refused():

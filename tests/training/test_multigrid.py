@@ -170,6 +170,25 @@ def test_powers_are_found_by_trying():
     assert np.isfinite(np.asarray(train(optimizer=penalised).losses)).all()
 
 
+def power_of_gradients(power):
+    """An optimizer that keeps a sum of powers of the gradient."""
+
+    def update(updates, state, params=None):
+        state = jax.tree.map(lambda s, g: s + jnp.sign(g) * jnp.abs(g) ** power, state, updates)
+        return jax.tree.map(lambda s: -0.1 * s, state), state
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+@pytest.mark.parametrize("power", [0.6, 1.0, 1.2, 2.0, 2.6])
+def test_only_whole_powers_of_gradients_are_refined(power):
+    if power == round(power):
+        assert {array.power for array in accumulators(power_of_gradients(power), PARAMS)} == {power}
+        return
+    with pytest.raises(ValueError, match="neither like its parameter nor like a power"):
+        accumulators(power_of_gradients(power), PARAMS)
+
+
 def test_what_it_starts_from_has_the_variance_of_the_whole():
     params = mlp_params((5, 512, 512, 64))
     params |= {name: jnp.zeros_like(leaf) for name, leaf in params.items() if name.startswith("b")}
@@ -219,6 +238,12 @@ def test_refusals():
             levels=LEVELS,
             batch_size=8,
         )
+    renamed = {name.replace("b0", "bias"): leaf for name, leaf in PARAMS.items()}
+    with pytest.raises(ValueError, match=r"not the traced parameters: \['b0', 'bias'\] differ"):
+        jc.multigrid(
+            NET, LOSS, renamed, (X, Y), optimizer=optax.sgd(0.1), levels=LEVELS, batch_size=8,
+            progress=False,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="has already taken 17 steps"):
         train(((1, 3),), state=train(until=17))
     whole = train(((1, 3),))

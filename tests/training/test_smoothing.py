@@ -14,6 +14,12 @@ X = np.random.default_rng(0).normal(size=(512, 5)).astype(np.float32)
 Y = np.argmax(np.sin(2 * X) @ np.asarray(matrix(5, 3, seed=1)), axis=1)
 PARAMS = mlp_params((5, 32, 32, 3))
 NET = jc.trace(mlp, PARAMS, X)
+COLUMN = {"up": jnp.ones((32, 1)), "down": jnp.ones((32, 1))}
+COLUMN_NET = jc.trace(
+    lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"],
+    {"up": jnp.ones((1, 32)), "down": jnp.ones((32, 1))},
+    X[:, :1],
+)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,20 @@ def test_what_it_is_zero_for():
     assert float(jc.training.variation(NET, jc.refine(NET, 2)(plain))) == pytest.approx(
         float(jc.training.variation(NET, plain)) / 2, rel=1e-4
     )
+
+
+def test_a_jump_counts_once_however_many_channels_it_takes():
+    """The variation of first differences is that of a function: their absolute values are added."""
+
+    def steps(*places):
+        rise = sum((jnp.arange(32) >= place) / len(places) for place in places)
+        return {name: 10 + rise * jnp.ones_like(leaf).T for name, leaf in COLUMN.items()}
+
+    once, twice, often = (
+        float(jc.training.variation(COLUMN_NET, {"up": params["up"], "down": params["down"].T}))
+        for params in (steps(16), steps(10, 22), steps(4, 12, 20, 28))
+    )
+    np.testing.assert_allclose([twice, often], once, rtol=0.05)
 
 
 def test_biases_near_zero_are_not_blown_up():

@@ -346,6 +346,11 @@ def two_norms(p, x):
     return NORMS["root mean square"](p, x) @ p["last"] + x @ p["raw"]
 
 
+def divided_by_the_scale(p, x):
+    x = x @ p["embed"]
+    return NORMS["root mean square"]({"scale": 1.0}, x) / p["scale"] @ p["last"]
+
+
 def product_of_one(p, x):
     x = x @ p["embed"]
     return jnp.einsum("bd,cd->bc", x, x)
@@ -355,6 +360,7 @@ REFUSED = {
     "a stacked scale and a kernel that is not": (shared_kernel, "rotated: scales has dimensions"),
     "a reader without the norm": (two_norms, "rotated: no scale follows a norm before raw"),
     "one producer of both sides": (product_of_one, "rotated: .* one parameter produces both"),
+    "a scale that divides": (divided_by_the_scale, "rotated: "),
 }
 SHAPES = {"embed": (5, D), "scales": (2, D), "scale": (D,), "up": (D, 7), "down": (7, D)}
 SHAPES |= {"last": (D, 3), "raw": (D, 3)}
@@ -366,6 +372,8 @@ def test_a_worse_way_is_told_once_by_name(name):
     apply, why = REFUSED[name]
     used = {"scales", "up", "down"} if apply is two_norms else {"raw"}
     keep_only = {"embed"} if apply is product_of_one else SHAPES.keys() - used
+    if apply is divided_by_the_scale:
+        keep_only = {"embed", "scale", "last"}
     params = draw({leaf: shape for leaf, shape in SHAPES.items() if leaf in keep_only})
     net = jc.trace(apply, params, X[:20])
     moments = jc.calibrate(net, params, [X[:20]], progress=False)

@@ -1,9 +1,12 @@
-"""Greedy selection: its errors are those of least squares on the data, however few the vectors."""
+"""Greedy selection: its errors are those of least squares on the data, however few the vectors.
+
+And projections of pairs, whose directions without variance are rounding.
+"""
 
 import numpy as np
 import pytest
 
-from jaxcompress.transforms.selection import System, greedy
+from jaxcompress.transforms.selection import System, greedy, pair_rotation
 
 CASES = {
     "one consumer": ([600], 1),
@@ -54,3 +57,28 @@ def test_errors_are_those_of_least_squares_and_each_step_is_the_best(name):
         )
         assert remainder(data, kernels, channels) <= best * 1.01 + 1e-5 * whole, size
         before = channels
+
+
+def test_results_that_are_explained_already_leave_the_choice_to_the_variance():
+    """Summed over all consumers, and fibre by fibre."""
+    variances = np.array([[[1, 3, 2, 0.5], [0, 1, 2, 3]], [[3, 0.5, 0.6, 2], [5, 0, 0, 0.5]]])
+    where = np.arange(8).reshape(2, 4, 1)
+    systems = [System(np.diag(power.ravel()), np.zeros((8, 3)), where) for power in variances]
+    chosen, errors = greedy(systems, 2)
+    assert [row.tolist() for row in chosen] == [[0, 1], [0, 3]]
+    assert not errors.any()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_sides_of_a_product_that_span_less_than_they_are_wide(size):
+    """At the rank of one side nothing is lost, and beyond it nothing is made of rounding."""
+    rng = np.random.default_rng(size)
+    left, right = (rng.normal(size=(6, rank)) for rank in (3, 6))
+    left, right = (side / np.linalg.norm(side, axis=1)[:, None] for side in (left, right))
+    first, second = pair_rotation(left @ left.T, right @ right.T, size)
+    null = np.linalg.svd(left.T)[2][3:]
+    np.testing.assert_allclose(null @ first, 0, atol=1e-9)
+    assert np.abs(first).max() < 10
+    gap = np.linalg.norm(left.T @ right - left.T @ first @ second.T @ right)
+    values = np.linalg.svd(left.T @ right)[1]
+    np.testing.assert_allclose(gap, np.linalg.norm(values[size:]), rtol=1e-6, atol=1e-6)
