@@ -142,7 +142,11 @@ ROLES = [
     MATRIX_AXES,
     Wrong("matrix_axes", [{}], "matrix_axes is an empty mapping"),
     Wrong("matrix_axes", [{"kernle": jc.MatrixAxes(0, 1)}], "matrix_axes: the pattern"),
-    Wrong("matrix_axes", [jc.MatrixAxes(0, 2), jc.MatrixAxes((0, 1), 1)], "does not fit an array"),
+    Wrong(
+        "matrix_axes",
+        [jc.MatrixAxes(0, 2), jc.MatrixAxes((0, 1), 1), jc.MatrixAxes(-3, (-2, -1))],
+        "does not fit an array",
+    ),
 ]
 KEEPS = [
     Wrong("keep", SHARES, r"keep must be in \(0, 1\]"),

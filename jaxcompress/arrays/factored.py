@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxcompress.arrays.base import CompactArray
 from jaxcompress.arrays.device import to_device
@@ -28,6 +28,9 @@ from jaxcompress.arrays.registration import compact_array
 from jaxcompress.arrays.static import StaticArray, static_field
 from jaxcompress.checks import checked, whole
 from jaxcompress.checks import matrix as matrix_kind
+
+MOST_CONDITION = 1e4
+"""Of the chosen lines of any matrix of a stack: beyond, rounding of float32 grows too much."""
 
 
 @compact_array
@@ -140,6 +143,9 @@ class FactoredArray(CompactArray):
             rank: between 1 and min(m, n).
             metric: (..., m, m) second moments of the inputs, or (m,) their diagonal; the error is
                 then that of the outputs.
+
+        Raises:
+            NoSharedLines: where the matrices of a stack use different lines.
         """
         target = np.asarray(matrix, np.float64)
         *leading, m, n = target.shape
@@ -160,11 +166,13 @@ class FactoredArray(CompactArray):
         if by_rows:
             # in the unit of its input's power, since a row's rounding is that of its largest line
             unit = row_units(metric, len(target), m)
-            left, upper = np.linalg.qr(target * unit @ right)
+            scaled = target * unit @ right
+            left = without_dead(scaled, scaled)
             chosen, mixing, block = dominant_lines(left)
-            lines = block @ upper @ right.mT / unit[:, chosen]
+            lines = block @ (left.mT @ scaled) @ right.mT / unit[:, chosen]
             mixing = mixing.mT * unit[:, chosen].mT / unit[:, ~chosen]
         else:
+            right = without_dead(right, target @ right)
             chosen, mixing, block = dominant_lines(right)
             lines = target @ right @ block.mT
         return cls(
@@ -233,6 +241,24 @@ def row_units(metric: np.ndarray | None, stack: int, m: int) -> Float[np.ndarray
     return np.broadcast_to(units, (stack, m))[..., None]
 
 
+class NoSharedLines(ValueError):
+    """No lines that the matrices of a stack share span all of them."""
+
+
+def without_dead(
+    basis: Float[np.ndarray, "stack n r"], results: Float[np.ndarray, "stack _ r"]
+) -> Float[np.ndarray, "stack n r"]:
+    """Orthonormal directions, those without a result replaced by generic ones.
+
+    The matrices of a stack share one choice of lines: a direction that does not matter, as all of
+    those of a matrix of zeros, shall not forbid a line that another matrix needs.
+    """
+    size = np.linalg.norm(results, axis=1)
+    dead = size <= 1e-12 * size.max(-1, keepdims=True)
+    noise = np.random.default_rng(0).normal(size=basis.shape)
+    return np.linalg.qr(np.where(dead[:, None], noise, basis))[0]
+
+
 def dominant_lines(
     basis: np.ndarray, *, limit: float = 1.01, sweeps: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -246,8 +272,27 @@ def dominant_lines(
     Returns:
         The choice as n booleans, the mixing (stack, r, n-r) and the chosen rows (stack, r, r), in
         the order of n.
+
+    Raises:
+        NoSharedLines: where the choice leaves the rows of some basis dependent.
     """
-    _, n, r = basis.shape
+    chosen = _dominant_choice(basis, limit, sweeps)
+    block = basis[:, chosen]
+    if np.linalg.cond(block).max() > MOST_CONDITION:
+        raise NoSharedLines(
+            f"no {block.shape[1]} lines that the {len(basis)} matrices of the stack share span all "
+            "of them, since they use different ones: compact them one by one"
+        )
+    return chosen, np.linalg.solve(block.mT, basis[:, ~chosen].mT), block
+
+
+def _dominant_choice(
+    basis: Float[np.ndarray, "stack n r"], limit: float, sweeps: int
+) -> Bool[np.ndarray, " n"]:
+    """The chosen rows, found by exchanges."""
+    stack, n, r = basis.shape
+    if stack > 1:  # rows that are dependent in one matrix alone get a volume that can grow
+        basis = basis + 1e-8 * np.random.default_rng(1).normal(size=basis.shape)
     order = scipy.linalg.qr(np.concatenate(list(basis.mT), axis=0), mode="r", pivoting=True)[-1]
     inside, outside = order[:r].copy(), order[r:].copy()
     coefficients = np.zeros(())
@@ -272,5 +317,4 @@ def dominant_lines(
         inside[i], outside[j] = outside[j], inside[i]
     chosen = np.zeros(n, bool)
     chosen[inside] = True
-    block = basis[:, chosen]
-    return chosen, np.linalg.solve(block.mT, basis[:, ~chosen].mT), block
+    return chosen

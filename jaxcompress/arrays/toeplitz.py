@@ -50,18 +50,15 @@ class ToeplitzArray(CompactArray):
 
     def materialize(self) -> jax.Array:
         """The window's weights at every position, zero elsewhere."""
-        # one row more than the grid has collects the places on the zeros, and is cut off below
         count, leading = math.prod(self.grid), self.taps.shape[:-2]
+        # places on the zeros lie beyond the grid, where nothing is written
         rows = jnp.where((index := self._places()) < 0, count, index)  # (positions, window)
-        dense = jnp.zeros(
-            (*leading, count + 1, rows.shape[0], self.taps.shape[-1]), self.taps.dtype
+        positions, channels = rows.shape[0], self.taps.shape[-1]
+        dense = jnp.zeros((*leading, count, positions, channels), self.taps.dtype)
+        written = dense.at[..., rows, jnp.arange(positions)[:, None], :].set(
+            self.taps[..., None, :, :], mode="drop"
         )
-        dense = dense.at[..., rows, jnp.arange(rows.shape[0])[:, None], :].set(
-            self.taps[..., None, :, :]
-        )
-        return dense[..., :count, :, :].reshape(
-            *leading, count, rows.shape[0] * self.taps.shape[-1]
-        )
+        return written.reshape(*leading, count, positions * channels)
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """One product of all patches with the window."""

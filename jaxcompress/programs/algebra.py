@@ -392,10 +392,9 @@ def place_of(dim: Dim | None, place: int, sizes: Sizes) -> int:
             )
         return place
     if root.split == "product":
-        lead = parts(root, "product")[0]
-        stride = root.size // find(lead).size
-        rest = size_of(root, sizes) // size_of(lead, sizes)
-        return place // stride * rest if place % stride == 0 else place
+        inner = product(parts(root, "product")[1:])
+        whole, within = divmod(place, inner.size)
+        return whole * size_of(inner, sizes) + place_of(inner, within, sizes)
     old = new = 0
     for part in root.parts:
         size = find(part).size

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from jaxcompress.arrays.factored import FactoredArray, principal_outputs
+from jaxcompress.arrays.factored import FactoredArray, NoSharedLines, principal_outputs
 from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.arrays.projection import per_matrix, weigh
 from jaxcompress.checks import checked, number
@@ -66,15 +66,24 @@ class Factored(LeafTransform):
         """The largest rank within the count of numbers, or the least that reaches the energy."""
         m, n = matrix.shape[-2:]
         if self.energy is not None:
-            rank = rank_for_energy(matrix, metric, self.energy)
-            return FactoredArray.fit(matrix, rank, metric=metric)
+            return of_rank(matrix, rank_for_energy(matrix, metric, self.energy), metric)
         ranks = [
             rank for rank in range(1, min(m, n) + 1) if FactoredArray.numbers(m, n, rank) <= numbers
         ]
         if not ranks:
             least = math.ceil(FactoredArray.numbers(m, n, 1))
             raise Unreachable(least, f"rank 1 takes {least} numbers, and keep allows {numbers}")
-        return FactoredArray.fit(matrix, ranks[-1], metric=metric)
+        return of_rank(matrix, ranks[-1], metric)
+
+
+def of_rank(
+    matrix: Float[np.ndarray, "*lead m n"], rank: int, metric: InputMetric
+) -> FactoredArray:
+    """The best product of a rank, which a stack reaches only if its matrices share their lines."""
+    try:
+        return FactoredArray.fit(matrix, rank, metric=metric)
+    except NoSharedLines as error:
+        raise Unreachable(math.prod(matrix.shape[-2:]), str(error)) from None
 
 
 @checked(energy=number("(0, 1]", "the share of the squared norm to reach"))

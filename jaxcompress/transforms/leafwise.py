@@ -114,7 +114,7 @@ class LeafTransform(Transform):
         if len(steps) > MOST_OPTIONS:
             steps = np.unique(np.geomspace(1, len(steps), MOST_OPTIONS).round())
         grid = np.append(np.ceil(steps * self.unit(m, n)) / (m * n), 1.0)
-        grid = np.unique(grid[(grid >= keeps[0] * (1 - 1e-9)) & (grid <= 1)])
+        grid = np.unique(grid[grid >= keeps[0] * (1 - 1e-9)])
         return grid, np.interp(grid, keeps, np.minimum.accumulate(errors))
 
     def _sampled_errors(

@@ -41,6 +41,13 @@ def test_report():
     assert "rank" in text
     assert f"{report.numbers[1]:,}" in text.splitlines()[-1]
     assert report._repr_html_().count("<tr>") == 5
+    assert f"1/{592 / report.numbers[1]:.3g}" in text.splitlines()[-1]
+    assert "unchanged" in str(jc.report(PARAMS, PARAMS)).splitlines()[-1]
+    # a metric is of a matrix's inputs: for a bias there is none, whatever is given
+    bias = {"a": {"kernel": metric, "bias": np.ones(16)}}
+    rows = {row.leaf: row for row in jc.report(PARAMS, small, moments=bias).rows}
+    assert rows["a/bias"].output_error is None
+    assert rows["a/kernel"].output_error == pytest.approx(row.output_error)
     with pytest.raises(ValueError, match="leaves of one tree"):
         jc.report(PARAMS, {"a": 1})
 

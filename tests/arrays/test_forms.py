@@ -12,6 +12,7 @@ from scipy.interpolate import BSpline
 import jaxcompress as jc
 from jaxcompress.analysis.report import flops
 from jaxcompress.arrays.atoms import cosines, low_frequencies
+from jaxcompress.arrays.factored import dominant_lines
 from jaxcompress.arrays.hashed import places_and_signs
 from jaxcompress.arrays.spline import BASES, spline_matrix
 
@@ -210,3 +211,75 @@ def test_stacks_come_first():
     assert stacked.mT.shape == (2, 6, 4)
     with pytest.raises(TypeError, match=r"jc\.matmul"):
         _ = jnp.ones(4) @ jc.hashed(1 / 2, matrix_axes=jc.MatrixAxes(0, (1, 2)))(matrix(4, 2, 3))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_no_exchange_of_lines_gains_volume(stack):
+    """Where a QR with pivots alone is not dominant: Kahan's matrix, and stacks that share lines."""
+    size, angle = 24, 1.2
+    kahan = np.sin(angle) ** np.arange(size)[:, None] * (
+        np.eye(size) - np.cos(angle) * np.triu(np.ones((size, size)), 1)
+    )
+    rng = np.random.default_rng(0)
+    basis = np.stack([kahan.T[:, :20] + 0.3 * n * rng.normal(size=(24, 20)) for n in range(stack)])
+    chosen, mixing, block = dominant_lines(basis)
+    assert chosen.sum() == 20
+    gain = np.exp(np.log(np.maximum(np.abs(mixing), 1e-30)).mean(0))
+    assert gain.max() <= 1.01 * (1 + 1e-6)
+    np.testing.assert_array_equal(block, basis[:, chosen])
+    np.testing.assert_allclose(block.mT @ mixing, basis[:, ~chosen].mT, atol=1e-8)
+
+
+STACKS = {
+    "zeros": lambda w: w * np.array([1, 0, 1])[:, None, None],
+    "the first of zeros": lambda w: w * np.array([0, 1, 1])[:, None, None],
+    "one of rank 1": lambda w: np.stack([w[0], np.outer(w[1][:, 0], w[1][0]), w[2]]),
+    "one with dead lines": lambda w: np.stack([w[0], w[1] * (np.arange(w.shape[2]) < 3), w[2]]),
+    "one with dead inputs": lambda w: np.stack(
+        [w[0], w[1] * (np.arange(w.shape[1]) < 3)[:, None], w[2]]
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12)])
+@pytest.mark.parametrize("name", STACKS)
+def test_every_matrix_of_a_stack_is_the_best_of_its_rank(name, shape):
+    """Although all share their lines, and some have less than the rank."""
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(3, shape[0], 3)) @ rng.normal(size=(3, 3, shape[1]))
+    stack = STACKS[name](low).astype(np.float32)
+    array = jc.factored(0.8, matrix_axes=jc.MatrixAxes(-2, -1))(jnp.asarray(stack))
+    assert array.lines.shape[-1 if shape[0] > shape[1] else -2] >= 3
+    np.testing.assert_allclose(jc.materialize(array), stack, atol=2e-5)
+
+
+def test_a_stack_without_lines_in_common_is_refused():
+    stack = np.zeros((2, 8, 8), np.float32)
+    stack[0, :3, :3], stack[1, 5:, 5:] = np.eye(3), np.eye(3)
+    tree = {"w": jnp.asarray(stack), "v": jnp.ones((8, 8))}
+    form = jc.factored(0.5, matrix_axes={"w": jc.MatrixAxes(-2, -1), "v": None})
+    with pytest.raises(ValueError, match=r"w: no 2 lines that the 2 matrices .* share span all"):
+        jc.at("w", form)(tree)
+    assert form(tree)["w"] is tree["w"]  # a sweep leaves it dense, and says so
+
+
+@pytest.mark.parametrize("rows", [[3, 0, -1], (2,), np.array([[1, 7], [5, 5]]), 4])
+def test_rows_may_be_lists_and_numbers(rows):
+    kernel = matrix(8, 6)
+    for form in (jc.hashed(1 / 2), jc.factored(1 / 2), jc.vocabulary(1 / 2)):
+        array = form(kernel)
+        np.testing.assert_allclose(
+            array.take(rows), np.asarray(jc.materialize(array))[np.asarray(rows)], atol=1e-5
+        )
+        np.testing.assert_array_equal(jc.take(array, rows), array.take(rows))
+
+
+def test_random_atoms_have_random_signs():
+    """As many positive as negative ones at every point, and in every atom."""
+    atoms = np.asarray(jc.vocabulary(1 / 2, atoms="random")(matrix(256, 64)).atoms.materialize())
+    atoms = atoms[1:]  # all cosines are one at the first point
+    for axis in (0, 1):
+        share = (atoms > 0).mean(axis)
+        assert abs(share.mean() - 0.5) < 0.02
+        assert share.min() > 0.25
+        assert share.max() < 0.75

@@ -29,6 +29,13 @@ ONCE_WRONG = [
     [("piece", 43117928)],  # segments of one dimension were fibres of each other
     [("depthwise", 651206851), ("gathered", 33529939), ("piece", 464053382)],
     [("tiled", 213093589), ("positions", 14596649)],  # what repeats an axis was rotated
+    # equal segments, seen as a product later, were cut at a place of the full size
+    [
+        ("concatenated", 227852595),
+        ("scattered", 990163065),
+        ("moved", 141641818),
+        ("heads", 70518242),
+    ],
 ]
 
 

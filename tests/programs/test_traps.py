@@ -340,6 +340,25 @@ def test_axes_that_nothing_produces_are_refused():
     assert "constant along it" in net.refused["v:0"].reason
 
 
+CENTRED = {
+    "the mean": (lambda h: h - h.mean(-1, keepdims=True), True),
+    "the sum over the size": (lambda h: h - h.sum(-1, keepdims=True) / 8, True),
+    "the sum": (lambda h: h - h.sum(-1, keepdims=True), False),
+    "the mean over the size": (lambda h: h - h.mean(-1, keepdims=True) / 8, False),
+    "twice the mean": (lambda h: h - 2 * h.mean(-1, keepdims=True), False),
+    "the mean of squares": (lambda h: h - (h**2).mean(-1, keepdims=True), False),
+    "the mean of another value": (lambda h: h - jnp.sin(h).mean(-1, keepdims=True), False),
+}
+"""What is subtracted before a root-mean-square norm, and whether that is centring."""
+
+
+@pytest.mark.parametrize("name", CENTRED)
+def test_only_the_mean_centres(name):
+    centre, is_centred = CENTRED[name]
+    net = jc.trace(lambda p, x: rms(centre(x @ p["A"])) @ p["W"], LOW, X)
+    assert net.axes["A:1"].centred is is_centred
+
+
 ORDERED = {
     "fft": (lambda h: jnp.fft.fft(h).real, "a Fourier transform mixes its positions"),
     "sort": (jnp.sort, "it is sorted"),

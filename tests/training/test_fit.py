@@ -155,6 +155,20 @@ def test_the_learning_curve_is_what_the_losses_give(batch_size):
     np.testing.assert_allclose(curve.validation, expected, rtol=1e-5)
 
 
+def test_validation_takes_losses_that_have_no_value_without_examples():
+    def loss(params, batch, key):  # the mean over no examples is NaN
+        x, y = batch
+        return jnp.mean((x @ params["w"] - y[:, None]) ** 2)
+
+    for batch_size in (10, 16, 30):
+        state = jc.fit(
+            loss, DENSE, (X, NOISY), optimizer=optax.sgd(0.01), steps=2, batch_size=batch_size,
+            validation=HELD_OUT, progress=False,
+        )  # fmt: skip
+        expected = float(loss(state.params, HELD_OUT, None))
+        np.testing.assert_allclose(state.curve.validation[-1], expected, rtol=1e-5)
+
+
 def overfit(**options):
     options = {"validation": HELD_OUT, "patience": 3, "steps": 400, "callback_steps": 4} | options
     given = {"optimizer": optax.adam(0.05), "batch_size": 16, "progress": False}
