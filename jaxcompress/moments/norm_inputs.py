@@ -311,7 +311,7 @@ def _mover(
         origin: PyTree,
         z: list[jax.Array],
         memory: PyTree,
-    ) -> tuple[list[jax.Array], PyTree]:
+    ) -> tuple[PyTree, PyTree]:
         def loss(z: list[jax.Array]) -> jax.Array:
             distances = finish(params, expected, origin, z)[1]
             return jnp.stack([part.mean() for part in distances.values()]).mean()
