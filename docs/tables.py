@@ -344,6 +344,16 @@ def calibration_losses() -> str:
     return grid(["with `sample=1/8`", ""], lines)
 
 
+@named("batch norms, ConvNet")
+def batch_norms_convnet() -> str:
+    return benchmark("batchnorm").convnet_table(results("batchnorm"))
+
+
+@named("batch norms, perceptron")
+def batch_norms_perceptron() -> str:
+    return benchmark("batchnorm").perceptron_table(results("batchnorm"))
+
+
 def output_layer(start: str) -> Callable[[], str]:
     def make() -> str:
         module = benchmark("output_layer")

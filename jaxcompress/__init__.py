@@ -31,6 +31,7 @@ from jaxcompress.arrays.static import static_field
 from jaxcompress.arrays.tie import tie
 from jaxcompress.checkpoint import load, save
 from jaxcompress.moments.calibration import Calibration, calibrate
+from jaxcompress.moments.norm_inputs import inputs_from_norms
 from jaxcompress.networks.trace import trace
 from jaxcompress.networks.unrolled import unrolled
 from jaxcompress.programs.rules import register
@@ -43,11 +44,13 @@ from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.merge_linear import merge_linear
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -84,9 +87,11 @@ __all__ = [
     "factored",
     "fit",
     "fit_stream",
+    "fold_batchnorm",
     "hashed",
     "identity",
     "initialize",
+    "inputs_from_norms",
     "linearize",
     "load",
     "load_recipe",
@@ -101,6 +106,7 @@ __all__ = [
     "partition",
     "plots",
     "programs",
+    "prune_batchnorm",
     "recalibrate",
     "reconstruct",
     "refine",

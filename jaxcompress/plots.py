@@ -10,6 +10,7 @@ from jaxcompress.analysis.plots import (
 from jaxcompress.classifiers.boundary_plots import realized_along, realized_images
 from jaxcompress.classifiers.error_plots import error_images, errors_by_cause
 from jaxcompress.classifiers.plots import decision_mesh, margins
+from jaxcompress.moments.comparison_plots import moments_compared
 
 __all__ = [
     "atoms",
@@ -18,6 +19,7 @@ __all__ = [
     "errors_by_cause",
     "hidden_axes",
     "margins",
+    "moments_compared",
     "realized_along",
     "realized_images",
     "sample_efficiency",

@@ -149,6 +149,30 @@ def on_net(constructor, measured=True, **right):
     return Call(run, lambda: {"net": net(), "moments": moments() if measured else None, **right})
 
 
+NORMED = {"mean": normal(8), "var": normal(8) ** 2 + 1, "scale": normal(8)} | PARAMS
+
+
+def normed(params, x):
+    """The same with a batch norm before the first activation."""
+    hidden = x @ params["up"] + params["bias"]
+    hidden = (hidden - params["mean"]) / jnp.sqrt(params["var"] + 1e-5) * params["scale"]
+    return jax.nn.relu(jax.nn.relu(hidden) @ params["mid"]) @ params["down"]
+
+
+@functools.cache
+def normed_net():
+    return jc.trace(normed, NORMED, X)
+
+
+def on_normed(constructor, **right):
+    """A transform that batch norms guide, made and called."""
+
+    def run(params=NORMED, **options):
+        return constructor(**options)(params)
+
+    return Call(run, lambda: {"net": normed_net(), **right})
+
+
 def several(function, *names):
     """A function of positional arguments, called by their names."""
 
@@ -227,10 +251,15 @@ CALLS = {
             **QUIET,
         },
     ),
+    "fold_batchnorm": on_normed(jc.fold_batchnorm),
     "hashed": applied(jc.hashed, params=KERNEL, keep=1 / 2),
     "initialize": Call(
         jc.initialize,
         lambda: {"key": jax.random.key(0), "transform": jc.hashed(1 / 2), "params": KERNEL},
+    ),
+    "inputs_from_norms": Call(
+        jc.inputs_from_norms,
+        lambda: {"net": normed_net(), "params": NORMED, "count": 1, "steps": 1, **QUIET},
     ),
     "load": Call(jc.load, dict),
     "load_recipe": Call(jc.load_recipe, dict),
@@ -258,6 +287,7 @@ CALLS = {
             "labels": {"kernel": "small", "bias": "same"},
         },
     ),
+    "prune_batchnorm": on_normed(jc.prune_batchnorm, keep=1 / 2),
     "recalibrate": on_net(jc.recalibrate, batches=[X], **QUIET),
     "reconstruct": on_net(jc.reconstruct, batches=[X], **QUIET),
     "refine": on_net(jc.refine, measured=False, factor=2),
@@ -502,6 +532,9 @@ CALLS = {
     ),
     "plots.hidden_axes": Call(jc.plots.hidden_axes, dict),
     "plots.margins": Call(jc.plots.margins, dict),
+    "plots.moments_compared": Call(
+        jc.plots.moments_compared, lambda: {"first": moments(), "second": moments()}
+    ),
     "plots.realized_along": Call(jc.plots.realized_along, dict),
     "plots.realized_images": Call(
         jc.plots.realized_images, lambda: {"realized": realized_along(), "image": (1, 3)}

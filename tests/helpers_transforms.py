@@ -23,6 +23,15 @@ def wider(params, x):
     return h @ params["down"] + jnp.tanh(h) @ params["down"]
 
 
+NORMED_PARAMS = {name: jnp.ones(8) for name in ("mean", "var", "scale", "shift")} | PARAMS
+
+
+def normed(params, x):
+    h = (x @ params["up"] - params["mean"]) / jnp.sqrt(params["var"] + 1e-5)
+    return jax.nn.relu(h * params["scale"] + params["shift"]) @ params["down"]
+
+
+NORMED = jc.trace(normed, {key: v for key, v in NORMED_PARAMS.items() if key != "bias"}, X)
 NET, OTHER = jc.trace(apply, PARAMS, X), jc.trace(wider, PARAMS, X)
 HALF, THIRD = jc.hashed(keep=1 / 2), jc.hashed(keep=1 / 3)
 TOTAL = jc.budget(3 / 4)
@@ -107,6 +116,15 @@ AXES = {
         lambda: jc.rotate_and_prune(NET, 1 / 2, multiple=2),
         lambda: jc.rotate_and_prune(NET, 1 / 2, multiple={"up:1": 2}),
     ],
+    "fold_batchnorm": [lambda: jc.fold_batchnorm(NORMED)],
+    "prune_batchnorm": [
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2),
+        lambda: jc.prune_batchnorm(NORMED, TOTAL),
+        lambda: jc.prune_batchnorm(NORMED, {"up:1": 1 / 2}),
+        lambda: jc.prune_batchnorm(NORMED, tolerance=0.1),
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2, method="slimming"),
+        lambda: jc.prune_batchnorm(NORMED, 1 / 2, rescale=False),
+    ],
     "merge": [lambda: jc.merge(NET), lambda: jc.merge(NET, 0.9), lambda: jc.merge(NET, axes="up")],
     "merge_linear": [lambda: jc.merge_linear(NET), lambda: jc.merge_linear(NET, axes="up")],
     "seriate": [lambda: jc.seriate(NET), lambda: jc.seriate(NET, "leaves", axes="up")],
@@ -134,6 +152,7 @@ DATA = {
     "recalibrate": [
         lambda: jc.recalibrate(NET, [X]),
         lambda: jc.recalibrate(NET, [X], progress=False),
+        lambda: jc.recalibrate(NORMED, [X], norms=True),
     ],
     "reconstruct": [
         lambda: jc.reconstruct(NET, [X]),

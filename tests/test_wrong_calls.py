@@ -185,6 +185,7 @@ BATCHES = [
     Wrong("batches", NOT_BATCHES, "batch|inputs"),
     Wrong("batches", NOT_ITERABLE, "batches", TypeError),
 ]
+WITHOUT_NORMS = Wrong("net", [Made(right.net)], "no batch norm with running statistics")
 AGAIN = Wrong("batches", [Made(lambda: iter([X]))], "give a list, not an iterator", TypeError)
 METRIC = Wrong("metric", [np.full((3, 3), NAN), np.eye(2), np.full((3, 3), "a"), 3.0], "moments")
 TRAINING = [
@@ -346,6 +347,24 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("multiple", [{"nothing": 2}, {"up:1": 2, "nothing": 2}], "multiple: the pattern"),
         Wrong("multiple", [{}], "multiple is an empty mapping"),
     ],
+    "fold_batchnorm": [
+        NET,
+        WITHOUT_NORMS,
+        Wrong("params", [PARAMS, 3, None], "other|traced"),
+        Wrong("params", [changed(right.NORMED, var=-right.NORMED["var"])], "running statistics"),
+    ],
+    "prune_batchnorm": [
+        NET,
+        WITHOUT_NORMS,
+        *AXES,
+        Wrong("params", [changed(right.NORMED, var=-right.NORMED["var"])], "running statistics"),
+        Wrong("keep", SHARES, r"keep must be in \(0, 1\]"),
+        Wrong("keep", [{"nothing": 1 / 2}], "keep: the pattern"),
+        Wrong("", [{"keep": None}, {"tolerance": 0.1}], "either keep or tolerance"),
+        Wrong("", [{"keep": None, "tolerance": v} for v in (-1, 1, 2)], "tolerance must be in"),
+        Wrong("method", NAMES, "method=.* is unknown"),
+        Wrong("rescale", [None, 1, "yes"], "rescale must be True or False", TypeError),
+    ],
     "coarsen": [
         *ON_NET,
         *AXES,
@@ -393,7 +412,26 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("moments", [None], "merge compares activations"),
     ],
     "seriate": [*ON_NET, *AXES, *MEASURED, Wrong("method", NAMES, "method=.* is unknown")],
-    "recalibrate": [NET, *BATCHES, AGAIN, Wrong("params", NOT_PARAMS, FIT)],
+    "inputs_from_norms": [
+        NET,
+        Wrong("params", NOT_PARAMS, FIT),
+        Wrong("", [{"net": Made(right.net), "params": PARAMS}], "no batch norm"),
+        Wrong("count", COUNTS, "count must be a whole number of at least 1"),
+        Wrong("steps", COUNTS, "steps must be a whole number of at least 1"),
+        Wrong("rate", (0, -1, *NUMBERS), r"rate must be in \(0, inf\)"),
+        Wrong("seed", SEEDS, "seed must be a whole number"),
+        Wrong("bounds", [(1, 0), (0, 0), 3, (0, 1, 2), (0, NAN), "01"], "bounds must be the least"),
+        Wrong("start", NOT_BATCHES, "batch|inputs"),
+        Wrong("start", NOT_ITERABLE[1:], "start", TypeError),
+    ],
+    "recalibrate": [
+        NET,
+        *BATCHES,
+        AGAIN,
+        Wrong("params", NOT_PARAMS, FIT),
+        Wrong("norms", [None, 1, "yes"], "norms must be True or False", TypeError),
+        Wrong("norms", [True], "no batch norm with running statistics"),
+    ],
     "reconstruct": [
         NET,
         *BATCHES,
@@ -976,6 +1014,10 @@ TABLE: dict[str, list[Wrong]] = {
         Wrong("report", [None, 3], "report", TypeError),
         Wrong("count", (*COUNTS, None), "count must be a whole number of at least 1"),
         Wrong("near", (*COUNTS, None), "near must be a whole number of at least 1"),
+    ],
+    "plots.moments_compared": [
+        Wrong("first", [None, 3, X], "first must be moments of jc.calibrate", TypeError),
+        Wrong("second", [Made(right.other_moments)], "no contraction in common"),
     ],
     "plots.errors_by_cause": [
         Wrong("report", [None, 3], "report", TypeError),

@@ -2,6 +2,7 @@
 
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
+from jaxcompress.moments.norm_inputs import inputs_from_norms
 from jaxcompress.moments.statistics import AxisMoments, Statistic
 
-__all__ = ["AxisMoments", "Calibration", "Moments", "Statistic", "calibrate"]
+__all__ = ["AxisMoments", "Calibration", "Moments", "Statistic", "calibrate", "inputs_from_norms"]

@@ -7,12 +7,14 @@ from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
 from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.merge_linear import merge_linear
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -39,6 +41,7 @@ __all__ = [
     "coarsen",
     "compress",
     "factored",
+    "fold_batchnorm",
     "hashed",
     "identity",
     "initialize",
@@ -47,6 +50,7 @@ __all__ = [
     "merge",
     "merge_linear",
     "partition",
+    "prune_batchnorm",
     "recalibrate",
     "reconstruct",
     "refine",

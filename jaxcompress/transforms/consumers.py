@@ -63,14 +63,22 @@ def is_solvable(state: NetworkState, site: Site) -> bool:
 
 def bias_of(state: NetworkState, site: Site) -> tuple[str, int] | None:
     """The bias that can absorb a change of a contraction's mean result: its leaf, and its sign."""
+    bias = bias_leaf(state, site)
+    if bias is None:
+        return None
+    # zeros at the borders of an image were not measured, so the mean is not the same everywhere
+    padded = site.window and len(statistic(state, site).dims) < len(site.dims)
+    return None if padded else bias
+
+
+def bias_leaf(state: NetworkState, site: Site) -> tuple[str, int] | None:
+    """The leaf that is added to a contraction's result alone, and its sign."""
     slots, sign = site.bias
     biases = {slot.leaf for slot in slots}
     if not sign or len(biases) != 1 or len(site.leaves) != 1:
         return None
     (bias,) = biases
-    # zeros at the borders of an image were not measured, so the mean is not the same everywhere
-    padded = site.window and len(statistic(state, site).dims) < len(site.dims)
-    if padded or not is_used_once(state, site) or not is_aligned(state.structure, site, bias):
+    if not is_used_once(state, site) or not is_aligned(state.structure, site, bias):
         return None
     return bias, sign
 

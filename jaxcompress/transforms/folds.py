@@ -155,15 +155,35 @@ def bias_shift(
     bias = bias_of(state, site)
     assert bias is not None
     (name, sign), (kernel,) = bias, site.leaves
+    return name, sign * result_shift(state, axis, site, state.leaves[kernel], gap)
+
+
+def result_shift(
+    state: NetworkState,
+    axis: Axis,
+    site: Site,
+    values: np.ndarray,
+    gap: Float[np.ndarray, "fibres d"],
+) -> np.ndarray:
+    """What a constant along an axis adds to a contraction's result.
+
+    Args:
+        state: the network.
+        axis: the axis.
+        site: the contraction, of one kernel.
+        values: of the kernel.
+        gap: the constant of every channel.
+    """
+    (kernel,) = site.leaves
     layouts = state.layouts(kernel)
     inputs = list(site.inputs.get(kernel) or [slot.dimension for slot in site.slots])
     position = next(place for place in inputs if axis.key in layouts[place].axes())
-    part = along(state.leaves[kernel], layouts, position, axis, gap[:, :, None])
+    part = along(values, layouts, position, axis, gap[:, :, None])
     # inputs of the same dimension that belong to other axes are as they were
     others = layouts[position].resized({axis.key: 1}).index(axis.key) < 0
     part = np.moveaxis(part, position, -1)
     part[..., others] = 0
-    return name, sign * np.moveaxis(part, -1, position).sum(tuple(inputs))
+    return np.moveaxis(part, -1, position).sum(tuple(inputs))
 
 
 def shifted_biases(state: NetworkState, shifts: Iterable[BiasShift]) -> dict[str, np.ndarray]:

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 
 from jaxtyping import PyTree
 
-from jaxcompress.checks import checked
+from jaxcompress.checks import checked, instance
 from jaxcompress.moments.calibration import Calibration, calibrate
 from jaxcompress.moments.moments import Moments
+from jaxcompress.networks.batch_norms import check_norms
 from jaxcompress.networks.trace import Network, network
 from jaxcompress.transforms.base import Scope, Transform
+from jaxcompress.transforms.norm_statistics import renewed
 from jaxcompress.transforms.settings import DIGITS, call, constructor_name, digest, show_structure
 
 
@@ -46,17 +48,23 @@ class DataTransform(Transform):
         return hash(self._content())
 
     def _content(self) -> tuple[object, ...]:
-        return type(self), digest(self.net.structure), digest(self.data), self.progress
+        settings = tuple(self.arguments().items())
+        return type(self), digest(self.net.structure), digest(self.data), settings
 
     def __repr__(self) -> str:
         net, data = show_structure(self.net.structure), f"<batches, {digest(self.data)[:DIGITS]}>"
         return call(constructor_name(self), net, data, **self.arguments())
 
 
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Recalibrate(DataTransform):
     """See `recalibrate`."""
 
+    norms: bool = False
+
     def _step(self, params: PyTree, moments: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
+        if self.norms:
+            params = renewed(self.net, params, self.data, progress=self.progress)
         # the transforms that follow expect the statistics that the user chose at first
         sensitivity = isinstance(moments, Moments) and bool(moments.gains)
         fresh = calibrate(
@@ -67,26 +75,32 @@ class Recalibrate(DataTransform):
         return params, fresh
 
 
-@checked(net=network)
+@checked(net=network, norms=instance(bool, "True or False"))
 def recalibrate(
     net: Network,
     batches: Iterable[PyTree] | Calibration,
     *,
+    norms: bool = False,
     progress: bool = True,
 ) -> Transform:
-    """Gather the moments anew for the transforms that follow in a chain; parameters stay.
+    """Gather the moments anew for the transforms that follow in a chain.
+
+    Parameters stay, but for the running statistics of batch norms where `norms` asks for them.
 
     Args:
         net: from `jc.trace`.
         batches: data as for `jc.calibrate`, or a `jc.Calibration`. It is read each time the chain
             runs, so give a list, not an iterator.
+        norms: first measure the running mean and variance of every batch norm anew, in the order of
+            the program. After a cut they are those of other activations.
         progress: show a progress bar.
 
     Returns:
         A transform. It gathers sensitivities where the moments it receives have them.
 
     Raises:
-        ValueError: when called, without batches or for batches that do not fit.
+        ValueError: for `norms` of a network that has none with running statistics; when called,
+            without batches or for batches that do not fit.
         TypeError: for an iterator of batches.
 
     Example:
@@ -103,4 +117,6 @@ def recalibrate(
     """
     data = Calibration.of(batches)
     data.check_rereadable("recalibrate")
-    return Recalibrate(net, data, progress)
+    if norms:
+        check_norms("recalibrate", net)
+    return Recalibrate(net, data, progress, norms)

@@ -23,10 +23,12 @@ from jaxcompress.transforms.budget import Budget, budget
 from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import Labels, at, chain, identity, partition
 from jaxcompress.transforms.factored import factored
+from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
 from jaxcompress.transforms.merge_linear import merge_linear
+from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
 from jaxcompress.transforms.resolution import coarsen, refine, thin
@@ -51,12 +53,14 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
         clustered,
         coarsen,
         factored,
+        fold_batchnorm,
         hashed,
         identity,
         linearize,
         merge,
         merge_linear,
         partition,
+        prune_batchnorm,
         recalibrate,
         reconstruct,
         refine,

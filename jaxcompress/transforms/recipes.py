@@ -26,6 +26,7 @@ from jaxcompress.networks.axes import Structure
 from jaxcompress.networks.trace import Network, traced
 from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import Transform
+from jaxcompress.transforms.norm_transform import NormTransform
 from jaxcompress.transforms.recalibrate import DataTransform
 from jaxcompress.transforms.recipe_calls import Json, decode_transform, encode_transform
 from jaxcompress.transforms.settings import arguments, digest
@@ -72,10 +73,11 @@ def _written(transform: Transform) -> tuple[Json, Structure | None]:
     """A transform as JSON, and the axes that it changes."""
     structures = [part.structure for part in _parts(transform, AxisTransform)]
     data = [part.data for part in _parts(transform, DataTransform)]
+    programs = _parts(transform, NormTransform)
     _check_one("networks", structures)
     _check_one("data sets", data)
     recipe, structure = encode_transform(transform, ""), next(iter(structures), None)
-    if not data and decode_transform(recipe, {"net": structure}) != transform:
+    if not data and not programs and decode_transform(recipe, {"net": structure}) != transform:
         raise TypeError(f"save_recipe: {transform!r} would not be the same when it is read back")
     return recipe, structure
 
@@ -191,6 +193,11 @@ def _fields(transform: Transform) -> dict[str, PyTree]:
     if _parts(transform, DataTransform):
         raise ValueError(
             "a recipe with data is written by jc.save_recipe, and read by load_recipe(batches=...)"
+        )
+    if _parts(transform, NormTransform):
+        raise ValueError(
+            "a recipe that is guided by batch norms is written by jc.save_recipe, and read by "
+            "load_recipe(net=...) with the network from jc.trace"
         )
     recipe, structure = _written(transform)
     return {"recipe": recipe, "structure": structure}

@@ -34,6 +34,10 @@ def test_every_recipe_is_saved_with_its_axes():
     """Law: load(save(t)) == t, for every transform without a function or data inside."""
     for name, make in SAVED.items():
         transform = make()
+        if "batchnorm" in name:
+            with pytest.raises(TypeError, match="a recipe that is guided by batch norms"):
+                tree_to_bytes(transform)
+            continue
         if name.split()[0] in ("recalibrate", "reconstruct") or "recalibrate" in repr(transform):
             with pytest.raises(TypeError, match=r"a recipe with data is written by jc.save_recipe"):
                 tree_to_bytes(transform)
