@@ -254,8 +254,9 @@ def prune_batchnorm(
         >>> params |= {"var": jnp.ones(4), "gamma": jnp.full(4, 0.1)}
         >>> params |= {"beta": jnp.array([1.0, -1.0, 1.0, -1.0])}
         >>> prune = jc.prune_batchnorm(jc.trace(apply, params, jnp.ones((5, 3))), tolerance=1e-4)
-        >>> prune.units(params)["up:1"].active, prune(params)["up"].shape
-        (1.0, (3, 2))
+        >>> small = prune(params)  # two units are never active, the others linear and alike
+        >>> prune.units(params)["up:1"].active, small["up"].shape
+        (1.0, (3, 1))
     """
     if (keep is None) == (tolerance is None):
         raise ValueError("prune_batchnorm takes either keep or tolerance, not both or neither")
