@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from jaxcompress.arrays.base import is_compact
+from jaxcompress.arrays.layout import MatrixAxes
 from jaxcompress.programs.algebra import (
     Dim,
     Kind,
@@ -162,11 +163,12 @@ def reshaped(array: Operand, shape: tuple[int, ...]) -> Operand:
     if tuple(shape[:stack]) != tuple(array.shape[:stack]):
         return None
     old, new = array.shape[stack:], shape[stack:]
-    order = [axis % axes.ndim for axis in axes.inputs + axes.outputs]
-    count = len(axes.inputs)
+    order, count = _wide_order(axes, old)
     targets: dict[int, list[int]] = {}  # new dimensions by the rank of their first old one
     for sources, results in groups(old, new):
-        ranks = [order.index(source) for source in sources]
+        ranks = [order.index(source) for source in sources if source in order]
+        if not ranks and not results:
+            continue
         if not ranks or ranks != list(range(ranks[0], ranks[0] + len(ranks))):
             return None
         if ranks[0] < count <= ranks[-1]:
@@ -179,6 +181,17 @@ def reshaped(array: Operand, shape: tuple[int, ...]) -> Operand:
         return None
     axes = dataclasses.replace(axes, inputs=inputs, outputs=outputs)
     return dataclasses.replace(array, matrix_axes=axes, dims=tuple(new))
+
+
+def _wide_order(axes: MatrixAxes, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Dimensions of a matrix, inputs first, and the number of inputs.
+
+    Those of one position belong to neither, unless inputs or outputs have no others.
+    """
+    inputs, outputs = ([axis % axes.ndim for axis in role] for role in (axes.inputs, axes.outputs))
+    wide = [[axis for axis in role if sizes[axis] != 1] for role in (inputs, outputs)]
+    first, second = wide if all(wide) else (inputs, outputs)
+    return first + second, len(first)
 
 
 def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -283,3 +283,15 @@ def test_random_atoms_have_random_signs():
         assert abs(share.mean() - 0.5) < 0.02
         assert share.min() > 0.25
         assert share.max() < 0.75
+
+
+@pytest.mark.parametrize("weight", ["dense", "numpy", "compact"])
+def test_matmul_is_the_operator(weight):
+    """Of vectors and of batches, where no roles are given."""
+    kernel = matrix(6, 4)
+    w = {"dense": kernel, "numpy": np.asarray(kernel), "compact": jc.hashed(1 / 2)(kernel)}[weight]
+    dense = np.asarray(jc.materialize(w))
+    for x in (matrix(6, seed=1), matrix(3, 6, seed=2), matrix(2, 3, 6, seed=3)):
+        np.testing.assert_allclose(jc.matmul(x, w), np.asarray(x) @ dense, atol=1e-5)
+    with pytest.raises(ValueError, match=r"contracts the last dimension of x with \(6,\)"):
+        jc.matmul(matrix(3, 5), w)

@@ -254,6 +254,13 @@ def test_bad_arguments(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_a_folder_with_other_contents_is_refused_before_any_work(model, documents, monkeypatch):
+    encoder, texts = read_encoder(model, 12), read_documents(documents, progress=False)
+    monkeypatch.setattr(job, "passages", lambda *arguments: pytest.fail("long work"))
+    with pytest.raises(FileExistsError, match="holds something else"):
+        compress_for(encoder, texts, documents, Settings(keep=1 / 2), progress=False)
+
+
 def test_without_a_model_the_message_says_how_to_get_one(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run("bert") == 1

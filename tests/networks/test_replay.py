@@ -10,6 +10,7 @@ import pytest
 from helpers import close, mlp, mlp_params, network
 from helpers_models import MODELS
 from helpers_oracle import small_and_full
+from laws import matrix
 
 import jaxcompress as jc
 
@@ -384,7 +385,7 @@ def test_refusals_say_why():
     words = {
         "embed:0": "picked by an index",
         "a:1": "closes over",
-        "b:1": "2th",
+        "b:1": "one position in 2",
         "c:1": "softmax",
         "d:1": "in order",
     }
@@ -442,3 +443,23 @@ def test_weights_are_compacted_by_the_networks_own_roles(name):
         close(net(tree, *model.inputs), model.apply(jc.materialize(tree), *model.inputs), 2e-4)
     hows = [use.how for use in net.explain(small)]
     assert ("materialised" in hows) == (name == "convnet")
+
+
+VIEWS = {
+    "squeeze": ((12, 1, 9), 0, (1, 2), lambda w: jnp.squeeze(w, 1)),
+    "reshape": ((12, 3, 3), 0, (1, 2), lambda w: w.reshape(12, 9)),
+    "transpose": ((9, 12), 1, 0, jnp.transpose),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_compact_kernel_in_another_layout_is_contracted(name):
+    """Not expanded to be laid out."""
+    shape, inputs, outputs, view = VIEWS[name]
+    params = {"w": matrix(*shape)}
+    net = jc.trace(lambda p, x: jnp.tanh(x @ view(p["w"])).sum(1), params, jnp.ones((4, 12)))
+    form = jc.factored(1 / 2, matrix_axes=jc.MatrixAxes(inputs, outputs))
+    small = {"w": form(params["w"])}
+    assert [row.how for row in net.explain(small)] == ["contracted"]
+    x = matrix(4, 12, seed=1)
+    np.testing.assert_allclose(net(small, x), net.apply(jc.materialize(small), x), rtol=1e-5)
