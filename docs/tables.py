@@ -460,6 +460,28 @@ def sentiment() -> str:
     return benchmark("sentiment").table(results("sentiment"))
 
 
+def linear_table(part: str, function: str = "table") -> Callable[[], str]:
+    """A table of the linear bypass when training from scratch."""
+    return lambda: getattr(benchmark("linear_bypass"), function)(results("linear_bypass"), part)
+
+
+for _part in ("sets", "tables"):
+    TABLES[f"linear bypass, {_part}"] = linear_table(_part)
+TABLES["linear bypass, why"] = linear_table("sets", "why")
+
+
+@named("linear bypass, minilm")
+def linear_minilm() -> str:
+    """MiniLM with layers dropped or replaced by linear maps."""
+    return benchmark("linear_bypass").minilm_table(results("linear_bypass"))
+
+
+@named("linear bypass, units")
+def linear_units() -> str:
+    """A perceptron with a share of its units, selected alone or with linear units."""
+    return benchmark("linear_bypass").units_table(results("linear_bypass"))
+
+
 @named("readability")
 def readability() -> str:
     """Measures of the source, a column for each package."""

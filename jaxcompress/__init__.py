@@ -45,7 +45,9 @@ from jaxcompress.transforms.factored import factored
 from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
+from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.merge_linear import merge_linear
 from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
@@ -87,12 +89,14 @@ __all__ = [
     "hashed",
     "identity",
     "initialize",
+    "linearize",
     "load",
     "load_recipe",
     "materialize",
     "matmul",
     "matrices",
     "merge",
+    "merge_linear",
     "moments",
     "multigrid",
     "networks",

@@ -223,6 +223,10 @@ CALLS = {
         lambda params=PARAMS, **o: jc.at(jc.matrices, jc.factored(jc.budget(**o)))(params),
         lambda: {"total": 1 / 2},
     ),
+    "bypass": Call(
+        jc.transforms.bypass,
+        lambda: {"net": net(), "params": PARAMS, "batches": [X], "leaves": "mid"},
+    ),
     "calibrate": Call(
         jc.calibrate, lambda: {"net": net(), "params": PARAMS, "batches": [X], **QUIET}
     ),
@@ -256,7 +260,9 @@ CALLS = {
     "load": Call(jc.load, dict),
     "load_recipe": Call(jc.load_recipe, dict),
     "matmul": Call(jc.matmul, lambda: {"x": X, "w": W}),
+    "linearize": on_net(jc.linearize, batches=[X], keep=3 / 4, **QUIET),
     "merge": on_net(jc.merge, threshold=0.9),
+    "merge_linear": on_net(jc.merge_linear, measured=False),
     "multigrid": Call(
         jc.multigrid,
         lambda: {

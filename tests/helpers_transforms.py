@@ -126,6 +126,7 @@ AXES = {
         lambda: jc.prune_batchnorm(NORMED, 1 / 2, rescale=False),
     ],
     "merge": [lambda: jc.merge(NET), lambda: jc.merge(NET, 0.9), lambda: jc.merge(NET, axes="up")],
+    "merge_linear": [lambda: jc.merge_linear(NET), lambda: jc.merge_linear(NET, axes="up")],
     "seriate": [lambda: jc.seriate(NET), lambda: jc.seriate(NET, "leaves", axes="up")],
     "coarsen": [
         lambda: jc.coarsen(NET, 2),
@@ -141,6 +142,13 @@ AXES = {
     "thin": [lambda: thin(NET, 2), lambda: thin(NET, 2, axes="up")],
 }
 DATA = {
+    "linearize": [
+        lambda: jc.linearize(NET, [X], 1 / 2),
+        lambda: jc.linearize(NET, [X], {"up:1": 1 / 2}),
+        lambda: jc.linearize(NET, [X], TOTAL),
+        lambda: jc.linearize(NET, [X], tolerance=0.0),
+        lambda: jc.linearize(NET, [X], tolerance=0.1, axes="up"),
+    ],
     "recalibrate": [
         lambda: jc.recalibrate(NET, [X]),
         lambda: jc.recalibrate(NET, [X], progress=False),

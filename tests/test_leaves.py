@@ -79,6 +79,7 @@ def axiswise(net, moments):
         "coarsen": jc.coarsen(net, 2),
         "refine": jc.refine(net, 2),
         "merge": jc.merge(net, 0.9),
+        "merge_linear": jc.merge_linear(net),
         "seriate": jc.seriate(net),
         "a chain": jc.chain(
             jc.rotate_and_prune(net, 1 / 2),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Container, Hashable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcompress.moments.accumulators import Accumulator, Gathered, unit_of
 from jaxcompress.moments.calibration import Calibration
 from jaxcompress.moments.masks import VectorWeights, vector_weights
+from jaxcompress.moments.statistics import Statistic
+from jaxcompress.networks.layout import Layout
 from jaxcompress.networks.trace import Network
 from jaxcompress.networks.traced_program import TracedProgram
 from jaxcompress.programs.algebra import Dim
@@ -210,6 +213,50 @@ def gather(
     if total is None:
         raise ValueError("there are no batches: give an iterable of at least one")
     return total
+
+
+Inputs: TypeAlias = tuple[PyTree, ...]
+"""What a network is called with, beside its parameters."""
+
+Pairs: TypeAlias = Callable[[PyTree, Inputs, int | jax.Array], tuple[Rows, Rows]]
+"""From parameters, the inputs of a batch and its number to vectors at the same positions."""
+
+
+def joint(
+    net: Network, params: PyTree, data: Calibration, pairs: Pairs
+) -> tuple[Statistic, Statistic]:
+    """The moments of two kinds of vectors beside each other, for two halves of every batch.
+
+    Args:
+        net: the network.
+        params: its parameters.
+        data: what is run; all vectors of it are measured.
+        pairs: the vectors.
+
+    Raises:
+        ValueError: for no batches.
+    """
+
+    @jax.jit
+    def products(
+        params: PyTree, inputs: tuple[PyTree, ...], batch: int
+    ) -> list[tuple[jax.Array, ...]]:
+        (x, weights), (y, _) = pairs(params, inputs, batch)
+        both, early = jnp.concatenate([x, y], axis=1), jnp.arange(len(x)) < len(x) // 2
+        return [_cross_moments(both, both, weights * half) for half in (early, ~early)]
+
+    halves: list[Statistic | None] = [None, None]
+    for number, inputs in enumerate(data.values(net)):
+        for half, sums in enumerate(products(params, inputs, number)):
+            count, unit, mean, cov = (np.asarray(sums[i], np.float64) for i in (0, 1, 3, 5))
+            dims = (Layout("", len(mean)),)
+            more = Statistic((), dims, float(count), mean * unit, cov * unit * unit[:, None])
+            so_far = halves[half]
+            halves[half] = more if so_far is None else so_far + more
+    first, second = halves
+    if first is None or second is None:
+        raise ValueError("there are no batches: give an iterable of at least one")
+    return first, second
 
 
 def _cross_moments(

@@ -2,6 +2,7 @@
 
 from jaxcompress.transforms.base import Transform, second_moments
 from jaxcompress.transforms.budget import Budget, Metric, Plan, budget
+from jaxcompress.transforms.bypass import bypass
 from jaxcompress.transforms.clustered import clustered
 from jaxcompress.transforms.combinators import at, chain, identity, partition
 from jaxcompress.transforms.compress import compress
@@ -10,7 +11,9 @@ from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
 from jaxcompress.transforms.initialize import initialize
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.merge_linear import merge_linear
 from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.recipes import load_recipe, save_recipe
@@ -32,6 +35,7 @@ __all__ = [
     "Transform",
     "at",
     "budget",
+    "bypass",
     "chain",
     "clustered",
     "coarsen",
@@ -41,8 +45,10 @@ __all__ = [
     "hashed",
     "identity",
     "initialize",
+    "linearize",
     "load_recipe",
     "merge",
+    "merge_linear",
     "partition",
     "prune_batchnorm",
     "recalibrate",

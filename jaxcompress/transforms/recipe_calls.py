@@ -25,7 +25,9 @@ from jaxcompress.transforms.combinators import Labels, at, chain, identity, part
 from jaxcompress.transforms.factored import factored
 from jaxcompress.transforms.fold_batchnorm import fold_batchnorm
 from jaxcompress.transforms.hashed import hashed
+from jaxcompress.transforms.linearize import linearize
 from jaxcompress.transforms.merge import merge
+from jaxcompress.transforms.merge_linear import merge_linear
 from jaxcompress.transforms.prune_batchnorm import prune_batchnorm
 from jaxcompress.transforms.recalibrate import recalibrate
 from jaxcompress.transforms.reconstruct import reconstruct
@@ -54,7 +56,9 @@ CONSTRUCTORS: dict[str, Callable[..., Transform]] = {
         fold_batchnorm,
         hashed,
         identity,
+        linearize,
         merge,
+        merge_linear,
         partition,
         prune_batchnorm,
         recalibrate,

@@ -15,7 +15,7 @@ Costs an eigendecomposition or a greedy selection an axis, at most O(d^3), in fl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,18 +83,11 @@ class RotateAndPrune(AxisTransform):
         check_tree(params)
         before = float(stored_numbers(params))
         items, totals = self._items_and_totals(params, moments)
-        if isinstance(self.keep, Budget):
-            return plan_for(
-                self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
-            )
-        if self.energy is None:
-            keeps = PerLeaf(self.keep, "keep")
-            given = [keeps.get(item.key) for item in items.rows]
-            choice = [items.option(i, 1.0 if k is None else k) for i, k in enumerate(given)]
-            return plan_of(joint([items], before), choice)
-        pairs = zip(items.errors, totals, strict=True)
-        options = [least_option(errors, self.energy, total) for errors, total in pairs]
-        return plan_of(joint([items], before), options)
+
+        def small(plan: Plan) -> PyTree:
+            return self.divided(plan)(params, moments)
+
+        return planned_sizes(self.keep, self.energy, items, totals, before, small)
 
     def items(self, params: PyTree, moments: Moments | None) -> Items:
         """The axes that a budget is divided among, with the sizes that they can be cut to."""
@@ -176,6 +169,36 @@ class RotateAndPrune(AxisTransform):
         if method.name == "rotate":
             return rotate(state, axis, size)
         return select(state, axis, size, fold=method.name == "select and fold")
+
+
+def planned_sizes(
+    keep: PerPattern[float] | Budget,
+    energy: float | None,
+    items: Items,
+    totals: Sequence[float],
+    before: float,
+    small: Callable[[Plan], PyTree],
+) -> Plan:
+    """The sizes of axes by a budget, an energy or given keeps.
+
+    Args:
+        keep: given keeps or a budget.
+        energy: in place of keeps, or None.
+        items: the axes.
+        totals: the predicted error of each if the axis had no channels.
+        before: the numbers that the whole tree stores.
+        small: from a plan to the parameters that it gives, for a metric.
+    """
+    if isinstance(keep, Budget):
+        return plan_for(keep, [items], before, small)
+    if energy is None:
+        keeps = PerLeaf(keep, "keep")
+        given = [keeps.get(item.key) for item in items.rows]
+        choice = [items.option(i, 1.0 if k is None else k) for i, k in enumerate(given)]
+        return plan_of(joint([items], before), choice)
+    pairs = zip(items.errors, totals, strict=True)
+    options = [least_option(errors, energy, total) for errors, total in pairs]
+    return plan_of(joint([items], before), options)
 
 
 def axis_item(

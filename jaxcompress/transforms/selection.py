@@ -26,6 +26,8 @@ RIDGE = 3e-7
 """The ridge of a fold, relative to the variance of each kept channel."""
 EXPLAINED = 1e-9
 """The share of a variance below which its remainder is rounding: moments are summed in float32."""
+NOISE = 1e-6
+"""The share of a variance that moments, summed in float32, may be wrong by."""
 SHRINK = 0.1
 """The ridge towards a prior, as the one of a fold, times unknowns per measured vector."""
 
@@ -162,7 +164,9 @@ class Remainder:
         if blocks.shape[-1] == 1:
             single = self.kernel is None
             norms = self.norms if single else np.einsum("ip,ip->i", self.results, self.results)
-            gains[alive] = norms[where[:, 0]] / blocks[:, 0, 0]
+            # of nearly dependent channels the remaining variance is noise, and so would be the gain
+            noise = NOISE / EXPLAINED * self.rounding[usable][alive]
+            gains[alive] = norms[where[:, 0]] / (blocks[:, 0, 0] + noise)
             return gains
         results = self.results[where]  # (channels, k, p)
         products = results @ np.swapaxes(results, -1, -2)

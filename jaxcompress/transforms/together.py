@@ -18,10 +18,11 @@ from jaxcompress.transforms.base import Scope, Transform, check_tree
 from jaxcompress.transforms.budget import Budget, Items, Plan, plan_for
 from jaxcompress.transforms.combinators import At
 from jaxcompress.transforms.leafwise import LeafTransform
+from jaxcompress.transforms.linearize import Linearize
 from jaxcompress.transforms.rotation import RotateAndPrune
 from jaxcompress.transforms.settings import call
 
-Divisible: TypeAlias = RotateAndPrune | LeafTransform | At
+Divisible: TypeAlias = RotateAndPrune | Linearize | LeafTransform | At
 """Transforms that predict the errors of their items."""
 
 
@@ -113,9 +114,10 @@ def together(*transforms: Transform) -> Together:
     """Divide one budget among several transforms.
 
     Args:
-        *transforms: `jc.rotate_and_prune(net, total)` and leaf transforms with `keep=total`, alone
-            or in `jc.at`, all with the same `total = jc.budget(...)`, a fraction of all numbers of
-            the tree. No leaf may be changed by two of them.
+        *transforms: `jc.rotate_and_prune(net, total)`, `jc.linearize(net, batches, total)`, and
+            leaf transforms with `keep=total`, alone or in `jc.at`; all with the same
+            `total = jc.budget(...)`, a fraction of all numbers of the tree. No leaf may be changed
+            by two of them.
 
     Returns:
         A transform; its `.plan(params, moments)` prints the division. The predicted errors of axes
@@ -158,10 +160,10 @@ def together(*transforms: Transform) -> Together:
 def _divisible(transform: Transform) -> Divisible:
     """A transform that predicts errors; others are refused."""
     inner = transform.transform if isinstance(transform, At) else transform
-    if not isinstance(inner, (LeafTransform, RotateAndPrune)):
+    if not isinstance(inner, (LeafTransform, Linearize, RotateAndPrune)):
         raise TypeError(
-            f"together: {transform!r} predicts no errors; it takes jc.rotate_and_prune and leaf "
-            "transforms, alone or in jc.at"
+            f"together: {transform!r} predicts no errors; it takes jc.rotate_and_prune, "
+            "jc.linearize, and leaf transforms alone or in jc.at"
         )
     assert isinstance(transform, Divisible)
     return transform
@@ -170,7 +172,7 @@ def _divisible(transform: Transform) -> Divisible:
 def _budget_of(transform: Divisible) -> Budget:
     """The budget of a transform; one without a budget of numbers is refused."""
     inner = transform.transform if isinstance(transform, At) else transform
-    assert isinstance(inner, LeafTransform | RotateAndPrune)
+    assert isinstance(inner, LeafTransform | Linearize | RotateAndPrune)
     if not isinstance(inner.keep, Budget):
         raise ValueError(  # noqa: TRY004 (the type is right, its keep is not a budget)
             f"together: {transform!r} has no budget: give it keep=jc.budget(...), the same as the "
