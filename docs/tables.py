@@ -344,13 +344,13 @@ def calibration_losses() -> str:
     return grid(["with `sample=1/8`", ""], lines)
 
 
-@named("batch norms, ConvNet")
-def batch_norms_convnet() -> str:
-    return benchmark("batchnorm").convnet_table(results("batchnorm"))
+@named("batch norms, cuts")
+def batch_norms_cuts() -> str:
+    return benchmark("batchnorm").cut_table(results("batchnorm"))
 
 
-@named("batch norms, perceptron")
-def batch_norms_perceptron() -> str:
+@named("batch norms, tuned")
+def batch_norms_tuned() -> str:
     return benchmark("batchnorm").perceptron_table(results("batchnorm"))
 
 

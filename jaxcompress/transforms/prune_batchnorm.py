@@ -35,7 +35,7 @@ from jaxcompress.transforms.axiswise import AxisTransform
 from jaxcompress.transforms.base import check_tree
 from jaxcompress.transforms.budget import Budget, Items, Plan, joint, plan_for, plan_of
 from jaxcompress.transforms.network_state import AxisChange, NetworkState
-from jaxcompress.transforms.norm_facts import RARELY, NormFacts
+from jaxcompress.transforms.norm_facts import LEAST, RARELY, NormFacts
 from jaxcompress.transforms.norm_transform import NormTransform
 from jaxcompress.transforms.options import Keep, PerLeaf, PerPattern, check_keep
 from jaxcompress.transforms.rotation import axis_item, axis_items, least_option
@@ -85,7 +85,7 @@ class PruneBatchnorm(NormTransform, AxisTransform):
         return (*super().hidden(), "facts", *replaced)
 
     def plan(self, params: PyTree, moments: Moments | None = None) -> Plan:
-        """The size of every axis, and the share of its consumers' variance that this loses.
+        """The size of every axis, and the variance that its consumers lose over what is left.
 
         Args:
             params: the network's parameters.
@@ -105,7 +105,8 @@ class PruneBatchnorm(NormTransform, AxisTransform):
                 self.keep, [items], before, lambda plan: self.divided(plan)(params, moments)
             )
         if self.tolerance is not None:
-            options = [least_option(row.errors, 1 - self.tolerance, 1.0) for row in items.rows]
+            lost = [row.errors / (1 + row.errors) for row in items.rows]
+            options = [least_option(shares, 1 - self.tolerance, 1.0) for shares in lost]
             return plan_of(joint([items], before), options)
         keeps = PerLeaf(self.keep, "keep")
         given = [keeps.get(item.key) for item in items.rows]
@@ -137,7 +138,9 @@ class PruneBatchnorm(NormTransform, AxisTransform):
         for axis in axes:
             state.check_dense(axis)
             errors = facts.errors(state, axis)
-            curve = np.append(np.cumsum(np.sort(errors))[::-1], 0.0)
+            lost = np.append(np.cumsum(np.sort(errors))[::-1], 0.0)
+            # noise over signal: layers multiply, so that none may lose nearly all
+            curve = lost / np.maximum(1 - lost, LEAST)
             sizes = np.arange(1, state.size(axis) + 1)
             rows.append(axis_item(axis.key, curve, sizes, described(facts, axis)))
         return axis_items(state, axes, tuple(rows))
@@ -251,8 +254,9 @@ def prune_batchnorm(
         >>> params |= {"var": jnp.ones(4), "gamma": jnp.full(4, 0.1)}
         >>> params |= {"beta": jnp.array([1.0, -1.0, 1.0, -1.0])}
         >>> prune = jc.prune_batchnorm(jc.trace(apply, params, jnp.ones((5, 3))), tolerance=1e-4)
-        >>> prune.units(params)["up:1"].active, prune(params)["up"].shape
-        (1.0, (3, 2))
+        >>> small = prune(params)  # two units are never active, the others linear and alike
+        >>> prune.units(params)["up:1"].active, small["up"].shape
+        (1.0, (3, 1))
     """
     if (keep is None) == (tolerance is None):
         raise ValueError("prune_batchnorm takes either keep or tolerance, not both or neither")

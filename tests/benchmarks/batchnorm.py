@@ -1,10 +1,10 @@
 """What batch norms tell a cut: without data, with data, and after fine-tuning.
 
-Part one is a perceptron 784-500-300-10 with batch norm on MNIST, of which 92 % of the numbers are
-removed: accuracy before and after ten epochs of fine-tuning with the whole network as the teacher,
-the same for every column. Part two is a ConvNet of three normalised layers on Fashion-MNIST: 70 %
-of its channels, without fine-tuning. "data" means 20,000 training images without labels; 10,000
-test images judge.
+Two networks are trained: a perceptron 784-500-300-10 with batch norm on MNIST, and a ConvNet of
+three normalised layers on Fashion-MNIST. First 70 % of the units of every layer go, without tuning.
+Then 92 % of the perceptron's numbers: accuracy before and after ten epochs of fine-tuning with the
+whole network as the teacher, the same for every column. "data" means 20,000 training images without
+labels; 10,000 test images judge.
 
     python tests/benchmarks/batchnorm.py             # about 40 minutes on two cores
     python tests/benchmarks/batchnorm.py --seeds 1
@@ -16,6 +16,7 @@ import argparse
 import functools
 import itertools
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ import jaxcompress as jc
 
 OUT = Path(__file__).with_suffix(".json")
 SHARE = 0.08
-"""Of the stored numbers that part one keeps."""
+"""Of the stored numbers that are kept before tuning."""
 KEEP = 0.3
-"""Of the channels that part two keeps."""
+"""Of the units that are kept without tuning."""
 EPOCHS, RATE = {"perceptron": 12, "ConvNet": 2}, {"perceptron": 1e-3, "ConvNet": 3e-3}
 TUNING, BATCH = 10, 128
 CALIBRATION, PER_BATCH, SAMPLE = 20_000, 500, 1 / 8
 PERCEPTRON = ("random", "l1", "slimming", "norms", "norms, DCT", "data, reconstructed")
-CONVNET = {
+CUTS = {
     "random": "no data",
     "l1": "no data",
     "slimming": "no data",
@@ -55,7 +56,7 @@ CONVNET = {
     "norms, reconstructed": "data",
     "moments, reconstructed": "data",
 }
-"""The columns of part two, and what they see."""
+"""The columns of the cuts without tuning, and what they see."""
 
 
 # --- the perceptron (A10) ------------------------------------------------------------------------
@@ -75,17 +76,18 @@ class Perceptron(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Three convolutions with batch norm and relu, every hidden axis normalised."""
+    """Three convolutions with batch norm, relu and pooling, every hidden axis normalised."""
 
-    widths: tuple[int, ...] = (32, 64, 64)
-    strides: tuple[int, ...] = (2, 2, 1)
+    widths: tuple[int, ...] = (16, 32, 64)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = x.reshape(-1, 28, 28, 1)
-        for width, stride in zip(self.widths, self.strides, strict=True):
-            x = nn.Conv(width, (3, 3), (stride, stride), use_bias=False)(x)
+        for index, width in enumerate(self.widths):
+            x = nn.Conv(width, (3, 3), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            if index < 2:
+                x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
@@ -218,17 +220,20 @@ def perceptron_cell(method: str, seed: int, data: Digits, judge: Digits) -> dict
     }
 
 
-# --- the ConvNet (A11) ---------------------------------------------------------------------------
+# --- cuts without fine-tuning (A11) --------------------------------------------------------------
+
+
+DATA = {"perceptron": mnist.load, "ConvNet": fashion.load}
 
 
 class Case:
-    """One trained ConvNet with its data."""
+    """One trained network with its data."""
 
-    def __init__(self, seed: int, data: Digits, judge: Digits):
-        self.params = whole("ConvNet", seed, data)
-        self.net = networks("ConvNet")[0]
-        self.batches, self.judge, self.seed = batches_of(data), judge, seed
-        self.before = accuracy(self.net, self.params, judge)
+    def __init__(self, name: str, seed: int):
+        data, self.judge = DATA[name]()
+        self.params = whole(name, seed, data)
+        self.net, self.batches, self.seed = networks(name)[0], batches_of(data), seed
+        self.before = accuracy(self.net, self.params, self.judge)
 
     @functools.cached_property
     def moments(self) -> jc.moments.Moments:
@@ -244,8 +249,8 @@ class Case:
         elif how == "slimming":
             cut = jc.prune_batchnorm(self.net, KEEP, method=how)
         elif how == "norms":
-            plain = method in ("norms", "norms, variances as they were")
-            keep, rescale = KEEP if plain else divided, "variances as they were" not in after
+            keep = divided if "budget" in after else KEEP
+            rescale = "variances as they were" not in after
             cut = jc.prune_batchnorm(self.net, keep, rescale=rescale)
         else:
             cut = jc.rotate_and_prune(self.net, divided)
@@ -280,7 +285,7 @@ def perceptron_table(rows: list[dict[str, Any]]) -> str:
     """Test accuracy of the perceptron, as markdown."""
     lines = ["| units chosen by | before tuning | after | whole | numbers kept |", "|---" * 5 + "|"]
     for method in PERCEPTRON:
-        mine = [row for row in rows if row["part"] == "perceptron" and row["method"] == method]
+        mine = [row for row in rows if row["part"] == "tuned" and row["method"] == method]
         if mine:
             columns = [spread([row[name] for row in mine]) for name in ("before", "after", "whole")]
             kept = np.mean([row["stored"][1] / row["stored"][0] for row in mine])
@@ -288,49 +293,65 @@ def perceptron_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def convnet_table(rows: list[dict[str, Any]]) -> str:
-    """Points lost by the ConvNet, as markdown."""
-    lines = ["| channels chosen by | sees | points lost | of slimming's |", "|---" * 4 + "|"]
-    mine = [row for row in rows if row["part"] == "convnet"]
-    lost = {method: [row["lost"] for row in mine if row["method"] == method] for method in CONVNET}
-    for method, sees in CONVNET.items():
-        if lost[method]:
+def cut_table(rows: list[dict[str, Any]]) -> str:
+    """Points lost without fine-tuning, as markdown."""
+    names = [name for name in DATA if any(row.get("network") == name for row in rows)]
+    heads = [f"{name}, points lost | of slimming's" for name in names]
+    lines = [f"| units chosen by | sees | {' | '.join(heads)} |"]
+    lines.append("|---" * (2 + 2 * len(names)) + "|")
+    for method, sees in CUTS.items():
+        columns = []
+        for name in names:
+            lost = {
+                column: [
+                    row["lost"]
+                    for row in rows
+                    if (row.get("network"), row["method"]) == (name, column)
+                ]
+                for column in (method, "slimming")
+            }
             share = np.mean(lost[method]) / np.mean(lost["slimming"])
-            lines.append(f"| {method} | {sees} | {spread(lost[method])} | {share:.2f} |")
+            columns.append(f"{spread(lost[method])} | {share:.2f}")
+        lines.append(f"| {method} | {sees} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["perceptron", "convnet"])
+    parser.add_argument("--networks", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--parts", nargs="+", default=["cut", "tuned"])
+    parser.add_argument("--methods", nargs="+", help="only these columns")
     parser.add_argument("--again", action="store_true", help="measure finished cells afresh")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     results = cells.read(args.out)
-    if "perceptron" in args.parts:
+
+    def finish(part: str, columns: Iterable[str], measure: Callable, **more: Any) -> None:
+        methods = [name for name in columns if name in (args.methods or columns)]
+        keys = [
+            {"part": part, **more, "seed": seed, "method": method}
+            for seed, method in itertools.product(range(args.seeds), methods)
+        ]
+        cells.finished(args.out, results, keys, measure, again=args.again)
+
+    case = functools.lru_cache(1)(Case)
+    for name in args.networks if "cut" in args.parts else ():
+        finish(
+            "cut",
+            CUTS,
+            lambda key: case(key["network"], key["seed"]).cell(key["method"]),
+            network=name,
+        )
+    print(cut_table(results), "\n")
+    if "tuned" in args.parts:
         data, judge = mnist.load()
-        keys = itertools.product(range(args.seeds), PERCEPTRON)
-        cells.finished(
-            args.out,
-            results,
-            [{"part": "perceptron", "seed": seed, "method": method} for seed, method in keys],
+        finish(
+            "tuned",
+            PERCEPTRON,
             lambda key: perceptron_cell(key["method"], key["seed"], data, judge),
-            again=args.again,
         )
-        print(perceptron_table(results), "\n")
-    if "convnet" in args.parts:
-        data, judge = fashion.load()
-        case = functools.lru_cache(1)(lambda seed: Case(seed, data, judge))
-        keys = itertools.product(range(args.seeds), CONVNET)
-        cells.finished(
-            args.out,
-            results,
-            [{"part": "convnet", "seed": seed, "method": method} for seed, method in keys],
-            lambda key: case(key["seed"]).cell(key["method"]),
-            again=args.again,
-        )
-        print(convnet_table(results))
+    print(perceptron_table(results))
 
 
 if __name__ == "__main__":
