@@ -463,3 +463,18 @@ def test_inputs_that_are_no_floats_are_not_searched_for_nan():
     net = jc.trace(apply, params, *inputs)
     moments = jc.calibrate(net, params, [inputs], progress=False)
     assert moments["table:1"].count == 4
+
+
+def test_a_weight_is_a_number_of_repetitions():
+    """Weights are no mask alone: an example of weight three counts as three."""
+    params, x = mlp_params((5, 8, 6, 3)), np.asarray(matrix(6, 5, seed=3))
+    weights = np.array([1.0, 2, 3, 0, 1, 2])
+    net = jc.trace(lambda p, x, w: mlp(p, x), params, x, weights)
+    data = jc.Calibration([(x, weights)], mask=lambda x, w: w)
+    repeated = x.repeat(weights.astype(int), 0)
+    one = jc.calibrate(net, params, data, progress=False)
+    other = jc.calibrate(net, params, [(repeated, np.ones(9))], progress=False)
+    for key, statistic in one.sites.items():
+        assert statistic.count == other.sites[key].count == 9
+        np.testing.assert_allclose(statistic.mean, other.sites[key].mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(statistic.cov, other.sites[key].cov, rtol=1e-4, atol=1e-6)
