@@ -282,6 +282,17 @@ def coarsening() -> str:
     return benchmark("channels").coarsening_table(channel_rows("cut"))
 
 
+@named("data free")
+def data_free() -> str:
+    return benchmark("data_free").table(results("data_free"))
+
+
+@named("data free, with images")
+def data_free_with_images() -> str:
+    module = benchmark("data_free")
+    return module.table(results("data_free"), module.WITH_IMAGES)
+
+
 @named("replay")
 def replay() -> str:
     return benchmark("channels").replay_table(channel_rows("replay"))

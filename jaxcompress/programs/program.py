@@ -198,7 +198,15 @@ class Constant(Value):
         dtype = getattr(array, "dtype", None)
         super().__init__(np.shape(array), np.asarray(array).dtype if dtype is None else dtype)
         self.array = array
-        self.zeros = bool(self.shape) and not np.any(np.asarray(array))
+        self.zeros = bool(self.shape) and _is_zero(array)
+
+
+def _is_zero(array: ArrayLike) -> bool:
+    """Whether the entries of an array are known and zero."""
+    # a derivative rule closes over traced values; random keys are no numbers
+    if isinstance(array, jax.core.Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return False
+    return not np.any(np.asarray(array))
 
 
 @dataclasses.dataclass(eq=False)
