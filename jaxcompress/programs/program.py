@@ -11,8 +11,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
@@ -204,7 +206,7 @@ class Constant(Value):
 def _is_zero(array: ArrayLike) -> bool:
     """Whether the entries of an array are known and zero."""
     # a derivative rule closes over traced values; random keys are no numbers
-    if isinstance(array, jax.core.Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended):
+    if isinstance(array, Tracer) or jnp.issubdtype(jnp.result_type(array), jax.dtypes.extended):
         return False
     return not np.any(np.asarray(array))
 
