@@ -38,7 +38,9 @@ def test_every_recipe_is_saved_with_its_axes():
             with pytest.raises(TypeError, match="a recipe that is guided by batch norms"):
                 tree_to_bytes(transform)
             continue
-        if name.split()[0] in ("recalibrate", "reconstruct", "linearize") or "recalibrate" in repr(transform):
+        if name.split()[0] in ("recalibrate", "reconstruct", "linearize") or "recalibrate" in repr(
+            transform
+        ):
             with pytest.raises(TypeError, match=r"a recipe with data is written by jc.save_recipe"):
                 tree_to_bytes(transform)
         else:

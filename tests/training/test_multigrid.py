@@ -170,6 +170,16 @@ def test_powers_are_found_by_trying():
     assert np.isfinite(np.asarray(train(optimizer=penalised).losses)).all()
 
 
+def test_axes_that_are_not_named_keep_their_size():
+    seen = []
+    jc.multigrid(
+        NET, LOSS, PARAMS, (X, Y), optimizer=optax.sgd(0.1), levels=((4, 2), (1, 2)), axes="w0",
+        batch_size=8, callback=seen.append, progress=False,
+    )  # fmt: skip
+    assert [state.params["w0"].shape[1] for state in (seen[0], seen[-1])] == [4, 16]
+    assert {state.params["w1"].shape[1] for state in seen} == {12}
+
+
 def power_of_gradients(power):
     """An optimizer that keeps a sum of powers of the gradient."""
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from helpers import calibrated, error, mlp, mlp_params, network
 from helpers_models import MODELS
+from scipy.cluster.hierarchy import linkage
 
 import jaxcompress as jc
+from jaxcompress.transforms.merge import cut
 
 
 def merged(params, threshold=0.999, apply=mlp, count=400):
@@ -136,3 +138,16 @@ def test_one_kernel_at_several_places_takes_one_fold():
     small = jc.merge(net, 0.95)(params, jc.calibrate(net, params, [inputs], progress=False))
     assert small["up"].shape == (4, 3)
     assert error(net, params, small, inputs) < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6])
+def test_groups_of_equal_units_are_divided(size):
+    """Ties of the tree give one group; units of large effect are split off."""
+    effects = np.array([0.5, 3.0, 1.0, 2.0, 0.1, 0.2])
+    groups = cut(linkage(np.zeros(15), "complete"), size, effects)
+    assert sorted(np.concatenate(groups)) == list(range(6))
+    assert len(groups) == size
+    alone = [group[0] for group in groups if len(group) == 1]
+    assert set(alone) <= {1, 3, 2, 0, 5, 4}
+    if 1 < size < 6:
+        assert sorted(alone) == sorted(np.argsort(-effects)[: size - 1])
