@@ -10,6 +10,8 @@ import pytest
 from laws import TRANSFORMS, matrix, moments
 
 import jaxcompress as jc
+from jaxcompress.classifiers.neighbours import nearest
+from jaxcompress.models.bert import Bert, BertConfig
 
 
 def x64():
@@ -130,6 +132,26 @@ def check_network():
     np.testing.assert_allclose(net(same, ids), apply(params, ids), atol=1e-4)
 
 
+def check_rooms_beside():
+    """A mesh of a classifier inside and outside jit, neighbours, and an encoder of texts."""
+    points = np.random.default_rng(0).uniform(size=(40, 2)).astype(np.float32)
+    inside = np.sum(points**2, 1) < 0.5
+    mesh = jc.classifiers.realize(
+        lambda x: (np.sum(x**2, 1) < 0.5).astype(int), [[0, 0], [1, 1]], jnd=1 / 16, coarse=4,
+        progress=False,
+    ).mesh  # fmt: skip
+    np.testing.assert_array_equal(jax.jit(mesh)(points), mesh(points))
+    assert np.mean(mesh(points) == inside) > 0.9
+    distances, _ = nearest(points, points, 2)
+    gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    np.testing.assert_allclose(distances, np.sort(gaps, 1)[:, :2], atol=1e-5)
+    encoder = Bert(
+        BertConfig(11, 8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    )
+    ids = jnp.array([[1, 2, 3], [4, 5, 6]])
+    assert np.isfinite(encoder.apply(encoder.init(jax.random.key(0), ids), ids)).all()
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.filterwarnings("ignore:.*is selected, not:UserWarning")
 def test_forms_and_networks_under_a_flag(flag):
@@ -137,3 +159,4 @@ def test_forms_and_networks_under_a_flag(flag):
         stack.enter_context(FLAGS[flag]())
         check_forms()
         check_network()
+        check_rooms_beside()

@@ -112,7 +112,9 @@ class MeshClassifier:
             )
         xp = jnp if isinstance(points, Tracer) or isinstance(self.tree, Tracer) else np
         tree, low, high = (xp.asarray(leaf) for leaf in (self.tree, self.low, self.high))
-        sides = np.asarray(self.coarse) << self.depth
+        shape = (*[1] * (np.ndim(points) - 1), -1)
+        low, high = low.reshape(shape), high.reshape(shape)
+        sides = (np.asarray(self.coarse) << self.depth).reshape(shape)
         # a product and no quotient, which XLA rounds differently from numpy for constants
         per_unit = sides.astype(np.float32) / (high - low)
         position = xp.floor((xp.asarray(points, np.float32) - low) * per_unit)

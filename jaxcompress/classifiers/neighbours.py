@@ -96,8 +96,9 @@ def _block(
     def excluded(index: jax.Array) -> jax.Array:
         return (index == own[:, None]) | (index >= count)
 
-    rough = jnp.sum(points**2, 1) - 2 * jnp.matmul(queries, points.T, precision="highest")
-    rough = jnp.where(excluded(jnp.arange(len(points))), jnp.inf, rough)
+    products = jnp.matmul(queries, points.T, precision="highest")
+    rough = jnp.sum(points**2, 1)[None] - 2 * products
+    rough = jnp.where(excluded(jnp.arange(len(points))[None]), jnp.inf, rough)
     _, index = jax.lax.top_k(-rough, min(k + SPARE, len(points)))
     index = jnp.sort(index, axis=1)  # then a stable sort gives equal distances in index order
     exact = jnp.sqrt(jnp.sum((points[index] - queries[:, None]) ** 2, axis=-1))

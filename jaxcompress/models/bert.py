@@ -140,7 +140,7 @@ class Bert(nn.Module):
         segments = jnp.zeros_like(ids) if segments is None else segments
         h = nn.Embed(config.vocab_size, config.hidden_size, name="words")(ids)
         h += nn.Embed(config.max_position_embeddings, config.hidden_size, name="positions")(
-            jnp.arange(ids.shape[-1])
+            jnp.arange(ids.shape[-1])[None]
         )
         if config.type_vocab_size:
             h += nn.Embed(config.type_vocab_size, config.hidden_size, name="segments")(segments)
