@@ -93,9 +93,17 @@ def as_carry(value: Value) -> None:
 def analyse_loop(step: Step, analysis: Analysis, carries: Sequence[Value]) -> None:
     """Analyse a loop's body twice, since its second turn starts from the results of the first."""
     body = step.programs["body"]
+    # a carry that every turn hands on as it is, such as the parameters, is a constant
+    changing = [
+        (carry, result)
+        for carry, result in zip(carries, body.outputs, strict=False)
+        if result is not carry
+    ]
+    for carry, _ in changing:
+        as_carry(carry)
     for _ in range(2):
         analysis.run(body)
-        for carry, result in zip(carries, body.outputs, strict=False):
+        for carry, result in changing:
             join(step, analysis, result, carry)
             as_carry(carry)
 
@@ -239,8 +247,6 @@ def scan(step: Step, analysis: Analysis) -> None:
     for source, inner in zip((*constants, *init), body.inputs, strict=False):
         transfer(analysis, source, inner)
         analysis.values.append((analysis.loops, tuple(inner.dims)))
-    for carry in carries:
-        as_carry(carry)
     for source, inner in zip(stacked, slices, strict=True):
         transfer_slice(analysis, source, inner)
     with inside_loop(analysis, turns, stacked):
@@ -336,8 +342,6 @@ def while_(step: Step, analysis: Analysis) -> None:
     for source, inner in zip((*fixed, *init), body.inputs, strict=True):
         transfer(analysis, source, inner)
     carries = body.inputs[len(fixed) :]
-    for carry in carries:
-        as_carry(carry)
     analyse_loop(step, analysis, carries)
     for source, inner in zip((*tested, *carries), test.inputs, strict=True):
         transfer(analysis, source, inner)

@@ -4,10 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import close, error
 from helpers_recurrent import CELLS
+from helpers_table import draw
+from jax import lax
+from laws import matrix
 
 import jaxcompress as jc
 from jaxcompress.arrays.paths import named_leaves
@@ -145,3 +149,38 @@ def test_a_kernel_is_solved_beside_one_that_stays():
     assert np.abs(better["enter"] - plain["enter"]).max() > 1e-3
     before, after = (error(net, model.params, p, model.inputs) for p in (plain, better))
     assert after < before
+
+
+def turned(params, h):
+    return jnp.tanh(h @ params["turn"] + params["shift"])
+
+
+def carried_by_fori(p, x):
+    carry = lax.fori_loop(0, 3, lambda _, c: (c[0], turned(*c)), (p, x @ p["enter"]))
+    return carry[1] @ p["leave"]
+
+
+def carried_by_while(p, x):
+    carry = p, x @ p["enter"], 0
+    carry = lax.while_loop(lambda c: c[2] < 3, lambda c: (c[0], turned(*c[:2]), c[2] + 1), carry)
+    return carry[1] @ p["leave"]
+
+
+@pytest.mark.parametrize("apply", [carried_by_fori, carried_by_while])
+def test_parameters_that_a_loop_carries_are_parameters(apply):
+    """What every turn hands on as it is does not change from turn to turn."""
+    shapes = {"enter": (3, 6), "turn": (6, 6), "shift": (6,), "leave": (6, 2)}
+    params, x = draw(shapes), np.asarray(matrix(20, 3))
+    net = jc.trace(apply, params, x)
+    closed = jc.trace(
+        lambda p, x: lax.fori_loop(0, 3, lambda _, h: turned(p, h), x @ p["enter"]) @ p["leave"],
+        params,
+        x,
+    )
+    assert net.axes == closed.axes
+    assert net.axes.keys() == ["enter:1"]
+    moments = jc.calibrate(net, params, [x], progress=False)
+    small = jc.rotate_and_prune(net, 2 / 3)(params, moments)
+    assert small["turn"].shape == (4, 4)
+    close(net(small, x), apply(small, x), 1e-5)
+    close(net(params, x), apply(params, x), 1e-6)
