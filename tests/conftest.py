@@ -45,7 +45,7 @@ def set_xla_flags() -> None:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run what needs more than a minute")
+    parser.addoption("--slow", action="store_true", help="also run what takes long")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -94,7 +94,14 @@ MEASURED = {
 """What short runs on small images are given, and what they print."""
 
 
-@pytest.mark.parametrize("name", MEASURED)
+LONG = {"sharing.ipynb", "learning.ipynb"}
+"""Half a minute each, of many small trainings; `.ci/run` runs them before the suite."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in MEASURED],
+)
 @pytest.mark.filterwarnings("default")
 def test_it_is_measured(tmp_path, name):
     settings, said = MEASURED[name]
