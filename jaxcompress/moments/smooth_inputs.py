@@ -88,8 +88,3 @@ def _space(value: Value, spatial: set[Dim]) -> Space:
         if not factors:
             sizes.append(size)
     return Space(tuple(sizes), tuple(axes))
-
-
-def smoothed(z: list[jax.Array], where: list[Space]) -> list[jax.Array]:
-    """White numbers for every input as smooth ones."""
-    return [space.smooth(leaf) for leaf, space in zip(z, where, strict=True)]
