@@ -30,10 +30,6 @@ def _is_name(value: Json) -> bool:
     return type(value) is str and bool(value)
 
 
-def _is_names(value: Json) -> bool:
-    return type(value) is list and all(map(_is_name, value))
-
-
 def _is_positions(value: Json) -> bool:
     return type(value) is list and all(type(axis) is int for axis in value) and bool(value)
 
